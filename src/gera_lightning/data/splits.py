@@ -1,0 +1,229 @@
+"""Which items are for training, which for test, which are paired, and which rows are the unpaired pools.
+
+Everything here is about tables of rows, never about vectors:
+
+1. `split_items`: families of near-duplicates go whole to train or to test, fixed by a hash, the same in every run.
+2. `draw`: for one seed, the nested budgets (the first 100 items are in the first 300), one row a modality an item, and the
+   two pools of unpaired rows, drawn from the items outside the reserve of pairs: the same pools at every budget.
+3. `folds`: a budget's items in parts for tuning inside it, families kept whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from gera_lightning.errors import UserError
+
+
+def unit_hash(word: str) -> float:
+    """A number in [0, 1) fixed by the word alone."""
+    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") / 2**64
+
+
+def item_families(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.Series:
+    """A family name for every item of two stores: items that share a `family` in either store are joined.
+
+    Returns:
+        families, indexed by item, in sorted order of items.
+    """
+    tables = [table[["item", *(["family"] if "family" in table else [])]].drop_duplicates() for table in (rows_a, rows_b)]
+    items = np.unique(np.concatenate([table["item"].to_numpy(dtype=str) for table in tables]))
+    edges_item, edges_name = [], []
+    for table in tables:
+        if "family" in table:
+            named = table[table["family"].notna()]
+            edges_item.append(named["item"].to_numpy(dtype=str))
+            edges_name.append(named["family"].to_numpy(dtype=str))
+    if not edges_item:
+        return pd.Series(items, index=items)
+    names, name_number = np.unique(np.concatenate(edges_name), return_inverse=True)
+    item_number = np.searchsorted(items, np.concatenate(edges_item))
+    size = len(items) + len(names)
+    joined = coo_array((np.ones(len(item_number)), (item_number, len(items) + name_number)), shape=(size, size))
+    _, component = connected_components(joined, directed=False)
+    # a component is named by its first family, which does not depend on what else the stores hold; without one, by the item
+    family_of = {}
+    for name, number in zip(names[::-1], component[len(items) :][::-1], strict=True):
+        family_of[number] = name
+    return pd.Series([family_of.get(c, item) for item, c in zip(items, component[: len(items)], strict=True)], index=items)
+
+
+@dataclass(frozen=True)
+class ItemSplit:
+    """Row numbers of both stores on each side of the split, and the families of the items.
+
+    Attributes:
+        train_a, train_b: rows that training may see.
+        test_a, test_b: rows of the evaluated items.
+        families: family of every item.
+    """
+
+    train_a: np.ndarray
+    train_b: np.ndarray
+    test_a: np.ndarray
+    test_b: np.ndarray
+    families: pd.Series
+
+
+def _given_split(rows: pd.DataFrame) -> pd.Series:
+    """Split of each item as a store's table gives it; items without one are absent."""
+    if "split" not in rows:
+        return pd.Series(dtype=object)
+    per_item = rows[["item", "split"]].dropna().drop_duplicates()
+    twice = per_item["item"].duplicated()
+    if twice.any():
+        raise UserError(f"item {per_item['item'][twice].iloc[0]!r} has rows of different splits: an item belongs to one side")
+    return per_item.set_index("item")["split"]
+
+
+def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float = 0.15, dev: bool = False) -> ItemSplit:
+    """Split the items of two stores; where a `split` column is given it decides, elsewhere a hash of the family.
+
+    Args:
+        rows_a, rows_b: the stores' tables.
+        test_share: share of families that the hash sends to test.
+        dev: for design work: the test items are dropped, and the train items split again by another hash.
+
+    Raises:
+        UserError: the two stores disagree, or nothing is left on a side.
+    """
+    families = item_families(rows_a, rows_b)
+    given_a, given_b = _given_split(rows_a), _given_split(rows_b)
+    given = given_a.combine_first(given_b)
+    common = given_a.index.intersection(given_b.index)
+    differ = common[given_a[common].to_numpy() != given_b[common].to_numpy()]
+    if len(differ):
+        raise UserError(f"item {differ[0]!r} is {given_a[differ[0]]!r} in store a and {given_b[differ[0]]!r} in store b: make the split columns agree")
+    side = pd.Series(index=families.index, dtype=object)
+    side.update(given)
+    open_items = side.isna()
+    side[open_items] = np.where([unit_hash(f"test:{f}") < test_share for f in families[open_items]], "test", "train")
+    if dev:
+        was_train = side.isin(["train", "both"])
+        is_dev = np.array([unit_hash(f"dev:{f}") < test_share for f in families])
+        side = side.where(side == "both", np.where(was_train, np.where(is_dev, "test", "train"), "unused"))
+    side_a, side_b = side[rows_a["item"]].to_numpy(), side[rows_b["item"]].to_numpy()
+    parts = [np.flatnonzero(np.isin(s, [want, "both"])) for want in ("train", "test") for s in (side_a, side_b)]
+    for name, rows in zip(("train rows in store a", "train rows in store b", "test rows in store a", "test rows in store b"), parts, strict=True):
+        if len(rows) == 0:
+            raise UserError(f"the split leaves no {name}: check the `split` column and data.test_share={test_share}")
+    return ItemSplit(*parts, families)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one seed and budget train on: row numbers of the stores.
+
+    Attributes:
+        pairs_a, pairs_b: paired rows, `[n]` each, row i of one with row i of the other.
+        items: item of each pair.
+        pool_a, pool_b: unpaired rows of each modality.
+    """
+
+    pairs_a: np.ndarray
+    pairs_b: np.ndarray
+    items: np.ndarray
+    pool_a: np.ndarray
+    pool_b: np.ndarray
+
+
+def matched_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, split: ItemSplit) -> np.ndarray:
+    """Train items with a row in both stores, sorted."""
+    items_a = rows_a["item"].to_numpy(dtype=str)[split.train_a]
+    items_b = rows_b["item"].to_numpy(dtype=str)[split.train_b]
+    return np.intersect1d(items_a, items_b)
+
+
+def draw(
+    rows_a: pd.DataFrame,
+    rows_b: pd.DataFrame,
+    split: ItemSplit,
+    *,
+    budget: int,
+    reserve: int,
+    seed: int,
+    shared_pools: bool = False,
+    pool_size: int | None = None,
+    extra_views: bool = False,
+) -> Draw:
+    """Pairs and pools of one seed and budget.
+
+    Args:
+        rows_a, rows_b: the stores' tables.
+        split: which rows training may see.
+        budget: n items, exactly one row a modality each.
+        reserve: items set aside for pairs (the largest budget); pools come from the items outside.
+        seed: fixes the order of items, their rows and the pools.
+        shared_pools: both pools from all items outside the reserve (holds hidden pairs).
+        pool_size: rows a pool at most; all by default.
+        extra_views: use all rows of a paired item, not one.
+
+    Raises:
+        UserError: a budget beyond the reserve, or a reserve beyond the items.
+    """
+    items = matched_items(rows_a, rows_b, split)
+    if reserve > len(items):
+        raise UserError(f"budgets: {reserve} pairs are more than the {len(items)} train items with a row in both stores: lower the budget")
+    if not 1 < budget <= reserve:
+        raise UserError(f"budgets: {budget} must lie between 2 and data.reserve={reserve}, the items set aside for pairs: change one of them")
+    rng = np.random.default_rng([seed, 0])
+    order = rng.permutation(items)
+    by_item_a = _rows_by_item(rows_a, split.train_a, seed, 1)
+    by_item_b = _rows_by_item(rows_b, split.train_b, seed, 2)
+    chosen = order[:budget]
+    views = [max(len(by_item_a[i]), len(by_item_b[i])) if extra_views else 1 for i in chosen]
+    pairs = [(by_item_a[i][v % len(by_item_a[i])], by_item_b[i][v % len(by_item_b[i])], i) for i, n in zip(chosen, views, strict=True) for v in range(n)]
+    rest = order[reserve:]
+    half = len(rest) // 2
+    outside_a, outside_b = (rest, rest) if shared_pools else (rest[:half], rest[half:])
+    return Draw(
+        pairs_a=np.array([p[0] for p in pairs]),
+        pairs_b=np.array([p[1] for p in pairs]),
+        items=np.array([p[2] for p in pairs]),
+        pool_a=_pool(by_item_a, outside_a, items, pool_size, seed, 3),
+        pool_b=_pool(by_item_b, outside_b, items, pool_size, seed, 4),
+    )
+
+
+def _rows_by_item(rows: pd.DataFrame, train: np.ndarray, seed: int, salt: int) -> dict[str, np.ndarray]:
+    """Row numbers of each train item, in an order drawn from the seed."""
+    shuffled = np.random.default_rng([seed, salt]).permutation(train)
+    numbers = pd.Series(shuffled, index=rows["item"].to_numpy(dtype=str)[shuffled])
+    return {item: group.to_numpy() for item, group in numbers.groupby(level=0)}
+
+
+def _pool(by_item: dict[str, np.ndarray], outside: np.ndarray, matched: np.ndarray, size: int | None, seed: int, salt: int) -> np.ndarray:
+    """Rows of the given items and of all that have no partner, shuffled, at most `size`."""
+    alone = sorted(set(by_item) - set(matched))
+    chosen = [by_item[item] for item in [*outside, *alone]]
+    if not chosen:
+        return np.empty(0, dtype=np.int64)
+    return np.random.default_rng([seed, salt]).permutation(np.concatenate(chosen))[:size]
+
+
+def folds(items: Sequence[str] | np.ndarray, families: pd.Series, count: int, seed: int) -> list[np.ndarray]:
+    """Positions of `items` in `count` parts of nearly equal size, families whole, shuffled by the seed.
+
+    Raises:
+        UserError: fewer families than parts.
+    """
+    groups = families[np.asarray(items)].to_numpy()
+    names = np.unique(groups)
+    if len(names) < count:
+        raise UserError(f"tuning.folds={count}: the pairs hold only {len(names)} families of items: use fewer folds or more pairs")
+    sizes = pd.Series(groups).value_counts()
+    order = np.random.default_rng([seed, 5]).permutation(names)
+    load = np.zeros(count, dtype=int)
+    part_of = {}
+    for name in sorted(order, key=lambda n: -sizes[n]):  # stable: ties keep the shuffled order
+        part_of[name] = int(load.argmin())
+        load[part_of[name]] += sizes[name]
+    part = np.array([part_of[name] for name in groups])
+    return [np.flatnonzero(part == number) for number in range(count)]

@@ -1,0 +1,94 @@
+"""What several processes need beyond Lightning: who am I, and a gather that gradients flow through.
+
+Legend: `B` rows of the global batch, `w` processes; process r holds rows r::w, so shares differ by one row at most.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def launched() -> bool:
+    """Whether torchrun (or a scheduler in its manner) started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def world() -> tuple[int, int]:
+    """This process's number and the number of processes: `(rank, world_size)`."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def initialize() -> None:
+    """Join the process group when torchrun started us; nothing otherwise."""
+    if launched() and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def broadcast_object(value: Any) -> Any:
+    """The first process's value, on every process."""
+    if world()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes in global order; backward returns w x the own rows' gradient.
+
+    Every process computes the same loss of all rows, and DDP averages parameter gradients over processes: the factor w makes
+    that average the gradient of one process on the joined batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, count: int) -> Tensor:
+        rank, size = world()
+        longest = -(-count // size)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(size)]
+        dist.all_gather(parts, padded)
+        out = rows.new_empty(count, *rows.shape[1:])
+        for r, part in enumerate(parts):
+            out[r::size] = part[: len(range(r, count, size))]
+        ctx.share = (rank, size)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        rank, size = ctx.share
+        return grads[0][rank::size] * size, None
+
+
+def gather_rows(rows: Tensor, count: int) -> Tensor:
+    """All `count` rows of the global batch from each process's share `rows` (rows r::w), in global order, differentiable."""
+    return rows if world()[1] == 1 else _Gather.apply(rows, count)  # type: ignore[no-any-return]
+
+
+def global_mean(values: Tensor, count: int) -> Tensor:
+    """The mean over the global batch's `count` values from each process's share, in value and, under DDP, in gradient.
+
+    On one process it is `values.mean()`.
+    """
+    size = world()[1]
+    if size == 1:
+        return values.sum() / count
+    local = values.sum() * (size / count)
+    total = values.detach().sum()
+    dist.all_reduce(total)
+    return local + (total / count - local).detach()

@@ -1,0 +1,104 @@
+"""What a finished aligner is worth on held-out items: the measures of one result row, and the ranks behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.config import EvaluationConfig
+from gera_lightning.data.splits import ItemSplit
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.metrics import best_positive_ranks, foscttm, hubness, knn_overlap, retrieval
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One modality's evaluated rows.
+
+    Attributes:
+        rows: their table.
+        x: frozen embeddings `[n, D]`.
+        unseen: rows whose `group` (voice, renderer) has no training row, bool `[n]`.
+    """
+
+    rows: pd.DataFrame
+    x: Tensor
+    unseen: np.ndarray
+
+    @classmethod
+    def load(cls, store: EmbeddingStore, test: np.ndarray, train: np.ndarray) -> HeldOut:
+        """From row numbers of the two sides of the split."""
+        rows = store.rows.iloc[test].reset_index(drop=True)
+        unseen = np.zeros(len(rows), dtype=bool)
+        if "group" in rows:
+            unseen = (rows["group"].notna() & ~rows["group"].isin(store.rows["group"].iloc[train].unique())).to_numpy()
+        return cls(rows, torch.from_numpy(store.read(test)), unseen)
+
+
+@dataclass(frozen=True)
+class HeldOutItems:
+    """The evaluated rows of both modalities, items numbered alike."""
+
+    a: HeldOut
+    b: HeldOut
+    item_a: Tensor
+    item_b: Tensor
+
+    @classmethod
+    def load(cls, store_a: EmbeddingStore, store_b: EmbeddingStore, split: ItemSplit) -> HeldOutItems:
+        """The test side of a split."""
+        a, b = HeldOut.load(store_a, split.test_a, split.train_a), HeldOut.load(store_b, split.test_b, split.train_b)
+        names = np.concatenate([side.rows["item"].to_numpy(dtype=str) for side in (a, b)])
+        numbers = torch.from_numpy(np.unique(names, return_inverse=True)[1])
+        return cls(a, b, numbers[: len(a.rows)], numbers[len(a.rows) :])
+
+
+def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfig) -> tuple[dict[str, float], pd.DataFrame]:
+    """Measures of an aligner on held-out items.
+
+    Returns:
+        result names to values (`ab/r@10`, `ba/median_rank`, `a/knn_overlap`, ...; `ab/unseen/...` for groups that training
+        never saw), and the ranks: direction, query row, item, rank of the best positive, positives.
+    """
+    a, b, chunk = held_out.a, held_out.b, settings.chunk
+    z_a, z_b = aligner.encode_a(a.x).cpu(), aligner.encode_b(b.x).cpu()
+    item_a, item_b = held_out.item_a, held_out.item_b
+    out: dict[str, float] = {}
+    sides = {"ab": (z_a, z_b, item_a, item_b, a, b), "ba": (z_b, z_a, item_b, item_a, b, a)}
+    tables = []
+    for direction, (z_q, z_g, item_q, item_g, query, gallery) in sides.items():
+        out |= {f"{direction}/{name}": value for name, value in retrieval(z_q, z_g, item_q, item_g, chunk=chunk).items()}
+        out[f"{direction}/hubness"] = hubness(z_q, z_g)
+        if query.unseen.any():
+            asked = torch.from_numpy(query.unseen)
+            found = retrieval(z_q[asked], z_g, item_q[asked], item_g, chunk=chunk)
+            out |= {f"{direction}/unseen/{name}": value for name, value in found.items()}
+        if gallery.unseen.any():
+            kept = torch.from_numpy(gallery.unseen)
+            found = retrieval(z_q, z_g[kept], item_q, item_g[kept], chunk=chunk)
+            out |= {f"{direction}/unseen/{name}": value for name, value in found.items()}
+        tables.append(_rank_table(direction, z_q, z_g, item_q, item_g, query.rows, chunk))
+    out["foscttm"] = foscttm(z_a, z_b, item_a, item_b, chunk=chunk)
+    for side, z, held in (("a", z_a, a), ("b", z_b, b)):
+        frozen = aligner.modules[f"preprocess_{side}"].cpu()(held.x)
+        out[f"{side}/knn_overlap"] = knn_overlap(frozen, z, settings.overlap_k)
+    return out, pd.concat(tables, ignore_index=True)
+
+
+def _rank_table(direction: str, z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, rows: pd.DataFrame, chunk: int) -> pd.DataFrame:
+    counts = torch.bincount(item_g, minlength=int(max(item_q.max(), item_g.max())) + 1)
+    table = pd.DataFrame(
+        {
+            "direction": direction,
+            "row": rows["row"],
+            "item": rows["item"],
+            "rank": best_positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk).numpy(),
+            "positives": counts[item_q].numpy(),
+        }
+    )
+    return table[table["positives"] > 0]

@@ -1,0 +1,4 @@
+"""Local manifold geometry: neighbour graphs, kernels on them, and the diffusion operators they define.
+
+Plain torch; `neighbors` is the only module that imports FAISS.
+"""

@@ -1,0 +1,157 @@
+"""Neighbour graphs by FAISS, cached on disk; exact search in torch is the second backend and the tests' reference.
+
+Legend: `N` points, `K` neighbours, `D` width. Distances are squared L2 distances (`2 - 2 cos` between unit vectors).
+This is the only module that imports faiss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gera_lightning import __version__
+from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.files import replace_atomically
+
+log = logging.getLogger(__name__)
+BACKENDS = ("faiss", "torch")
+
+
+@dataclass(frozen=True)
+class NeighborGraph:
+    """The K nearest neighbours of each of N points, self left out.
+
+    Attributes:
+        indices: `[N, K]` int64, nearest first.
+        distances2: `[N, K]` squared distances.
+    """
+
+    indices: Tensor
+    distances2: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def edge_scale(self) -> float:
+        """Median squared length of the edges: the modality's global bandwidth."""
+        return float(self.distances2.median()) if self.distances2.numel() else 1.0
+
+    def patches(self, anchors: Tensor) -> Tensor:
+        """Point numbers of each anchor's patch, the anchor first: `[A] -> [A, K + 1]`."""
+        return torch.cat([anchors.unsqueeze(1), self.indices[anchors]], dim=1)
+
+
+def search(queries: Tensor, points: Tensor, k: int, *, backend: str = "faiss", index: str = "Flat", shard: bool = True) -> tuple[Tensor, Tensor]:
+    """The k nearest points of each query.
+
+    Args:
+        queries: `[n, D]`.
+        points: `[N, D]`; k is cut to N.
+        k: neighbours asked for.
+        backend: `faiss` (all GPUs that FAISS sees, else the CPU) or `torch` (exact, on the tensors' own device).
+        index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for millions of points.
+        shard: several GPUs hold a share of the points each; False: a copy each.
+
+    Returns:
+        squared distances `[n, k]` ascending, and point numbers `[n, k]` int64, on the queries' device.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"backend={backend!r} is not a search backend{did_you_mean(backend, BACKENDS)}")
+    k = min(k, len(points))
+    if k == 0 or len(queries) == 0:
+        return queries.new_zeros(len(queries), k), torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
+    if backend == "torch":
+        return _torch_search(queries, points, k)
+    d2, found = _faiss_search(_as_numpy(queries), _as_numpy(points), k, index, shard)
+    return torch.from_numpy(d2).to(queries), torch.from_numpy(found).to(queries.device)
+
+
+def _as_numpy(x: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
+
+
+def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, factory: str, shard: bool) -> tuple[np.ndarray, np.ndarray]:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index: Any = faiss.index_factory(points.shape[1], factory, faiss.METRIC_L2)
+    if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
+        options = faiss.GpuMultipleClonerOptions()
+        options.shard = shard and faiss.get_num_gpus() > 1
+        index = faiss.index_cpu_to_all_gpus(index, co=options)
+    if not index.is_trained:
+        index.train(points)
+    index.add(points)
+    d2, found = index.search(queries, k)
+    if (found < 0).any():
+        raise UserError(f"index={factory!r} found fewer than {k} neighbours for some points: raise nprobe or use 'Flat'")
+    return np.maximum(d2, 0), found.astype(np.int64)
+
+
+def _torch_search(queries: Tensor, points: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    norm2 = points.square().sum(1)
+    parts = []
+    for rows in queries.split(chunk):
+        d2 = rows.square().sum(1, keepdim=True) + norm2 - 2 * rows @ points.T
+        parts.append(d2.clamp(min=0).topk(k, dim=1, largest=False, sorted=True))
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+
+
+def knn_graph(x: Tensor, k: int, *, backend: str = "faiss", index: str = "Flat", shard: bool = True) -> NeighborGraph:
+    """Neighbour graph of points `[N, D]`; a point is dropped from its own neighbours **by number**, so duplicates keep each other.
+
+    With `k >= N` every other point is a neighbour (`K = N - 1`).
+
+    Raises:
+        UserError: fewer than two points, or `k < 1`.
+    """
+    n = len(x)
+    if n < 2:
+        raise UserError(f"a neighbour graph needs at least 2 points, there are {n}: enlarge the pool, or switch the geometric loss off")
+    if k < 1:
+        raise UserError(f"k={k} neighbours: must be at least 1")
+    if k >= n:
+        log.warning("k=%d neighbours of %d points: using all %d others", k, n, n - 1)
+        k = n - 1
+    d2, found = search(x, x, k + 1, backend=backend, index=index, shard=shard)
+    is_self = found == torch.arange(n, device=found.device).unsqueeze(1)
+    # among many exact copies a point may be missing from its own list: then the farthest entry goes instead
+    is_self[~is_self.any(1), -1] = True
+    keep = ~is_self
+    return NeighborGraph(found[keep].view(n, k), d2[keep].view(n, k))
+
+
+def cached_knn_graph(
+    x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, backend: str = "faiss", index: str = "Flat", shard: bool = True
+) -> NeighborGraph:
+    """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings; safe with several processes at once.
+
+    Args:
+        key: what identifies `x`: shard checksums, the hash of the rows indexed, preprocessing with its mean's hash.
+        cache_dir: folder of cached graphs; a damaged file is rebuilt.
+    """
+    identity = {**key, "k": k, "metric": "l2", "backend": backend, "index": index, "version": __version__}
+    digest = hashlib.sha256(repr(sorted((name, str(value)) for name, value in identity.items())).encode()).hexdigest()[:24]
+    path = Path(cache_dir) / f"knn-{digest}.safetensors"
+    if path.exists():
+        try:
+            kept = safetensors.torch.load(path.read_bytes())
+            return NeighborGraph(kept["indices"].long(), kept["distances2"])
+        except (safetensors.SafetensorError, KeyError, OSError) as error:
+            log.warning("%s cannot be read (%s): building the graph again", path, error)
+    graph = knn_graph(x, k, backend=backend, index=index, shard=shard)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {"indices": graph.indices.int().cpu().contiguous(), "distances2": graph.distances2.cpu().contiguous()}
+    replace_atomically(path, safetensors.torch.save(kept))
+    return graph

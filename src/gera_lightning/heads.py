@@ -1,0 +1,125 @@
+"""Maps from a frozen space to the shared one. Every map is an `nn.Module` of plain tensors that an aligner folder can hold.
+
+Legend: `n` rows, `D_in` frozen width, `D` shared width. Maps return rows that are **not** normalised; `normalized` does that.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gera_lightning.errors import UserError
+
+
+def normalized(x: Tensor) -> Tensor:
+    """Unit rows: `x / |x|`, a zero row stays zero."""
+    return nn.functional.normalize(x, dim=-1)
+
+
+class Linear(nn.Module):
+    """`x W`, no bias.
+
+    Args:
+        dim_in: frozen width.
+        dim: shared width.
+        weight: start `[dim_in, dim]`; by default orthogonal rows or columns, drawn from `generator`.
+        generator: random state of the start.
+    """
+
+    def __init__(self, dim_in: int, dim: int, *, weight: Tensor | None = None, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if weight is None:
+            weight = nn.init.orthogonal_(torch.empty(dim_in, dim), generator=generator)
+        if weight.shape != (dim_in, dim):
+            raise ValueError(f"weight {tuple(weight.shape)} is not {(dim_in, dim)}")
+        self.weight = nn.Parameter(weight.clone())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What, with the weights, rebuilds this map."""
+        return {"dim_in": self.weight.shape[0], "dim": self.weight.shape[1]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, dim_in] -> [n, dim]`."""
+        return x @ self.weight
+
+
+class ResidualMLP(nn.Module):
+    """`x W + dropout(gelu(x V + c)) U`, U zero at the start: the map begins as its linear part.
+
+    Args:
+        dim_in: frozen width.
+        dim: shared width.
+        hidden: width of the residual branch.
+        dropout: on the hidden layer.
+        weight: start of W `[dim_in, dim]`; by default orthogonal.
+        generator: random state of the start.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        hidden: int = 512,
+        dropout: float = 0.0,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise UserError(f"hidden={hidden} must be at least 1")
+        self.linear = Linear(dim_in, dim, weight=weight, generator=generator)
+        self.inner = nn.Parameter(torch.randn(dim_in, hidden, generator=generator) * math.sqrt(2 / dim_in))
+        self.inner_bias = nn.Parameter(torch.zeros(hidden))
+        self.outer = nn.Parameter(torch.zeros(hidden, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What, with the weights, rebuilds this map."""
+        return {**self.linear.settings, "hidden": self.inner.shape[1], "dropout": self.dropout.p}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, dim_in] -> [n, dim]`."""
+        return self.linear(x) + self.dropout(nn.functional.gelu(x @ self.inner + self.inner_bias)) @ self.outer
+
+
+class Identity(nn.Module):
+    """`x` itself: the side that a one-way closed form leaves alone.
+
+    Args:
+        dim: its width.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What rebuilds this map."""
+        return {"dim": self.dim}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, dim] -> [n, dim]`."""
+        return x
+
+
+class Concat(nn.Module):
+    """`[n(m_1(x)); n(m_2(x)); ...] / sqrt(count)`: the dot product of two such rows is the mean of their parts' cosines.
+
+    Args:
+        maps: the parts, each of the same input.
+    """
+
+    def __init__(self, *maps: nn.Module) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, dim_in] -> [n, sum of the parts' widths]`."""
+        return torch.cat([normalized(part(x)) for part in self.maps], dim=-1) / math.sqrt(len(self.maps))

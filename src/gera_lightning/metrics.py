@@ -1,0 +1,138 @@
+"""Measures of a shared space: cross-modal retrieval, and what became of each modality's own neighbourhoods.
+
+Legend: `n` queries, `N` gallery rows, `D` width. Names of results: `<direction>/<measure>`, direction `ab` (queries of a, gallery
+of b) or `ba`; `<modality>/<measure>` for measures within a modality.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import hypergeom, skew
+from torch import Tensor
+from torchmetrics import Metric
+
+from gera_lightning.geometry.neighbors import search
+
+TOP = (1, 5, 10)
+
+
+def best_positive_ranks(z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, *, chunk: int = 4096) -> Tensor:
+    """Rank of each query's best positive among the gallery, `[n]` float64, best 1, ties at the mean rank.
+
+    `1 + #{negatives above s*} + #{negatives equal to s*} / 2`, `s*` the best positive's cosine: a collapsed space, all scores
+    equal, ranks in the middle. Queries without a positive get NaN.
+
+    Args:
+        z_q, z_g: unit rows `[n, D]`, `[N, D]`.
+        item_q, item_g: item numbers; equal numbers are positives.
+        chunk: queries scored at once; the result does not depend on it.
+    """
+    ranks = []
+    for start in range(0, len(z_q), chunk):
+        scores = z_q[start : start + chunk] @ z_g.T
+        positive = item_q[start : start + chunk].unsqueeze(1) == item_g.unsqueeze(0)
+        best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+        above = ((scores > best) & ~positive).sum(1)
+        equal = ((scores == best) & ~positive).sum(1)
+        rank = 1 + above.double() + equal.double() / 2
+        ranks.append(rank.masked_fill(~positive.any(1), torch.nan))
+    return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.float64)
+
+
+class RetrievalRanks(Metric):
+    """Retrieval measures from ranks: `r@1`, `r@5`, `r@10`, `mrr`, `median_rank`.
+
+    `update(ranks)` takes the ranks of some queries (NaN: the query has no positive and does not count); `compute` is over all.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    ranks: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("ranks", default=[], dist_reduce_fx="cat")
+
+    def update(self, ranks: Tensor) -> None:
+        """Add queries."""
+        self.ranks.append(ranks[~ranks.isnan()])
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measures over all queries."""
+        ranks = torch.cat(list(self.ranks)) if isinstance(self.ranks, list) else self.ranks
+        out = {f"r@{k}": (ranks <= k).double().mean() for k in TOP}
+        return {**out, "mrr": (1 / ranks).mean(), "median_rank": ranks.quantile(0.5)}
+
+
+def chance(item_q: np.ndarray, item_g: np.ndarray, top: int) -> float:
+    """Expected R@top of a random order of the gallery: `mean_i 1 - C(N - p_i, top) / C(N, top)`, `p_i` positives of query i."""
+    items, counts = np.unique(item_g, return_counts=True)
+    found = np.searchsorted(items, item_q).clip(max=len(items) - 1)
+    positives = np.where(items[found] == item_q, counts[found], 0)
+    positives = positives[positives > 0]
+    return float(np.mean(1 - hypergeom.pmf(0, len(item_g), positives, min(top, len(item_g)))))
+
+
+def retrieval(z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, *, chunk: int = 4096) -> dict[str, float]:
+    """All measures of one direction; see `RetrievalRanks`, and `chance@10`."""
+    metric = RetrievalRanks()
+    metric.update(best_positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk))
+    out = {name: float(value) for name, value in metric.compute().items()}
+    return {**out, "chance@10": chance(item_q.cpu().numpy(), item_g.cpu().numpy(), 10)}
+
+
+def foscttm(z_a: Tensor, z_b: Tensor, item_a: Tensor, item_b: Tensor, *, chunk: int = 4096) -> float:
+    """Fraction of gallery samples closer than the true match, averaged over positives, queries and both directions (best 0).
+
+    Source:
+        Liu et al., Jointly embedding multiple single-cell omics measurements, WABI 2019.
+    """
+    means = []
+    for z_q, z_g, item_q, item_g in ((z_a, z_b, item_a, item_b), (z_b, z_a, item_b, item_a)):
+        total, count = 0.0, 0
+        for start in range(0, len(z_q), chunk):
+            scores = z_q[start : start + chunk] @ z_g.T
+            positive = item_q[start : start + chunk].unsqueeze(1) == item_g.unsqueeze(0)
+            ordered = scores.sort(dim=1).values
+            at = scores[positive].unsqueeze(1)
+            rows = ordered[positive.nonzero()[:, 0]]
+            above = rows.shape[1] - torch.searchsorted(rows, at, right=True).squeeze(1)
+            equal = torch.searchsorted(rows, at, right=True).squeeze(1) - torch.searchsorted(rows, at).squeeze(1) - 1
+            total += float((above.double() + equal.double() / 2).sum())
+            count += int(positive.sum())
+        means.append(total / max(count, 1) / max(len(z_g) - 1, 1))
+    return float(np.mean(means))
+
+
+def hubness(z_q: Tensor, z_g: Tensor, k: int = 10) -> float:
+    """Skewness of the k-occurrence: how often each gallery row is among the k nearest of a query (0: no hubs).
+
+    Source:
+        Radovanovic, Nanopoulos, Ivanovic, Hubs in space, JMLR 2010.
+    """
+    _, found = search(z_q, z_g, k)
+    return float(skew(np.bincount(found.cpu().numpy().ravel(), minlength=len(z_g))))
+
+
+def knn_overlap(x: Tensor, z: Tensor, k: int = 10) -> float:
+    """Mean share of each point's k nearest neighbours that it keeps: `mean_i |N_k(x_i) & N_k(z_i)| / k`, self left out.
+
+    Args:
+        x, z: unit rows before and after the map, `[n, D_in]`, `[n, D]`.
+        k: neighbours, cut to n - 1.
+    """
+    k = min(k, len(x) - 1)
+    own = torch.arange(len(x)).unsqueeze(1)
+    before, after = (_without_self(search(v, v, k + 1)[1].cpu(), own) for v in (x, z))
+    shared = (before.unsqueeze(2) == after.unsqueeze(1)).any(2).sum(1)
+    return float(shared.double().mean() / k)
+
+
+def _without_self(found: Tensor, own: Tensor) -> Tensor:
+    """Neighbour lists `[n, k + 1]` with the point itself taken out (or the last entry, among exact copies), `[n, k]`."""
+    is_self = found == own
+    is_self[~is_self.any(1), -1] = True
+    return found[~is_self].view(len(found), -1)

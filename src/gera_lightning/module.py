@@ -1,0 +1,109 @@
+"""The LightningModule: a contrastive loss on the pairs plus a geometric loss on each modality's unpaired patches.
+
+`L = L_pair(f(x_a), g(x_b)) + weight (L_geo^a + L_geo^b)`. It receives built parts and adds nothing but steps, logging and the
+optimizer. On several processes every loss is that of the joined batch, and DDP's averaged gradients are its gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gera_lightning.data.datamodule import Batch, Patches
+from gera_lightning.distributed import gather_rows, global_mean, world
+from gera_lightning.geometry.kernels import squared_distances
+from gera_lightning.heads import normalized
+from gera_lightning.objectives.contrastive import positives_of
+from gera_lightning.objectives.geometric import GeometricLoss
+
+ParameterGroups = Iterable[dict[str, Any]]
+
+
+class AlignmentModule(LightningModule):
+    """Trains one map a modality.
+
+    Args:
+        map_a, map_b: maps into the shared space.
+        pair_loss: `(z_a, z_b, positives) -> scalar` on unit rows.
+        geometric_a, geometric_b: calibrated geometric losses; None trains on the pairs alone.
+        scale_a, scale_b: median squared edge length of each frozen graph.
+        weight: of each geometric loss.
+        optimizer: makes the optimizer of parameter groups.
+        schedule_steps: length of the cosine that the learning rate falls to 0 by.
+        seed: with the step it fixes random draws such as dropout.
+    """
+
+    def __init__(
+        self,
+        map_a: nn.Module,
+        map_b: nn.Module,
+        pair_loss: nn.Module,
+        *,
+        geometric_a: GeometricLoss | None = None,
+        geometric_b: GeometricLoss | None = None,
+        scale_a: float = 1.0,
+        scale_b: float = 1.0,
+        weight: float = 1.0,
+        optimizer: Callable[[ParameterGroups], Optimizer],
+        schedule_steps: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.map_a, self.map_b, self.pair_loss = map_a, map_b, pair_loss
+        self.geometric_a, self.geometric_b = geometric_a, geometric_b
+        self.scale_a, self.scale_b, self.weight = scale_a, scale_b, weight
+        self.make_optimizer, self.schedule_steps, self.seed = optimizer, schedule_steps, seed
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Random draws of a step depend on (seed, step) alone, so that going on in mid-epoch changes nothing."""
+        torch.manual_seed(self.seed * 1_000_003 + batch.step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Loss of one step: pairs and patches of a modality go through its map together, each distinct point once."""
+        z_a, points_a = self._mapped(self.map_a, batch.x_a, batch.patches_a)
+        z_b, points_b = self._mapped(self.map_b, batch.x_b, batch.patches_b)
+        item = gather_rows(batch.item, batch.count)
+        pair = self.pair_loss(gather_rows(z_a, batch.count), gather_rows(z_b, batch.count), positives_of(item, item))
+        terms = {"pair": pair}
+        if self.geometric_a is not None:
+            terms["geometric_a"] = self._geometric(self.geometric_a, batch.patches_a, points_a, self.scale_a)
+        if self.geometric_b is not None:
+            terms["geometric_b"] = self._geometric(self.geometric_b, batch.patches_b, points_b, self.scale_b)
+        total = pair + self.weight * sum((terms[name] for name in terms if name != "pair"), torch.zeros_like(pair))
+        for name, value in {**terms, "total": total}.items():
+            self.log(f"loss/{name}", value.detach(), rank_zero_only=True)
+        if hasattr(self.pair_loss, "scale"):
+            self.log("train/scale", self.pair_loss.scale.detach(), rank_zero_only=True)
+        return total
+
+    @staticmethod
+    def _mapped(mapping: nn.Module, x: Tensor, patches: Patches | None) -> tuple[Tensor, Tensor]:
+        """Unit images of the pairs and of the patches' points."""
+        z = normalized(mapping(x if patches is None else torch.cat([x, patches.points])))
+        return z[: len(x)], z[len(x) :]
+
+    @staticmethod
+    def _geometric(loss: GeometricLoss, patches: Patches | None, z: Tensor, scale: float) -> Tensor:
+        assert patches is not None
+        x_AMD, z_AMD = patches.points[patches.members], z[patches.members]
+        edges = None
+        if world()[1] > 1 and loss.operator.bandwidth == "global":
+            with torch.no_grad():
+                local = [squared_distances(p)[:, 0, 1:] for p in (x_AMD, z_AMD.detach())]
+                edges = (gather_rows(local[0], patches.count), gather_rows(local[1], patches.count))
+        return global_mean(loss(x_AMD, z_AMD, scale=scale, edges=edges), patches.count)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer, weight decay on matrices only, and a cosine schedule by step."""
+        matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
+        others = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * min(step / self.schedule_steps, 1))) / 2)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
