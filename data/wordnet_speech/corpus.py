@@ -16,13 +16,16 @@ TEST_SHARE = 0.1
 PLAIN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*(?:,? [A-Za-z]+(?:['-][A-Za-z]+)*)*")
 
 # lexicographer files of WordNet 3.0 (lexnames.5WN): the number in a data line, the class it stands for
-LEXNAMES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition noun.communication "
-    "noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object noun.person noun.phenomenon noun.plant "
-    "noun.possession noun.process noun.quantity noun.relation noun.shape noun.state noun.substance noun.time verb.body verb.change "
-    "verb.cognition verb.communication verb.competition verb.consumption verb.contact verb.creation verb.emotion verb.motion "
-    "verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl"
-).split()
+# fmt: off
+LEXNAMES = [
+    "adj.all", "adj.pert", "adv.all", "noun.Tops", "noun.act", "noun.animal", "noun.artifact", "noun.attribute", "noun.body",
+    "noun.cognition", "noun.communication", "noun.event", "noun.feeling", "noun.food", "noun.group", "noun.location", "noun.motive",
+    "noun.object", "noun.person", "noun.phenomenon", "noun.plant", "noun.possession", "noun.process", "noun.quantity", "noun.relation",
+    "noun.shape", "noun.state", "noun.substance", "noun.time", "verb.body", "verb.change", "verb.cognition", "verb.communication",
+    "verb.competition", "verb.consumption", "verb.contact", "verb.creation", "verb.emotion", "verb.motion", "verb.perception",
+    "verb.possession", "verb.social", "verb.stative", "verb.weather", "adj.ppl",
+]
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def _flite(voice: str) -> Voice:
 
 
 SEEN = [
-    _espeak("en-gb", "m1", 45, 165),
+    _espeak("en", "m1", 45, 165),  # `en` is the British accent; espeak-ng drops every variant of `en-gb`, silently
     _espeak("en-us", "f2", 60, 160),
     _espeak("en-gb-scotland", "m3", 35, 150),
     _espeak("en-gb-x-rp", "f4", 70, 175),
@@ -53,7 +56,7 @@ SEEN = [
     _espeak("en-gb-x-gbclan", "m4", 30, 170),
     _espeak("en-gb-x-gbcwmd", "f3", 65, 145),
     _espeak("en-us", "klatt", 40, 160),
-    _espeak("en-gb", "klatt4", 50, 180),
+    _espeak("en", "klatt4", 50, 180),
     _flite("kal16"),
     _flite("awb"),
     _flite("rms"),

@@ -17,6 +17,8 @@ from gera_lightning.encoders.speech_embedding import SAMPLE_RATE, SpeechEmbeddin
 from gera_lightning.errors import UserError
 
 VOICES = {voice.name: voice for voice in [*SEEN, *UNSEEN]}
+FRAMES_DIFFER = 0.5
+"""Two voices are taken as one where no number of their mean frames differs by this much (numbers lie in about -50 to 70)."""
 
 
 def _read_wave(data: bytes) -> np.ndarray:
@@ -52,16 +54,28 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     return _read_wave(data).astype(np.float32)
 
 
+def stand_ins(voice: Voice) -> list[Voice]:
+    """What espeak-ng answers with, silently, when it lacks a voice's variant or its accent: same pitch and speed, default otherwise."""
+    if voice.engine != "espeak-ng":
+        return []
+    accent, variant = voice.arguments[1].split("+")
+    names = [accent] + ([f"en+{variant}"] if accent != "en" else [])
+    return [Voice(f"{voice.name} as {name}", "espeak-ng", ("-v", name, *voice.arguments[2:])) for name in names]
+
+
 def check_voices(frames: SpeechEmbeddingFrames) -> None:
-    """Each voice's audio differs from every other's: espeak-ng answers an unknown variant with its default voice, silently.
+    """Each voice differs, in samples and in frames, from every other and from what a synthesiser that lacks it would say instead.
+
+    Pitch and speed alone would make two voices differ: a voice is therefore compared with its `stand_ins` as well.
 
     Raises:
         UserError: naming two voices that speak alike.
     """
     probe = "a quick brown fox jumps over the lazy dog"
-    spoken = {name: frames.frames(speak(probe, voice)).mean(0) for name, voice in VOICES.items()}
-    names = list(spoken)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            if np.allclose(spoken[first], spoken[second], atol=1e-2):
-                raise UserError(f"voices {first} and {second} sound alike: a variant is missing from this espeak-ng or flite")
+    spoken = {v.name: speak(probe, v) for voice in VOICES.values() for v in (voice, *stand_ins(voice))}
+    heard = {name: (audio.tobytes(), frames.frames(audio).mean(0)) for name, audio in spoken.items()}
+    for name, voice in VOICES.items():
+        for other in [*VOICES, *(v.name for v in stand_ins(voice))]:
+            same_audio, same_frames = heard[name][0] == heard[other][0], np.abs(heard[name][1] - heard[other][1]).max() < FRAMES_DIFFER
+            if name != other and (same_audio or same_frames):
+                raise UserError(f"voices {name!r} and {other!r} speak alike: this espeak-ng or flite lacks one of them")

