@@ -1,0 +1,40 @@
+"""Fixtures: small stores and experiments, everything on one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gera_lightning.data.store import EmbeddingStore, write_store
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., EmbeddingStore]:
+    """A small store: `make_store("a", vectors, item=[...], family=[...])`."""
+
+    def make(name: str, vectors: np.ndarray, shard_rows: int = 7, **columns: list[str]) -> EmbeddingStore:
+        columns.setdefault("item", [f"i{n:04d}" for n in range(len(vectors))])
+        columns.setdefault("row", [f"{item}-{name}-{n}" for n, item in enumerate(columns["item"])])
+        table = pd.DataFrame(columns)
+        return write_store(
+            tmp_path / name, vectors, table, encoder={"name": f"enc-{name}"}, source={"name": "test"}, dtype="float32", shard_rows=shard_rows
+        )
+
+    return make

@@ -1,0 +1,112 @@
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gera_lightning.errors import UserError
+from gera_lightning.geometry import neighbors
+
+
+def cloud(n=60, d=8, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def slow_knn(x, k):
+    d2 = ((x[:, None] - x[None]) ** 2).sum(-1)
+    np.fill_diagonal(d2, np.inf)
+    index = d2.argsort(1)[:, :k]
+    return index, np.take_along_axis(d2, index, 1)
+
+
+@pytest.mark.parametrize("backend", neighbors.BACKENDS)
+def test_graph_equals_a_slow_search(backend):
+    x = cloud()
+    index, d2 = slow_knn(x.numpy(), 5)
+    graph = neighbors.knn_graph(x, 5, backend=backend)
+    np.testing.assert_array_equal(graph.indices, index)
+    np.testing.assert_allclose(graph.distances2, d2, rtol=1e-4)
+    assert graph.edge_scale == pytest.approx(float(np.median(d2)), rel=0.05)
+
+
+@pytest.mark.parametrize("backend", neighbors.BACKENDS)
+def test_duplicates_keep_each_other_and_drop_themselves(backend):
+    x = cloud(12)
+    x[6:] = x[:6]
+    graph = neighbors.knn_graph(x, 1, backend=backend)
+    assert graph.indices.ravel().tolist() == [*range(6, 12), *range(6)]
+
+
+@pytest.mark.parametrize("backend", neighbors.BACKENDS)
+def test_all_identical_points_never_list_themselves(backend):
+    graph = neighbors.knn_graph(torch.ones(20, 4), 5, backend=backend)
+    assert graph.indices.shape == (20, 5)
+    assert not (graph.indices == torch.arange(20).unsqueeze(1)).any()
+    assert (graph.distances2 == 0).all()
+
+
+@pytest.mark.parametrize("k", [5, 6, 100])
+def test_k_of_all_points_or_more_takes_every_other(k):
+    graph = neighbors.knn_graph(cloud(6), k)
+    assert graph.indices.shape == (6, 5)
+    assert all(sorted([i, *row]) == list(range(6)) for i, row in enumerate(graph.indices.tolist()))
+
+
+def test_patches_begin_with_the_anchor():
+    graph = neighbors.knn_graph(cloud(), 4)
+    patches = graph.patches(torch.tensor([7, 3]))
+    assert patches[:, 0].tolist() == [7, 3]
+    assert patches[0, 1:].tolist() == graph.indices[7].tolist()
+
+
+@pytest.mark.parametrize(("n", "k", "words"), [(1, 3, "at least 2 points"), (5, 0, "k=0")])
+def test_impossible_graphs_are_refused(n, k, words):
+    with pytest.raises(UserError, match=words):
+        neighbors.knn_graph(cloud(n), k)
+
+
+def test_search_cuts_k_and_answers_nothing_for_nothing():
+    d2, index = neighbors.search(cloud(3), cloud(2), 10)
+    assert index.shape == (3, 2)
+    assert d2.shape == (3, 2)
+    assert neighbors.search(cloud(0), cloud(4), 2)[1].shape == (0, 2)
+    with pytest.raises(UserError, match="faiss"):
+        neighbors.search(cloud(3), cloud(2), 1, backend="fais")
+
+
+def test_an_inexact_index_finds_most_neighbours():
+    x = cloud(2000)
+    exact = neighbors.knn_graph(x, 5)
+    graph = neighbors.knn_graph(x, 5, index="HNSW32")
+    assert float((graph.indices.unsqueeze(2) == exact.indices.unsqueeze(1)).any(2).float().mean()) > 0.9
+
+
+def test_cache_is_read_again_and_survives_damage(tmp_path, monkeypatch):
+    x = cloud()
+    graph = neighbors.cached_knn_graph(x, 3, key={"data": "1"}, cache_dir=tmp_path)
+    [path] = tmp_path.glob("knn-*.safetensors")
+    built = []
+    original = neighbors.knn_graph
+    monkeypatch.setattr(neighbors, "knn_graph", lambda *a, **k: built.append(1) or original(*a, **k))
+    again = neighbors.cached_knn_graph(x, 3, key={"data": "1"}, cache_dir=tmp_path)
+    assert not built
+    assert torch.equal(again.indices, graph.indices)
+    assert torch.equal(again.distances2, graph.distances2)
+    neighbors.cached_knn_graph(x, 3, key={"data": "2"}, cache_dir=tmp_path)
+    neighbors.cached_knn_graph(x, 4, key={"data": "1"}, cache_dir=tmp_path)
+    assert len(built) == 2
+    path.write_bytes(path.read_bytes()[:50])
+    assert torch.equal(neighbors.cached_knn_graph(x, 3, key={"data": "1"}, cache_dir=tmp_path).indices, graph.indices)
+    assert len(built) == 3
+
+
+def _build(folder: str) -> int:
+    return int(neighbors.cached_knn_graph(cloud(400), 5, key={"data": "x"}, cache_dir=Path(folder)).indices.sum())
+
+
+def test_two_processes_may_build_one_graph_at_once(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(2) as workers:
+        sums = workers.map(_build, [str(tmp_path)] * 4)
+    assert len(set(sums)) == 1
+    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
