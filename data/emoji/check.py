@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gera_lightning.aligners.aligner import Preprocessing
+from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder
-from gera_lightning.heads import normalized
+from gera_lightning.heads import Preprocessing, normalized
 from gera_lightning.metrics import retrieval
 
 DRAWS = 5
@@ -116,7 +116,9 @@ def ridge(image: EmbeddingStore, text: EmbeddingStore) -> None:
                 mixed = draw.permutation(train)  # the first row of an item in a random order: a random renderer
                 chosen = mixed[~pd.Series(partner[mixed]).duplicated().to_numpy()][:pairs]
                 order = draw.permutation(pairs) if name != "ridge" else np.arange(pairs)
-                [(map_a, map_b)] = Ridge("a_to_b").candidates(fit_a(x[chosen]), fit_b(y[chosen])[order], [{"penalty": 1.0}])
+                [(map_a, map_b)] = Ridge("a_to_b").candidates(
+                    Samples(fit_a(x[chosen]), fit_b(y[chosen])[order], x[:0], y[:0]), [{"penalty": 1.0}]
+                )
                 with torch.inference_mode():
                     found.append(retrieval(normalized(map_a(fit_a(x[test]))), normalized(map_b(z_g)), asked, ids))
             mean, spread = np.mean([f["r@10"] for f in found]), np.std([f["r@10"] for f in found])

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gera_lightning.aligners.aligner import Preprocessing
+from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.heads import normalized
+from gera_lightning.heads import Preprocessing, normalized
 from gera_lightning.metrics import retrieval
 
 BUDGETS = ((1_000, 5, 3.0), (10_000, 1, 0.3))
@@ -46,5 +46,5 @@ def report(speech: EmbeddingStore, text: EmbeddingStore, unseen: list[str]) -> N
 
 def _ridge(x: Tensor, y: Tensor, penalty: float) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The maps of a ridge regression from speech to text."""
-    [maps] = Ridge("a_to_b").candidates(x, y, [{"penalty": penalty}])
+    [maps] = Ridge("a_to_b").candidates(Samples(x, y, x[:0], y[:0]), [{"penalty": penalty}])
     return maps

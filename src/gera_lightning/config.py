@@ -178,6 +178,8 @@ class Config:
     """Shared width."""
     start: Part | None = None
     """Closed form that the maps' linear parts start from; random orthogonal by default. Sets the shared width."""
+    correction: Part | None = None
+    """Score correction, such as `gera_lightning.aligners.space.Csls`; null ranks by cosine."""
     pair_loss: Part = field(default_factory=lambda: {"class": "gera_lightning.objectives.contrastive.ClipLoss"})
     """Loss of the pairs."""
     geometric_loss: Part | None = field(default_factory=lambda: {"class": "gera_lightning.objectives.geometric.GeometricLoss"})
@@ -213,8 +215,9 @@ class Config:
 
 
 PARTS = {
-    "closed_form": ("dim_a", "dim_b"),
+    "closed_form": (),
     "start": (),
+    "correction": ("pool_a", "pool_b"),
     "head": ("dim_in", "dim", "weight", "generator"),
     "pair_loss": (),
     "geometric_loss": (),
@@ -310,9 +313,16 @@ def _preset_path(name: str, folder: Path) -> Path:
     return path
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-3 is a number, not a word."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789"))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.load(path.read_text(), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
@@ -331,6 +341,7 @@ def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[
             if not equals or not key:
                 raise UserError(f"{word!r} is not of the form key=value, such as budgets=[100,300]")
             pairs.append((key, _parse_value(key, text)))
+    pairs.sort(key=lambda pair: not pair[0].endswith(".class"))  # first, since a new class drops the arguments set before it
     nested = []
     for key, value in pairs:
         for name in reversed(key.split(".")):
@@ -340,10 +351,8 @@ def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[
 
 
 def _parse_value(key: str, text: str) -> Any:
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):  # YAML 1.1 reads 1e-3 as a word
-        return float(text)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{key}={text}: the value cannot be read; quote it, or write lists as [1,2]") from error
 
@@ -380,7 +389,7 @@ def _typed(values: dict[str, Any], where: str) -> Config:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a value"
-        given = OmegaConf.select(OmegaConf.create(values), key) if key != "a value" else ""
+        given = OmegaConf.select(OmegaConf.create(values), key, throw_on_resolution_failure=False) if key != "a value" else ""
         reason = str(error).splitlines()[0]
         raise UserError(f"{key}={given}: {reason} ({where})") from error
     assert isinstance(config, Config)
@@ -403,6 +412,8 @@ def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
             if not isinstance(value, Mapping):
                 raise UserError(f"{full}={value!r} is a section: set its keys, such as {full}.{dataclasses.fields(factory)[0].name}=...")
             _check_keys(factory, value, f"{full}.")
+        elif factory is not dataclasses.MISSING and isinstance(factory(), list) and not isinstance(value, list):
+            raise UserError(f"{full}={value!r} is a list: write {full}=[{'...' if value is None else value}]")
         elif key in (*PARTS, "synthetic") and not (value is None or isinstance(value, Mapping)):
             raise UserError(f"{full}={value!r} is a part: set {full}.class=... and its arguments")
 

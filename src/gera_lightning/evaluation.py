@@ -66,12 +66,14 @@ def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfi
         never saw), and the ranks: direction, query row, item, rank of the best positive, positives.
     """
     a, b, chunk = held_out.a, held_out.b, settings.chunk
-    z_a, z_b = aligner.encode_a(a.x).cpu(), aligner.encode_b(b.x).cpu()
+    z_a, z_b = aligner.encode_a(a.x), aligner.encode_b(b.x)
     item_a, item_b = held_out.item_a, held_out.item_b
     out: dict[str, float] = {}
     sides = {"ab": (z_a, z_b, item_a, item_b, a, b), "ba": (z_b, z_a, item_b, item_a, b, a)}
     tables = []
     for direction, (z_q, z_g, item_q, item_g, query, gallery) in sides.items():
+        with torch.inference_mode():
+            z_q, z_g = aligner.space.queries(z_q).cpu(), aligner.space.gallery(direction[1], z_g).cpu()
         out |= {f"{direction}/{name}": value for name, value in retrieval(z_q, z_g, item_q, item_g, chunk=chunk).items()}
         out[f"{direction}/hubness"] = hubness(z_q, z_g)
         if query.unseen.any():
@@ -83,10 +85,10 @@ def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfi
             found = retrieval(z_q, z_g[kept], item_q, item_g[kept], chunk=chunk)
             out |= {f"{direction}/unseen/{name}": value for name, value in found.items()}
         tables.append(_rank_table(direction, z_q, z_g, item_q, item_g, query.rows, chunk))
-    out["foscttm"] = foscttm(z_a, z_b, item_a, item_b, chunk=chunk)
+    out["foscttm"] = foscttm(z_a.cpu(), z_b.cpu(), item_a, item_b, chunk=chunk)
     for side, z, held in (("a", z_a, a), ("b", z_b, b)):
-        frozen = aligner.modules[f"preprocess_{side}"].cpu()(held.x)
-        out[f"{side}/knn_overlap"] = knn_overlap(frozen, z, settings.overlap_k)
+        frozen = aligner.preprocess[side].cpu()(held.x)
+        out[f"{side}/knn_overlap"] = knn_overlap(frozen, z.cpu(), settings.overlap_k)
     return out, pd.concat(tables, ignore_index=True)
 
 

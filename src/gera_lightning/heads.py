@@ -1,12 +1,16 @@
 """Maps from a frozen space to the shared one. Every map is an `nn.Module` of plain tensors that an aligner folder can hold.
 
 Legend: `n` rows, `D_in` frozen width, `D` shared width. Maps return rows that are **not** normalised; `normalized` does that.
+
+A map that is registered with `@saved_as("kind")` and has a property `settings` (what, with its weights, rebuilds it) is saved and
+loaded by kind; a saved artefact never names code to import.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +23,76 @@ def normalized(x: Tensor) -> Tensor:
     return nn.functional.normalize(x, dim=-1)
 
 
+KINDS: dict[str, type[nn.Module]] = {}
+"""Kind of map, as an aligner folder names it, to class."""
+
+
+MapClass = TypeVar("MapClass", bound=type[nn.Module])
+
+
+def saved_as(kind: str) -> Callable[[MapClass], MapClass]:
+    """Class decorator: maps of this class are saved under `kind`."""
+
+    def register(cls: MapClass) -> MapClass:
+        KINDS[kind] = cls
+        return cls
+
+    return register
+
+
+def describe_map(mapping: nn.Module) -> dict[str, Any]:
+    """Kind, settings and parts of a map, for `aligner.json`."""
+    kind = next((name for name, cls in KINDS.items() if cls is type(mapping)), type(mapping).__name__)
+    record: dict[str, Any] = {"kind": kind, "settings": getattr(mapping, "settings", {})}
+    if isinstance(mapping, Concat | Chain):
+        record["parts"] = [describe_map(part) for part in mapping.maps]
+    return record
+
+
+def build_map(record: Mapping[str, Any], kinds: Mapping[str, type[nn.Module]] | None = None) -> nn.Module:
+    """The map that `describe_map` described, its weights still to be filled in.
+
+    Args:
+        record: as from `describe_map`.
+        kinds: more kinds than the registered ones: a user's own classes.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    known = {**KINDS, **(kinds or {})}
+    kind = record["kind"]
+    if kind not in known:
+        raise UserError(
+            f"the aligner's map is a {kind!r}, not one of {', '.join(known)}: pass its class, load(path, kinds={{{kind!r}: ...}})"
+        )
+    return known[kind](*(build_map(part, kinds) for part in record.get("parts", ())), **record["settings"])
+
+
+class Preprocessing(nn.Module):
+    """`n(n(x) - mean)`: L2 normalisation, centring by the training rows' mean, normalisation again.
+
+    Args:
+        mean: `[D]` mean of the normalised training rows; None normalises only.
+    """
+
+    mean: Tensor | None
+
+    def __init__(self, mean: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+
+    @classmethod
+    def fit(cls, x: Tensor, center: bool = True) -> Preprocessing:
+        """From training rows `[n, D]`."""
+        return cls(normalized(x).mean(0, dtype=torch.float64).to(x.dtype) if center else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, D] -> [n, D]`."""
+        x = normalized(x)
+        return x if self.mean is None else normalized(x - self.mean)
+
+
+@saved_as("linear")
 class Linear(nn.Module):
     """`x W`, no bias.
 
@@ -47,6 +121,7 @@ class Linear(nn.Module):
         return x @ self.weight
 
 
+@saved_as("residual_mlp")
 class ResidualMLP(nn.Module):
     """`x W + dropout(gelu(x V + c)) U`, U zero at the start: the map begins as its linear part.
 
@@ -88,6 +163,7 @@ class ResidualMLP(nn.Module):
         return self.linear(x) + self.dropout(nn.functional.gelu(x @ self.inner + self.inner_bias)) @ self.outer
 
 
+@saved_as("identity")
 class Identity(nn.Module):
     """`x` itself: the side that a one-way closed form leaves alone.
 
@@ -109,6 +185,7 @@ class Identity(nn.Module):
         return x
 
 
+@saved_as("concat")
 class Concat(nn.Module):
     """`[n(m_1(x)); n(m_2(x)); ...] / sqrt(count)`: the dot product of two such rows is the mean of their parts' cosines.
 
@@ -123,3 +200,22 @@ class Concat(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[n, dim_in] -> [n, sum of the parts' widths]`."""
         return torch.cat([normalized(part(x)) for part in self.maps], dim=-1) / math.sqrt(len(self.maps))
+
+
+@saved_as("chain")
+class Chain(nn.Module):
+    """`m_2(m_1(x))` and so on.
+
+    Args:
+        maps: applied in this order.
+    """
+
+    def __init__(self, *maps: nn.Module) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, dim_in] -> [n, dim of the last]`."""
+        for part in self.maps:
+            x = part(x)
+        return x

@@ -22,11 +22,11 @@ TOP = (1, 5, 10)
 def best_positive_ranks(z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, *, chunk: int = 4096) -> Tensor:
     """Rank of each query's best positive among the gallery, `[n]` float64, best 1, ties at the mean rank.
 
-    `1 + #{negatives above s*} + #{negatives equal to s*} / 2`, `s*` the best positive's cosine: a collapsed space, all scores
+    `1 + #{negatives above s*} + #{negatives equal to s*} / 2`, `s*` the best positive's score: a collapsed space, all scores
     equal, ranks in the middle. Queries without a positive get NaN.
 
     Args:
-        z_q, z_g: unit rows `[n, D]`, `[N, D]`.
+        z_q, z_g: rows whose dot product is the score `[n, D]`, `[N, D]`.
         item_q, item_g: item numbers; equal numbers are positives.
         chunk: queries scored at once; the result does not depend on it.
     """
@@ -113,7 +113,7 @@ def hubness(z_q: Tensor, z_g: Tensor, k: int = 10) -> float:
     Source:
         Radovanovic, Nanopoulos, Ivanovic, Hubs in space, JMLR 2010.
     """
-    _, found = search(z_q, z_g, k)
+    _, found = search(z_q, z_g, k, metric="ip")
     return float(skew(np.bincount(found.cpu().numpy().ravel(), minlength=len(z_g))))
 
 

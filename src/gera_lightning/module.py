@@ -79,7 +79,7 @@ class AlignmentModule(LightningModule):
         for name, value in {**terms, "total": total}.items():
             self.log(f"loss/{name}", value.detach(), rank_zero_only=True)
         if hasattr(self.pair_loss, "scale"):
-            self.log("train/scale", self.pair_loss.scale.detach(), rank_zero_only=True)
+            self.log("train/scale", self.pair_loss.scale.detach(), rank_zero_only=True)  # type: ignore[union-attr]
         return total
 
     @staticmethod
@@ -105,5 +105,7 @@ class AlignmentModule(LightningModule):
         others = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         optimizer = self.make_optimizer([group for group in groups if group["params"]])
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * min(step / self.schedule_steps, 1))) / 2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: (1 + math.cos(math.pi * min(step / self.schedule_steps, 1))) / 2
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -25,7 +25,7 @@ def resolve(path: str, where: str) -> type:
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:  # TypeError: a path that begins with a dot
         raise UserError(f"{where}.class={path!r} cannot be imported ({error}): give a dotted path such as 'package.module.Class'") from error
     found = getattr(module, name, None)
     if not inspect.isclass(found):

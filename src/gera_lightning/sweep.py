@@ -20,7 +20,7 @@ from gera_lightning.config import Experiment
 from gera_lightning.data import splits
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
-from gera_lightning.train import Run, Stores, execute
+from gera_lightning.run import Run, Stores, execute
 
 
 def plan(experiment: Experiment) -> list[Run]:
@@ -33,12 +33,19 @@ def plan(experiment: Experiment) -> list[Run]:
     common = experiment.common
     matched = len(splits.matched_items(stores.a.rows, stores.b.rows, stores.split))
     if max(common.budgets) > matched:
-        raise UserError(f"budgets={common.budgets}: {max(common.budgets)} pairs are more than the {matched} train items with a row in both stores: lower it")
+        raise UserError(
+            f"budgets={common.budgets}: {max(common.budgets)} pairs are more than the {matched} train items with a row in both stores: lower it"
+        )
     for seed in common.seeds:
         for budget in common.budgets:
             drawn = stores.draw(common, budget, seed)
             for name, config in experiment.methods.items():
-                if config.closed_form is None and config.geometric_loss is not None and not config.batch.paired_anchors and min(len(drawn.pool_a), len(drawn.pool_b)) < 2:
+                if (
+                    config.closed_form is None
+                    and config.geometric_loss is not None
+                    and not config.batch.paired_anchors
+                    and min(len(drawn.pool_a), len(drawn.pool_b)) < 2
+                ):
                     raise UserError(
                         f"data.reserve={common.data.reserve} of {matched} items leaves no unpaired rows for the geometric loss of {name}: "
                         "lower it and the largest budget, or set batch.paired_anchors=true"

@@ -1,272 +1,144 @@
-"""One run: the place where a config becomes parts, a trained or fitted aligner, and one result row."""
+"""From a config to a fitted shared space: the one place where settings become parts.
+
+A closed form is fitted for all its settings on each fold of the budget, the best one again on all pairs. Trained maps are trained
+on each fold to the end, the best stopping step is looked up, and they are trained again on all pairs up to it.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import resource
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-import yaml
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from gera_lightning import __version__, distributed, tuning
-from gera_lightning.aligners.aligner import Aligner
-from gera_lightning.config import Config, config_hash, identity
+from gera_lightning import distributed, tuning
+from gera_lightning.aligners.base import ClosedForm, Samples
+from gera_lightning.aligners.space import SharedSpace
+from gera_lightning.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
+from gera_lightning.config import Config
 from gera_lightning.data import splits
-from gera_lightning.data.datamodule import AlignmentDataModule, TrainingRows, load_rows
-from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.data.synthetic import SyntheticViews
+from gera_lightning.data.datamodule import AlignmentDataModule, TrainingRows
 from gera_lightning.errors import UserError
-from gera_lightning.evaluation import HeldOutItems, evaluate
 from gera_lightning.files import replace_atomically
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
-from gera_lightning.parts import build, check_part
+from gera_lightning.parts import build
 
-log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with (what is under way, done, of how many)."""
 CALIBRATION_PATCHES = 512
 
 
 @dataclass(frozen=True)
-class Stores:
-    """The two stores of an experiment with their item split; shared by its runs."""
+class Task:
+    """What a method is fitted on, and where it keeps its state.
 
-    a: EmbeddingStore
-    b: EmbeddingStore
-    split: splits.ItemSplit
+    Attributes:
+        config: the method's settings.
+        rows: training rows of the budget.
+        families: family of every item: folds keep them whole.
+        seed: fixes folds, start and batches.
+        folder: for checkpoints and TensorBoard events; an interrupted training in it goes on.
+        progress: told of what is under way.
+    """
 
-    @classmethod
-    def open(cls, config: Config) -> Stores:
-        """Open what `config.data` names.
-
-        Raises:
-            UserError: a missing or damaged store, or an impossible split.
-        """
-        data = config.data
-        if data.synthetic is not None:
-            part = {"class": "gera_lightning.data.synthetic.SyntheticViews", **data.synthetic}
-            check_part(part, "data.synthetic")
-            views: SyntheticViews = build(part, "data.synthetic")
-            a, b = views.stores(config.cache_dir)
-        else:
-            for key in ("a", "b"):
-                if not getattr(data, key):
-                    raise UserError(f"data.{key} is empty: name the folder of an embedding store")
-            a, b = EmbeddingStore(data.a), EmbeddingStore(data.b)
-        return cls(a, b, splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev"))
-
-    @property
-    def data_hash(self) -> str:
-        """Hash of both stores' contents."""
-        return f"{self.a.data_hash[:8]}{self.b.data_hash[:8]}"
-
-    @cached_property
-    def held_out(self) -> HeldOutItems:
-        """The evaluated rows."""
-        return HeldOutItems.load(self.a, self.b, self.split)
-
-    def draw(self, config: Config, budget: int, seed: int) -> splits.Draw:
-        """Pairs and pools of a budget and seed."""
-        data = config.data
-        assert data.reserve is not None
-        return splits.draw(
-            self.a.rows,
-            self.b.rows,
-            self.split,
-            budget=budget,
-            reserve=data.reserve,
-            seed=seed,
-            shared_pools=data.shared_pools,
-            pool_size=data.pool_size,
-            extra_views=data.extra_views,
-        )
-
-
-@dataclass(frozen=True)
-class Run:
-    """One method at one budget and seed."""
-
-    experiment: str
-    method: str
-    budget: int
-    seed: int
     config: Config
-    stores: Stores
+    rows: TrainingRows
+    families: pd.Series
+    seed: int
+    folder: Path
+    progress: Progress
 
-    @cached_property
-    def hash(self) -> str:
-        """Eight hex digits of settings and data."""
-        return config_hash(self.config, data=self.stores.data_hash, budget=self.budget, seed=self.seed)
+    def folds(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Parts of `positions` for cross-validation."""
+        return [positions[part] for part in splits.folds(self.rows.items[positions], self.families, self.config.tuning.folds, self.seed)]
 
-    @property
-    def folder(self) -> Path:
-        """Where the finished run lies."""
-        return Path(self.config.runs_dir) / self.experiment / self.method / f"b{self.budget}-s{self.seed}-{self.hash}"
+    def samples(self, positions: np.ndarray) -> Samples:
+        """Rows for a closed form, these pairs and all pool rows."""
+        a, b = self.rows.a, self.rows.b
+        return Samples(a.pairs[positions], b.pairs[positions], a.pool, b.pool)
 
-    @property
-    def partial_folder(self) -> Path:
-        """Where it lies while it runs."""
-        return self.folder.with_name(self.folder.name + ".partial")
+    def held_out(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of a, rows of b and item numbers of held-out pairs."""
+        return self.rows.a.pairs[positions], self.rows.b.pairs[positions], self.rows.item_numbers[positions]
 
-    @property
-    def finished(self) -> bool:
-        """Whether a whole result is there."""
-        return (self.folder / "metrics.json").exists()
+    def distractors(self) -> tuple[Tensor, Tensor]:
+        """The first rows of each pool; pools are shuffled, and no pool row has its partner in the other gallery."""
+        count = self.config.tuning.distractors
+        return self.rows.a.pool[:count], self.rows.b.pool[:count]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Maps and how they came about."""
+    """A shared space and how it came about.
 
-    map_a: nn.Module
-    map_b: nn.Module
+    Attributes:
+        space: maps and score.
+        steps: optimizer steps of the last training.
+        settings: settings that tuning evaluated.
+        chosen: the setting it chose.
+    """
+
+    space: SharedSpace
     steps: int
     settings: int
     chosen: dict[str, float]
 
 
-def execute(run: Run, progress: Progress = lambda *_: None) -> dict[str, Any]:
-    """Run to the end and return its result row; the folder appears under its final name when it is whole.
-
-    An interrupted run goes on from its last checkpoint. All processes of a multi-process run call this together.
-    """
-    first = distributed.world()[0] == 0
-    folder = run.partial_folder
-    if first:
-        if run.config.overwrite:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"experiment": run.experiment, "method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
-        replace_atomically(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False).encode())
-    distributed.barrier()
-    _reset_peak_memory()
-    started = time.perf_counter()
-    draw = run.stores.draw(run.config, run.budget, run.seed)
-    rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
-    fit = fit_closed_form if run.config.closed_form is not None else fit_trained
-    fitted = fit(run, rows, progress)
-    seconds = time.perf_counter() - started
-    if first:
-        row = _finish(run, rows, fitted, seconds)
-    distributed.barrier()
-    return row if first else {}
+def fit(task: Task) -> Fitted:
+    """Fit the method that `task.config` describes."""
+    return fit_closed_form(task) if task.config.closed_form is not None else fit_trained(task)
 
 
-def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dict[str, Any]:
-    """Evaluate, write everything, and give the folder its final name."""
-    folder, stores = run.partial_folder, run.stores
-    about = {
-        "experiment": run.experiment,
-        "method": run.method,
-        "budget": run.budget,
-        "seed": run.seed,
-        "data_hash": stores.data_hash,
-        **{f"{key}_{side}": value for side, store in (("a", stores.a), ("b", stores.b)) for key, value in _encoder_facts(store).items()},
-    }
-    aligner = Aligner(rows.a.preprocess, rows.b.preprocess, fitted.map_a.cpu(), fitted.map_b.cpu(), about)
-    aligner.save(folder / "aligner")
-    measures, ranks = evaluate(aligner, stores.held_out, run.config.evaluation)
-    scratch = folder / ".ranks.parquet.tmp"
-    ranks.to_parquet(scratch, index=False)
-    os.replace(scratch, folder / "ranks.parquet")
-    row: dict[str, Any] = {
-        "experiment": run.experiment,
-        "method": run.method,
-        "budget": run.budget,
-        "seed": run.seed,
-        "config_hash": run.hash,
-        "data_hash": stores.data_hash,
-        **measures,
-        "seconds": round(seconds, 3),
-        "steps": fitted.steps,
-        "settings": fitted.settings,
-        "chosen": fitted.chosen,
-        "split": run.config.data.split,
-        "peak_rss_mb": _peak_memory(),
-        "version": __version__,
-    }
-    logger = TensorBoardLogger(folder, name="", version="")
-    logger.log_metrics(measures, step=fitted.steps)
-    logger.log_hyperparams(_flat({"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}), measures)
-    logger.finalize("success")
-    replace_atomically(folder / "metrics.json", (json.dumps(row, indent=1) + "\n").encode())
-    if run.folder.exists():
-        shutil.rmtree(run.folder)
-    os.replace(folder, run.folder)
-    return row
+@torch.inference_mode()
+def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module) -> SharedSpace:
+    """Maps as they stand with the score correction that the config asks for."""
+    space = SharedSpace(map_a, map_b)
+    if task.config.correction is not None:
+        device = next((p.device for p in map_a.parameters()), torch.device("cpu"))
+        pools = {f"pool_{s}": space.embed(s, getattr(task.rows, s).pool.to(device)) for s in "ab"}
+        space.correction = build(task.config.correction, "correction", **pools)
+    return space
 
 
-def _encoder_facts(store: EmbeddingStore) -> dict[str, Any]:
-    return {"dim": store.dim, "encoder": store.encoder.get("name"), "revision": store.encoder.get("revision")}
+# ---- closed forms ----
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
+def fit_closed_form(task: Task) -> Fitted:
+    """Fit a closed form, its setting chosen by cross-validation."""
+    assert task.config.closed_form is not None
+    method: ClosedForm = build(task.config.closed_form, "closed_form")
+    everything = np.arange(len(task.rows.items))
+    (map_a, map_b), settings, chosen = _cross_validated(task, method, everything)
+    return Fitted(shared_space(task, map_a, map_b), 0, settings, chosen)
 
 
-def _reset_peak_memory() -> None:
-    try:  # Linux: forget the process's peak so far, so that each run reports its own
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-
-
-def _peak_memory() -> int:
-    """Peak resident memory in MiB."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) // 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-# ---- tuning inside the budget ----
-
-
-def _distractors(rows: TrainingRows, count: int) -> tuple[Tensor, Tensor]:
-    """The first rows of each pool; pools are shuffled, and no pool row has its partner in the other gallery."""
-    return rows.a.pool[:count], rows.b.pool[:count]
-
-
-def fit_closed_form(run: Run, rows: TrainingRows, progress: Progress) -> Fitted:
-    """Fit a closed form, its strength chosen by cross-validation."""
-    assert run.config.closed_form is not None
-    return _closed_form(run, build(run.config.closed_form, "closed_form"), rows, np.arange(len(rows.items)), progress)
-
-
-def _closed_form(run: Run, method: Any, rows: TrainingRows, positions: np.ndarray, progress: Progress) -> Fitted:
-    settings = method.settings(run.config.tuning.settings)
+def _cross_validated(task: Task, method: ClosedForm, positions: np.ndarray) -> tuple[tuple[nn.Module, nn.Module], int, dict[str, float]]:
+    """Maps fitted on these pairs, how many settings were tried on folds of them, and the chosen one."""
+    settings = method.settings(task.config.tuning.settings, len(positions))
     chosen = 0
     if len(settings) > 1:
-        scores = []
-        parts = splits.folds(rows.items[positions], run.stores.split.families, run.config.tuning.folds, run.seed)
-        pools = _distractors(rows, run.config.tuning.distractors)
-        for number, part in enumerate(parts):
-            progress("tuning fold", number, len(parts))
-            held, kept = positions[part], np.delete(positions, part)
-            maps = method.candidates(rows.a.pairs[kept], rows.b.pairs[kept], settings)
-            fold = [tuning.held_out_score(a, b, rows.a.pairs[held], rows.b.pairs[held], rows.item_numbers[held], *pools) for a, b in maps]
-            scores.append(torch.stack(fold))
+        scores, parts = [], task.folds(positions)
+        for number, held in enumerate(parts):
+            task.progress("tuning fold", number, len(parts))
+            spaces = (shared_space(task, *maps) for maps in method.candidates(task.samples(np.setdiff1d(positions, held)), settings))
+            scores.append(torch.stack([tuning.held_out_score(space, *task.held_out(held), *task.distractors()) for space in spaces]))
         chosen = tuning.choose(torch.cat(scores, dim=1).numpy())
-    [(map_a, map_b)] = method.candidates(rows.a.pairs[positions], rows.b.pairs[positions], [settings[chosen]])
-    return Fitted(map_a, map_b, 0, len(settings), settings[chosen])
+    [maps] = method.candidates(task.samples(positions), [settings[chosen]])
+    return maps, len(settings), dict(settings[chosen])
+
+
+# ---- trained maps ----
 
 
 def stopping_steps(max_steps: int, count: int) -> list[int]:
@@ -274,47 +146,45 @@ def stopping_steps(max_steps: int, count: int) -> list[int]:
     return sorted({max(1, round(max_steps * (number / count) ** 2)) for number in range(1, count + 1)})
 
 
-def fit_trained(run: Run, rows: TrainingRows, progress: Progress) -> Fitted:
+def fit_trained(task: Task) -> Fitted:
     """Train maps, the stopping step chosen by cross-validation; the last training is on all pairs of the budget."""
-    config, folder = run.config, run.partial_folder
+    config, everything = task.config, np.arange(len(task.rows.items))
     steps = stopping_steps(config.trainer.max_steps, config.tuning.settings)
-    kept = folder / "tuning.json"
+    kept = task.folder / "tuning.json"
     if not kept.exists():
-        parts = splits.folds(rows.items, run.stores.split.families, config.tuning.folds, run.seed)[: config.tuning.used_folds]
-        scores = []
-        for number, part in enumerate(parts):
-            positions = np.delete(np.arange(len(rows.items)), part)
-            watch = HeldOutWatch(rows, part, _distractors(rows, config.tuning.distractors), steps)
-            _train(run, rows, positions, config.trainer.max_steps, folder / "tuning" / f"fold{number}", partial(progress, f"fold {number + 1}/{len(parts)}"), watch)
+        scores, parts = [], task.folds(everything)[: config.tuning.used_folds]
+        for number, held in enumerate(parts):
+            watch = HeldOutWatch(
+                lambda module: shared_space(task, module.map_a, module.map_b), task.held_out(held), task.distractors(), steps
+            )
+            progress = partial(task.progress, f"fold {number + 1}/{len(parts)}")
+            _train(
+                task, np.setdiff1d(everything, held), config.trainer.max_steps, task.folder / "tuning" / f"fold{number}", progress, watch
+            )
             scores.append(np.stack([watch.scores[step] for step in steps]))
-        choice = steps[tuning.choose(np.concatenate(scores, axis=1))] if len(steps) > 1 else steps[0]
-        choice = distributed.broadcast_object(choice)
+        choice = distributed.broadcast_object(steps[tuning.choose(np.concatenate(scores, axis=1))])
         if distributed.world()[0] == 0:
             replace_atomically(kept, json.dumps({"steps": choice}).encode())
         distributed.barrier()
     chosen = int(json.loads(kept.read_text())["steps"])
-    module = _train(run, rows, np.arange(len(rows.items)), chosen, folder, partial(progress, "training"))
-    return Fitted(module.map_a, module.map_b, chosen, len(steps), {"steps": chosen})
-
-
-# ---- one training ----
+    module = _train(task, everything, chosen, task.folder, partial(task.progress, "training")).cpu()
+    return Fitted(shared_space(task, module.map_a, module.map_b), chosen, len(steps), {"steps": chosen})
 
 
 def _train(
-    run: Run, rows: TrainingRows, positions: np.ndarray, stop: int, folder: Path, progress: Callable[[int, int], None], *callbacks: Callback
+    task: Task, positions: np.ndarray, stop: int, folder: Path, progress: Callable[[int, int], None], *callbacks: Callback
 ) -> AlignmentModule:
-    """Train on some pairs up to step `stop`, going on from a checkpoint where there is one."""
-    config = run.config
-    geometric = config.geometric_loss is not None
+    """Train on some pairs up to step `stop`; the last training (no callbacks) goes on from a checkpoint where there is one."""
+    config = task.config
     data = AlignmentDataModule(
-        rows,
+        task.rows,
         positions=positions,
         pairs_per_step=config.batch.pairs,
         anchors_per_step=config.batch.anchors,
-        k=config.graph.k if geometric else None,
+        k=config.graph.k if config.geometric_loss is not None else None,
         paired_anchors=config.batch.paired_anchors,
         max_steps=stop,
-        seed=run.seed,
+        seed=task.seed,
         cache_dir=Path(config.cache_dir) / "knn",
         backend=config.graph.backend,
         index=config.graph.index,
@@ -324,7 +194,7 @@ def _train(
         data.prepare_data()
     distributed.barrier()
     data.setup("fit")
-    module = build_module(run, rows, positions, data)
+    module = build_module(task, positions, data)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     final = not callbacks
     saver = [LastCheckpoint(checkpoint, config.trainer.checkpoint_every_n_steps)] if final else []
@@ -335,21 +205,15 @@ def _train(
     return module
 
 
-def build_module(run: Run, rows: TrainingRows, positions: np.ndarray, data: AlignmentDataModule) -> AlignmentModule:
+def build_module(task: Task, positions: np.ndarray, data: AlignmentDataModule) -> AlignmentModule:
     """The LightningModule of a run: maps from their start, losses, bandwidths chosen on frozen patches."""
-    config = run.config
-    torch.manual_seed(run.seed)
-    starts: dict[str, Tensor | None] = {"a": None, "b": None}
-    dim = config.dim
-    if config.start is not None:
-        fitted = _closed_form(run, build(config.start, "start"), rows, positions, lambda *_: None)
-        starts = {"a": _start_weight(fitted.map_a), "b": _start_weight(fitted.map_b)}
-        assert starts["a"] is not None
-        dim = starts["a"].shape[1]
+    config = task.config
+    torch.manual_seed(task.seed)
+    starts, dim = _starts(task, positions)
     maps = {}
     for number, side in enumerate("ab"):
-        generator = torch.Generator().manual_seed(2 * run.seed + number)
-        width = getattr(rows, side).pairs.shape[1]
+        generator = torch.Generator().manual_seed(2 * task.seed + number)
+        width = getattr(task.rows, side).pairs.shape[1]
         maps[side] = build(config.head, "head", width, dim, weight=starts[side], generator=generator)
     losses: dict[str, Any] = {"a": None, "b": None}
     scales = {"a": 1.0, "b": 1.0}
@@ -369,16 +233,33 @@ def build_module(run: Run, rows: TrainingRows, positions: np.ndarray, data: Alig
         weight=config.geometric_weight,
         optimizer=lambda groups: build(config.optimizer, "optimizer", groups),
         schedule_steps=config.trainer.max_steps,
-        seed=run.seed,
+        seed=task.seed,
     )
 
 
-def _start_weight(mapping: nn.Module) -> Tensor:
+def _starts(task: Task, positions: np.ndarray) -> tuple[dict[str, Tensor | None], int]:
+    """Linear starts of both maps and the shared width: none and `dim`, or those of a closed form fitted on the same pairs.
+
+    The start is scaled to images of unit mean square norm, so that a penalty's shrinkage does not weigh against the residual.
+    """
+    if task.config.start is None:
+        return {"a": None, "b": None}, task.config.dim
+    maps, _, _ = _cross_validated(task, build(task.config.start, "start"), positions)
+    starts: dict[str, Tensor | None] = {}
+    for side, mapping in zip("ab", maps, strict=True):
+        weight = _linear_weight(mapping)
+        norm = (getattr(task.rows, side).pairs[positions] @ weight).square().sum(1).mean().sqrt()
+        starts[side] = weight / norm.clamp(min=1e-6)
+    assert starts["a"] is not None
+    return starts, starts["a"].shape[1]
+
+
+def _linear_weight(mapping: nn.Module) -> Tensor:
     if isinstance(mapping, Linear):
         return mapping.weight.detach()
     if isinstance(mapping, Identity):
         return torch.eye(mapping.dim)
-    raise UserError("start: maps start from a one-way closed form, such as start.direction=a_to_b")
+    raise UserError("start: maps start from a linear closed form in one space, such as start.direction=a_to_b")
 
 
 def make_trainer(config: Config, folder: Path, stop: int, callbacks: list[Callback]) -> Trainer:
@@ -406,50 +287,3 @@ def make_trainer(config: Config, folder: Path, stop: int, callbacks: list[Callba
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
-
-
-class StepProgress(Callback):
-    """Passes each step on to a progress display."""
-
-    def __init__(self, report: Callable[[int, int], None]) -> None:
-        self.report = report
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Report the step."""
-        self.report(trainer.global_step, int(trainer.max_steps))
-
-
-class LastCheckpoint(Callback):
-    """Keeps one checkpoint, replaced atomically: a kill at any moment leaves a whole one."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save every `every` steps and at the last."""
-        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
-            scratch = self.path.with_suffix(".tmp")
-            trainer.save_checkpoint(scratch)
-            if trainer.is_global_zero:
-                os.replace(scratch, self.path)
-
-
-class HeldOutWatch(Callback):
-    """Scores held-out pairs at given steps."""
-
-    def __init__(self, rows: TrainingRows, held: np.ndarray, pools: tuple[Tensor, Tensor], steps: list[int]) -> None:
-        self.held = rows.a.pairs[held], rows.b.pairs[held], rows.item_numbers[held]
-        self.pools, self.steps = pools, set(steps)
-        self.scores: dict[int, np.ndarray] = {}
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Score at one of the steps."""
-        if trainer.global_step not in self.steps:
-            return
-        assert isinstance(module, AlignmentModule)
-        module.eval()
-        tensors = [t.to(module.device) for t in (*self.held, *self.pools)]
-        scores = tuning.held_out_score(module.map_a, module.map_b, *tensors)
-        module.train()
-        self.scores[trainer.global_step] = scores.cpu().numpy()
-        module.log("tuning/mrr", float(scores.mean()), rank_zero_only=True)

@@ -84,7 +84,9 @@ def test_bandwidth_has_a_floor_and_no_gradient():
     x = points().requires_grad_()
     d2 = kernels.squared_distances(x)
     assert not kernels.bandwidth(d2, "patch", 1.0, 1.0, 3, 1e-6).requires_grad
-    assert (kernels.bandwidth(torch.zeros(2, 4, 4), "patch", 1.0, 0.5, 3, kernels.bandwidth_floor(0.5)) == pytest.approx(5e-7)).all()
+    torch.testing.assert_close(
+        kernels.bandwidth(torch.zeros(2, 4, 4), "patch", 1.0, 0.5, 3, kernels.bandwidth_floor(0.5)), torch.full((2, 1, 1), 5e-7)
+    )
 
 
 def test_an_unknown_rule_names_the_nearest():

@@ -1,5 +1,10 @@
 """Closed-form aligners, and the `Aligner` that every method ends as: saved, loaded, encoded, scored and searched with.
 
-A closed form is a small frozen dataclass with a method `candidates(x_a, x_b, settings)` that fits all its settings at once and
-yields one pair of maps each, from the simplest setting to the most flexible.
+A closed form is a small frozen dataclass, see `base.ClosedForm`: `candidates(samples, settings)` fits all its settings at once and
+yields one pair of maps each, from the simplest setting to the most flexible. Importing this package registers every map's kind.
 """
+
+from gera_lightning.aligners import asif, cca, kernel_ridge, procrustes, ridge
+from gera_lightning.aligners.aligner import Aligner
+
+__all__ = ["Aligner", "asif", "cca", "kernel_ridge", "procrustes", "ridge"]

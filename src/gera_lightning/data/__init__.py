@@ -1,0 +1,1 @@
+"""Embedding stores, item splits with budgets and pools, the LightningDataModule, and synthetic stores."""

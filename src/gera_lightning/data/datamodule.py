@@ -20,12 +20,12 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from gera_lightning.aligners.aligner import Preprocessing
 from gera_lightning.data.splits import Draw
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.distributed import world
 from gera_lightning.errors import UserError
 from gera_lightning.geometry.neighbors import NeighborGraph, cached_knn_graph
+from gera_lightning.heads import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class AlignmentDataModule(LightningDataModule):
         if self.k is not None:
             self._graph("a"), self._graph("b")
 
-    def setup(self, stage: str | None = None) -> None:
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Load the graphs and lay out the streams."""
         if self.k is not None and not self.graphs:
             self.graphs = {"a": self._graph("a"), "b": self._graph("b")}

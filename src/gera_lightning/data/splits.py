@@ -84,7 +84,7 @@ def _given_split(rows: pd.DataFrame) -> pd.Series:
 
 
 def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float = 0.15, dev: bool = False) -> ItemSplit:
-    """Split the items of two stores; where a `split` column is given it decides, elsewhere a hash of the family.
+    """Split the items of two stores: a given `split` decides, also for the rest of the item's family; elsewhere a hash of the family.
 
     Args:
         rows_a, rows_b: the stores' tables.
@@ -103,8 +103,11 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
         raise UserError(f"item {differ[0]!r} is {given_a[differ[0]]!r} in store a and {given_b[differ[0]]!r} in store b: make the split columns agree")
     side = pd.Series(index=families.index, dtype=object)
     side.update(given)
+    decided = side[side.isin(["train", "test"])]
+    side_of = dict(zip(families[decided.index], decided, strict=True))
     open_items = side.isna()
-    side[open_items] = np.where([unit_hash(f"test:{f}") < test_share for f in families[open_items]], "test", "train")
+    hashed = {f: "test" if unit_hash(f"test:{f}") < test_share else "train" for f in families[open_items].unique()}
+    side[open_items] = [side_of.get(f, hashed[f]) for f in families[open_items]]
     if dev:
         was_train = side.isin(["train", "both"])
         is_dev = np.array([unit_hash(f"dev:{f}") < test_share for f in families])

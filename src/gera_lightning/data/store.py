@@ -98,7 +98,10 @@ class EmbeddingStore:
         """The table of rows, in the order of the vectors, index 0..count-1."""
         parts = []
         for shard in self.shards:
-            part = pd.read_parquet(self.path / shard.rows)
+            try:
+                part = pd.read_parquet(self.path / shard.rows)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{self.path / shard.rows}: cannot be read as a table ({error}): rebuild the store") from error
             if len(part) != shard.count:
                 raise UserError(f"{self.path / shard.rows}: {len(part)} rows for {shard.count} vectors: rebuild the store")
             parts.append(part)
@@ -122,8 +125,9 @@ class EmbeddingStore:
 
         Raises:
             UserError: a vector that is not finite (named by its row).
+            IndexError: an index beyond the store.
         """
-        index = np.arange(self.count)[indices] if isinstance(indices, slice) else np.asarray(indices, dtype=np.int64)
+        index = np.arange(self.count)[indices if isinstance(indices, slice) else np.asarray(indices, dtype=np.int64)]
         out = np.empty((len(index), self.dim), dtype=np.float32)
         shard_of = np.searchsorted(self._starts, index, side="right") - 1
         for number, vectors in enumerate(self._vectors):
@@ -144,21 +148,25 @@ class EmbeddingStore:
         """
         for shard in self.shards:
             for name, expected in ((shard.vectors, shard.vectors_sha256), (shard.rows, shard.rows_sha256)):
-                if file_sha256(self.path / name) != expected:
-                    raise UserError(f"{self.path / name}: checksum differs from the manifest: the file is damaged, restore or rebuild the store")
+                path = self.path / name
+                if not path.is_file() or file_sha256(path) != expected:
+                    raise UserError(f"{path}: missing, or its checksum differs from the manifest: restore or rebuild the store")
 
 
 def check_rows(table: pd.DataFrame, where: str) -> None:
     """Check a table of rows against the contract.
 
     Raises:
-        UserError: a missing column, a null or repeated `row`, a null `item`, an unknown `split`.
+        UserError: a missing column, a `row` or `item` that is null or not text, a repeated `row`, an unknown `split`.
     """
     for column in REQUIRED_COLUMNS:
         if column not in table:
             raise UserError(f"{where}: column {column!r} is missing (has {', '.join(table.columns)})")
         if table[column].isna().any():
             raise UserError(f"{where}: column {column!r} has empty values at position {int(table[column].isna().argmax())}")
+        odd = next((value for value in table[column] if not isinstance(value, str)), None)
+        if odd is not None:
+            raise UserError(f"{where}: column {column!r} holds {odd}, not text: write it as {str(odd)!r}")
     if table["row"].duplicated().any():
         raise UserError(f"{where}: row {table['row'][table['row'].duplicated()].iloc[0]!r} stands there twice; `row` must be unique")
     if "split" in table:

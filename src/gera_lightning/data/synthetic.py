@@ -6,7 +6,6 @@ Legend: `N` items, `d` latent dimension, `D` width of a view.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -53,8 +52,8 @@ class SyntheticViews:
 
     def __post_init__(self) -> None:
         for key in ("items", "latent_dim", "dim_a", "dim_b", "features", "classes"):
-            if getattr(self, key) < 1:
-                raise UserError(f"data.synthetic.{key}={getattr(self, key)} must be at least 1")
+            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
+                raise UserError(f"data.synthetic.{key}={getattr(self, key)} must be a whole number of at least 1")
         if self.noise < 0 or self.frequency <= 0:
             raise UserError(f"data.synthetic.noise={self.noise} must be 0 or more and frequency={self.frequency} above 0")
 

@@ -121,7 +121,6 @@ class DiffusionOperator:
         return dataclasses.replace(self, factor=float(torch.tensor(low).exp()))
 
 
-
 @dataclass(frozen=True)
 class GraphDiffusion:
     """Diffusion of features over the whole neighbour graph, with its out-of-sample form.
@@ -160,7 +159,7 @@ class GraphDiffusion:
         return KERNELS[self.kernel](d2, eps)
 
     def operator(self, graph: NeighborGraph) -> Tensor:
-        """Row-stochastic sparse CSR operator P `[N, N]` of a graph."""
+        """Row-stochastic sparse operator P `[N, N]` of a graph."""
         n, k = graph.indices.shape
         w = self.weights(graph.distances2, graph.edge_scale)
         rows = torch.arange(n, device=w.device).repeat_interleave(k)
@@ -177,7 +176,7 @@ class GraphDiffusion:
             q = torch.zeros(n, dtype=w.dtype, device=w.device).index_add(0, i, weight) ** self.alpha
             weight = weight / (q[i] * q[j])
         degree = torch.zeros(n, dtype=w.dtype, device=w.device).index_add(0, i, weight)
-        return torch.sparse_coo_tensor(torch.stack([i, j]), weight / degree[i], (n, n)).coalesce().to_sparse_csr()
+        return torch.sparse_coo_tensor(torch.stack([i, j]), weight / degree[i], (n, n), check_invariants=False).coalesce()
 
     def diffuse(self, x: Tensor, graph: NeighborGraph, steps: int | None = None) -> Tensor:
         """`P^steps x` of the pool's own rows `[N, D]`."""
@@ -202,7 +201,11 @@ class GraphDiffusion:
         p = self.weights(d2, graph.edge_scale).to(x.dtype)
         p = p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         source = self.diffuse(pool, graph, self.steps - 1)
-        mean = torch.einsum("nk,nkd->nd", p, source[index]) if len(x) * index.shape[1] * x.shape[1] < 2**27 else _mean_by_rows(p, index, source)
+        mean = (
+            torch.einsum("nk,nkd->nd", p, source[index])
+            if len(x) * index.shape[1] * x.shape[1] < 2**27
+            else _mean_by_rows(p, index, source)
+        )
         return (1 - self.strength) * x + self.strength * mean
 
 

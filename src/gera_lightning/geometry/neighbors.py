@@ -25,6 +25,7 @@ from gera_lightning.files import replace_atomically
 
 log = logging.getLogger(__name__)
 BACKENDS = ("faiss", "torch")
+METRICS = ("l2", "ip")
 
 
 @dataclass(frozen=True)
@@ -52,40 +53,48 @@ class NeighborGraph:
         return torch.cat([anchors.unsqueeze(1), self.indices[anchors]], dim=1)
 
 
-def search(queries: Tensor, points: Tensor, k: int, *, backend: str = "faiss", index: str = "Flat", shard: bool = True) -> tuple[Tensor, Tensor]:
+def search(
+    queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", backend: str = "faiss", index: str = "Flat", shard: bool = True
+) -> tuple[Tensor, Tensor]:
     """The k nearest points of each query.
 
     Args:
         queries: `[n, D]`.
         points: `[N, D]`; k is cut to N.
         k: neighbours asked for.
+        metric: `l2`: squared distance, least first; `ip`: inner product, largest first.
         backend: `faiss` (all GPUs that FAISS sees, else the CPU) or `torch` (exact, on the tensors' own device).
         index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for millions of points.
         shard: several GPUs hold a share of the points each; False: a copy each.
 
     Returns:
-        squared distances `[n, k]` ascending, and point numbers `[n, k]` int64, on the queries' device.
+        squared distances `[n, k]` ascending (or inner products descending), and point numbers `[n, k]` int64, on the queries' device.
+
+    Raises:
+        UserError: an unknown backend or metric, or an index that finds too few neighbours.
     """
+    if metric not in METRICS:
+        raise UserError(f"metric={metric!r} is not one of {', '.join(METRICS)}")
     if backend not in BACKENDS:
         raise UserError(f"backend={backend!r} is not a search backend{did_you_mean(backend, BACKENDS)}")
     k = min(k, len(points))
     if k == 0 or len(queries) == 0:
         return queries.new_zeros(len(queries), k), torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
     if backend == "torch":
-        return _torch_search(queries, points, k)
-    d2, found = _faiss_search(_as_numpy(queries), _as_numpy(points), k, index, shard)
-    return torch.from_numpy(d2).to(queries), torch.from_numpy(found).to(queries.device)
+        return _torch_search(queries, points, k, metric)
+    values, found = _faiss_search(_as_numpy(queries), _as_numpy(points), k, metric, index, shard)
+    return torch.from_numpy(values).to(queries), torch.from_numpy(found).to(queries.device)
 
 
 def _as_numpy(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
 
 
-def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, factory: str, shard: bool) -> tuple[np.ndarray, np.ndarray]:
+def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, factory: str, shard: bool) -> tuple[np.ndarray, np.ndarray]:
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    index: Any = faiss.index_factory(points.shape[1], factory, faiss.METRIC_L2)
+    index: Any = faiss.index_factory(points.shape[1], factory, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
         options = faiss.GpuMultipleClonerOptions()
         options.shard = shard and faiss.get_num_gpus() > 1
@@ -93,18 +102,20 @@ def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, factory: str,
     if not index.is_trained:
         index.train(points)
     index.add(points)
-    d2, found = index.search(queries, k)
+    values, found = index.search(queries, k)
     if (found < 0).any():
         raise UserError(f"index={factory!r} found fewer than {k} neighbours for some points: raise nprobe or use 'Flat'")
-    return np.maximum(d2, 0), found.astype(np.int64)
+    return (np.maximum(values, 0) if metric == "l2" else values), found.astype(np.int64)
 
 
-def _torch_search(queries: Tensor, points: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     norm2 = points.square().sum(1)
     parts = []
     for rows in queries.split(chunk):
-        d2 = rows.square().sum(1, keepdim=True) + norm2 - 2 * rows @ points.T
-        parts.append(d2.clamp(min=0).topk(k, dim=1, largest=False, sorted=True))
+        values = rows @ points.T
+        if metric == "l2":
+            values = (rows.square().sum(1, keepdim=True) + norm2 - 2 * values).clamp(min=0)
+        parts.append(values.topk(k, dim=1, largest=metric == "ip", sorted=True))
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 

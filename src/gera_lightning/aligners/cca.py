@@ -1,0 +1,129 @@
+"""Canonical correlation analysis with ridge, and its correlation-weighted score (CSA).
+
+Legend: `n` pairs, `D_a`, `D_b` frozen widths, `s` dimensions kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gera_lightning.aligners.base import Maps, Samples, Setting, grid, log_spaced
+from gera_lightning.errors import UserError
+from gera_lightning.heads import Linear, normalized, saved_as
+
+
+class CanonicalFits:
+    """Regularised canonical directions of two views for any penalty, from one singular value decomposition a view.
+
+    With `x = U diag(s) V'`, `(C + lam)^-1/2` acts on the span of V only, so the problem is one of rank at most n:
+    `svd(diag(g_a) U_a' U_b diag(g_b))`, `g = s / sqrt(s^2 + lam)`, `lam = penalty * mean s^2`.
+
+    Args:
+        x_a, x_b: paired rows `[n, D_a]`, `[n, D_b]`.
+    """
+
+    def __init__(self, x_a: Tensor, x_b: Tensor) -> None:
+        self.a, self.b = (torch.linalg.svd(x, full_matrices=False) for x in (x_a, x_b))
+        self.cross = self.a[0].T @ self.b[0]
+
+    def __call__(self, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Directions `[D_a, r]`, `[D_b, r]` and correlations `[r]`, largest first."""
+        roots = [(s.square() + penalty * s.square().mean()).sqrt() for _, s, _ in (self.a, self.b)]
+        gain_a, gain_b = self.a[1] / roots[0], self.b[1] / roots[1]
+        u, rho, vh = torch.linalg.svd(gain_a.unsqueeze(1) * self.cross * gain_b, full_matrices=False)
+        return self.a[2].T @ (u / roots[0].unsqueeze(1)), self.b[2].T @ (vh.T / roots[1].unsqueeze(1)), rho.clamp(max=1)
+
+
+@saved_as("weighted_cosine")
+class WeightedCosine(nn.Module):
+    """Unit rows whose dot product is `sum_j w_j u_j v_j`, `u = n(x W)`: a weighted cosine in one inner product.
+
+    `z = [sqrt(w) u; slack]`, the slack coordinate of each modality its own, so that it makes the row a unit one and adds nothing.
+
+    Args:
+        weight: `W` `[D_in, s]`.
+        scale: `w` `[s]`, between 0 and 1.
+        slot: 0 for modality a, 1 for b: where the slack stands.
+        shape: `(D_in, s)`, for an empty map that weights are loaded into.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, weight: Tensor | None = None, scale: Tensor | None = None, slot: int = 0, *, shape: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        if shape is not None:
+            weight, scale = torch.zeros(*shape), torch.zeros(shape[1])
+        assert weight is not None
+        assert scale is not None
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.slot = slot
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What, with the weights, rebuilds this map."""
+        return {"slot": self.slot, "shape": tuple(self.weight.shape)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, D_in] -> [n, s + 2]`."""
+        z = normalized(x @ self.weight) * self.scale.sqrt()
+        slack = (1 - z.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+        none = torch.zeros_like(slack)
+        return torch.cat([z, *((slack, none) if self.slot == 0 else (none, slack))], dim=1)
+
+
+@dataclass(frozen=True)
+class Cca:
+    """Regularised CCA; penalty and number of dimensions are tuned.
+
+    `A, rho, B = svd((C_aa + lam_a)^-1/2 C_ab (C_bb + lam_b)^-1/2)`, `lam = penalty * mean eigenvalue`; the score is the cosine of the
+    s leading canonical variates, or with `weighted` the sum of CSA, `sum_j rho_j u_j v_j`, u and v unit rows of them.
+
+    Attributes:
+        weighted: weigh dimensions by their correlation.
+        dims: largest shares of the canonical dimensions kept, tried in turn.
+        smallest, largest: range of relative penalties, evenly spaced in logarithm.
+
+    Source:
+        Hotelling 1936; ridge: Vinod 1976; CSA: Li et al., arXiv 2410.07610 (which has no ridge: it is our addition).
+    """
+
+    weighted: bool = False
+    dims: tuple[float, ...] = (0.5, 1.0)
+    smallest: float = 1e-1
+    largest: float = 1e1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest <= self.largest:
+            raise UserError(f"smallest={self.smallest} must be above 0 and at most largest={self.largest}")
+        if not self.dims or not 0 < min(self.dims) <= max(self.dims) <= 1:
+            raise UserError(f"dims={self.dims} must be shares in (0, 1]")
+
+    def settings(self, count: int, pairs: int) -> list[Setting]:  # noqa: ARG002
+        """`count` settings, the strongest penalty and fewest dimensions first."""
+        steps = max(1, count // len(self.dims))
+        return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), share=self.dims)
+
+    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+        """The maps of each setting, one small decomposition a penalty."""
+        fits = CanonicalFits(samples.x_a, samples.x_b)
+        fitted: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
+        for setting in settings:
+            penalty = setting["penalty"]
+            if penalty not in fitted:
+                fitted = {penalty: fits(penalty)}
+            a, b, rho = fitted[penalty]
+            kept = max(1, round(setting["share"] * len(rho)))
+            a, b = a[:, :kept].contiguous(), b[:, :kept].contiguous()
+            if self.weighted:
+                yield WeightedCosine(a, rho[:kept], 0), WeightedCosine(b, rho[:kept], 1)
+            else:
+                yield Linear(a.shape[0], kept, weight=a), Linear(b.shape[0], kept, weight=b)

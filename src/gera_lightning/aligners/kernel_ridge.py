@@ -1,0 +1,116 @@
+"""Kernel ridge regression between two frozen spaces.
+
+Legend: `n` pairs, `D_in`, `D_out` widths, `m` rows to map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, grid, log_spaced, regression_maps
+from gera_lightning.errors import UserError
+from gera_lightning.heads import saved_as
+
+
+def rbf(x: Tensor, y: Tensor, eps: Tensor | float) -> Tensor:
+    """`exp(-|x_i - y_j|^2 / eps)`, `[m, D], [n, D] -> [m, n]`."""
+    d2 = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T
+    return torch.exp(-d2.clamp(min=0) / eps)
+
+
+@saved_as("rbf")
+class RbfMap(nn.Module):
+    """`k(x, anchors) W` with the RBF kernel.
+
+    Args:
+        anchors: `[n, D_in]`.
+        weight: `W` `[n, D_out]`.
+        eps: bandwidth, a squared distance.
+        shape: `(n, D_in, D_out)`, for an empty map that weights are loaded into.
+    """
+
+    anchors: Tensor
+    weight: Tensor
+
+    def __init__(
+        self, anchors: Tensor | None = None, weight: Tensor | None = None, eps: float = 1.0, *, shape: tuple[int, int, int] | None = None
+    ) -> None:
+        super().__init__()
+        if shape is not None:
+            anchors, weight = torch.zeros(shape[0], shape[1]), torch.zeros(shape[0], shape[2])
+        assert anchors is not None
+        assert weight is not None
+        self.register_buffer("anchors", anchors)
+        self.register_buffer("weight", weight)
+        self.eps = eps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What, with the weights, rebuilds this map."""
+        return {"eps": self.eps, "shape": (*self.anchors.shape, self.weight.shape[1])}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[m, D_in] -> [m, D_out]`."""
+        return rbf(x, self.anchors, self.eps) @ self.weight
+
+
+@dataclass(frozen=True)
+class KernelRidge:
+    """RBF kernel ridge regression a->b, b->a, or both with their cosines averaged; bandwidth and penalty are tuned.
+
+    `f(x) = k(x, X) (K + lam I)^-1 Y`, `lam = penalty * mean eigenvalue of K` (which is 1), `eps = factor * median d2 of the pairs`.
+
+    Attributes:
+        direction: `both`, `a_to_b` or `b_to_a`, see `base.regression_maps`.
+        factors: bandwidths tried.
+        smallest, largest: range of relative penalties, evenly spaced in logarithm.
+    """
+
+    direction: str = "both"
+    factors: tuple[float, ...] = (4.0, 1.0)
+    smallest: float = 1e-2
+    largest: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_direction(self.direction)
+        if not 0 < self.smallest <= self.largest:
+            raise UserError(f"smallest={self.smallest} must be above 0 and at most largest={self.largest}")
+        if not self.factors or min(self.factors) <= 0:
+            raise UserError(f"factors={self.factors} must be above 0")
+
+    def settings(self, count: int, pairs: int) -> list[Setting]:  # noqa: ARG002
+        """`count` settings, the strongest penalty first."""
+        steps = max(1, count // len(self.factors))
+        return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), factor=self.factors)
+
+    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+        """The maps of each setting, from one eigendecomposition a bandwidth and direction."""
+        x_a, x_b = samples.x_a, samples.x_b
+        forward = _Fits(x_a, x_b) if self.direction != "b_to_a" else None
+        backward = _Fits(x_b, x_a) if self.direction != "a_to_b" else None
+        for setting in settings:
+            maps = [None if fits is None else fits(setting["factor"], setting["penalty"]) for fits in (forward, backward)]
+            yield regression_maps(x_a.shape[1], x_b.shape[1], *maps)
+
+
+class _Fits:
+    """Kernel ridge maps x -> y, one eigendecomposition a bandwidth."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+        d2 = torch.pdist(x).square() if len(x) > 1 else torch.ones(1)
+        self.scale = float(d2.median().clamp(min=1e-6))
+        self.bases: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, factor: float, penalty: float) -> RbfMap:
+        eps = factor * self.scale
+        if factor not in self.bases:
+            values, vectors = torch.linalg.eigh(rbf(self.x, self.x, eps))
+            self.bases[factor] = values.clamp(min=0), vectors, vectors.T @ self.y
+        values, vectors, target = self.bases[factor]
+        return RbfMap(self.x, vectors @ (target / (values + penalty).unsqueeze(1)), eps)

@@ -1,0 +1,212 @@
+"""One run: one method at one budget and seed, its folder, its aligner and its result row."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from gera_lightning import __version__, distributed
+from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.config import Config, config_hash, identity
+from gera_lightning.data import splits
+from gera_lightning.data.datamodule import TrainingRows, load_rows
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.data.synthetic import SyntheticViews
+from gera_lightning.errors import UserError
+from gera_lightning.evaluation import HeldOutItems, evaluate
+from gera_lightning.files import replace_atomically
+from gera_lightning.parts import build, check_part
+from gera_lightning.train import Fitted, Progress, Task, fit
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The two stores of an experiment with their item split; shared by its runs."""
+
+    a: EmbeddingStore
+    b: EmbeddingStore
+    split: splits.ItemSplit
+
+    @classmethod
+    def open(cls, config: Config) -> Stores:
+        """Open what `config.data` names.
+
+        Raises:
+            UserError: a missing or damaged store, or an impossible split.
+        """
+        data = config.data
+        if data.synthetic is not None:
+            part = {"class": "gera_lightning.data.synthetic.SyntheticViews", **data.synthetic}
+            check_part(part, "data.synthetic")
+            views: SyntheticViews = build(part, "data.synthetic")
+            a, b = views.stores(config.cache_dir)
+        else:
+            for key in ("a", "b"):
+                if not getattr(data, key):
+                    raise UserError(f"data.{key} is empty: name the folder of an embedding store")
+            a, b = EmbeddingStore(data.a), EmbeddingStore(data.b)
+        return cls(a, b, splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev"))
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of both stores' contents."""
+        return f"{self.a.data_hash[:8]}{self.b.data_hash[:8]}"
+
+    @cached_property
+    def held_out(self) -> HeldOutItems:
+        """The evaluated rows."""
+        return HeldOutItems.load(self.a, self.b, self.split)
+
+    def draw(self, config: Config, budget: int, seed: int) -> splits.Draw:
+        """Pairs and pools of a budget and seed."""
+        data = config.data
+        assert data.reserve is not None
+        return splits.draw(
+            self.a.rows,
+            self.b.rows,
+            self.split,
+            budget=budget,
+            reserve=data.reserve,
+            seed=seed,
+            shared_pools=data.shared_pools,
+            pool_size=data.pool_size,
+            extra_views=data.extra_views,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method at one budget and seed."""
+
+    experiment: str
+    method: str
+    budget: int
+    seed: int
+    config: Config
+    stores: Stores
+
+    @cached_property
+    def hash(self) -> str:
+        """Eight hex digits of settings and data."""
+        return config_hash(self.config, data=self.stores.data_hash, budget=self.budget, seed=self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """Where the finished run lies."""
+        return Path(self.config.runs_dir) / self.experiment / self.method / f"b{self.budget}-s{self.seed}-{self.hash}"
+
+    @property
+    def partial_folder(self) -> Path:
+        """Where it lies while it runs."""
+        return self.folder.with_name(self.folder.name + ".partial")
+
+    @property
+    def finished(self) -> bool:
+        """Whether a whole result is there."""
+        return (self.folder / "metrics.json").exists()
+
+
+def execute(run: Run, progress: Progress = lambda *_: None) -> dict[str, Any]:
+    """Run to the end and return its result row; the folder appears under its final name when it is whole.
+
+    An interrupted run goes on from its last checkpoint. All processes of a multi-process run call this together.
+    """
+    first = distributed.world()[0] == 0
+    folder = run.partial_folder
+    if first:
+        if run.config.overwrite:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"experiment": run.experiment, "method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
+        replace_atomically(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False).encode())
+    distributed.barrier()
+    _reset_peak_memory()
+    started = time.perf_counter()
+    draw = run.stores.draw(run.config, run.budget, run.seed)
+    rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
+    fitted = fit(Task(run.config, rows, run.stores.split.families, run.seed, folder, progress))
+    seconds = time.perf_counter() - started
+    if first:
+        row = _finish(run, rows, fitted, seconds)
+    distributed.barrier()
+    return row if first else {}
+
+
+def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dict[str, Any]:
+    """Evaluate, write everything, and give the folder its final name."""
+    folder, stores = run.partial_folder, run.stores
+    about = {
+        "experiment": run.experiment,
+        "method": run.method,
+        "budget": run.budget,
+        "seed": run.seed,
+        "data_hash": stores.data_hash,
+        **{f"{key}_{side}": value for side, store in (("a", stores.a), ("b", stores.b)) for key, value in _encoder_facts(store).items()},
+    }
+    aligner = Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, about)
+    aligner.save(folder / "aligner")
+    measures, ranks = evaluate(aligner, stores.held_out, run.config.evaluation)
+    scratch = folder / ".ranks.parquet.tmp"
+    ranks.to_parquet(scratch, index=False)
+    os.replace(scratch, folder / "ranks.parquet")
+    row: dict[str, Any] = {
+        "experiment": run.experiment,
+        "method": run.method,
+        "budget": run.budget,
+        "seed": run.seed,
+        "config_hash": run.hash,
+        "data_hash": stores.data_hash,
+        **measures,
+        "seconds": round(seconds, 3),
+        "steps": fitted.steps,
+        "settings": fitted.settings,
+        "chosen": fitted.chosen,
+        "split": run.config.data.split,
+        "peak_rss_mb": _peak_memory(),
+        "version": __version__,
+    }
+    logger = TensorBoardLogger(folder, name="", version="")
+    logger.log_metrics(measures, step=fitted.steps)
+    logger.log_hyperparams(_flat({"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}), measures)
+    logger.finalize("success")
+    replace_atomically(folder / "metrics.json", (json.dumps(row, indent=1) + "\n").encode())
+    if run.folder.exists():
+        shutil.rmtree(run.folder)
+    os.replace(folder, run.folder)
+    return row
+
+
+def _encoder_facts(store: EmbeddingStore) -> dict[str, Any]:
+    return {"dim": store.dim, "encoder": store.encoder.get("name"), "revision": store.encoder.get("revision")}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def _reset_peak_memory() -> None:
+    with contextlib.suppress(OSError):  # Linux: forget the process's peak so far, so that each run reports its own
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int:
+    """Peak resident memory in MiB."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) // 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
