@@ -286,6 +286,9 @@ def load(
     methods = {}
     for name in common.methods:
         preset = _read_yaml(_preset_path(name, path.parent / "methods"))
+        common_only = [key for key in RUNTIME_KEYS if key in preset]
+        if common_only:
+            raise UserError(f"{_preset_path(name, path.parent / 'methods')}: {common_only[0]} is no setting of a method: set it in {path}")
         unreachable = {key for key, value in preset.items() if value is None}
         reachable = [word for word in words if next(iter(word)) not in unreachable]
         settings = _typed(_merge([base, preset, *reachable]), f"method {name}")
@@ -299,7 +302,9 @@ def load(
 def _experiment_path(experiment: str, folder: Path) -> Path:
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     if not experiment:
-        raise UserError(f"EXP is empty: name an experiment, such as EXP={known[0] if known else 'speech_text'} (there are: {', '.join(known)})")
+        raise UserError(
+            f"EXP is empty: name an experiment, such as EXP={known[0] if known else 'speech_text'} (there are: {', '.join(known)})"
+        )
     path = Path(experiment) if experiment.endswith((".yaml", ".yml")) else folder / f"{experiment}.yaml"
     if not path.is_file():
         raise UserError(f"experiment {experiment!r}: there is no {path}{did_you_mean(experiment, known)}")
@@ -426,7 +431,7 @@ def _check_parts(config: Config) -> None:
 
 
 def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Config]) -> None:
-    """An override of a section that no chosen method has is a mistake.
+    """An override of a section that no chosen method has or reads is a mistake.
 
     Raises:
         UserError: naming it.
@@ -435,3 +440,7 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
         key = next(iter(word))
         if key in PARTS and word[key] is not None and all(getattr(c, key) is None for c in methods.values()):
             raise UserError(f"{key}: none of the methods {', '.join(methods)} has this section, so the override would do nothing")
+        if key in TRAINED_KEYS and all(c.closed_form is not None for c in methods.values()):
+            raise UserError(
+                f"{key}: all of the methods {', '.join(methods)} are closed forms and read no {key}, so the override would do nothing"
+            )

@@ -77,7 +77,7 @@ class _Gather(torch.autograd.Function):
 
 def gather_rows(rows: Tensor, count: int) -> Tensor:
     """All `count` rows of the global batch from each process's share `rows` (rows r::w), in global order, differentiable."""
-    return rows if world()[1] == 1 else _Gather.apply(rows, count)  # type: ignore[no-any-return]
+    return rows if world()[1] == 1 else _Gather.apply(rows, count)
 
 
 def global_mean(values: Tensor, count: int) -> Tensor:

@@ -114,7 +114,8 @@ def hubness(z_q: Tensor, z_g: Tensor, k: int = 10) -> float:
         Radovanovic, Nanopoulos, Ivanovic, Hubs in space, JMLR 2010.
     """
     _, found = search(z_q, z_g, k, metric="ip")
-    return float(skew(np.bincount(found.cpu().numpy().ravel(), minlength=len(z_g))))
+    occurrence = np.bincount(found.cpu().numpy().ravel(), minlength=len(z_g))
+    return float(skew(occurrence)) if occurrence.std() > 0 else 0.0  # a gallery of k rows or fewer has no hubs
 
 
 def knn_overlap(x: Tensor, z: Tensor, k: int = 10) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -78,8 +79,9 @@ class AlignmentModule(LightningModule):
         total = pair + self.weight * sum((terms[name] for name in terms if name != "pair"), torch.zeros_like(pair))
         for name, value in {**terms, "total": total}.items():
             self.log(f"loss/{name}", value.detach(), rank_zero_only=True)
-        if hasattr(self.pair_loss, "scale"):
-            self.log("train/scale", self.pair_loss.scale.detach(), rank_zero_only=True)  # type: ignore[union-attr]
+        scale = getattr(self.pair_loss, "scale", None)
+        if isinstance(scale, Tensor):
+            self.log("train/scale", scale.detach(), rank_zero_only=True)
         return total
 
     @staticmethod
@@ -99,7 +101,7 @@ class AlignmentModule(LightningModule):
                 edges = (gather_rows(local[0], patches.count), gather_rows(local[1], patches.count))
         return global_mean(loss(x_AMD, z_AMD, scale=scale, edges=edges), patches.count)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, weight decay on matrices only, and a cosine schedule by step."""
         matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]

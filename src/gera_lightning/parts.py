@@ -26,7 +26,9 @@ def resolve(path: str, where: str) -> type:
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError, TypeError) as error:  # TypeError: a path that begins with a dot
-        raise UserError(f"{where}.class={path!r} cannot be imported ({error}): give a dotted path such as 'package.module.Class'") from error
+        raise UserError(
+            f"{where}.class={path!r} cannot be imported ({error}): give a dotted path such as 'package.module.Class'"
+        ) from error
     found = getattr(module, name, None)
     if not inspect.isclass(found):
         classes = [n for n, v in vars(module).items() if inspect.isclass(v)]

@@ -21,6 +21,7 @@ from gera_lightning.data import splits
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
 from gera_lightning.run import Run, Stores, execute
+from gera_lightning.train import check
 
 
 def plan(experiment: Experiment) -> list[Run]:
@@ -36,6 +37,11 @@ def plan(experiment: Experiment) -> list[Run]:
         raise UserError(
             f"budgets={common.budgets}: {max(common.budgets)} pairs are more than the {matched} train items with a row in both stores: lower it"
         )
+    for name, config in experiment.methods.items():
+        try:
+            check(config)
+        except UserError as error:
+            raise UserError(f"{error} (method {name})") from error
     for seed in common.seeds:
         for budget in common.budgets:
             drawn = stores.draw(common, budget, seed)

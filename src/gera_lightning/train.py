@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,17 +20,19 @@ import pandas as pd
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from gera_lightning import distributed, tuning
 from gera_lightning.aligners.base import ClosedForm, Samples
 from gera_lightning.aligners.space import SharedSpace
 from gera_lightning.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
-from gera_lightning.config import Config
+from gera_lightning.config import Config, TrainerConfig
 from gera_lightning.data import splits
 from gera_lightning.data.datamodule import AlignmentDataModule, TrainingRows
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
+from gera_lightning.geometry.neighbors import check_index
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
 from gera_lightning.parts import build
@@ -98,6 +101,29 @@ class Fitted:
 def fit(task: Task) -> Fitted:
     """Fit the method that `task.config` describes."""
     return fit_closed_form(task) if task.config.closed_form is not None else fit_trained(task)
+
+
+def check(config: Config) -> None:
+    """Build every part of a method once, at toy size: what a user can get wrong shows here, before anything is written.
+
+    Raises:
+        UserError: naming the section, and what refuses which value.
+    """
+    if config.correction is not None:
+        build(config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
+    if config.closed_form is not None:
+        build(config.closed_form, "closed_form")
+        return
+    if config.start is not None:
+        build(config.start, "start")
+    head = build(config.head, "head", 2, 2, weight=None, generator=torch.Generator())
+    build(config.pair_loss, "pair_loss")
+    build(config.optimizer, "optimizer", [{"params": list(head.parameters())}])
+    if config.geometric_loss is not None:
+        build(config.geometric_loss, "geometric_loss")
+        check_index(config.graph.backend, config.graph.index)
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(config, Path(folder), 1, [])
 
 
 @torch.inference_mode()
@@ -263,10 +289,20 @@ def _linear_weight(mapping: nn.Module) -> Tensor:
 
 
 def make_trainer(config: Config, folder: Path, stop: int, callbacks: list[Callback]) -> Trainer:
-    """Lightning's Trainer for one training."""
-    settings = config.trainer
+    """Lightning's Trainer for one training.
+
+    Raises:
+        UserError: a word that Lightning does not know, or hardware that is not there.
+    """
     size = distributed.world()[1]
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        return _trainer(config.trainer, folder, stop, callbacks, size, local)
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer: Lightning refuses these settings ({' '.join(str(error).split())})") from error
+
+
+def _trainer(settings: TrainerConfig, folder: Path, stop: int, callbacks: list[Callback], size: int, local: int) -> Trainer:
     return Trainer(
         max_steps=stop,
         max_epochs=-1,

@@ -159,21 +159,23 @@ class Aligner:
             ) from error
         except (ValueError, safetensors.SafetensorError) as error:
             raise UserError(f"{folder}: the aligner is damaged ({error}): train it again") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{folder}: the aligner is damaged (aligner.json holds no keys): train it again")
         if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
             raise UserError(
                 f"{folder}: format {record.get('format')!r} version {record.get('version')!r}; this version reads {FORMAT!r} version {VERSION}"
             )
-        preprocess = [Preprocessing(torch.zeros(record["about"][f"dim_{s}"]) if record["center"][s] else None) for s in "ab"]
-        maps = [build_map(record["maps"][s], kinds) for s in "ab"]
-        correction = None
-        if record["correction"] is not None:
-            pools = {
-                f"pool_{s}": torch.zeros_like(weights[f"space.correction.pool_{s}"])
-                for s in "ab"
-                if f"space.correction.pool_{s}" in weights
-            }
-            correction = Csls(record["correction"]["k"], **pools) if len(pools) == 2 else None
-        aligner = cls(preprocess[0], preprocess[1], SharedSpace(maps[0], maps[1], correction), record["about"])
+        try:
+            means = [torch.zeros_like(weights[f"preprocess.{s}.mean"]) if record["center"][s] else None for s in "ab"]
+            maps = [build_map(record["maps"][s], kinds) for s in "ab"]
+            correction = None
+            if record["correction"] is not None:
+                pools = {f"pool_{s}": torch.zeros_like(weights[f"space.correction.pool_{s}"]) for s in "ab"}
+                correction = Csls(record["correction"]["k"], **pools)
+            about = record["about"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder}: the aligner is damaged ({error!r}): train it again") from error
+        aligner = cls(Preprocessing(means[0]), Preprocessing(means[1]), SharedSpace(maps[0], maps[1], correction), about)
         try:
             nn.ModuleDict({"preprocess": aligner.preprocess, "space": aligner.space}).load_state_dict(weights)
         except RuntimeError as error:

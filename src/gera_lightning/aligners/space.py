@@ -41,7 +41,11 @@ class Csls(nn.Module):
         """`r` of mapped rows of modality `side` `[n, D] -> [n]`: mean cosine to the nearest pool rows of the other modality."""
         pool = self.pool_b if side == "a" else self.pool_a
         k = min(self.k, len(pool))
-        return torch.cat([(rows @ pool.T).topk(k, dim=1).values.mean(1) for rows in z.split(4096)]) if k else torch.zeros(len(z), device=z.device)
+        return (
+            torch.cat([(rows @ pool.T).topk(k, dim=1).values.mean(1) for rows in z.split(4096)])
+            if k
+            else torch.zeros(len(z), device=z.device)
+        )
 
 
 class SharedSpace(nn.Module):

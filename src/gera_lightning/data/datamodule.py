@@ -225,7 +225,9 @@ class AlignmentDataModule(LightningDataModule):
         if self.k is not None and not self.graphs:
             self.graphs = {"a": self._graph("a"), "b": self._graph("b")}
         self._pairs = RowStream(len(self.positions), self.pairs_per_step, self.seed, 10)
-        self._anchors = {side: RowStream(len(graph), self.anchors_per_step, self.seed, 11 + i) for i, (side, graph) in enumerate(self.graphs.items())}
+        self._anchors = {
+            side: RowStream(len(graph), self.anchors_per_step, self.seed, 11 + i) for i, (side, graph) in enumerate(self.graphs.items())
+        }
 
     def step_rows(self, step: int, rank: int = 0, size: int = 1) -> StepRows:
         """Row numbers of process `rank` of `size` in a step."""

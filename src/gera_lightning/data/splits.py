@@ -92,7 +92,7 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
         dev: for design work: the test items are dropped, and the train items split again by another hash.
 
     Raises:
-        UserError: the two stores disagree, or nothing is left on a side.
+        UserError: the two stores disagree, a given split cuts a family, or nothing is left on a side.
     """
     families = item_families(rows_a, rows_b)
     given_a, given_b = _given_split(rows_a), _given_split(rows_b)
@@ -100,10 +100,17 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
     common = given_a.index.intersection(given_b.index)
     differ = common[given_a[common].to_numpy() != given_b[common].to_numpy()]
     if len(differ):
-        raise UserError(f"item {differ[0]!r} is {given_a[differ[0]]!r} in store a and {given_b[differ[0]]!r} in store b: make the split columns agree")
+        raise UserError(
+            f"item {differ[0]!r} is {given_a[differ[0]]!r} in store a and {given_b[differ[0]]!r} in store b: make the split columns agree"
+        )
     side = pd.Series(index=families.index, dtype=object)
     side.update(given)
     decided = side[side.isin(["train", "test"])]
+    cut = pd.DataFrame({"family": families[decided.index], "side": decided}).groupby("family")["side"].nunique()
+    if (cut > 1).any():
+        raise UserError(
+            f"family {cut.idxmax()!r} has items of train and of test in the `split` column: near-duplicates must stay on one side"
+        )
     side_of = dict(zip(families[decided.index], decided, strict=True))
     open_items = side.isna()
     hashed = {f: "test" if unit_hash(f"test:{f}") < test_share else "train" for f in families[open_items].unique()}
@@ -114,10 +121,12 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
         side = side.where(side == "both", np.where(was_train, np.where(is_dev, "test", "train"), "unused"))
     side_a, side_b = side[rows_a["item"]].to_numpy(), side[rows_b["item"]].to_numpy()
     parts = [np.flatnonzero(np.isin(s, [want, "both"])) for want in ("train", "test") for s in (side_a, side_b)]
-    for name, rows in zip(("train rows in store a", "train rows in store b", "test rows in store a", "test rows in store b"), parts, strict=True):
+    for name, rows in zip(
+        ("train rows in store a", "train rows in store b", "test rows in store a", "test rows in store b"), parts, strict=True
+    ):
         if len(rows) == 0:
             raise UserError(f"the split leaves no {name}: check the `split` column and data.test_share={test_share}")
-    return ItemSplit(*parts, families)
+    return ItemSplit(parts[0], parts[1], parts[2], parts[3], families)
 
 
 @dataclass(frozen=True)
@@ -175,14 +184,20 @@ def draw(
     if reserve > len(items):
         raise UserError(f"budgets: {reserve} pairs are more than the {len(items)} train items with a row in both stores: lower the budget")
     if not 1 < budget <= reserve:
-        raise UserError(f"budgets: {budget} must lie between 2 and data.reserve={reserve}, the items set aside for pairs: change one of them")
+        raise UserError(
+            f"budgets: {budget} must lie between 2 and data.reserve={reserve}, the items set aside for pairs: change one of them"
+        )
     rng = np.random.default_rng([seed, 0])
     order = rng.permutation(items)
     by_item_a = _rows_by_item(rows_a, split.train_a, seed, 1)
     by_item_b = _rows_by_item(rows_b, split.train_b, seed, 2)
     chosen = order[:budget]
     views = [max(len(by_item_a[i]), len(by_item_b[i])) if extra_views else 1 for i in chosen]
-    pairs = [(by_item_a[i][v % len(by_item_a[i])], by_item_b[i][v % len(by_item_b[i])], i) for i, n in zip(chosen, views, strict=True) for v in range(n)]
+    pairs = [
+        (by_item_a[i][v % len(by_item_a[i])], by_item_b[i][v % len(by_item_b[i])], i)
+        for i, n in zip(chosen, views, strict=True)
+        for v in range(n)
+    ]
     rest = order[reserve:]
     half = len(rest) // 2
     outside_a, outside_b = (rest, rest) if shared_pools else (rest[:half], rest[half:])
@@ -199,7 +214,7 @@ def _rows_by_item(rows: pd.DataFrame, train: np.ndarray, seed: int, salt: int) -
     """Row numbers of each train item, in an order drawn from the seed."""
     shuffled = np.random.default_rng([seed, salt]).permutation(train)
     numbers = pd.Series(shuffled, index=rows["item"].to_numpy(dtype=str)[shuffled])
-    return {item: group.to_numpy() for item, group in numbers.groupby(level=0)}
+    return {str(item): group.to_numpy() for item, group in numbers.groupby(level=0)}
 
 
 def _pool(by_item: dict[str, np.ndarray], outside: np.ndarray, matched: np.ndarray, size: int | None, seed: int, salt: int) -> np.ndarray:

@@ -137,7 +137,9 @@ class EmbeddingStore:
         if not np.isfinite(out).all():
             bad = index[~np.isfinite(out).all(axis=1)]
             name = self.rows["row"].iloc[bad[0]]
-            raise UserError(f"{self.path}: {len(bad)} vectors are not finite, the first is row {name!r}: embed them again or leave them out")
+            raise UserError(
+                f"{self.path}: {len(bad)} vectors are not finite, the first is row {name!r}: embed them again or leave them out"
+            )
         return out
 
     def verify(self) -> None:
@@ -170,7 +172,7 @@ def check_rows(table: pd.DataFrame, where: str) -> None:
     if table["row"].duplicated().any():
         raise UserError(f"{where}: row {table['row'][table['row'].duplicated()].iloc[0]!r} stands there twice; `row` must be unique")
     if "split" in table:
-        unknown = set(table["split"].unique()) - set(SPLITS)
+        unknown = set(table["split"].dropna().unique()) - set(SPLITS)
         if unknown:
             raise UserError(f"{where}: split {sorted(map(str, unknown))[0]!r} is not one of {', '.join(SPLITS)}")
 
@@ -189,6 +191,8 @@ class StoreWriter:
             raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
         self.path = Path(path)
         self.dtype = dtype
+        if (self.path / "manifest.json").exists():
+            raise UserError(f"{str(path)!r} holds a store already: remove it, or choose another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self.shards: list[Shard] = []
         for record in sorted(self.path.glob("shard_*.json")):  # kept only until `finish`
@@ -207,6 +211,10 @@ class StoreWriter:
         if vectors.ndim != 2 or len(vectors) != len(rows):
             raise ValueError(f"vectors {vectors.shape} and {len(rows)} rows do not match")
         check_rows(rows, str(self.path))
+        if self.shards:
+            width = int(np.load(self.path / self.shards[0].vectors, mmap_mode="r", allow_pickle=False).shape[1])
+            if vectors.shape[1] != width:
+                raise UserError(f"{self.path}: vectors of width {vectors.shape[1]} after a shard of width {width}: one encoder a store")
         number = len(self.shards)
         names = f"emb_{number:04d}.npy", f"rows_{number:04d}.parquet"
         np.save(self.path / names[0], np.ascontiguousarray(vectors, dtype=self.dtype))
@@ -256,8 +264,6 @@ def write_store(
     Raises:
         UserError: a store is there already, or the rows break the contract.
     """
-    if (Path(path) / "manifest.json").exists():
-        raise UserError(f"{str(path)!r} holds a store already: remove it, or choose another folder")
     check_rows(rows, str(path))
     writer = StoreWriter(path, dtype, resume=False)
     for start in range(0, len(rows), shard_rows):

@@ -80,7 +80,9 @@ class SyntheticViews:
             signal = np.sqrt(2 / self.features) * np.cos(np.hstack([np.sin(u), np.cos(u)]) @ weight + phase) @ project
             error = np.random.default_rng([self.seed, 3 + view, shard]).normal(0, 1 / np.sqrt(dim), signal.shape)
             order = np.random.default_rng([self.seed, 5 + view, shard]).permutation(len(number))
-            rows = pd.DataFrame({"item": [f"point-{i:07d}" for i in number], "label": (u[:, 0] / (2 * np.pi) * self.classes).astype(int).astype(str)})
+            rows = pd.DataFrame(
+                {"item": [f"point-{i:07d}" for i in number], "label": (u[:, 0] / (2 * np.pi) * self.classes).astype(int).astype(str)}
+            )
             rows.insert(0, "row", rows["item"] + "-" + "ab"[view])
             writer.append((signal + self.noise * error)[order], rows.iloc[order])
         settings: dict[str, Any] = asdict(self)

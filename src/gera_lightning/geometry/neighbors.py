@@ -86,6 +86,26 @@ def search(
     return torch.from_numpy(values).to(queries), torch.from_numpy(found).to(queries.device)
 
 
+def check_index(backend: str, index: str) -> None:
+    """Refuse what `search` would refuse later.
+
+    Raises:
+        UserError: a FAISS index factory string that FAISS does not know.
+    """
+    if backend == "faiss":
+        _make_index(8, index, "l2")
+
+
+def _make_index(dim: int, factory: str, metric: str) -> Any:
+    import faiss
+
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1] if str(error) else "unknown"
+        raise UserError(f"graph.index={factory!r} is not a FAISS index factory string ({reason}): 'Flat' is exact") from error
+
+
 def _as_numpy(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
 
@@ -94,7 +114,7 @@ def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, 
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    index: Any = faiss.index_factory(points.shape[1], factory, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+    index = _make_index(points.shape[1], factory, metric)
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
         options = faiss.GpuMultipleClonerOptions()
         options.shard = shard and faiss.get_num_gpus() > 1

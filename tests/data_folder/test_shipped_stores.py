@@ -1,0 +1,211 @@
+"""The stores in data/: whole, true to the contract, and without a leak across their split."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gera_lightning.data.splits import item_families, split_items
+from gera_lightning.data.store import EmbeddingStore
+
+DATA = Path(__file__).parents[2] / "data"
+SETS = {"wordnet_speech": ("speech", "text"), "emoji": ("image", "text")}
+STORES = [f"{name}/{side}" for name, both in SETS.items() for side in both]
+READMES = [name for name in SETS if (DATA / name / "README.md").exists()]
+
+
+@cache
+def opened(name: str) -> EmbeddingStore:
+    return EmbeddingStore(DATA / name)
+
+
+def tables(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    a, b = SETS[name]
+    return opened(f"{name}/{a}").rows, opened(f"{name}/{b}").rows
+
+
+def test_data_is_at_most_60_megabytes():
+    size = sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file() and ".build" not in path.parts)
+    assert size <= 60e6
+
+
+def test_every_store_is_known_here():
+    assert {p.parent.relative_to(DATA).as_posix() for p in DATA.glob("*/*/manifest.json")} == set(STORES)
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_every_byte_is_the_manifests(name):
+    opened(name).verify()
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_vectors_are_finite_and_alive(name):
+    store = opened(name)
+    x = store.read()
+    assert x.shape == (len(store.rows), store.dim)
+    assert np.isfinite(x).all()
+    assert np.linalg.norm(x, axis=1).min() > 1e-3
+    assert (x.std(axis=0) < 1e-6).mean() <= 0.01  # all-MiniLM-L6-v2 itself has a few dead dimensions
+    assert len(np.unique(x, axis=0)) == len(x)
+    for key in ("name", "dim"):
+        assert store.encoder[key]
+    for key in ("name", "licence"):
+        assert store.manifest["source"][key]
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_columns_are_those_of_the_contract(name):
+    rows = opened(name).rows
+    wanted = ["row", "item", "text", "family", "label", "split"] + ([] if name.endswith("/text") else ["group"])
+    assert sorted(rows.columns) == sorted(wanted)
+    for column in wanted:
+        assert rows[column].map(lambda value: isinstance(value, str) and value.strip() == value != "").all(), column
+    assert rows["row"].is_unique
+    assert set(rows["split"]) == {"train", "test"}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_both_stores_hold_the_same_items_and_say_the_same_of_them(name):
+    a, b = tables(name)
+    assert b["item"].is_unique  # one text an item
+    assert set(a["item"]) == set(b["item"])
+    text = b.set_index("item")
+    for column in ("family", "label", "split"):
+        assert (text[column].loc[a["item"]].to_numpy() == a[column].to_numpy()).all(), column
+
+
+# ---- the split ----
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_no_family_is_cut(name):
+    a, b = tables(name)
+    rows = pd.concat([a, b])
+    assert (rows.groupby("family")["split"].nunique() == 1).all()
+    assert (rows.groupby("item")["split"].nunique() == 1).all()
+    side = rows.drop_duplicates("item").set_index("item")["split"]
+    families = item_families(a, b)  # joined over both stores
+    assert (side.groupby(families).nunique() == 1).all()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_package_splits_as_the_stores_say(name):
+    a, b = tables(name)
+    split = split_items(a, b)
+    for rows, train, test in ((a, split.train_a, split.test_a), (b, split.train_b, split.test_b)):
+        assert train.tolist() == np.flatnonzero(rows["split"] == "train").tolist()
+        assert test.tolist() == np.flatnonzero(rows["split"] == "test").tolist()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_no_test_text_is_a_train_text(name):
+    _, text = tables(name)
+    words = text["text"].str.lower().str.replace(r"\W+", " ", regex=True).str.strip()
+    assert not set(words[text["split"] == "test"]) & set(words[text["split"] == "train"])
+
+
+@pytest.mark.parametrize("store", ["image", "text"])
+def test_no_test_emoji_is_nearly_a_train_emoji(store):
+    """As data/emoji/README.md says: no cosine above 0.97."""
+    x, rows = opened(f"emoji/{store}").read(), opened(f"emoji/{store}").rows
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    assert (x[rows["split"] == "test"] @ x[rows["split"] == "train"].T).max() <= 0.97
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_the_order_of_rows_tells_nothing(name):
+    """Position against side, names, family and vectors: each within four standard deviations of chance."""
+    rows = opened(name).rows
+    n = len(rows)
+    place = np.arange(n)
+    for known in (rows["split"] == "test", rows["item"].rank(), rows["text"].rank(), rows["label"].rank()):
+        assert abs(np.corrcoef(place, known)[0, 1]) < 4 / np.sqrt(n)
+    for column in ("split", "family", "label", *(["group"] if "group" in rows else [])):
+        values = rows[column].to_numpy()
+        alike = (values[1:] == values[:-1]).mean()
+        share = rows[column].value_counts().to_numpy()
+        expected = (share * (share - 1)).sum() / (n * (n - 1))
+        assert abs(alike - expected) < 4 * np.sqrt(max(expected, 1 / n) / n), column
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_order_of_one_store_does_not_give_its_partners(name):
+    a, b = tables(name)
+    first = a.drop_duplicates("item")
+    partner = pd.Series(range(len(b)), index=b["item"]).loc[first["item"]]
+    assert abs(np.corrcoef(first.index, partner)[0, 1]) < 4 / np.sqrt(len(b))
+
+
+# ---- groups ----
+
+
+def test_unseen_voices_speak_test_items_only():
+    spec = importlib.util.spec_from_file_location("wordnet_speech_corpus", DATA / "wordnet_speech" / "corpus.py")
+    assert spec is not None
+    assert spec.loader is not None
+    corpus = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = corpus  # dataclasses look their module up
+    spec.loader.exec_module(corpus)
+    unseen = {voice.name for voice in corpus.UNSEEN}
+    rows, _ = tables("wordnet_speech")
+    in_train, in_test = (set(rows["group"][rows["split"] == split]) for split in ("train", "test"))
+    assert len(unseen) == 2
+    assert in_test - in_train == unseen
+    assert in_train == {voice.name for voice in corpus.SEEN}
+    assert in_train < in_test
+    new = rows["group"].isin(unseen)
+    count = rows.assign(new=new).groupby(["split", "item"])["new"].agg(["size", "sum"])
+    assert count.loc["train"].drop_duplicates().to_numpy().tolist() == [[1, 0]]  # a train item is spoken once, by a seen voice
+    assert count.loc["test"].drop_duplicates().to_numpy().tolist() == [[2, 1]]  # a test item by a seen and by an unseen one
+
+
+def test_every_emoji_has_one_row_a_renderer():
+    rows, _ = tables("emoji")
+    assert set(rows["group"]) == {"google", "twitter"}
+    assert not rows.duplicated(["item", "group"]).any()
+    assert (rows["row"] == rows["item"] + "-" + rows["group"]).all()
+
+
+# ---- what the READMEs say ----
+
+
+def shown(number: int) -> str:
+    return rf"(?<![\d,.]){number:,}(?!\d|[,.]\d)"
+
+
+def test_the_readme_of_emoji_is_checked():
+    assert "emoji" in READMES
+
+
+@pytest.mark.parametrize(("name", "column"), list(product(READMES, ("rows", "train", "test"))))
+def test_row_counts_are_those_of_the_readme(name, column):
+    readme = (DATA / name / "README.md").read_text()
+    for side, rows in zip(SETS[name], tables(name), strict=True):
+        number = len(rows) if column == "rows" else int((rows["split"] == column).sum())
+        assert re.search(shown(number), readme), f"{side}: {number:,} {column} rows"
+
+
+def test_the_tables_of_emojis_readme():
+    readme = (DATA / "emoji" / "README.md").read_text()
+    image, text = tables("emoji")
+    stores = {side: int(number.replace(",", "")) for side, number in re.findall(r"\| `(\w+)/` \| ([\d,]+)", readme)}
+    assert stores == {"image": len(image), "text": len(text)}
+    splits = {
+        split: tuple(int(n.replace(",", "")) for n in numbers)
+        for split, *numbers in re.findall(r"\| (train|test) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", readme)
+    }
+    for split in ("train", "test"):
+        here, there = image[image["split"] == split], text[text["split"] == split]
+        assert splits[split] == (there["item"].nunique(), len(there), len(here), there["family"].nunique())
+    assert f"{text['family'].nunique()} families" in readme
+    alone = (image["item"].value_counts() == 1).sum()
+    assert f"({alone} items have one)" in readme
+    assert f"({text['label'].nunique()} of them)" in readme

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from gera_lightning import __version__, cli, config, sweep
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.errors import UserError
+
+N = 60
+RIDGE = {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "both"}}
+
+
+@pytest.fixture
+def project(tmp_path: Path, make_store: Callable[..., EmbeddingStore], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with one experiment on two small stores; the command is run from there."""
+    x = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
+    for name, width in (("a", 6), ("b", 4)):
+        make_store(name, x[:, :width], item=[f"i{n:02d}" for n in range(N)], split=["test" if n % 4 == 0 else "train" for n in range(N)])
+    (tmp_path / "experiments" / "methods").mkdir(parents=True)
+    (tmp_path / "experiments" / "methods" / "ridge.yaml").write_text(yaml.safe_dump(RIDGE))
+    (tmp_path / "experiments" / "methods" / "plain.yaml").write_text("closed_form: null\n")
+    settings = {"data": {"a": "a", "b": "b"}, "budgets": [10], "methods": ["ridge", "plain"], "tuning": {"folds": 2}}
+    (tmp_path / "experiments" / "small.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must be refused: code 2, one line on standard error, nothing else, and no run left behind."""
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.endswith("\n")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    assert not Path("runs").exists()
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ["EXP is empty", "EXP=small"]),
+        (("budgets=[10]",), ["EXP is empty", "EXP=small"]),  # no experiment, only words
+        (("smal",), ["'smal'", "did you mean 'small'"]),
+        (("small", "budget=[10]"), ["budget=[10]", "did you mean 'budgets'"]),
+        (("small", "budgets"), ["'budgets'", "key=value"]),
+        (("small", "budgets=10"), ["budgets=10", "budgets=[10]"]),
+        (("small", "methods=[rigde]"), ["'rigde'", "did you mean 'ridge'"]),
+        (("small", "head.class=nothing.Here"), ["head.class='nothing.Here'", "cannot be imported"]),
+        (("small", "head.hiden=3"), ["head.hiden", "did you mean 'hidden'"]),
+        (("small", "data.a=''"), ["data.a is empty", "name the folder"]),
+        (("small", "data.a=nowhere"), ["'nowhere'", "check the path"]),
+        (("small", "budgets=[46]"), ["budgets=[46]", "45 train items"]),
+        (("small", "budgets=[10,20]", "data.reserve=15"), ["20", "data.reserve=15"]),
+        (("small", "data.reserve=45"), ["data.reserve=45", "no unpaired rows"]),
+        (("small", "tuning.folds=11"), ["tuning.folds=11", "10 families"]),
+        (("small", "methods=[ridge]", "data.synthetic.item=9"), ["data.synthetic.item", "did you mean 'items'"]),
+        (("small", "methods=[ridge]", "data.synthetic.items=0"), ["data.synthetic.items=0", "at least 1"]),
+        (("small", "methods=[ridge]", "data.synthetic.items=1e4"), ["data.synthetic.items=10000.0", "whole number"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(project, capsys, arguments, words):
+    message = refused(capsys, "train", *arguments)
+    assert all(word in message for word in words), message
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        rows = pd.read_parquet(path)
+        rows["item"] = range(len(rows))  # numbers, not words
+        rows.to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("manifest.json", "gone"),
+        ("manifest.json", "cut"),
+        ("emb_0000.npy", "gone"),
+        ("emb_0000.npy", "cut"),
+        ("rows_0000.parquet", "gone"),
+        ("rows_0000.parquet", "cut"),
+        ("rows_0000.parquet", "numbers"),
+    ],
+)
+def test_a_damaged_store_is_one_line_too(project, capsys, name, how):
+    damage(project / "a" / name, how)
+    assert (
+        "item" in (message := refused(capsys, "train", "small"))
+        if how == "numbers"
+        else name in (message := refused(capsys, "train", "small"))
+    )
+    assert any(word in message for word in ("build", "write it as"))
+
+
+def test_a_broken_experiment_file_is_one_line(project, capsys):
+    (project / "experiments" / "small.yaml").write_text("budgets: [1,\nmethods: {\n")
+    assert "small.yaml: not readable as YAML" in refused(capsys, "train", "small")
+
+
+def test_the_real_command_exits_with_2(project):
+    """In a process of its own, as a shell sees it."""
+    done = subprocess.run([sys.executable, "-m", "gera_lightning.cli", "train", "small", "budget=[1]"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"error: budget=[1]: there is no key 'budget'; did you mean 'budgets'?{chr(10)}"
+
+
+def test_a_mistake_is_found_before_torch_is_imported(project):
+    code = "import sys; from gera_lightning.cli import main; code = main(['train', 'smal']); print(code, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian", "small"], ["train", "small", "--budgets", "3"]])
+def test_words_that_are_no_command_exit_with_2(project, capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: gera" in capsys.readouterr().err
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"gera {__version__}\n"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What reaches the sweep."""
+    seen: list[Any] = []
+
+    def record(experiment: config.Experiment, console: object = None) -> sweep.Outcome:
+        seen.append((experiment, console))
+        return sweep.Outcome(pd.DataFrame(), "the table", Path("runs/small/curve.png"), Path("runs/small"))
+
+    monkeypatch.setattr(sweep, "run_experiment", record)
+    return seen
+
+
+def test_words_of_the_command_line_equal_keywords(project, capsys, asked):
+    words = ["budgets=[5,10]", "seeds=[1,2]", "trainer.max_steps=7", "optimizer.lr=1e-4", "trainer.devices=1", "geometric_loss.form=kl"]
+    keywords = {
+        "budgets": [5, 10],
+        "seeds": [1, 2],
+        "trainer.max_steps": 7,
+        "optimizer.lr": 1e-4,
+        "trainer": {"devices": 1},
+        "geometric_loss.form": "kl",
+    }
+    assert cli.main(["train", "small", *words]) == 0
+    [(experiment, console)] = asked
+    assert experiment == config.load("small", keywords)
+    assert experiment != config.load("small")
+    assert console is not None
+    out = capsys.readouterr().out
+    for word in ("the table", "runs/small/curve.png", "runs/small/results.jsonl", "make tensorboard EXP=small"):
+        assert word in out
+
+
+def test_only_the_first_process_prints(project, capsys, asked, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["train", "small"]) == 0
+    assert asked[0][1] is None
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("a=1 is wrong: remedy"), 2, "error: a=1 is wrong: remedy\n"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from here\n"),
+    ],
+)
+def test_what_stops_a_run_decides_the_code(project, capsys, monkeypatch, error, code, line):
+    def stopped(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sweep, "run_experiment", stopped)
+    assert cli.main(["train", "small"]) == code
+    assert capsys.readouterr().err == line
+
+
+def test_our_own_bugs_keep_their_traceback(project, monkeypatch):
+    def broken(*_: object) -> None:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr(sweep, "run_experiment", broken)
+    with pytest.raises(AssertionError, match="ours"):
+        cli.main(["train", "small"])
+
+
+def test_a_whole_experiment_from_the_command_line(project, capsys):
+    assert cli.main(["train", "small", "methods=[ridge]", "budgets=[5,10]", "seeds=[0,1]"]) == 0
+    out = capsys.readouterr().out
+    assert "ridge" in out
+    rows = [json.loads(line) for line in (project / "runs" / "small" / "results.jsonl").read_text().splitlines()]
+    assert sorted((row["method"], row["budget"], row["seed"]) for row in rows) == [("ridge", b, s) for b in (5, 10) for s in (0, 1)]
+    assert not list((project / "runs").rglob("*.partial"))
