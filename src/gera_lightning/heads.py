@@ -219,3 +219,37 @@ class Chain(nn.Module):
         for part in self.maps:
             x = part(x)
         return x
+
+
+@saved_as("shift")
+class Shift(nn.Module):
+    """`x - offset`.
+
+    Args:
+        offset: `[D]`.
+        dim: D, for an empty map that weights are loaded into.
+    """
+
+    offset: Tensor
+
+    def __init__(self, offset: Tensor | None = None, *, dim: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.zeros(dim or 0) if offset is None else offset)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What, with the weights, rebuilds this map."""
+        return {"dim": len(self.offset)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, D] -> [n, D]`."""
+        return x - self.offset
+
+
+@saved_as("unit")
+class Unit(nn.Module):
+    """`x / |x|` as a map, for use between two others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, D] -> [n, D]`."""
+        return normalized(x)

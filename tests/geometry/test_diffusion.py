@@ -120,32 +120,36 @@ def test_graph_diffusion_equals_slow_loops(alpha, steps):
 def test_out_of_sample_equals_slow_loops(steps):
     pool, new = cloud(30), cloud(5, seed=1)
     graph = knn_graph(pool, 4, backend="torch")
-    diffusion = GraphDiffusion(factor=1.5, alpha=1.0, steps=steps, strength=0.3)
+    diffusion = GraphDiffusion(k=4, factor=1.5, alpha=1.0, steps=steps, strength=0.3)
     eps = 1.5 * graph.edge_scale
     source = np.linalg.matrix_power(slow_graph_operator(graph, eps, 1.0), steps - 1) @ pool.numpy()
+    features = diffusion.fit(pool)
     for i, row in enumerate(new.numpy()):
         d2 = ((pool.numpy() - row) ** 2).sum(1)
         near = d2.argsort()[:4]
         p = np.exp(-d2[near] / eps)
         expected = 0.7 * row + 0.3 * (p / p.sum()) @ source[near]
-        np.testing.assert_allclose(diffusion.out_of_sample(new, pool, graph)[i], expected, rtol=1e-5)
+        np.testing.assert_allclose(features(new)[i], expected, rtol=1e-4)
 
 
 def test_a_pool_row_is_not_its_own_neighbour():
     pool = cloud(30)
     graph = knn_graph(pool, 4, backend="torch")
-    diffusion = GraphDiffusion(steps=1, strength=1.0)
-    inside = diffusion.out_of_sample(pool, pool, graph, is_pool=True)
-    outside = diffusion.out_of_sample(pool, pool, graph)  # taken for new rows, each finds itself first
-    assert bool(((outside - pool).norm(dim=1) < (inside - pool).norm(dim=1)).all())
-    slow = [
-        sum(w * pool[j] for w, j in zip(ws / ws.sum(), row, strict=True))
-        for ws, row in zip(diffusion.weights(graph.distances2, graph.edge_scale), graph.indices, strict=True)
-    ]
-    torch.testing.assert_close(inside, torch.stack(slow))
+    features = GraphDiffusion(k=4, strength=1.0).fit(pool)
+    for i in range(30):
+        w = torch.exp(-graph.distances2[i] / graph.edge_scale)
+        torch.testing.assert_close(features(pool)[i], (w / w.sum()) @ pool[graph.indices[i]], rtol=1e-4, atol=1e-6)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(features(pool[order]), features(pool)[order])  # by distance, not by position
+
+
+def test_neighbours_are_cut_to_the_pool():
+    pool = cloud(3)
+    features = GraphDiffusion(k=16, strength=1.0).fit(pool)
+    assert features.k == 2
+    assert features(cloud(5, seed=1)).isfinite().all()
 
 
 def test_strength_zero_changes_nothing():
     pool, new = cloud(30), cloud(5, seed=1)
-    graph = knn_graph(pool, 4, backend="torch")
-    torch.testing.assert_close(GraphDiffusion(strength=0.0).out_of_sample(new, pool, graph), new)
+    torch.testing.assert_close(GraphDiffusion(k=4, strength=0.0).fit(pool)(new), new)

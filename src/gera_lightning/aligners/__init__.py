@@ -4,7 +4,7 @@ A closed form is a small frozen dataclass, see `base.ClosedForm`: `candidates(sa
 yields one pair of maps each, from the simplest setting to the most flexible. Importing this package registers every map's kind.
 """
 
-from gera_lightning.aligners import asif, cca, kernel_ridge, procrustes, ridge
+from gera_lightning.aligners import asif, cca, coupled_ridge, filters, kernel_ridge, procrustes, ridge
 from gera_lightning.aligners.aligner import Aligner
 
-__all__ = ["Aligner", "asif", "cca", "kernel_ridge", "procrustes", "ridge"]
+__all__ = ["Aligner", "asif", "cca", "coupled_ridge", "filters", "kernel_ridge", "procrustes", "ridge"]

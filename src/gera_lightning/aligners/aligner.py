@@ -133,8 +133,9 @@ class Aligner:
             else {"kind": "csls", "k": correction.k, "pool": [len(correction.pool_a), len(correction.pool_b)]},
         }
         weights = {**self.preprocess.state_dict(prefix="preprocess."), **self.space.state_dict(prefix="space.")}
+        # a clone each: safetensors refuses tensors that share memory, as those of a map used on both sides do
         replace_atomically(
-            folder / "maps.safetensors", safetensors.torch.save({n: v.detach().cpu().contiguous() for n, v in weights.items()})
+            folder / "maps.safetensors", safetensors.torch.save({n: v.detach().cpu().contiguous().clone() for n, v in weights.items()})
         )
         replace_atomically(folder / "aligner.json", (json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n").encode())
 

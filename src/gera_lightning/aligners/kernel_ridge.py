@@ -72,8 +72,8 @@ class KernelRidge:
     """
 
     direction: str = "both"
-    factors: tuple[float, ...] = (4.0, 1.0)
-    smallest: float = 1e-2
+    factors: tuple[float, ...] = (2.0, 0.5)
+    smallest: float = 3e-2
     largest: float = 1.0
 
     def __post_init__(self) -> None:

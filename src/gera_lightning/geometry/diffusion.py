@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.geometry.kernels import BANDWIDTHS, KERNELS, bandwidth, bandwidth_floor, squared_distances
-from gera_lightning.geometry.neighbors import NeighborGraph, search
+from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph, search
+
+COPY = 1e-6
+"""Squared distance between unit rows below which one is taken for the other: some rounding steps of float32."""
 
 
 def normalize_density(w: Tensor, alpha: float, density: Tensor | None = None) -> Tensor:
@@ -126,10 +130,11 @@ class GraphDiffusion:
     """Diffusion of features over the whole neighbour graph, with its out-of-sample form.
 
     On the graph: `W` on the kNN edges, symmetrised by `max(W, W')`, self-weight 1, density-normalised, row-normalised;
-    `X^(t) = P^t X`. Out of sample (any row that is not of the pool): with kernel weights p (rows sum to 1) to its K nearest
-    pool rows, `x^ = (1 - strength) x + strength * sum_j p_j X^(steps-1)_j`.
+    `X^(t) = P^t X`. Out of sample (any row, the pool's own included): with kernel weights p (rows sum to 1) to its k nearest pool
+    rows, copies of itself left out, `x^ = (1 - strength) x + strength * sum_j p_j X^(steps-1)_j`.
 
     Attributes:
+        k: neighbours.
         kernel: `heat`, `student` or `laplacian`, with eps = factor x median squared edge length.
         factor: multiple of the median squared edge length.
         alpha: density normalisation over the whole graph.
@@ -137,6 +142,7 @@ class GraphDiffusion:
         strength: share b of the diffused part in the out-of-sample form.
     """
 
+    k: int = 16
     kernel: str = "heat"
     factor: float = 1.0
     alpha: float = 0.0
@@ -146,22 +152,18 @@ class GraphDiffusion:
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise UserError(f"kernel={self.kernel!r} is not a kernel{did_you_mean(self.kernel, KERNELS)}")
-        if self.steps < 1:
-            raise UserError(f"steps={self.steps} must be at least 1")
+        for key, value in (("k", self.k), ("steps", self.steps)):
+            if value < 1:
+                raise UserError(f"{key}={value} must be at least 1")
+        if self.factor <= 0:
+            raise UserError(f"factor={self.factor} must be above 0")
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength={self.strength} must lie between 0 and 1")
-
-    def weights(self, d2: Tensor, scale: float) -> Tensor:
-        """Edge weights of squared distances `[..., K]`, elementwise."""
-        eps = torch.as_tensor(max(self.factor * scale, bandwidth_floor(scale)), dtype=d2.dtype, device=d2.device)
-        if self.kernel == "laplacian":  # here no entry is a diagonal one
-            return torch.exp(-torch.sqrt(d2 / eps))
-        return KERNELS[self.kernel](d2, eps)
 
     def operator(self, graph: NeighborGraph) -> Tensor:
         """Row-stochastic sparse operator P `[N, N]` of a graph."""
         n, k = graph.indices.shape
-        w = self.weights(graph.distances2, graph.edge_scale)
+        w = edge_weights(graph.distances2, self.kernel, self.eps(graph))
         rows = torch.arange(n, device=w.device).repeat_interleave(k)
         cols = graph.indices.reshape(-1)
         # max(W, W'): both directions of every edge, and of the copies the larger (equal distances give equal weights)
@@ -178,43 +180,86 @@ class GraphDiffusion:
         degree = torch.zeros(n, dtype=w.dtype, device=w.device).index_add(0, i, weight)
         return torch.sparse_coo_tensor(torch.stack([i, j]), weight / degree[i], (n, n), check_invariants=False).coalesce()
 
+    def eps(self, graph: NeighborGraph) -> float:
+        """Bandwidth of a graph's edges, a squared distance."""
+        return max(self.factor * graph.edge_scale, bandwidth_floor(graph.edge_scale))
+
     def diffuse(self, x: Tensor, graph: NeighborGraph, steps: int | None = None) -> Tensor:
         """`P^steps x` of the pool's own rows `[N, D]`."""
-        p = self.operator(graph)
-        for _ in range(self.steps if steps is None else steps):
+        steps = self.steps if steps is None else steps
+        p = self.operator(graph) if steps else None
+        for _ in range(steps):
             x = p @ x
         return x
 
-    def out_of_sample(self, x: Tensor, pool: Tensor, graph: NeighborGraph, *, is_pool: bool = False) -> Tensor:
-        """The diffused form of rows `x` `[n, D]` against a pool `[N, D]` and its graph.
-
-        Args:
-            x: rows to diffuse.
-            pool: the pool's rows.
-            graph: the pool's graph; its K is used for the rows too.
-            is_pool: `x` are the pool's own rows in their order: each excludes itself.
-        """
-        if is_pool:
-            d2, index = graph.distances2, graph.indices
-        else:
-            d2, index = search(x, pool, graph.indices.shape[1])
-        p = self.weights(d2, graph.edge_scale).to(x.dtype)
-        p = p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    def fit(self, pool: Tensor) -> DiffusedFeatures:
+        """The out-of-sample form against a pool `[N, D]`."""
+        graph = knn_graph(pool, self.k)
         source = self.diffuse(pool, graph, self.steps - 1)
-        mean = (
-            torch.einsum("nk,nkd->nd", p, source[index])
-            if len(x) * index.shape[1] * x.shape[1] < 2**27
-            else _mean_by_rows(p, index, source)
-        )
+        return DiffusedFeatures(pool, source, k=graph.indices.shape[1], eps=self.eps(graph), kernel=self.kernel, strength=self.strength)
+
+
+class DiffusedFeatures(nn.Module):
+    """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows, see `GraphDiffusion`.
+
+    A pool row at distance 0 is taken for x itself and left out, so that rows of the pool and new rows are treated alike.
+
+    Args:
+        pool: rows that neighbours are looked up in `[N, D]`.
+        source: what is averaged for each of them `[N, D]`.
+        k, eps, kernel, strength: neighbours, bandwidth (a squared distance), kernel, share of the mean.
+        shape: `(N, D)`, for an empty map that weights are loaded into.
+    """
+
+    pool: Tensor
+    source: Tensor
+
+    def __init__(
+        self,
+        pool: Tensor | None = None,
+        source: Tensor | None = None,
+        *,
+        k: int,
+        eps: float,
+        kernel: str,
+        strength: float,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if shape is not None:
+            pool, source = torch.zeros(*shape), torch.zeros(*shape)
+        assert pool is not None
+        assert source is not None
+        self.register_buffer("pool", pool)
+        self.register_buffer("source", source)
+        self.k, self.eps, self.kernel, self.strength = k, eps, kernel, strength
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What, with the weights, rebuilds this map."""
+        return {"k": self.k, "eps": self.eps, "kernel": self.kernel, "strength": self.strength, "shape": tuple(self.pool.shape)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, D] -> [n, D]`."""
+        d2, index = search(x, self.pool, self.k + 1)
+        copy = torch.zeros_like(index, dtype=torch.bool)
+        copy[:, 0] = d2[:, 0] < COPY
+        if index.shape[1] > self.k:
+            copy[~copy[:, 0], -1] = True  # not of the pool: its k + 1st neighbour goes instead
+            d2, index = d2[~copy].view(len(x), self.k), index[~copy].view(len(x), self.k)
+        p = edge_weights(d2, self.kernel, self.eps)
+        p = p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        mean = torch.zeros_like(x)
+        for j in range(index.shape[1]):  # neighbour by neighbour: memory stays at one [n, D]
+            mean.addcmul_(p[:, j : j + 1], self.source[index[:, j]])
         return (1 - self.strength) * x + self.strength * mean
 
 
-def _mean_by_rows(p: Tensor, index: Tensor, source: Tensor) -> Tensor:
-    """`sum_j p_nj source[index_nj]` neighbour by neighbour: memory stays at one `[n, D]`."""
-    out = torch.zeros(len(p), source.shape[1], dtype=source.dtype, device=source.device)
-    for j in range(p.shape[1]):
-        out.addcmul_(p[:, j : j + 1], source[index[:, j]])
-    return out
+def edge_weights(d2: Tensor, kernel: str, eps: float) -> Tensor:
+    """Kernel weights of edges with squared lengths `d2`, elementwise."""
+    if kernel == "laplacian":  # no edge is a diagonal entry
+        return torch.exp(-torch.sqrt(d2 / eps))
+    return KERNELS[kernel](d2, torch.as_tensor(eps, dtype=d2.dtype, device=d2.device))
 
 
 def patch_operator(x_AMD: Tensor, operator: DiffusionOperator, *, scale: Tensor | float = 1.0) -> Tensor:
