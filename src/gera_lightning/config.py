@@ -76,9 +76,11 @@ class BatchConfig:
     """Unpaired anchors a step and modality, each with its patch of neighbours."""
     paired_anchors: bool = False
     """Let paired rows be anchors and neighbours too."""
+    unpaired: int = 256
+    """Unpaired rows a step and modality, without neighbours, for an `unpaired_loss` that reads them."""
 
     def __post_init__(self) -> None:
-        _at_least("batch.", 2, pairs=self.pairs)
+        _at_least("batch.", 2, pairs=self.pairs, unpaired=self.unpaired)
         _at_least("batch.", 1, anchors=self.anchors)
 
 
@@ -186,6 +188,12 @@ class Config:
     """Loss of the unpaired patches; null trains on the pairs alone."""
     geometric_weight: float = 1.0
     """Weight of each modality's geometric loss."""
+    mixup: Part | None = None
+    """Mixes the pairs of a step before the maps, such as `gera_lightning.objectives.mixup.FuseMix`; null leaves them."""
+    unpaired_loss: Part | None = None
+    """One more loss of a step, of unpaired rows or of unpaired rows and pairs: a published peer's; null for none."""
+    unpaired_weight: float = 1.0
+    """Weight of `unpaired_loss`."""
     optimizer: Part = field(default_factory=lambda: {"class": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01})
     """Optimizer; its learning rate falls to 0 by a cosine over `trainer.max_steps`."""
     graph: GraphConfig = field(default_factory=GraphConfig)
@@ -210,7 +218,7 @@ class Config:
             if not values or len(set(values)) != len(values):
                 raise UserError(f"{key}={values} must hold at least one value, none twice")
         _at_least("", 2, **{"budgets": min(self.budgets)})
-        _at_least("", 0, **{"seeds": min(self.seeds), "geometric_weight": self.geometric_weight})
+        _at_least("", 0, **{"seeds": min(self.seeds), "geometric_weight": self.geometric_weight, "unpaired_weight": self.unpaired_weight})
         _at_least("", 1, dim=self.dim)
 
 
@@ -221,13 +229,18 @@ PARTS = {
     "head": ("dim_in", "dim", "weight", "generator"),
     "pair_loss": (),
     "geometric_loss": (),
+    "mixup": (),
+    "unpaired_loss": (),
     "optimizer": (),
 }
 """Sections that name a class, with the arguments that the program fills in."""
 
 RUNTIME_KEYS = ("budgets", "seeds", "methods", "runs_dir", "cache_dir", "overwrite")
 """Keys that say what to run or where, not what a run computes: no part of a run's identity."""
-TRAINED_KEYS = ("head", "dim", "start", "pair_loss", "geometric_loss", "geometric_weight", "optimizer", "graph", "batch", "trainer")
+TRAINED_KEYS = (
+    *("head", "dim", "start", "pair_loss", "geometric_loss", "geometric_weight", "mixup", "unpaired_loss", "unpaired_weight"),
+    *("optimizer", "graph", "batch", "trainer"),
+)
 """Keys that a closed form does not read."""
 
 
@@ -245,6 +258,13 @@ def identity(config: Config) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     skip = RUNTIME_KEYS + (TRAINED_KEYS if config.closed_form else ("closed_form",))
     values = {key: value for key, value in values.items() if key not in skip}
+    if config.mixup is None:  # a peer's section that a run lacks is no part of it, so runs from before there was one keep their hash
+        values.pop("mixup", None)
+    if config.unpaired_loss is None:
+        values.pop("unpaired_loss", None)
+        values.pop("unpaired_weight", None)
+    if config.unpaired_loss is None and "batch" in values:
+        values["batch"].pop("unpaired")
     if "trainer" in values:  # how often it logs, and on what it runs, is not what it computes
         for key in ("log_every_n_steps", "checkpoint_every_n_steps", "accelerator", "devices"):
             values["trainer"].pop(key)
@@ -289,7 +309,7 @@ def load(
         common_only = [key for key in RUNTIME_KEYS if key in preset]
         if common_only:
             raise UserError(f"{_preset_path(name, path.parent / 'methods')}: {common_only[0]} is no setting of a method: set it in {path}")
-        unreachable = {key for key, value in preset.items() if value is None}
+        unreachable = {key for key, value in preset.items() if value is None} | _classless([base, preset, *words])
         reachable = [word for word in words if next(iter(word)) not in unreachable]
         settings = _typed(_merge([base, preset, *reachable]), f"method {name}")
         settings.data.reserve = common.data.reserve
@@ -423,6 +443,12 @@ def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
             raise UserError(f"{full}={value!r} is a part: set {full}.class=... and its arguments")
 
 
+def _classless(layers: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Parts that no layer and no default names a class of: an argument in an override is meant for the methods that have the part."""
+    values = _defaults_of_parts(_merge(layers))
+    return {key for key in PARTS if isinstance(values.get(key), Mapping) and "class" not in values[key]}
+
+
 def _check_parts(config: Config) -> None:
     for key, runtime in PARTS.items():
         part = getattr(config, key)
@@ -440,7 +466,19 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
         key = next(iter(word))
         if key in PARTS and word[key] is not None and all(getattr(c, key) is None for c in methods.values()):
             raise UserError(f"{key}: none of the methods {', '.join(methods)} has this section, so the override would do nothing")
+        for name in ("unpaired_weight", "batch.unpaired"):
+            if _holds(word, name) and all(c.unpaired_loss is None for c in methods.values()):
+                raise UserError(f"{name}: none of the methods {', '.join(methods)} has an unpaired_loss, so the override would do nothing")
         if key in TRAINED_KEYS and all(c.closed_form is not None for c in methods.values()):
             raise UserError(
                 f"{key}: all of the methods {', '.join(methods)} are closed forms and read no {key}, so the override would do nothing"
             )
+
+
+def _holds(values: Any, key: str) -> bool:
+    """Whether a nested mapping has a dotted key."""
+    for name in key.split("."):
+        if not isinstance(values, Mapping) or name not in values:
+            return False
+        values = values[name]
+    return True

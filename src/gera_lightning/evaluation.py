@@ -36,7 +36,7 @@ class HeldOut:
         rows = store.rows.iloc[test].reset_index(drop=True)
         unseen = np.zeros(len(rows), dtype=bool)
         if "group" in rows:
-            unseen = (rows["group"].notna() & ~rows["group"].isin(store.rows["group"].iloc[train].unique())).to_numpy()
+            unseen = (rows["group"].notna() & ~rows["group"].isin(store.rows["group"].iloc[train].unique())).to_numpy(copy=True)
         return cls(rows, torch.from_numpy(store.read(test)), unseen)
 
 

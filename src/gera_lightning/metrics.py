@@ -6,6 +6,7 @@ of b) or `ba`; `<modality>/<measure>` for measures within a modality.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,57 @@ def chance(item_q: np.ndarray, item_g: np.ndarray, top: int) -> float:
 
 
 def retrieval(z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, *, chunk: int = 4096) -> dict[str, float]:
-    """All measures of one direction; see `RetrievalRanks`, and `chance@10`."""
-    metric = RetrievalRanks()
+    """All measures of one direction; see `RetrievalRanks`, `map` (`mean_average_precision`) and `chance@10`."""
+    metric = RetrievalRanks(sync_on_compute=False)  # one process evaluates: a gather would wait for the others for ever
     metric.update(best_positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk))
     out = {name: float(value) for name, value in metric.compute().items()}
+    out["map"] = mean_average_precision(z_q, z_g, item_q, item_g, chunk=chunk)
     return {**out, "chance@10": chance(item_q.cpu().numpy(), item_g.cpu().numpy(), 10)}
+
+
+def positive_ranks(
+    z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, *, chunk: int = 4096
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Ranks of all positives, best 1, ties at the mean rank; a part of the queries at a time.
+
+    Args:
+        z_q, z_g: rows whose dot product is the score `[n, D]`, `[N, D]`.
+        item_q, item_g: item numbers; equal numbers are positives.
+        chunk: queries scored at once.
+
+    Yields:
+        for each (query, positive) pair: the query's number, the positive's rank in the gallery, and its rank among the query's
+        positives, the ranks float64.
+    """
+    for start in range(0, len(z_q), chunk):
+        scores = z_q[start : start + chunk] @ z_g.T
+        positive = item_q[start : start + chunk].unsqueeze(1) == item_g.unsqueeze(0)
+        query = positive.nonzero()[:, 0]
+        at = scores[positive].unsqueeze(1)
+        most = int(positive.sum(1).max()) if positive.numel() else 0
+        own = scores.masked_fill(~positive, -torch.inf).topk(most, dim=1).values.flip(1)
+        yield start + query, _mean_rank(scores.sort(dim=1).values[query], at), _mean_rank(own[query], at)
+
+
+def _mean_rank(ascending: Tensor, value: Tensor) -> Tensor:
+    """Rank of `value [p, 1]` in its row of `ascending [p, N]`, where it stands too: largest 1, ties at the mean rank, `[p]`."""
+    upto = torch.searchsorted(ascending, value, right=True).squeeze(1)
+    below = torch.searchsorted(ascending, value).squeeze(1)
+    return ascending.shape[1] - upto.double() + (upto - below + 1).double() / 2
+
+
+def mean_average_precision(z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, *, chunk: int = 4096) -> float:
+    """Mean over queries of the average precision, `mean_p (rank of p among the positives) / (rank of p in the gallery)`.
+
+    With ties both are mean ranks (ours), so a query with one positive scores one over its mean rank. Queries without a positive
+    do not count.
+    """
+    total, count = torch.zeros(len(z_q), dtype=torch.float64), torch.zeros(len(z_q), dtype=torch.float64)
+    for query, rank, among_positives in positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk):
+        total.index_add_(0, query.cpu(), (among_positives / rank).cpu())
+        count.index_add_(0, query.cpu(), torch.ones(len(query), dtype=torch.float64))
+    asked = count > 0
+    return float((total[asked] / count[asked]).mean())
 
 
 def foscttm(z_a: Tensor, z_b: Tensor, item_a: Tensor, item_b: Tensor, *, chunk: int = 4096) -> float:
@@ -90,21 +137,16 @@ def foscttm(z_a: Tensor, z_b: Tensor, item_a: Tensor, item_b: Tensor, *, chunk: 
     Source:
         Liu et al., Jointly embedding multiple single-cell omics measurements, WABI 2019.
     """
-    means = []
-    for z_q, z_g, item_q, item_g in ((z_a, z_b, item_a, item_b), (z_b, z_a, item_b, item_a)):
-        total, count = 0.0, 0
-        for start in range(0, len(z_q), chunk):
-            scores = z_q[start : start + chunk] @ z_g.T
-            positive = item_q[start : start + chunk].unsqueeze(1) == item_g.unsqueeze(0)
-            ordered = scores.sort(dim=1).values
-            at = scores[positive].unsqueeze(1)
-            rows = ordered[positive.nonzero()[:, 0]]
-            above = rows.shape[1] - torch.searchsorted(rows, at, right=True).squeeze(1)
-            equal = torch.searchsorted(rows, at, right=True).squeeze(1) - torch.searchsorted(rows, at).squeeze(1) - 1
-            total += float((above.double() + equal.double() / 2).sum())
-            count += int(positive.sum())
-        means.append(total / max(count, 1) / max(len(z_g) - 1, 1))
-    return float(np.mean(means))
+    ways = ((z_a, z_b, item_a, item_b), (z_b, z_a, item_b, item_a))
+    return float(np.mean([foscttm_one_way(*way, chunk=chunk) for way in ways]))
+
+
+def foscttm_one_way(z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, *, chunk: int = 4096) -> float:
+    """`foscttm` of one direction: where scores are corrected, the two directions rank by other rows."""
+    total, count = 0.0, 0
+    for _, rank, _ in positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk):
+        total, count = total + float((rank - 1).sum()), count + len(rank)
+    return total / max(count, 1) / max(len(z_g) - 1, 1)
 
 
 def hubness(z_q: Tensor, z_g: Tensor, k: int = 10) -> float:

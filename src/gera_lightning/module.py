@@ -1,6 +1,6 @@
 """The LightningModule: a contrastive loss on the pairs plus a geometric loss on each modality's unpaired patches.
 
-`L = L_pair(f(x_a), g(x_b)) + weight (L_geo^a + L_geo^b)`. It receives built parts and adds nothing but steps, logging and the
+`L = L_pair(f(x_a), g(x_b)) + weight (L_geo^a + L_geo^b) + unpaired_weight L_unpaired`, the last for published peers. It receives built parts and adds nothing but steps, logging and the
 optimizer. On several processes every loss is that of the joined batch, and DDP's averaged gradients are its gradients.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gera_lightning.data.datamodule import Batch, Patches
+from gera_lightning.data.datamodule import Batch, Patches, Unpaired
 from gera_lightning.distributed import gather_rows, global_mean, world
 from gera_lightning.geometry.kernels import squared_distances
 from gera_lightning.heads import normalized
+from gera_lightning.objectives.base import Mapped, MappedStep, UnpairedLoss
 from gera_lightning.objectives.contrastive import positives_of
 from gera_lightning.objectives.geometric import GeometricLoss
+from gera_lightning.objectives.mixup import FuseMix
 
 ParameterGroups = Iterable[dict[str, Any]]
 
@@ -35,6 +38,9 @@ class AlignmentModule(LightningModule):
         geometric_a, geometric_b: calibrated geometric losses; None trains on the pairs alone.
         scale_a, scale_b: median squared edge length of each frozen graph.
         weight: of each geometric loss.
+        unpaired_loss: loss of the step's unpaired rows, its teacher fitted; None for none.
+        unpaired_weight: its weight.
+        mixup: mixes the pairs before the maps; None leaves them.
         optimizer: makes the optimizer of parameter groups.
         schedule_steps: length of the cosine that the learning rate falls to 0 by.
         seed: with the step it fixes random draws such as dropout.
@@ -51,6 +57,9 @@ class AlignmentModule(LightningModule):
         scale_a: float = 1.0,
         scale_b: float = 1.0,
         weight: float = 1.0,
+        unpaired_loss: UnpairedLoss | None = None,
+        unpaired_weight: float = 1.0,
+        mixup: FuseMix | None = None,
         optimizer: Callable[[ParameterGroups], Optimizer],
         schedule_steps: int,
         seed: int = 0,
@@ -59,6 +68,7 @@ class AlignmentModule(LightningModule):
         self.map_a, self.map_b, self.pair_loss = map_a, map_b, pair_loss
         self.geometric_a, self.geometric_b = geometric_a, geometric_b
         self.scale_a, self.scale_b, self.weight = scale_a, scale_b, weight
+        self.unpaired_loss, self.unpaired_weight, self.mixup = unpaired_loss, unpaired_weight, mixup
         self.make_optimizer, self.schedule_steps, self.seed = optimizer, schedule_steps, seed
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
@@ -66,29 +76,55 @@ class AlignmentModule(LightningModule):
         torch.manual_seed(self.seed * 1_000_003 + batch.step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Loss of one step: pairs and patches of a modality go through its map together, each distinct point once."""
-        z_a, points_a = self._mapped(self.map_a, batch.x_a, batch.patches_a)
-        z_b, points_b = self._mapped(self.map_b, batch.x_b, batch.patches_b)
+        """Loss of one step: all rows of a modality go through its map together, each distinct point of its patches once."""
+        if self.mixup is not None:
+            batch = self._mixed(self.mixup, batch)
+        z_a, points_a, unpaired_a = self._mapped(self.map_a, batch.x_a, batch.patches_a, batch.unpaired_a)
+        z_b, points_b, unpaired_b = self._mapped(self.map_b, batch.x_b, batch.patches_b, batch.unpaired_b)
         item = gather_rows(batch.item, batch.count)
-        pair = self.pair_loss(gather_rows(z_a, batch.count), gather_rows(z_b, batch.count), positives_of(item, item))
+        z_a, z_b = gather_rows(z_a, batch.count), gather_rows(z_b, batch.count)
+        pair = self.pair_loss(z_a, z_b, positives_of(item, item))
+        scale = getattr(self.pair_loss, "scale", None)
         terms = {"pair": pair}
         if self.geometric_a is not None:
             terms["geometric_a"] = self._geometric(self.geometric_a, batch.patches_a, points_a, self.scale_a)
         if self.geometric_b is not None:
             terms["geometric_b"] = self._geometric(self.geometric_b, batch.patches_b, points_b, self.scale_b)
         total = pair + self.weight * sum((terms[name] for name in terms if name != "pair"), torch.zeros_like(pair))
+        if self.unpaired_loss is not None:
+            step = MappedStep(
+                pairs_a=Mapped(gather_rows(batch.x_a, batch.count), z_a),
+                pairs_b=Mapped(gather_rows(batch.x_b, batch.count), z_b),
+                unpaired_a=self._joined(batch.unpaired_a, unpaired_a),
+                unpaired_b=self._joined(batch.unpaired_b, unpaired_b),
+                scale=scale if isinstance(scale, Tensor) else None,
+                step=batch.step,
+            )
+            terms[self.unpaired_loss.term] = self.unpaired_loss(step)
+            total = total + self.unpaired_weight * terms[self.unpaired_loss.term]
         for name, value in {**terms, "total": total}.items():
             self.log(f"loss/{name}", value.detach(), rank_zero_only=True)
-        scale = getattr(self.pair_loss, "scale", None)
         if isinstance(scale, Tensor):
             self.log("train/scale", scale.detach(), rank_zero_only=True)
         return total
 
+    def _mixed(self, mixup: FuseMix, batch: Batch) -> Batch:
+        """The batch with this process's share of the joined batch's mixed pairs."""
+        rank, size = world()
+        x_a, x_b, item = (gather_rows(rows, batch.count) for rows in (batch.x_a, batch.x_b, batch.item))
+        x_a, x_b, item = (rows[rank::size] for rows in mixup(x_a, x_b, item, seed=self.seed, step=batch.step))
+        return replace(batch, x_a=x_a, x_b=x_b, item=item)
+
     @staticmethod
-    def _mapped(mapping: nn.Module, x: Tensor, patches: Patches | None) -> tuple[Tensor, Tensor]:
-        """Unit images of the pairs and of the patches' points."""
-        z = normalized(mapping(x if patches is None else torch.cat([x, patches.points])))
-        return z[: len(x)], z[len(x) :]
+    def _mapped(mapping: nn.Module, x: Tensor, patches: Patches | None, unpaired: Unpaired | None) -> tuple[Tensor, ...]:
+        """Unit images of the pairs, of the patches' points and of the unpaired rows."""
+        parts = [x, x[:0] if patches is None else patches.points, x[:0] if unpaired is None else unpaired.rows]
+        return normalized(mapping(torch.cat(parts))).split([len(part) for part in parts])
+
+    @staticmethod
+    def _joined(unpaired: Unpaired | None, z: Tensor) -> Mapped | None:
+        """Unpaired rows and images of the joined batch."""
+        return None if unpaired is None else Mapped(gather_rows(unpaired.rows, unpaired.count), gather_rows(z, unpaired.count))
 
     @staticmethod
     def _geometric(loss: GeometricLoss, patches: Patches | None, z: Tensor, scale: float) -> Tensor:

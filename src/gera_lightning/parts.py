@@ -1,14 +1,15 @@
 """Swappable parts: named in YAML by import path with their keyword arguments, checked before anything is built.
 
 `{class: gera_lightning.heads.ResidualMLP, hidden: 512}` is the class with that keyword argument. A user's own class needs no
-registration, only to be importable. A key set to null removes that argument (the class's own default holds).
+registration, only to be importable. A key set to null removes that argument (the class's own default holds). Parts inside an
+argument, in its lists and mappings too, are made first.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gera_lightning.errors import UserError, did_you_mean
@@ -60,7 +61,30 @@ def check_part(part: Mapping[str, Any], where: str, runtime: tuple[str, ...] = (
             raise UserError(f"{where}.{key} is set by the program: remove it")
         if key not in known and not open_ended:
             raise UserError(f"{where}.{key} is not an argument of {part['class']}{did_you_mean(key, known)}")
+        for name, inner in _inner_parts(part[key], f"{where}.{key}"):
+            check_part(inner, name)
     return cls
+
+
+def _inner_parts(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Parts inside an argument: the argument itself, or what stands in its lists and mappings."""
+    if isinstance(value, Mapping) and "class" in value:
+        yield where, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _inner_parts(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _inner_parts(inner, f"{where}[{number}]")
+
+
+def _made(value: Any, where: str) -> Any:
+    """An argument with the parts inside it made."""
+    if isinstance(value, Mapping):
+        return build(value, where) if "class" in value else {key: _made(inner, f"{where}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_made(inner, f"{where}[{number}]") for number, inner in enumerate(value)]
+    return value
 
 
 def build(part: Mapping[str, Any], where: str, *positional: Any, **runtime: Any) -> Any:
@@ -70,7 +94,7 @@ def build(part: Mapping[str, Any], where: str, *positional: Any, **runtime: Any)
         UserError: as `check_part`, or the class refuses a value.
     """
     cls = check_part(part, where, tuple(runtime))
-    settings = {key: value for key, value in part.items() if key != "class" and value is not None}
+    settings = {key: _made(value, f"{where}.{key}") for key, value in part.items() if key != "class" and value is not None}
     try:
         return cls(*positional, **settings, **runtime)
     except UserError as error:

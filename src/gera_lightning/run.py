@@ -99,7 +99,7 @@ class Run:
     @cached_property
     def hash(self) -> str:
         """Eight hex digits of settings and data."""
-        return config_hash(self.config, data=self.stores.data_hash, budget=self.budget, seed=self.seed)
+        return config_hash(self.config, data_hash=self.stores.data_hash, budget=self.budget, seed=self.seed)
 
     @property
     def folder(self) -> Path:

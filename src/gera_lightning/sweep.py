@@ -21,7 +21,7 @@ from gera_lightning.data import splits
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
 from gera_lightning.run import Run, Stores, execute
-from gera_lightning.train import check
+from gera_lightning.train import check, reads_unpaired
 
 
 def plan(experiment: Experiment) -> list[Run]:
@@ -55,6 +55,11 @@ def plan(experiment: Experiment) -> list[Run]:
                     raise UserError(
                         f"data.reserve={common.data.reserve} of {matched} items leaves no unpaired rows for the geometric loss of {name}: "
                         "lower it and the largest budget, or set batch.paired_anchors=true"
+                    )
+                if config.closed_form is None and reads_unpaired(config) and min(len(drawn.pool_a), len(drawn.pool_b)) < 2:
+                    raise UserError(
+                        f"data.reserve={common.data.reserve} of {matched} items leaves no unpaired rows for the unpaired_loss of {name}: "
+                        "lower it and the largest budget"
                     )
             splits.folds(drawn.items, stores.split.families, common.tuning.folds, seed)
     return [

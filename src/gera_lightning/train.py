@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from gera_lightning.files import replace_atomically
 from gera_lightning.geometry.neighbors import check_index
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
+from gera_lightning.objectives.base import UnpairedLoss
 from gera_lightning.parts import build
 
 Progress = Callable[[str, int, int], None]
@@ -122,6 +124,10 @@ def check(config: Config) -> None:
     if config.geometric_loss is not None:
         build(config.geometric_loss, "geometric_loss")
         check_index(config.graph.backend, config.graph.index)
+    if config.mixup is not None:
+        build(config.mixup, "mixup")
+    if config.unpaired_loss is not None:
+        unpaired_loss(config)
     with tempfile.TemporaryDirectory() as folder:
         make_trainer(config, Path(folder), 1, [])
 
@@ -208,6 +214,7 @@ def _train(
         pairs_per_step=config.batch.pairs,
         anchors_per_step=config.batch.anchors,
         k=config.graph.k if config.geometric_loss is not None else None,
+        unpaired_per_step=config.batch.unpaired if reads_unpaired(config) else None,
         paired_anchors=config.batch.paired_anchors,
         max_steps=stop,
         seed=task.seed,
@@ -225,9 +232,14 @@ def _train(
     final = not callbacks
     saver = [LastCheckpoint(checkpoint, config.trainer.checkpoint_every_n_steps)] if final else []
     trainer = make_trainer(config, folder, stop, [StepProgress(progress), *saver, *callbacks])
-    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if final and checkpoint.exists() else None)
-    if not trainer.state.finished:
-        raise KeyboardInterrupt
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if final and checkpoint.exists() else None)
+    except SystemExit as leave:
+        if not isinstance(leave.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)  # on Ctrl+C Lightning exits the process, and ignores any further one
+        raise KeyboardInterrupt from leave
     return module
 
 
@@ -257,10 +269,43 @@ def build_module(task: Task, positions: np.ndarray, data: AlignmentDataModule) -
         scale_a=scales["a"],
         scale_b=scales["b"],
         weight=config.geometric_weight,
+        unpaired_loss=None if config.unpaired_loss is None else _taught(task, positions),
+        unpaired_weight=config.unpaired_weight,
+        mixup=None if config.mixup is None else build(config.mixup, "mixup"),
         optimizer=lambda groups: build(config.optimizer, "optimizer", groups),
         schedule_steps=config.trainer.max_steps,
         seed=task.seed,
     )
+
+
+def unpaired_loss(config: Config) -> UnpairedLoss:
+    """The loss that `config.unpaired_loss` names, its teacher not yet fitted.
+
+    Raises:
+        UserError: a refused value, or a class that is no loss of a step.
+    """
+    assert config.unpaired_loss is not None
+    loss = build(config.unpaired_loss, "unpaired_loss")
+    if not isinstance(loss, UnpairedLoss):
+        raise UserError(
+            f"unpaired_loss.class={config.unpaired_loss['class']!r} is no loss of a step: "
+            "take a subclass of gera_lightning.objectives.base.UnpairedLoss, such as gera_lightning.objectives.structure.StructureLoss"
+        )
+    return loss
+
+
+def reads_unpaired(config: Config) -> bool:
+    """Whether a trained method's steps hold unpaired rows without neighbours."""
+    return config.unpaired_loss is not None and unpaired_loss(config).reads_unpaired
+
+
+def _taught(task: Task, positions: np.ndarray) -> UnpairedLoss:
+    """The unpaired loss, its teacher fitted on these pairs, the teacher's setting chosen on folds of them."""
+    loss = unpaired_loss(task.config)
+    if loss.teacher is None:
+        return loss
+    maps, _, _ = _cross_validated(task, loss.teacher, positions)
+    return loss.taught(*maps)
 
 
 def _starts(task: Task, positions: np.ndarray) -> tuple[dict[str, Tensor | None], int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast, T5Config, T5Model
 
 from gera_lightning.encoders.text import POOLINGS, TextEncoder, pool_tokens
 from gera_lightning.errors import UserError
@@ -94,10 +97,121 @@ def test_cls_pooling_takes_the_first_token():
 
 
 def test_an_unknown_pooling_is_named(checkpoint: Path):
-    with pytest.raises(UserError, match="pooling='max' is not one of mean, cls, last"):
-        TextEncoder(checkpoint, pooling="max")
+    with pytest.raises(UserError, match="pooling='maen' is not one of mean, cls, last, max; did you mean 'mean'"):
+        TextEncoder(checkpoint, pooling="maen")
 
 
 def test_description_names_what_changes_the_vectors(checkpoint: Path):
-    encoder = TextEncoder(checkpoint, name="tiny", pooling="cls", max_tokens=7)
-    assert encoder.describe() == {"name": "tiny", "revision": None, "dim": 16, "pooling": "cls", "normalize": True, "max_tokens": 7}
+    about = TextEncoder(checkpoint, name="tiny", pooling="cls", max_tokens=7, prefix="the ").describe()
+    revision = about.pop("revision")
+    assert about == {
+        "name": "tiny",
+        "dim": 16,
+        "pooling": "cls",
+        "preprocessing": "tokens of BertTokenizer, the first 7",
+        "normalize": True,
+        "max_tokens": 7,
+        "prefix": "the ",
+    }
+    assert revision.startswith("sha256:")
+
+
+def test_revision_changes_with_the_weights(checkpoint: Path, tmp_path: Path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    assert TextEncoder(copy).revision == TextEncoder(checkpoint).revision
+    model = BertModel.from_pretrained(copy)
+    with torch.no_grad():
+        model.embeddings.LayerNorm.bias.add_(0.5)
+    model.save_pretrained(copy)
+    assert TextEncoder(copy).revision != TextEncoder(checkpoint).revision
+
+
+def sentence_folder(checkpoint: Path, folder: Path, pooling: dict[str, Any], modules: tuple[str, ...] = ("Transformer", "Pooling")) -> Path:
+    """The checkpoint as sentence-transformers saves one."""
+    shutil.copytree(checkpoint, folder)
+    paths = {"Transformer": ""}
+    entries = [
+        {"idx": i, "name": str(i), "path": paths.get(m, f"{i}_{m}"), "type": f"sentence_transformers.models.{m}"}
+        for i, m in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **pooling}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 6, "do_lower_case": False}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode_lasttoken": True}, "last"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+    ],
+)
+def test_a_sentence_folder_says_how_it_pools(checkpoint: Path, tmp_path: Path, config: dict[str, Any], pooling: str):
+    encoder = TextEncoder(sentence_folder(checkpoint, tmp_path / "st", config))
+    assert (encoder.pooling, encoder.normalize, encoder.max_tokens) == (pooling, False, 6)
+    expected = TextEncoder(checkpoint, pooling=pooling, normalize=False, max_tokens=6).encode(TEXTS)
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-6)
+
+
+def test_a_sentence_folder_says_whether_it_normalises(checkpoint: Path, tmp_path: Path):
+    three = ("Transformer", "Pooling", "Normalize")
+    folder = sentence_folder(checkpoint, tmp_path / "st", {"pooling_mode_mean_tokens": True}, three)
+    np.testing.assert_allclose(np.linalg.norm(TextEncoder(folder).encode(TEXTS), axis=1), 1, atol=1e-5)
+    assert TextEncoder(folder, normalize=False, pooling="cls", max_tokens=9).settings() == {
+        "normalize": False,
+        "max_tokens": 9,
+        "prefix": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "modules", "message"),
+    [
+        ({"pooling_mode_mean_tokens": True}, ("Transformer", "Pooling", "Dense"), "module 'Dense'"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ("Transformer", "Pooling"), r"mean\+max"),
+        ({"pooling_mode_weightedmean_tokens": True}, ("Transformer", "Pooling"), "weightedmean"),
+    ],
+)
+def test_a_sentence_folder_that_cannot_be_honoured_is_refused(checkpoint: Path, tmp_path: Path, config, modules, message: str):
+    with pytest.raises(UserError, match=message):
+        TextEncoder(sentence_folder(checkpoint, tmp_path / "st", config, modules))
+
+
+def test_prefix_stands_before_each_text(checkpoint: Path):
+    plain, prefixed = TextEncoder(checkpoint), TextEncoder(checkpoint, prefix="the red ")
+    np.testing.assert_allclose(prefixed.encode(TEXTS), plain.encode(["the red " + text for text in TEXTS]), atol=1e-6)
+    assert np.abs(prefixed.encode(TEXTS) - plain.encode(TEXTS)).max() > 1e-3
+
+
+def test_prefix_may_be_left_out_of_the_pooling(checkpoint: Path, tmp_path: Path):
+    """Against a loop over the tokens behind [CLS] and the prefix, as sentence-transformers pools with include_prompt false."""
+    folder = sentence_folder(checkpoint, tmp_path / "st", {"pooling_mode_mean_tokens": True, "include_prompt": False})
+    encoder = TextEncoder(folder, prefix="the red ", max_tokens=20)
+    for text, row in zip(TEXTS, encoder.encode(TEXTS), strict=True):
+        tokens = encoder.tokenizer("the red " + text, return_tensors="pt")
+        with torch.inference_mode():
+            states = encoder.model(**tokens).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(row, sum(states[3:]) / len(states[3:]), atol=1e-5)
+
+
+def test_padding_stands_behind_whatever_the_tokenizer_says(checkpoint: Path, tmp_path: Path):
+    folder = shutil.copytree(checkpoint, tmp_path / "left")
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(folder)
+    np.testing.assert_allclose(TextEncoder(folder).encode(TEXTS), TextEncoder(checkpoint).encode(TEXTS), atol=1e-6)
+
+
+def test_of_an_encoder_decoder_the_encoder_is_used(checkpoint: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=len(VOCABULARY), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, initializer_factor=2.0)
+    T5Model(config).save_pretrained(tmp_path)
+    BertTokenizerFast.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    encoder = TextEncoder(tmp_path, batch_size=3)
+    assert not any("decoder" in name for name, _ in encoder.model.named_parameters())
+    np.testing.assert_allclose(encoder.encode(TEXTS), np.concatenate([encoder.encode([text]) for text in TEXTS]), atol=1e-5)

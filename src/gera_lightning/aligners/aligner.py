@@ -130,7 +130,7 @@ class Aligner:
             "maps": {"a": describe_map(self.space.map_a), "b": describe_map(self.space.map_b)},
             "correction": None
             if correction is None
-            else {"kind": "csls", "k": correction.k, "pool": [len(correction.pool_a), len(correction.pool_b)]},
+            else {"kind": "csls", "k": correction.k, "weight": correction.weight, "pool": [len(correction.pool_a), len(correction.pool_b)]},
         }
         weights = {**self.preprocess.state_dict(prefix="preprocess."), **self.space.state_dict(prefix="space.")}
         # a clone each: safetensors refuses tensors that share memory, as those of a map used on both sides do
@@ -172,7 +172,7 @@ class Aligner:
             correction = None
             if record["correction"] is not None:
                 pools = {f"pool_{s}": torch.zeros_like(weights[f"space.correction.pool_{s}"]) for s in "ab"}
-                correction = Csls(record["correction"]["k"], **pools)
+                correction = Csls(record["correction"]["k"], record["correction"]["weight"], **pools)
             about = record["about"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder}: the aligner is damaged ({error!r}): train it again") from error

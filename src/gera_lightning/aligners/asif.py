@@ -69,7 +69,7 @@ class Asif:
         if not self.powers or min(self.powers) <= 0:
             raise UserError(f"powers={self.powers} must be above 0")
 
-    def settings(self, count: int, pairs: int) -> list[Setting]:  # noqa: ARG002
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
         """`count` settings, the smallest power first."""
         return grid(count, power=self.powers, share=self.shares)
 

@@ -38,7 +38,7 @@ class Samples:
 class ClosedForm(Protocol):
     """A method that is fitted at once; its fields are what is not tuned."""
 
-    def settings(self, count: int, pairs: int) -> list[Setting]:
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """At most `count` settings to choose from, the simplest first, for a budget of `pairs`."""
         ...
 

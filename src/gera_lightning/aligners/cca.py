@@ -107,7 +107,7 @@ class Cca:
         if not self.dims or not 0 < min(self.dims) <= max(self.dims) <= 1:
             raise UserError(f"dims={self.dims} must be shares in (0, 1]")
 
-    def settings(self, count: int, pairs: int) -> list[Setting]:  # noqa: ARG002
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
         """`count` settings, the strongest penalty and fewest dimensions first."""
         steps = max(1, count // len(self.dims))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), share=self.dims)

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, grid
+from gera_lightning.aligners.base import Maps, Samples, Setting, regression_maps
 from gera_lightning.aligners.kernel_ridge import RbfMap, rbf
 from gera_lightning.errors import UserError
-from gera_lightning.heads import Chain, Shift
+from gera_lightning.heads import Chain, Concat, Shift
 
 
-def anchor_regression(x: Tensor, eps: float, penalty: float) -> RbfMap:
-    """Kernel ridge regression of rows onto their own one-hot numbers: `r(u) = k(u, X) (K + penalty I)^-1`, `[m, D] -> [m, n]`."""
+def anchor_regression(x: Tensor, eps: float, penalty: float) -> Tensor:
+    """`(K + penalty I)^-1` of rows `[n, D]` with K their RBF kernel: `k(u, X)` times it regresses u onto the rows' one-hot numbers."""
     identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    return RbfMap(x, torch.linalg.solve(rbf(x, x, eps) + penalty * identity, identity), eps)
+    return torch.cholesky_inverse(torch.linalg.cholesky(rbf(x, x, eps) + penalty * identity))
 
 
 def centered_on(mapping: nn.Module, pool: Tensor) -> nn.Module:
@@ -30,38 +30,48 @@ def centered_on(mapping: nn.Module, pool: Tensor) -> nn.Module:
 
 @dataclass(frozen=True)
 class CoupledRidge:
-    """The shared space has one coordinate a pair, and each modality regresses onto it: `z = n(r(x) - mean over the pool of r)`.
+    """Each modality regresses onto the pairs themselves, one coordinate a pair: `z = n(r(x) - mean over the pool of r)`.
 
     `r_a(x) = k(x, X_a) (K_a + lam I)^-1` is kernel ridge regression onto the pairs' one-hot numbers. Its linear form scores
     `x_a' (C_aa + lam)^-1 C_ab (C_bb + lam)^-1 x_b`, both sides whitened; against ASIF, which compares rows by their similarities to the
     pairs, similarities that several pairs share are counted once. Kernel `exp(-d2 / eps)`; eps and lam are tuned together.
 
-    The composition is ours.
+    With `predict` the same solve also predicts embeddings, `f(x) = r_a(x) X_b` and `g(x) = r_b(x) X_a`, which is kernel ridge regression
+    both ways, less their means over the pools: `z_a = [z; [n(f(x)); n(x)] / sqrt 2] / sqrt 2`, `z_b = [z; [n(x); n(g(x))] / sqrt 2] / sqrt 2`,
+    so the score is the mean of the coupled cosine and of the regressions' cosines. The composition is ours.
 
     Attributes:
         bandwidths: eps, squared distances between unit rows.
         penalties: lam for each of them, K having diagonal 1.
-        centered: subtract the pool's mean.
+        predict: average with the regressions between the two spaces.
+        centered: subtract the pools' means; False takes each modality's rows as they are.
     """
 
-    bandwidths: tuple[float, ...] = (2.0, 1.0)
+    bandwidths: tuple[float, ...] = (2.0, 0.7)
     penalties: tuple[float, ...] = (1.0, 0.3)
+    predict: bool = True
     centered: bool = True
 
     def __post_init__(self) -> None:
         if len(self.bandwidths) != len(self.penalties) or not self.bandwidths or min(*self.bandwidths, *self.penalties) <= 0:
             raise UserError(f"bandwidths={self.bandwidths} and penalties={self.penalties} must be as many, all above 0")
 
-    def settings(self, count: int, pairs: int) -> list[Setting]:  # noqa: ARG002
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
         """`count` settings at most, the smoothest first."""
         return [{"eps": eps, "penalty": penalty} for eps, penalty in zip(self.bandwidths, self.penalties, strict=True)][:count]
 
     def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one linear solve a modality."""
-        sides = ((samples.x_a, samples.pool_a), (samples.x_b, samples.pool_b))
         for setting in settings:
-            maps = [anchor_regression(x, setting["eps"], setting["penalty"]) for x, _ in sides]
-            if self.centered:
-                yield centered_on(maps[0], sides[0][1]), centered_on(maps[1], sides[1][1])
+            eps, penalty = setting["eps"], setting["penalty"]
+            coupled, predicted = [], []
+            for x, other, pool in ((samples.x_a, samples.x_b, samples.pool_a), (samples.x_b, samples.x_a, samples.pool_b)):
+                solve = anchor_regression(x, eps, penalty)
+                reference = pool if self.centered else pool[:0]
+                coupled.append(centered_on(RbfMap(x, solve, eps), reference))
+                predicted.append(centered_on(RbfMap(x, solve @ other, eps), reference))
+            if self.predict:
+                there, back = regression_maps(samples.x_a.shape[1], samples.x_b.shape[1], predicted[0], predicted[1])
+                yield Concat(coupled[0], there), Concat(coupled[1], back)
             else:
-                yield maps[0], maps[1]
+                yield coupled[0], coupled[1]

@@ -16,7 +16,6 @@ from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
 from gera_lightning.errors import UserError
 from gera_lightning.geometry.diffusion import DiffusedFeatures
 from gera_lightning.heads import Chain, Linear, Unit, saved_as
-from gera_lightning.parts import Part, build
 
 saved_as("diffused")(DiffusedFeatures)
 
@@ -62,24 +61,23 @@ class Filtered:
     Where a filter hurts on held-out pairs of the budget, tuning leaves it out.
 
     Args:
-        base: the closed form, a part.
-        filters: choices in order of preference among equals, each `{a: [parts], b: [parts]}`, the parts applied in turn; a missing
+        base: the closed form.
+        filters: choices in order of preference among equals, each `{"a": [filters], "b": [filters]}`, applied in turn; a missing
             side is left as it is.
     """
 
-    def __init__(self, base: Part, filters: Sequence[Mapping[str, Sequence[Part]]]) -> None:
-        self.base: ClosedForm = build(base, "base")
-        self.filters = []
+    def __init__(self, base: ClosedForm, filters: Sequence[Mapping[str, Sequence[Filter]]]) -> None:
+        self.base, self.filters = base, []
         for number, choice in enumerate(filters):
             odd = set(choice) - {"a", "b"}
             if odd:
                 raise UserError(f"filters[{number}].{sorted(odd)[0]} is not a modality: a or b")
-            self.filters.append({side: [build(part, f"filters[{number}].{side}") for part in choice.get(side) or ()] for side in "ab"})
+            self.filters.append({side: list(choice.get(side) or ()) for side in "ab"})
         if not self.filters:
             raise UserError("filters is empty: list at least one choice, {} for none")
         self._fitted: dict[Any, tuple[Tensor, nn.Module, Tensor]] = {}
 
-    def settings(self, count: int, pairs: int) -> list[Setting]:
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """`count` settings at most: every choice of filters with as many settings of the closed form as there is room for."""
         own = self.base.settings(max(1, count // len(self.filters)), pairs)
         return [{"filter": float(number), **setting} for number in range(len(self.filters)) for setting in own][:count]

@@ -83,7 +83,7 @@ class KernelRidge:
         if not self.factors or min(self.factors) <= 0:
             raise UserError(f"factors={self.factors} must be above 0")
 
-    def settings(self, count: int, pairs: int) -> list[Setting]:  # noqa: ARG002
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
         """`count` settings, the strongest penalty first."""
         steps = max(1, count // len(self.factors))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), factor=self.factors)

@@ -26,7 +26,7 @@ class Procrustes:
         Schönemann, A generalized solution of the orthogonal Procrustes problem, 1966.
     """
 
-    def settings(self, count: int, pairs: int) -> list[Setting]:
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """`count` shares of the largest rank, the smallest first; the last is plain Procrustes."""
         lowest = min(1.0, 8 / pairs)
         return grid(count, share=log_spaced(lowest, 1.0, count) if count > 1 else [1.0])

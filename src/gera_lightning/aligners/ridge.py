@@ -55,7 +55,7 @@ class Ridge:
         if not 0 < self.smallest <= self.largest:
             raise UserError(f"smallest={self.smallest} must be above 0 and at most largest={self.largest}")
 
-    def settings(self, count: int, pairs: int) -> list[Setting]:  # noqa: ARG002
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
         """`count` penalties, the strongest first."""
         return grid(count, penalty=log_spaced(self.largest, self.smallest, count))
 

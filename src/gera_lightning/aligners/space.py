@@ -13,13 +13,14 @@ from gera_lightning.heads import normalized
 
 
 class Csls(nn.Module):
-    """Cross-domain similarity local scaling against the pools: `cos(z_a, z_b) - (r_B(z_a) + r_A(z_b)) / 2`.
+    """Cross-domain similarity local scaling against the pools: `cos(z_a, z_b) - weight (r_B(z_a) + r_A(z_b)) / 2`.
 
     `r_B(z_a)` is the mean cosine of `z_a` to its `k` nearest mapped pool rows of b, `r_A(z_b)` likewise: rows that are near to
     everything (hubs) are marked down. Against the pools, not the gallery, so a score never depends on what else is searched.
 
     Args:
         k: neighbours.
+        weight: share of the correction; 1 is CSLS.
         pool_a, pool_b: mapped pool rows `[N, D]`, unit.
 
     Source:
@@ -29,11 +30,11 @@ class Csls(nn.Module):
     pool_a: Tensor
     pool_b: Tensor
 
-    def __init__(self, k: int = 10, *, pool_a: Tensor, pool_b: Tensor) -> None:
+    def __init__(self, k: int = 10, weight: float = 1.0, *, pool_a: Tensor, pool_b: Tensor) -> None:
         super().__init__()
         if k < 1:
             raise UserError(f"k={k} must be at least 1")
-        self.k = k
+        self.k, self.weight = k, weight
         self.register_buffer("pool_a", pool_a)
         self.register_buffer("pool_b", pool_b)
 
@@ -46,6 +47,10 @@ class Csls(nn.Module):
             if k
             else torch.zeros(len(z), device=z.device)
         )
+
+    def penalty(self, z: Tensor, side: str) -> Tensor:
+        """What the hubness of rows of modality `side` takes from their scores, `weight r / 2`, `[n]`."""
+        return self.weight / 2 * self.hubness(z, side)
 
 
 class SharedSpace(nn.Module):
@@ -70,8 +75,8 @@ class SharedSpace(nn.Module):
 
     def gallery(self, side: str, z: Tensor) -> Tensor:
         """Mapped rows as a gallery, see `queries`: `[z; -r/2]` under a correction, so one inner-product index serves."""
-        return z if self.correction is None else torch.cat([z, -self.correction.hubness(z, side).unsqueeze(1) / 2], dim=1)
+        return z if self.correction is None else torch.cat([z, -self.correction.penalty(z, side).unsqueeze(1)], dim=1)
 
     def offset(self, side: str, z: Tensor) -> Tensor | float:
         """What a query's own hubness takes from all its scores `[n, 1]`; it changes no ranking."""
-        return 0.0 if self.correction is None else -self.correction.hubness(z, side).unsqueeze(1) / 2
+        return 0.0 if self.correction is None else -self.correction.penalty(z, side).unsqueeze(1)

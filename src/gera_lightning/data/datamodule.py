@@ -1,6 +1,7 @@
 """The LightningDataModule: a stream of steps, each with paired rows and both modalities' unpaired patches.
 
-Legend: `B` pairs a step, `A` anchors, `M = K + 1` points of a patch, `U` distinct points of all patches, `D` width, `w` processes.
+Legend: `B` pairs a step, `A` anchors, `M = K + 1` points of a patch, `U` distinct points of all patches, `n` unpaired rows without a patch,
+`D` width, `w` processes.
 
 The global batch is a pure function of (seed, step), whatever the number of processes: process r of w takes rows r::w of pairs
 and of anchors. There is no sampler state to save, and going on in mid-epoch is exact. The stream holds row numbers only; rows are
@@ -98,6 +99,19 @@ class Patches:
 
 
 @dataclass(frozen=True)
+class Unpaired:
+    """Unpaired rows of one modality, without neighbours.
+
+    Attributes:
+        rows: `[n, D]`.
+        count: rows of the global batch.
+    """
+
+    rows: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """One process's share of a step.
 
@@ -107,6 +121,7 @@ class Batch:
         patches_a, patches_b: unpaired patches; None without a geometric loss.
         count: pairs of the global batch.
         step: number of the step.
+        unpaired_a, unpaired_b: unpaired rows; None without a loss that reads them.
     """
 
     x_a: Tensor
@@ -116,6 +131,8 @@ class Batch:
     patches_b: Patches | None
     count: int
     step: int
+    unpaired_a: Unpaired | None = None
+    unpaired_b: Unpaired | None = None
 
 
 class RowStream:
@@ -155,6 +172,8 @@ class StepRows:
     pairs: np.ndarray
     patches_a: tuple[np.ndarray, np.ndarray] | None
     patches_b: tuple[np.ndarray, np.ndarray] | None
+    unpaired_a: np.ndarray | None = None
+    unpaired_b: np.ndarray | None = None
 
 
 class AlignmentDataModule(LightningDataModule):
@@ -164,7 +183,8 @@ class AlignmentDataModule(LightningDataModule):
         rows: training rows of the run.
         positions: which pairs to train on; all by default.
         pairs_per_step, anchors_per_step: of the global batch.
-        k: neighbours of a patch; None streams pairs only.
+        k: neighbours of a patch; None streams no patches.
+        unpaired_per_step: unpaired rows without patches, of the global batch and each modality; None streams none.
         paired_anchors: paired rows are points of the graph too.
         max_steps: length of the stream.
         seed: fixes every batch.
@@ -180,6 +200,7 @@ class AlignmentDataModule(LightningDataModule):
         pairs_per_step: int = 256,
         anchors_per_step: int = 256,
         k: int | None = 16,
+        unpaired_per_step: int | None = None,
         paired_anchors: bool = False,
         max_steps: int = 1000,
         seed: int = 0,
@@ -195,7 +216,8 @@ class AlignmentDataModule(LightningDataModule):
         self.cache_dir = Path(cache_dir)
         self.search = {"backend": backend, "index": index, "shard": shard}
         self.graphs: dict[str, NeighborGraph] = {}
-        self.pairs_per_step, self.anchors_per_step = pairs_per_step, anchors_per_step
+        self.pairs_per_step, self.anchors_per_step, self.unpaired_per_step = pairs_per_step, anchors_per_step, unpaired_per_step
+        self._unpaired: dict[str, RowStream] = {}
         self._resident: tuple[torch.device, dict[str, Tensor]] | None = None
         if k is not None:
             for side, modality in (("a", rows.a), ("b", rows.b)):
@@ -204,6 +226,11 @@ class AlignmentDataModule(LightningDataModule):
                         f"modality {side} has {len(modality.pool)} unpaired rows, the geometric loss needs at least 2: "
                         "lower data.reserve, add unpaired rows, or set geometric_loss=null"
                     )
+        if unpaired_per_step is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
+            raise UserError(
+                f"the pools hold {len(rows.a.pool)} and {len(rows.b.pool)} unpaired rows, unpaired_loss needs at least 2 of each: "
+                "lower data.reserve, add unpaired rows, or set unpaired_loss=null"
+            )
 
     def points(self, side: str) -> Tensor:
         """The rows that anchors and neighbours are drawn from, `[N, D]`."""
@@ -228,6 +255,9 @@ class AlignmentDataModule(LightningDataModule):
         self._anchors = {
             side: RowStream(len(graph), self.anchors_per_step, self.seed, 11 + i) for i, (side, graph) in enumerate(self.graphs.items())
         }
+        if self.unpaired_per_step is not None:
+            pools = {"a": self.rows.a.pool, "b": self.rows.b.pool}
+            self._unpaired = {s: RowStream(len(x), self.unpaired_per_step, self.seed, 13 + i) for i, (s, x) in enumerate(pools.items())}
 
     def step_rows(self, step: int, rank: int = 0, size: int = 1) -> StepRows:
         """Row numbers of process `rank` of `size` in a step."""
@@ -236,7 +266,8 @@ class AlignmentDataModule(LightningDataModule):
             members = graph.patches(torch.from_numpy(self._anchors[side][step][rank::size])).numpy()
             distinct, inverse = np.unique(members, return_inverse=True)
             patches[side] = distinct, inverse.reshape(members.shape)
-        return StepRows(step, self.positions[self._pairs[step][rank::size]], patches["a"], patches["b"])
+        unpaired = {f"unpaired_{side}": stream[step][rank::size] for side, stream in self._unpaired.items()}
+        return StepRows(step, self.positions[self._pairs[step][rank::size]], patches["a"], patches["b"], **unpaired)
 
     def train_dataloader(self) -> DataLoader[StepRows]:
         """Steps from the trainer's present one on."""
@@ -253,6 +284,7 @@ class AlignmentDataModule(LightningDataModule):
         if self._resident is None or self._resident[0] != device:
             tables = {"pairs_a": self.rows.a.pairs, "pairs_b": self.rows.b.pairs, "item": self.rows.item_numbers}
             tables |= {f"points_{side}": self.points(side) for side in self.graphs}
+            tables |= {f"pool_{side}": getattr(self.rows, side).pool for side in self._unpaired}
             self._resident = device, {name: table.to(device) for name, table in tables.items()}
         table = self._resident[1]
         pairs = torch.from_numpy(step.pairs).to(device)
@@ -263,6 +295,11 @@ class AlignmentDataModule(LightningDataModule):
             distinct, members = (torch.from_numpy(r).to(device) for r in rows)
             return Patches(table[f"points_{side}"][distinct], members, self._anchors[side].size)
 
+        def unpaired(side: str, rows: np.ndarray | None) -> Unpaired | None:
+            if rows is None:
+                return None
+            return Unpaired(table[f"pool_{side}"][torch.from_numpy(rows).to(device)], self._unpaired[side].size)
+
         return Batch(
             x_a=table["pairs_a"][pairs],
             x_b=table["pairs_b"][pairs],
@@ -271,6 +308,8 @@ class AlignmentDataModule(LightningDataModule):
             patches_b=patches("b", step.patches_b),
             count=self._pairs.size,
             step=step.step,
+            unpaired_a=unpaired("a", step.unpaired_a),
+            unpaired_b=unpaired("b", step.unpaired_b),
         )
 
 

@@ -187,7 +187,7 @@ class GraphDiffusion:
     def diffuse(self, x: Tensor, graph: NeighborGraph, steps: int | None = None) -> Tensor:
         """`P^steps x` of the pool's own rows `[N, D]`."""
         steps = self.steps if steps is None else steps
-        p = self.operator(graph) if steps else None
+        p = self.operator(graph)
         for _ in range(steps):
             x = p @ x
         return x

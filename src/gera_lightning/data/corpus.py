@@ -1,0 +1,252 @@
+"""Corpora: where raw items lie, and the rows of a store that they become. Tables only; nothing is decoded here.
+
+A corpus lists its rows (`row`, `item`, `path` or `text`, optional `group family label split`) in a fixed order, and says where an
+item's raw form is: a path, bytes, or a text. Rows of two corpora with the same `item` are a pair. An entry that cannot become a row
+is kept with the reason, so that nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gera_lightning.data.store import check_rows
+from gera_lightning.errors import UserError, did_you_mean
+
+Folder = str | os.PathLike[str]
+MODALITIES = ("text", "audio", "image")
+COLUMNS = ("row", "item", "path", "text", "group", "family", "label", "split")
+"""Columns that a corpus may give a store."""
+SUFFIXES = {
+    "text": (".txt",),
+    "audio": (".wav", ".flac", ".mp3", ".ogg", ".aiff", ".opus"),
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+}
+"""File names that a folder's items of a modality end in."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An entry that is left out, and why."""
+
+    row: str
+    item: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows of a corpus, index 0..n-1, and what could not become one."""
+
+    rows: pd.DataFrame
+    skipped: list[Skipped]
+
+    @classmethod
+    def of(cls, entries: Sequence[Mapping[str, Any]], modality: str, where: str, skipped: Sequence[Skipped] = ()) -> Listing:
+        """From entries with `item`, and `text` or `path`; `row` is made where it is not given; empty entries are left out.
+
+        A sound or image that stands there twice under one item (once a caption) is one row.
+
+        Raises:
+            UserError: no entry, or rows that break the contract of stores.
+        """
+        raw = "text" if modality == "text" else "path"
+        kept: list[dict[str, Any]] = []
+        left_out, seen, count = list(skipped), set(), dict[str, int]()
+        for entry in entries:
+            item = str(entry.get("item") or "")
+            number = count.get(item, 0)
+            values = {key: str(value) for key, value in entry.items() if key in COLUMNS and value is not None and str(value).strip()}
+            if not item or raw not in values:
+                missing = "no item" if not item else f"no {raw}"
+                left_out.append(Skipped(values.get("row", f"{item}-{number}"), item, values.get("path", ""), missing))
+                continue
+            if raw == "path" and (item, values["path"]) in seen:
+                continue
+            seen.add((item, values["path"]) if raw == "path" else item)
+            count[item] = number + 1
+            kept.append({"row": f"{item}-{number}", **values})
+        if not kept:
+            reason = f" ({len(left_out)} are left out, the first: {left_out[0].reason})" if left_out else ""
+            raise UserError(f"{where}: no {modality} items{reason}: check the path and the columns")
+        rows = pd.DataFrame(kept)
+        rows = rows[[column for column in COLUMNS if column in rows]]
+        check_rows(rows, where)
+        return cls(rows, left_out)
+
+
+class Corpus(ABC):
+    """A source of raw items of one modality.
+
+    Attributes:
+        modality: `text`, `audio` or `image`.
+        where: its main file or folder, for messages and the manifest.
+    """
+
+    modality: str
+    where: str
+
+    @abstractmethod
+    def listing(self) -> Listing:
+        """All rows, in a fixed order."""
+
+    @abstractmethod
+    def raw(self, row: Mapping[str, Any]) -> str | Path | bytes:
+        """Where the item of a listed row is: its text, path or bytes."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a store's manifest records of its source."""
+        return {"corpus": type(self).__name__, "modality": self.modality, "where": self.where}
+
+
+def check_modality(modality: str) -> str:
+    """Refuse an unknown modality.
+
+    Raises:
+        UserError: naming the nearest known one.
+    """
+    if modality not in MODALITIES:
+        raise UserError(f"modality={modality!r} is not one of {', '.join(MODALITIES)}{did_you_mean(modality, MODALITIES)}")
+    return modality
+
+
+def existing(key: str, path: Folder, kind: str = "file") -> Path:
+    """A path that is there.
+
+    Raises:
+        UserError: naming the key.
+    """
+    found = Path(path)
+    if not (found.is_dir() if kind == "folder" else found.is_file()):
+        raise UserError(f"{key}={str(path)!r}: there is no such {kind}: check the path")
+    return found
+
+
+class RowsAndFiles(Corpus):
+    """A corpus whose raw items are texts of the table, or files below a folder."""
+
+    root: Path
+
+    def raw(self, row: Mapping[str, Any]) -> str | Path | bytes:
+        """The row's text, or the path of its file."""
+        return str(row["text"]) if self.modality == "text" else self.root / str(row["path"])
+
+
+class Manifest(RowsAndFiles):
+    """A table in a CSV, TSV, JSONL or Parquet file, one row an item.
+
+    Args:
+        path: the table.
+        modality: `text`, `audio` or `image`: which of `text` and `path` is embedded.
+        root: folder that `path` is relative to; the table's own by default.
+        columns: our column to theirs, or to a pattern of theirs such as `"audio/{youtube_id}.wav"`; by default the same names.
+        splits: their word for a split to ours (`train`, `test`, `both`, `unused`).
+
+    Raises:
+        UserError: no such file, another format, or a column that is not there.
+    """
+
+    def __init__(
+        self,
+        path: Folder,
+        modality: str,
+        *,
+        root: Folder | None = None,
+        columns: Mapping[str, str] | None = None,
+        splits: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path, self.modality, self.where = existing("path", path), check_modality(modality), str(path)
+        self.root = self.path.parent if root is None else existing("root", root, "folder")
+        self.columns, self.splits = dict(columns or {}), dict(splits or {})
+        for column in self.columns:
+            if column not in COLUMNS:
+                raise UserError(f"columns.{column} is not a column of a store{did_you_mean(column, COLUMNS)}")
+
+    def listing(self) -> Listing:
+        """All rows of the table, in its order."""
+        records = list(read_records(self.path))
+        known = list(dict.fromkeys(key for record in records[:1000] for key in record))
+        raw = "text" if self.modality == "text" else "path"
+        chosen = {column: self.columns.get(column, column) for column in COLUMNS if column in self.columns or column in known}
+        for column in ("item", raw):
+            if column not in chosen:
+                raise UserError(f"{self.path} has no column {column!r} (has {', '.join(known)}): name it, columns.{column}=THEIRS")
+        for column, theirs in chosen.items():
+            if "{" not in theirs and theirs not in known:
+                raise UserError(f"columns.{column}={theirs!r}: {self.path} has no such column{did_you_mean(theirs, known)}")
+        entries = [{column: self._value(record, theirs, column) for column, theirs in chosen.items()} for record in records]
+        for entry in entries:
+            entry["split"] = self.splits.get(str(entry.get("split")), entry.get("split"))
+        return Listing.of(entries, self.modality, str(self.path))
+
+    def _value(self, record: Mapping[str, Any], theirs: str, column: str) -> Any:
+        if "{" not in theirs:
+            return record.get(theirs)
+        try:
+            return theirs.format_map(record)
+        except (KeyError, ValueError, IndexError) as error:
+            raise UserError(f"columns.{column}={theirs!r}: {error} is no column of {self.path}") from error
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a CSV, TSV, JSONL or Parquet table as mappings; what is empty in a CSV is an empty text.
+
+    Raises:
+        UserError: another format, or a table that is damaged.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".csv", ".tsv"):
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                yield from csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+        elif suffix in (".jsonl", ".ndjson"):
+            with open(path, encoding="utf-8") as file:
+                yield from (json.loads(line) for line in file if line.strip())
+        elif suffix == ".parquet":
+            table = pd.read_parquet(path)
+            yield from table.astype(object).where(table.notna(), None).to_dict("records")
+        else:
+            raise UserError(f"path={str(path)!r}: a table ends in .csv, .tsv, .jsonl or .parquet")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: not readable as a table ({' '.join(str(error).split())[:200]}): mend the file") from error
+
+
+class FolderOfFiles(RowsAndFiles):
+    """Every file of a folder and its folders; the name without its suffix is the item, so `7.wav` and `7.txt` are a pair.
+
+    Args:
+        root: the folder.
+        modality: `audio`, `image`, or `text` (a file a text).
+        group: take the name of the folder that a file lies in as its `group` (speaker, renderer).
+
+    Raises:
+        UserError: no such folder.
+    """
+
+    def __init__(self, root: Folder, modality: str, *, group: bool = False) -> None:
+        self.root, self.modality, self.where = existing("root", root, "folder"), check_modality(modality), str(root)
+        self.group = group
+
+    def listing(self) -> Listing:
+        """All files of the modality's kinds, sorted by path."""
+        entries, skipped = [], list[Skipped]()
+        for path in sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES[self.modality]):
+            name, item = path.relative_to(self.root).as_posix(), path.relative_to(self.root).with_suffix("").as_posix()
+            entry = {"row": name, "item": item, "path": name, "group": path.parent.name if self.group else None}
+            if self.modality == "text":
+                try:
+                    entry["text"] = path.read_text(encoding="utf-8").strip()
+                except (OSError, UnicodeDecodeError) as error:
+                    skipped.append(Skipped(name, item, name, f"not readable as text ({' '.join(str(error).split())})"))
+                    continue
+            entries.append(entry)
+        return Listing.of(entries, self.modality, str(self.root), skipped)

@@ -1,0 +1,107 @@
+"""Corpora that the package `datasets` saved to disk; the package is no dependency, and asked for only here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gera_lightning.data.corpus import Corpus, Folder, Listing, check_modality, existing
+from gera_lightning.errors import UserError, did_you_mean
+
+
+class HuggingFaceDataset(Corpus):
+    """A dataset that `datasets` saved to a folder (`save_to_disk`); audio and images are decoded by us, not by `datasets`.
+
+    Args:
+        path: the folder.
+        modality: `text`, `audio` or `image`.
+        column: the column to embed; the modality's name by default.
+        item: column that names the item; by default the position in its split.
+        group, family, label: columns to keep under these names.
+        splits: split of the dataset to ours; by default `train`, `test`, and the others left out.
+
+    Raises:
+        UserError: no such folder, `datasets` is not installed, or a column that is not there.
+    """
+
+    def __init__(
+        self,
+        path: Folder,
+        modality: str,
+        *,
+        column: str | None = None,
+        item: str | None = None,
+        group: str | None = None,
+        family: str | None = None,
+        label: str | None = None,
+        splits: Mapping[str, str] | None = None,
+    ) -> None:
+        self.modality, self.where = check_modality(modality), str(path)
+        self.column, self.item = column or modality, item
+        self.kept = {name: theirs for name, theirs in (("group", group), ("family", family), ("label", label)) if theirs}
+        self.splits = dict(splits or {"train": "train", "test": "test"})
+        loaded = _load_from_disk(existing("path", path, "folder"))
+        parts = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
+        self.parts = {name: part for name, part in parts.items() if not name or name in self.splits}
+        if not self.parts:
+            raise UserError(
+                f"splits: {self.where} holds {', '.join(parts)}, none of {', '.join(self.splits)}: name them, splits.THEIRS=train"
+            )
+        for name, part in self.parts.items():
+            for theirs in (self.column, self.item, *self.kept.values()):
+                if theirs is not None and theirs not in part.column_names:
+                    raise UserError(f"column {theirs!r}: {self.where} {name} has no such column{did_you_mean(theirs, part.column_names)}")
+        self.parts = {name: _undecoded(part, self.column, modality) for name, part in self.parts.items()}
+
+    def listing(self) -> Listing:
+        """All rows of the splits, in their order; `path` is `split/position`."""
+        entries = []
+        for name, part in self.parts.items():
+            columns = {ours: _words(part, theirs) for ours, theirs in self.kept.items()}
+            items = part[self.item][:] if self.item else None
+            texts = part[self.column][:] if self.modality == "text" else None
+            for number in range(len(part)):
+                entry = {ours: values(number) for ours, values in columns.items()}
+                entry |= {"row": f"{name}/{number}", "item": str(items[number]) if items is not None else f"{name}/{number}"}
+                entry |= {"path": f"{name}/{number}", "split": self.splits.get(name) if name else None}
+                entries.append(entry | ({"text": texts[number]} if texts is not None else {}))
+        return Listing.of(entries, self.modality, self.where)
+
+    def raw(self, row: Mapping[str, Any]) -> str | Path | bytes:
+        """The row's text, or the bytes (or path) that the dataset holds."""
+        if self.modality == "text":
+            return str(row["text"])
+        name, _, number = str(row["path"]).rpartition("/")
+        value = self.parts[name][int(number)][self.column]
+        if not isinstance(value, Mapping):
+            return b""
+        return value["bytes"] if value.get("bytes") is not None else Path(value.get("path") or "")
+
+
+def _load_from_disk(path: Path) -> Any:
+    try:
+        from datasets import load_from_disk
+    except ImportError as error:
+        raise UserError("reading a Hugging Face dataset needs the package datasets: pip install datasets") from error
+    try:
+        return load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"path={str(path)!r}: not a dataset saved by save_to_disk ({' '.join(str(error).split())[:200]})") from error
+
+
+def _undecoded(part: Any, column: str, modality: str) -> Any:
+    import datasets
+
+    feature = part.features[column]
+    if modality == "audio" and isinstance(feature, datasets.Audio):
+        return part.cast_column(column, datasets.Audio(decode=False))
+    if modality == "image" and isinstance(feature, datasets.Image):
+        return part.cast_column(column, datasets.Image(decode=False))
+    return part
+
+
+def _words(part: Any, column: str) -> Callable[[int], Any]:
+    """A column's value by position, class numbers as their names."""
+    values, names = part[column][:], getattr(part.features[column], "int2str", None)
+    return lambda number: names(values[number]) if names and values[number] is not None else values[number]

@@ -1,0 +1,160 @@
+"""Corpora in the layouts that speech and captioning data sets come in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gera_lightning.data.corpus import SUFFIXES, Folder, Listing, RowsAndFiles, Skipped, check_modality, existing
+from gera_lightning.errors import UserError, did_you_mean
+
+
+class LibriSpeech(RowsAndFiles):
+    """LibriSpeech's layout: `SET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt` beside one flac file an utterance.
+
+    `item` is the utterance, `group` the speaker, `family` the chapter, `split` test for sets that begin with `test`, else train
+    (none is given where all sets would get the same).
+
+    Args:
+        root: the folder that holds the sets.
+        modality: `audio` or `text`.
+        sets: which sets, such as `[train-clean-100, test-clean]`; all by default.
+
+    Raises:
+        UserError: no such folder or set.
+    """
+
+    def __init__(self, root: Folder, modality: str, *, sets: Sequence[str] | None = None) -> None:
+        self.root, self.modality, self.where = existing("root", root, "folder"), check_modality(modality), str(root)
+        found = sorted(p.name for p in self.root.iterdir() if p.is_dir())
+        self.sets = found if sets is None else list(sets)
+        for name in self.sets:
+            if name not in found:
+                raise UserError(f"sets: there is no folder {name!r} in {self.root}{did_you_mean(name, found)}")
+
+    def listing(self) -> Listing:
+        """All utterances, sorted by set and name."""
+        entries, skipped = [], list[Skipped]()
+        given = len({self._split(name) for name in self.sets}) > 1
+        for name in self.sets:
+            for transcripts in sorted((self.root / name).rglob("*.trans.txt")):
+                texts = dict(line.partition(" ")[::2] for line in transcripts.read_text(encoding="utf-8").splitlines() if line.strip())
+                folder = transcripts.parent
+                for utterance in sorted({*texts, *(path.stem for path in folder.glob("*.flac"))}):
+                    speaker, _, rest = utterance.partition("-")
+                    entry = {"row": utterance, "item": utterance, "group": speaker, "family": f"{speaker}-{rest.partition('-')[0]}"}
+                    entry["path"] = (folder / f"{utterance}.flac").relative_to(self.root).as_posix()
+                    if not texts.get(utterance, "").strip():
+                        skipped.append(Skipped(utterance, utterance, entry["path"], "no transcript"))
+                        continue
+                    entries.append({**entry, "text": texts[utterance].strip(), "split": self._split(name) if given else None})
+        return Listing.of(entries, self.modality, str(self.root), skipped)
+
+    @staticmethod
+    def _split(name: str) -> str:
+        return "test" if name.startswith("test") else "train"
+
+
+class CocoCaptions(RowsAndFiles):
+    """Images with captions in COCO's JSON (`images: id, file_name`; `annotations: id, image_id, caption`).
+
+    Args:
+        captions: the JSON file; or split (`train`, `test`) to file.
+        images: the folder of images; or split to folder.
+        modality: `image`, one row an image; or `text`, one row a caption.
+
+    Raises:
+        UserError: a path that is not there, or splits of `captions` that `images` does not name.
+    """
+
+    def __init__(self, captions: Folder | Mapping[str, Folder], images: Folder | Mapping[str, Folder], modality: str) -> None:
+        self.modality, self.where = check_modality(modality), str(captions)
+        self.captions = _by_split("captions", captions, "file")
+        # captions alone need no images
+        self.images = _by_split("images", images, "folder") if modality != "text" else {}
+        self.root = Path()
+        if modality != "text" and set(self.captions) != set(self.images):
+            raise UserError(f"images: splits {sorted(self.images)} are not those of captions, {sorted(self.captions)}: name the same")
+
+    def listing(self) -> Listing:
+        """All images or captions, in the files' order."""
+        entries, skipped = list[dict[str, Any]](), list[Skipped]()
+        for split, path in self.captions.items():
+            images, annotations = _coco_lists(path)
+            names = {image["id"]: image["file_name"] for image in images}
+            if self.modality == "text":
+                for note in annotations:
+                    item, row = str(note.get("image_id")), str(note.get("id"))
+                    if note.get("image_id") not in names:
+                        skipped.append(Skipped(row, item, "", f"its image is not listed in {path.name}"))
+                        continue
+                    entries.append({"row": row, "item": item, "text": str(note.get("caption") or "").strip(), "split": split or None})
+            else:
+                for number, name in names.items():
+                    full = (self.images[split] / name).as_posix()
+                    entries.append({"row": str(number), "item": str(number), "path": full, "split": split or None})
+        return Listing.of(entries, self.modality, self.where, skipped)
+
+
+def _coco_lists(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        images, annotations = content["images"], content["annotations"]
+        _ = [(image["id"], image["file_name"]) for image in images]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not captions in COCO's format ({error!r}): lists `images` (id, file_name) and `annotations`") from error
+    return images, annotations
+
+
+def _by_split(key: str, paths: Folder | Mapping[str, Folder], kind: str) -> dict[str, Path]:
+    given = paths if isinstance(paths, Mapping) else {"": paths}
+    return {split: existing(f"{key}.{split}" if split else key, path, kind) for split, path in given.items()}
+
+
+class FlickrCaptions(RowsAndFiles):
+    """Images with captions in Flickr8k's or Flickr30k's text files.
+
+    Read are lines `name.jpg#0<TAB>caption` (the token files), `name.jpg,caption` (captions.txt) and
+    `name.jpg| 0| caption` (results.csv); a first line that names columns is passed over.
+
+    Args:
+        captions: the file of captions.
+        images: the folder of images.
+        modality: `image` or `text`.
+        splits: split to a file that lists its images' names, a line each; images in none are `unused`.
+
+    Raises:
+        UserError: a path that is not there, or a file without captions.
+    """
+
+    def __init__(self, captions: Folder, images: Folder, modality: str, *, splits: Mapping[str, Folder] | None = None) -> None:
+        self.captions, self.modality, self.where = existing("captions", captions), check_modality(modality), str(captions)
+        self.root = Path(images) if modality == "text" else existing("images", images, "folder")
+        self.splits = _by_split("splits", splits, "file") if splits else {}
+
+    def listing(self) -> Listing:
+        """All images or captions, in the file's order."""
+        side = {name.strip(): split for split, path in self.splits.items() for name in path.read_text().splitlines() if name.strip()}
+        entries, skipped = list[dict[str, Any]](), list[Skipped]()
+        for number, line in enumerate(self.captions.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip():
+                continue
+            name, caption = _flickr_line(line)
+            if Path(name).suffix.lower() not in SUFFIXES["image"]:
+                if number > 1:
+                    skipped.append(Skipped(f"line {number}", name, "", f"line {number} of {self.captions.name} names no image"))
+                continue
+            split = side.get(name, "unused") if side else None
+            entries.append({"item": Path(name).stem, "path": name, "text": caption, "split": split})
+        return Listing.of(entries, self.modality, str(self.captions), skipped)
+
+
+def _flickr_line(line: str) -> tuple[str, str]:
+    for separator in ("\t", "|", ","):
+        name, found, rest = line.partition(separator)
+        if found:
+            caption = rest.partition("|")[2] if separator == "|" else rest
+            return name.partition("#")[0].strip(), caption.strip().removeprefix('"').removesuffix('"').strip()
+    return line.strip(), ""

@@ -1,0 +1,80 @@
+"""Checkpoints of `transformers`, loaded without running anything they bring: safetensors, or pickles under `weights_only`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from gera_lightning.errors import UserError
+from gera_lightning.files import file_sha256
+
+Checkpoint = str | os.PathLike[str]
+Loaded = TypeVar("Loaded")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+UNUSED = ("pooler", "masked_spec_embed", "decoder.", "position_ids")
+"""Weights that may be missing, as nothing here reads them (`needs_pooler` reads the first)."""
+
+
+def guarded(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded]) -> Loaded:
+    """What `load` gives, its errors in a user's words.
+
+    Raises:
+        UserError: nothing there, remote code that was not allowed, a pickle that holds more than weights, an unknown format.
+    """
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, pickle.UnpicklingError) as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise UserError(
+                f"checkpoint={str(checkpoint)!r} brings its own code, which is not run: read it, then set trust_remote_code=true"
+            ) from error
+        if "weights_only" in text.lower() or isinstance(error, pickle.UnpicklingError):
+            raise UserError(f"checkpoint={str(checkpoint)!r}: its pickle holds more than weights: convert it to safetensors") from error
+        raise UserError(f"checkpoint={str(checkpoint)!r}: {what} cannot be loaded ({text[:300]}): check the name or folder") from error
+
+
+def load_model(checkpoint: Checkpoint, *, revision: str | None, trust_remote_code: bool, needs_pooler: bool = False) -> nn.Module:
+    """The checkpoint's AutoModel in float32 and eval mode.
+
+    Raises:
+        UserError: as `guarded`, or weights that the rows depend on are missing.
+    """
+    from transformers import AutoModel
+
+    def load() -> Any:
+        return AutoModel.from_pretrained(
+            checkpoint,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=torch.float32,
+            weights_only=True,
+            output_loading_info=True,
+        )
+
+    model, info = guarded("its network", checkpoint, load)
+    unused = UNUSED[1:] if needs_pooler else UNUSED
+    missing = sorted(key for key in info["missing_keys"] if not any(word in key for word in unused))
+    if missing:
+        raise UserError(
+            f"checkpoint={str(checkpoint)!r} lacks {len(missing)} of its network's weights, such as {missing[0]!r}: "
+            "they would be random; use a complete checkpoint"
+        )
+    found: nn.Module = model.eval()
+    return found
+
+
+def revision_of(checkpoint: Checkpoint, config: Any, revision: str | None) -> str | None:
+    """Which weights exactly: the hub's commit, or for a folder the hash of its weight files."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return getattr(config, "_commit_hash", None) or revision
+    sums = [file_sha256(path) for pattern in WEIGHTS for path in sorted(folder.glob(pattern))]
+    return "sha256:" + hashlib.sha256("".join(sums).encode()).hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""Raw files to what encoders take: audio to mono float32 arrays, images to RGB. A file that cannot be used says why."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gera_lightning.encoders.efficientnet_lite import on_white
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Source = str | os.PathLike[str] | bytes
+"""A file's path, or its bytes."""
+STREAMED = 2**31 - 1
+"""Sizes from here on stand for "unknown" in the header of a WAV file that was written to a pipe."""
+
+
+class Unreadable(Exception):
+    """An item that cannot be used; the message is the reason, as `skipped.jsonl` names it."""
+
+
+def read_audio(source: Source, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
+    """Mono audio `[samples]`, float32, at `sample_rate` (channels averaged, resampled by torchaudio), cut to `max_seconds`.
+
+    Raises:
+        Unreadable: no file, an empty or truncated one, no audio, no samples, or samples that are not finite.
+    """
+    import soundfile
+
+    raw = _opened(source)
+    try:
+        with soundfile.SoundFile(raw) as file:
+            rate, expected, header = int(file.samplerate), int(file.frames), str(file.extra_info)
+            wanted = expected if max_seconds is None else min(expected, int(np.ceil(max_seconds * rate)))
+            audio = file.read(wanted, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise Unreadable(f"not audio that can be decoded ({_one_line(error)})") from error
+    if expected < 1:
+        raise Unreadable("no samples")
+    if len(audio) < wanted or _cut_off(header):
+        raise Unreadable("truncated: its header promises more samples than it holds")
+    mono = audio.mean(1)
+    if not np.isfinite(mono).all():
+        raise Unreadable("samples that are not finite")
+    return resampled(mono, rate, sample_rate)
+
+
+def resampled(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """`[samples]` at `rate` Hz as `[samples * sample_rate / rate]` at `sample_rate` Hz."""
+    if rate == sample_rate:
+        return np.ascontiguousarray(audio, dtype=np.float32)
+    import torch
+    from torchaudio.functional import resample
+
+    return resample(torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32)), rate, sample_rate).numpy()
+
+
+def read_image(source: Source) -> Image:
+    """An image as RGB; what is transparent shows white.
+
+    Raises:
+        Unreadable: no file, an empty or truncated one, or no image.
+    """
+    from PIL import Image as images
+
+    raw = _opened(source)
+    try:
+        with images.open(raw) as image:
+            image.load()
+            return on_white(image)
+    except (OSError, ValueError, SyntaxError, images.DecompressionBombError) as error:
+        raise Unreadable(f"not an image that can be decoded ({_one_line(error)})") from error
+
+
+def _opened(source: Source) -> str | io.BytesIO:
+    if isinstance(source, bytes):
+        if not source:
+            raise Unreadable("empty")
+        return io.BytesIO(source)
+    path = Path(source)
+    if not path.is_file():
+        raise Unreadable("no such file" if not path.exists() else "not a file")
+    if path.stat().st_size == 0:
+        raise Unreadable("empty file")
+    return str(path)
+
+
+def _cut_off(header: str) -> bool:
+    """Whether libsndfile's log of a WAV or AIFF header says that its audio chunk ends beyond the file."""
+    sizes = re.findall(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", header)
+    return any(int(actual) < int(declared) < STREAMED for declared, actual in sizes)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

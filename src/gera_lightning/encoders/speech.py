@@ -1,0 +1,326 @@
+"""Audio encoders: models of `transformers` (wav2vec 2.0, HuBERT, WavLM and their kin, Whisper, CLAP) and torchaudio's bundles.
+
+Legend: `n` utterances, `S` samples, `T` frames, `D` width. Rows are means over an utterance's own frames of one layer: layer 0 is
+the input of the first transformer layer, k the output of layer k, -1 the last one's, after the network's final norm where it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_size, masked_mean
+from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, revision_of
+from gera_lightning.errors import UserError, did_you_mean
+
+FAMILIES = "wav2vec 2.0, HuBERT, WavLM, Whisper or CLAP"
+
+
+class UnpaddedFront(nn.Module):
+    """Runs a convolutional front end on each utterance's own samples, then pads its frames.
+
+    Needed where the front end normalises over time (`group` norm): padding would enter the statistics.
+
+    Args:
+        front: `[1, S] -> [1, C, T]`.
+    """
+
+    def __init__(self, front: nn.Module) -> None:
+        super().__init__()
+        self.front = front
+        self.lengths: list[int] = []
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """`[n, S] -> [n, C, T]`; `lengths` holds each utterance's samples."""
+        frames = [self.front(wave[None, :length])[0].T for wave, length in zip(waves, self.lengths, strict=True)]
+        return nn.utils.rnn.pad_sequence(frames, batch_first=True).transpose(1, 2)
+
+
+def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Samples that one frame of stacked convolutions sees: the shortest audio with a frame."""
+    field = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        field = (field - 1) * stride + kernel
+    return field
+
+
+def frames_of(lengths: Tensor, kernels: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """Frames `[n]` that stacked convolutions without padding make of `lengths` `[n]` samples."""
+    for kernel, stride in zip(kernels, strides, strict=True):
+        lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+    return lengths
+
+
+def padded(waves: Sequence[np.ndarray], shortest: int) -> Inputs:
+    """Waves side by side: `waves` `[n, S]` with zeros behind, and `lengths` `[n]`, each at least `shortest` samples."""
+    lengths = torch.tensor([max(len(wave), shortest) for wave in waves])
+    out = torch.zeros(len(waves), int(lengths.max()))
+    for row, wave in zip(out, waves, strict=True):
+        row[: len(wave)] = torch.from_numpy(wave)
+    return {"waves": out, "lengths": lengths}
+
+
+class _Waves:
+    """wav2vec 2.0 and its kin: samples in, convolutions, transformer."""
+
+    words = "the utterance at zero mean and unit variance where the checkpoint asks for it"
+
+    def __init__(self, model: Any, extractor: Any) -> None:
+        self.model, self.extractor, config = model, extractor, model.config
+        self.dim, self.layers = int(config.hidden_size), int(config.num_hidden_layers)
+        self.shortest = receptive_field(config.conv_kernel, config.conv_stride)
+        self.max_seconds: float | None = None
+        model.adapter = None  # some speech-recognition checkpoints shorten the last layer's frames by one
+        self.front: UnpaddedFront | None = None
+        if getattr(config, "feat_extract_norm", "group") == "group":
+            self.front = model.feature_extractor = UnpaddedFront(model.feature_extractor)
+
+    def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
+        rate = self.extractor.sampling_rate
+        values = [np.asarray(self.extractor(wave, sampling_rate=rate)["input_values"][0], dtype=np.float32) for wave in waves]
+        return padded(values, self.shortest)
+
+    def states(self, inputs: Inputs, layer: int) -> tuple[Tensor, Tensor]:
+        waves, lengths = inputs["waves"], inputs["lengths"]
+        if self.front is not None:
+            self.front.lengths = lengths.tolist()
+        mask = (torch.arange(waves.shape[1], device=waves.device) < lengths.unsqueeze(1)).long()
+        out = self.model(waves, attention_mask=mask, output_hidden_states=True)
+        states = out.hidden_states[layer] if layer < self.layers else out.last_hidden_state
+        frames = frames_of(lengths, self.model.config.conv_kernel, self.model.config.conv_stride)
+        return states, torch.arange(states.shape[1], device=waves.device) < frames.unsqueeze(1)
+
+
+class _Whisper:
+    """Whisper's encoder: log-mel frames of 30 s, whatever the utterance's length; only its own frames are pooled."""
+
+    words = "log-mel, padded to 30 s"
+
+    def __init__(self, model: Any, extractor: Any) -> None:
+        self.model, self.extractor = model.get_encoder(), extractor
+        self.dim, self.layers = int(model.config.d_model), int(model.config.encoder_layers)
+        self.max_seconds: float | None = extractor.n_samples / extractor.sampling_rate
+
+    def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
+        rate = self.extractor.sampling_rate
+        mels = self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")["input_features"]
+        return {"mels": mels, "lengths": torch.tensor([len(wave) for wave in waves])}
+
+    def states(self, inputs: Inputs, layer: int) -> tuple[Tensor, Tensor]:
+        out = self.model(inputs["mels"], output_hidden_states=True)
+        states = out.hidden_states[layer] if layer < self.layers else out.last_hidden_state
+        hop = 2 * self.extractor.hop_length  # the second convolution halves the rate
+        frames = torch.div(inputs["lengths"] + hop - 1, hop, rounding_mode="floor").clamp(min=1)
+        return states, torch.arange(states.shape[1], device=states.device) < frames.unsqueeze(1)
+
+
+class _Clap:
+    """CLAP's audio tower: 10 s of log-mel, repeated where the sound is shorter; the network pools by itself."""
+
+    words = "log-mel, repeated and padded to the network's length"
+
+    def __init__(self, model: Any, extractor: Any) -> None:
+        self.model, self.extractor = getattr(model, "audio_model", model), extractor
+        self.dim, self.layers = int(self.model.config.hidden_size), 0
+        # longer sounds would be cropped at random, so they are cut before
+        self.max_seconds: float | None = extractor.nb_max_samples / extractor.sampling_rate
+
+    def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
+        rate = self.extractor.sampling_rate
+        return {"mels": self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")["input_features"].float()}
+
+    def states(self, inputs: Inputs, layer: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        mels = inputs["mels"]  # `is_longer` of the extractor marks one sound at random where none is longer: not used
+        longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=mels.device)
+        rows = self.model(input_features=mels, is_longer=longer).pooler_output
+        return rows.unsqueeze(1), torch.ones(len(rows), 1, device=rows.device)
+
+
+def _family(model: Any, extractor: Any, checkpoint: Checkpoint) -> _Waves | _Whisper | _Clap:
+    kind = str(model.config.model_type)
+    if kind == "whisper":
+        return _Whisper(model, extractor)
+    if kind.startswith("clap"):
+        return _Clap(model, extractor)
+    if hasattr(model, "feature_extractor") and hasattr(model.config, "conv_kernel"):
+        return _Waves(model, extractor)
+    raise UserError(f"checkpoint={str(checkpoint)!r} is a {type(model).__name__}, not of the kind of {FAMILIES}")
+
+
+def chosen_layer(layer: int, layers: int, first: int = 0) -> int:
+    """A layer counted from the front.
+
+    Raises:
+        UserError: a layer that the network does not have.
+    """
+    found = layer + layers + 1 if layer < 0 else layer
+    if not first <= found <= layers:
+        raise UserError(f"layer={layer} is not one of {first} to {layers} (or -1, the last)")
+    return found
+
+
+class _AudioEncoder(NetworkEncoder):
+    """What both audio encoders share: waves as items, cut to a length."""
+
+    sample_rate: int
+    max_seconds: float | None
+    layer: int
+    normalize: bool
+
+    def size(self, item: np.ndarray) -> int:
+        """Samples."""
+        return len(item)
+
+    def settings(self) -> Mapping[str, Any]:
+        """What else changes the rows."""
+        return {"layer": self.layer, "normalize": self.normalize, "sample_rate": self.sample_rate, "max_seconds": self.max_seconds}
+
+    def _cut(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        longest = None if self.max_seconds is None else round(self.max_seconds * self.sample_rate)
+        return [np.asarray(item, dtype=np.float32)[:longest] for item in items]
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        rows = masked_mean(states, mask)
+        return nn.functional.normalize(rows, dim=-1) if self.normalize else rows
+
+
+class SpeechEncoder(_AudioEncoder):
+    """A `transformers` audio model as a frozen encoder of mono audio arrays at `sample_rate`.
+
+    Args:
+        checkpoint: hub name or local folder.
+        name: how the store's manifest names it; the checkpoint's own name by default.
+        layer: whose frames are averaged, see the module; CLAP has only -1.
+        normalize: L2-normalise the rows.
+        max_seconds: longer audio is cut; Whisper (30 s) and CLAP (10 s) cut it themselves.
+        batch_size: utterances a forward pass.
+        revision: hub revision.
+        trust_remote_code: run code that the checkpoint brings.
+        device: torch device.
+
+    Raises:
+        UserError: a checkpoint that cannot be loaded or is of another kind, or a layer it does not have.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        name: str | None = None,
+        layer: int = -1,
+        normalize: bool = False,
+        max_seconds: float | None = 30.0,
+        batch_size: int = 16,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        from transformers import AutoFeatureExtractor
+
+        model: Any = load_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
+        extractor = guarded(
+            "its feature extractor",
+            checkpoint,
+            lambda: AutoFeatureExtractor.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code),
+        )
+        self._network = _family(model, extractor, checkpoint)
+        self.model = self._network.model.to(device)
+        self.layer = chosen_layer(layer, self._network.layers)
+        self.name = name or str(checkpoint)
+        self.revision = revision_of(checkpoint, model.config, revision)
+        self.dim, self.sample_rate = self._network.dim, int(extractor.sampling_rate)
+        limits = [limit for limit in (max_seconds, self._network.max_seconds) if limit is not None]
+        self.max_seconds = min(limits) if limits else None
+        self.pooling = "the network's own" if isinstance(self._network, _Clap) else "mean of the frames"
+        self.preprocessing = f"mono, {self._network.words}"
+        self.normalize, self.batch_size = normalize, check_batch_size(batch_size)
+
+    def prepare(self, items: Sequence[np.ndarray]) -> Inputs:
+        """The network's inputs of waves `[S]` each."""
+        return self._network.prepare(self._cut(items))
+
+    def pooled(self, inputs: Inputs) -> Tensor:
+        """Rows `[n, dim]` of prepared waves."""
+        return self._pool(*self._network.states(inputs, self.layer))
+
+
+class TorchaudioEncoder(_AudioEncoder):
+    """A self-supervised bundle of `torchaudio.pipelines` as a frozen encoder of mono audio arrays at `sample_rate`.
+
+    Args:
+        bundle: its name, such as `HUBERT_BASE` or `WAVLM_BASE_PLUS`.
+        layer: whose frames are averaged: 1 to the number of layers, -1 the last; without the network's final norm.
+        normalize: L2-normalise the rows.
+        max_seconds: longer audio is cut.
+        batch_size: utterances a forward pass.
+        device: torch device.
+
+    Raises:
+        UserError: no such bundle, its weights cannot be had, or a layer it does not have.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        *,
+        layer: int = -1,
+        normalize: bool = False,
+        max_seconds: float | None = 30.0,
+        batch_size: int = 16,
+        device: str = "cpu",
+    ) -> None:
+        from torchaudio import pipelines
+
+        known = [name for name in dir(pipelines) if isinstance(getattr(pipelines, name), pipelines.Wav2Vec2Bundle)]
+        if bundle not in known:
+            raise UserError(f"bundle={bundle!r} is not one of torchaudio.pipelines{did_you_mean(bundle, known)}")
+        found: Any = getattr(pipelines, bundle)
+        model = guarded("its weights", bundle, lambda: found.get_model(dl_kwargs={"weights_only": True, "progress": False}))
+        self._normalize_wave = bool(found._normalize_waveform)
+        network: Any = model.model if hasattr(model, "normalize_waveform") else model  # its wrapper normalises over the whole batch
+        self.layer = chosen_layer(layer, int(found._params["encoder_num_layers"]), first=1)
+        convolutions = network.feature_extractor.conv_layers
+        self._shortest = receptive_field([c.kernel_size for c in convolutions], [c.stride for c in convolutions])
+        self._alone = found._model_type == "WavLM"  # whose attention takes no mask
+        self._grouped = found._params["extractor_mode"] == "group_norm"
+        self.model = network.eval().to(device)
+        self.name, self.revision = f"torchaudio/{bundle}", str(found._path)
+        self.dim, self.sample_rate = int(found._params["encoder_embed_dim"]), int(found.sample_rate)
+        self.pooling = "mean of the frames"
+        self.preprocessing = "mono, the utterance at zero mean and unit variance" if self._normalize_wave else "mono"
+        self.normalize, self.max_seconds, self.batch_size = normalize, max_seconds, check_batch_size(batch_size)
+
+    def prepare(self, items: Sequence[np.ndarray]) -> Inputs:
+        """Waves and their lengths."""
+        waves = self._cut(items)
+        if self._normalize_wave:
+            waves = [nn.functional.layer_norm(torch.from_numpy(wave), wave.shape).numpy() for wave in waves]
+        return padded(waves, self._shortest)
+
+    def pooled(self, inputs: Inputs) -> Tensor:
+        """Rows `[n, dim]` of prepared waves."""
+        network: Any = self.model
+        waves, lengths = inputs["waves"], inputs["lengths"]
+        if self._alone:
+            lone = [wave[None, :length] for wave, length in zip(waves, lengths.tolist(), strict=True)]
+            return torch.cat([self._pooled_alone(wave) for wave in lone])
+        if self._grouped:
+            parts = [
+                network.feature_extractor(wave[None, :length], None)[0][0] for wave, length in zip(waves, lengths.tolist(), strict=True)
+            ]
+            frames = torch.tensor([len(part) for part in parts], device=waves.device)
+            features = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        else:
+            features, frames = network.feature_extractor(waves, lengths)
+        states = network.encoder.extract_features(features, frames, self.layer)[-1]
+        return self._pool(states, torch.arange(states.shape[1], device=waves.device) < frames.unsqueeze(1))
+
+    def _pooled_alone(self, wave: Tensor) -> Tensor:
+        """The row `[1, dim]` of one unpadded wave `[1, S]`."""
+        network: Any = self.model
+        states = network.extract_features(wave, None, self.layer)[0][-1]
+        return self._pool(states, torch.ones(states.shape[:2], device=wave.device))

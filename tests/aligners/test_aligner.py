@@ -1,0 +1,343 @@
+import functools
+import importlib
+import json
+import pickle
+import pkgutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from torch import nn
+
+import gera_lightning.aligners
+from gera_lightning.aligners import Aligner
+from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.cca import Cca
+from gera_lightning.aligners.space import Csls, SharedSpace
+from gera_lightning.errors import UserError
+from gera_lightning.heads import KINDS, Chain, Linear, Preprocessing, ResidualMLP
+from gera_lightning.parts import build
+
+D_A, D_B, N = 6, 5, 24
+
+
+def cloud(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + 0.3
+
+
+def closed_forms():
+    """Every closed form of the package that stands on its own, those to come included: a class with `settings` and `candidates`."""
+    for module in pkgutil.iter_modules(gera_lightning.aligners.__path__, "gera_lightning.aligners."):
+        for name, cls in vars(importlib.import_module(module.name)).items():
+            if hasattr(cls, "candidates") and cls.__module__ == module.name and name not in ("ClosedForm", "Filtered"):
+                yield name, cls
+
+
+def presets():
+    """Every closed form as it is shipped."""
+    for path in sorted((Path(__file__).parents[2] / "experiments" / "methods").glob("*.yaml")):
+        part = (yaml.safe_load(path.read_text()) or {}).get("closed_form")
+        if part is not None:
+            yield path.name, functools.partial(build, part, "closed_form")
+
+
+FORMS = {**dict(closed_forms()), **dict(presets()), "Csa": lambda: Cca(weighted=True)}
+
+
+def prepared():
+    return [Preprocessing.fit(torch.cat([cloud(N, d, s), cloud(40, d, s + 2)])) for d, s in ((D_A, 0), (D_B, 1))]
+
+
+def fitted(form, setting=-1):
+    """Maps of a closed form's last setting, or of another."""
+    a, b = prepared()
+    samples = Samples(a(cloud(N, D_A, 0)), b(cloud(N, D_B, 1)), a(cloud(40, D_A, 2)), b(cloud(40, D_B, 3)))
+    method = FORMS[form]()
+    return list(method.candidates(samples, method.settings(8, N)))[setting]
+
+
+def trained():
+    heads = []
+    for seed, d in enumerate((D_A, D_B)):
+        generator = torch.Generator().manual_seed(seed)
+        mlp = ResidualMLP(d, 4, hidden=7, dropout=0.5, generator=generator)
+        nn.init.normal_(mlp.outer, generator=generator)
+        heads.append(Chain(Linear(d, d, generator=generator), mlp))
+    return tuple(heads)
+
+
+def make(maps, corrected=False, about=None):
+    space = SharedSpace(*maps).eval()
+    a, b = prepared()
+    if corrected:
+        with torch.inference_mode():
+            space.correction = Csls(3, pool_a=space.embed("a", a(cloud(40, D_A, 2))), pool_b=space.embed("b", b(cloud(40, D_B, 3))))
+    return Aligner(a, b, space, {"dim_a": D_A, "dim_b": D_B, "encoder_a": "enc-a", "encoder_b": "enc-b"} if about is None else about)
+
+
+def score(aligner):
+    return aligner.score(cloud(7, D_A, 5), cloud(9, D_B, 6))
+
+
+# ---- saved and loaded ----
+
+
+@pytest.mark.parametrize(("setting", "corrected"), [(0, False), (-1, True)])
+@pytest.mark.parametrize("form", [*FORMS, "trained"])
+def test_every_kind_of_map_comes_back_as_it_was_saved(tmp_path, form, setting, corrected):
+    aligner = make(trained() if form == "trained" else fitted(form, setting), corrected)
+    aligner.save(tmp_path)
+    again = Aligner.load(tmp_path)
+    assert again.about == aligner.about
+    for encode, x in (("encode_a", cloud(7, D_A, 5)), ("encode_b", cloud(9, D_B, 6))):
+        z = getattr(again, encode)(x)
+        assert torch.equal(z, getattr(aligner, encode)(x))
+        assert z.isfinite().all()
+    assert torch.equal(score(again), score(aligner))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["aligner.json", "maps.safetensors"]
+
+
+def test_every_registered_kind_is_among_those_saved_above():
+    def kinds(mapping):
+        yield type(mapping)
+        for part in getattr(mapping, "maps", ()):
+            yield from kinds(part)
+
+    seen = {kind for maps in (*(fitted(form) for form in FORMS), trained()) for mapping in maps for kind in kinds(mapping)}
+    assert {cls for cls in KINDS.values() if cls.__module__.startswith("gera_lightning.")} <= seen
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_an_aligner_without_facts_about_it_is_saved_too(tmp_path, center):
+    maps = fitted("Ridge")
+    a, b = (Preprocessing.fit(cloud(N, d, s), center) for d, s in ((D_A, 0), (D_B, 1)))
+    aligner = Aligner(a, b, SharedSpace(*maps))
+    aligner.save(tmp_path)
+    assert torch.equal(score(Aligner.load(tmp_path)), score(aligner))
+
+
+def test_one_map_on_both_sides_is_saved(tmp_path):
+    shared = Linear(D_A, 4, generator=torch.Generator().manual_seed(0))
+    preprocess = prepared()[0]
+    aligner = Aligner(preprocess, preprocess, SharedSpace(shared, shared))
+    aligner.save(tmp_path)
+    assert torch.equal(Aligner.load(tmp_path).encode_b(cloud(3, D_A, 5)), aligner.encode_a(cloud(3, D_A, 5)))
+
+
+def test_saving_again_replaces_the_folder(tmp_path):
+    make(fitted("Ridge"), corrected=True).save(tmp_path)
+    second = make(trained())
+    second.save(tmp_path)
+    assert torch.equal(score(Aligner.load(tmp_path)), score(second))
+
+
+# ---- scores ----
+
+
+@pytest.mark.parametrize("form", ["Ridge", "Cca"])
+def test_score_and_search_agree_with_slow_loops_of_the_csls_formula(tmp_path, form):
+    make(fitted(form), corrected=True).save(tmp_path)
+    aligner = Aligner.load(tmp_path)
+    z_a, z_b = aligner.encode_a(cloud(7, D_A, 5)).numpy(), aligner.encode_b(cloud(9, D_B, 6)).numpy()
+    pool_a, pool_b = aligner.encode_a(cloud(40, D_A, 2)).numpy(), aligner.encode_b(cloud(40, D_B, 3)).numpy()
+    slow = np.zeros((7, 9))
+    for i in range(7):
+        for j in range(9):
+            r_b = np.mean(sorted(pool_b @ z_a[i])[-3:])
+            r_a = np.mean(sorted(pool_a @ z_b[j])[-3:])
+            slow[i, j] = z_a[i] @ z_b[j] - (r_b + r_a) / 2
+    np.testing.assert_allclose(score(aligner), slow, atol=1e-6)
+    for direction, table, queries, gallery in (
+        ("ab", slow, cloud(7, D_A, 5), cloud(9, D_B, 6)),
+        ("ba", slow.T, cloud(9, D_B, 6), cloud(7, D_A, 5)),
+    ):
+        values, index = aligner.search(queries, gallery, 4, direction=direction)
+        np.testing.assert_array_equal(index, np.argsort(-table, axis=1)[:, :4])
+        np.testing.assert_allclose(values, -np.sort(-table, axis=1)[:, :4], atol=1e-6)
+
+
+def test_without_correction_scores_are_cosines_of_the_maps_of_preprocessed_rows():
+    maps = fitted("Procrustes")
+    aligner, (a, b) = make(maps), prepared()
+    expected = nn.functional.cosine_similarity(maps[0](a(cloud(7, D_A, 5))).unsqueeze(1), maps[1](b(cloud(9, D_B, 6))).unsqueeze(0), dim=2)
+    torch.testing.assert_close(score(aligner), expected.detach())
+
+
+def test_encoding_in_parts_changes_nothing_and_nothing_gives_nothing():
+    aligner = make(fitted("Ridge"))
+    x = cloud(11, D_A, 5)
+    torch.testing.assert_close(aligner.encode("a", x, chunk=4), aligner.encode_a(x))
+    np.testing.assert_array_equal(aligner.encode_a(x.double().numpy()), aligner.encode_a(x))
+    assert aligner.encode_a(x[:0]).shape == (0, aligner.encode_a(x).shape[1])
+    values, index = aligner.search(x, cloud(3, D_B, 6), 10)
+    assert values.shape == index.shape == (11, 3)
+
+
+def test_dropout_is_off_in_an_aligner():
+    maps = trained()
+    for mapping in maps:
+        mapping.train()
+    aligner = make(maps)
+    assert torch.equal(score(aligner), score(aligner))
+
+
+def test_a_store_is_encoded_row_by_row(make_store):
+    aligner, x = make(fitted("Ridge")), cloud(11, D_A, 5)
+    store = make_store("a", x.numpy(), shard_rows=4)
+    torch.testing.assert_close(aligner.encode("a", store, chunk=3), aligner.encode_a(x))
+
+
+# ---- what is refused ----
+
+
+def test_rows_of_another_width_encoder_or_shape_are_refused(make_store):
+    aligner = make(fitted("Ridge"))
+    with pytest.raises(UserError, match=f"5 wide.*modality a is {D_A} wide"):
+        aligner.encode_a(cloud(3, D_B))
+    with pytest.raises(UserError, match=f"4 wide.*modality b is {D_B} wide"):
+        aligner.encode_b(make_store("b", cloud(3, 4).numpy()))
+    with pytest.raises(UserError, match=r"'enc-other'.*'enc-a'"):
+        aligner.encode_a(make_store("other", cloud(3, D_A).numpy()))
+    with pytest.raises(UserError, match=r"\(6,\)"):
+        aligner.encode_a(torch.zeros(D_A))
+    with pytest.raises(UserError, match="direction='aa'"):
+        aligner.search(cloud(2, D_A), cloud(2, D_B), direction="aa")
+
+
+def test_a_folder_without_an_aligner_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing.*aligner\.json is missing"):
+        Aligner.load(tmp_path / "nothing")
+    make(fitted("Ridge")).save(tmp_path)
+    (tmp_path / "maps.safetensors").unlink()
+    with pytest.raises(UserError, match=r"maps\.safetensors is missing"):
+        Aligner.load(tmp_path)
+
+
+def edited(folder, change):
+    record = json.loads((folder / "aligner.json").read_text())
+    change(record)
+    (folder / "aligner.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.pop("maps"),
+        lambda r: r.pop("center"),
+        lambda r: r.pop("correction"),
+        lambda r: r["correction"].pop("k"),
+        lambda r: r["correction"].update(k=0),
+        lambda r: r["center"].update(a=False),
+        lambda r: r.update(maps=[]),
+        lambda r: r["maps"]["a"].pop("kind"),
+        lambda r: r["maps"]["a"].update(settings={"rank": 3}),
+        lambda r: r["maps"]["a"]["settings"].update(dim=99),
+        lambda r: r["maps"]["a"]["settings"].update(dim="wide"),
+        lambda r: r["maps"]["a"]["settings"].update(dim=-1),
+        lambda r: r.update(correction=None),
+    ],
+)
+def test_a_record_that_does_not_fit_its_weights_is_refused(tmp_path, change):
+    make(fitted("Procrustes"), corrected=True).save(tmp_path)
+    edited(tmp_path, change)
+    with pytest.raises(UserError):
+        Aligner.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["space.map_a.weight", "preprocess.a.mean", "space.correction.pool_a"])
+def test_missing_weights_are_refused(tmp_path, name):
+    make(fitted("Procrustes"), corrected=True).save(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / "maps.safetensors")
+    del weights[name]
+    safetensors.torch.save_file(weights, tmp_path / "maps.safetensors")
+    with pytest.raises(UserError, match="train it again"):
+        Aligner.load(tmp_path)
+
+
+def test_a_correction_whose_pools_are_gone_is_not_dropped_in_silence(tmp_path):
+    make(fitted("Procrustes"), corrected=True).save(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / "maps.safetensors")
+    safetensors.torch.save_file({n: w for n, w in weights.items() if "pool" not in n}, tmp_path / "maps.safetensors")
+    with pytest.raises(UserError, match="damaged"):
+        Aligner.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["aligner.json", "maps.safetensors"])
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"\xff" + b[1:], lambda b: b"[]"])
+def test_damaged_files_are_refused(tmp_path, name, damage):
+    make(fitted("Ridge")).save(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match="damaged"):
+        Aligner.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"format": "other"}, {"version": 2}, {"version": None}])
+def test_other_formats_and_versions_are_refused(tmp_path, change):
+    make(fitted("Ridge")).save(tmp_path)
+    edited(tmp_path, lambda r: r.update(change))
+    with pytest.raises(UserError, match="this version reads 'gera-aligner' version 1"):
+        Aligner.load(tmp_path)
+
+
+# ---- a folder never names code ----
+
+
+class Tripled(nn.Module):
+    """A user's own map."""
+
+    settings: dict[str, int] = {}  # noqa: RUF012
+
+    def forward(self, x):
+        return 3 * x[:, :4]
+
+
+def test_a_users_own_map_is_loaded_only_when_its_class_is_handed_over(tmp_path):
+    aligner = make((Tripled(), Tripled()))
+    aligner.save(tmp_path)
+    with pytest.raises(UserError, match=r"'Tripled'.*kinds="):
+        Aligner.load(tmp_path)
+    assert torch.equal(score(Aligner.load(tmp_path, kinds={"Tripled": Tripled})), score(aligner))
+
+
+@pytest.mark.parametrize("kind", ["trap_module.Map", "gera_lightning.heads.Linear", "os.system", "builtins.eval"])
+def test_an_import_path_as_a_kind_is_refused_and_not_imported(tmp_path, monkeypatch, kind):
+    (tmp_path / "trap_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    make(fitted("Procrustes")).save(tmp_path / "aligner")
+    edited(tmp_path / "aligner", lambda r: r["maps"]["a"].update(kind=kind))
+    with pytest.raises(UserError, match="kinds="):
+        Aligner.load(tmp_path / "aligner")
+    assert "trap_module" not in sys.modules
+
+
+@pytest.mark.parametrize("form", [*FORMS, "trained"])
+def test_a_saved_record_holds_no_import_path(tmp_path, form):
+    make(trained() if form == "trained" else fitted(form), corrected=True).save(tmp_path)
+    record = json.loads((tmp_path / "aligner.json").read_text())
+
+    def words(value):
+        if isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from words(part)
+        elif isinstance(value, str):
+            yield value
+
+    assert not [word for word in set(words(record["maps"])) - set(KINDS) if not word.isidentifier()]  # `heat`, but no path
+    assert set(words(record["correction"])) == {"csls"}
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('executed')",)
+
+
+def test_a_pickle_in_place_of_weights_is_not_executed(tmp_path):
+    make(fitted("Ridge")).save(tmp_path)
+    (tmp_path / "maps.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match="damaged"):
+        Aligner.load(tmp_path)

@@ -1,0 +1,123 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import eigh
+from sklearn.cross_decomposition import CCA
+
+from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.cca import CanonicalFits, Cca, WeightedCosine
+from gera_lightning.errors import UserError
+from gera_lightning.heads import normalized
+
+
+def views(n=60, d_a=5, d_b=4, noise=1.0, dtype=torch.float64):
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(n, 3))
+    x = [latent @ rng.normal(size=(3, d)) + noise * rng.normal(size=(n, d)) for d in (d_a, d_b)]
+    return [torch.from_numpy(v - v.mean(0)).to(dtype) for v in x]
+
+
+def whitened(x, penalty):
+    """`(C + lam)^-1/2` of a view, in the dense way."""
+    c = (x.T @ x).numpy()
+    lam = penalty * np.trace(c) / min(x.shape)
+    values, vectors = np.linalg.eigh(c + lam * np.eye(len(c)))
+    return vectors / np.sqrt(values) @ vectors.T
+
+
+def test_without_penalty_correlations_equal_scikit_learn():
+    x_a, x_b = views()
+    _, _, rho = CanonicalFits(x_a, x_b)(0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scores = CCA(n_components=4, max_iter=20_000, tol=1e-12).fit(x_a.numpy(), x_b.numpy()).transform(x_a.numpy(), x_b.numpy())
+    np.testing.assert_allclose(rho, [np.corrcoef(u, v)[0, 1] for u, v in zip(scores[0].T, scores[1].T, strict=True)], atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("penalty", [0.1, 10.0])
+@pytest.mark.parametrize("n", [60, 4])  # fewer pairs than dimensions too
+def test_directions_and_correlations_equal_the_dense_formula(n, penalty, dtype, atol):
+    x_a, x_b = views(n)
+    a, b, rho = CanonicalFits(x_a.to(dtype), x_b.to(dtype))(penalty)
+    root_a, root_b = whitened(x_a, penalty), whitened(x_b, penalty)
+    u, s, vh = np.linalg.svd(root_a @ (x_a.T @ x_b).numpy() @ root_b, full_matrices=False)
+    kept = int((s > 1e-6).sum())
+    np.testing.assert_allclose(rho[:kept], s[:kept], atol=atol)
+    np.testing.assert_allclose(rho[kept:], 0, atol=max(atol, 1e-6))
+    # pairs of directions are fixed up to a common sign: compare what they score with
+    for j in range(kept):
+        expected = np.outer(root_a @ u[:, j], root_b @ vh[j])
+        np.testing.assert_allclose(np.outer(a[:, j], b[:, j]), expected, atol=atol * 10)
+
+
+def test_correlations_solve_the_generalised_eigenproblem():
+    x_a, x_b = (x.numpy() for x in views())
+    zero_a, zero_b = np.zeros((5, 5)), np.zeros((4, 4))
+    left = np.block([[zero_a, x_a.T @ x_b], [x_b.T @ x_a, zero_b]])
+    right = np.block([[x_a.T @ x_a, np.zeros((5, 4))], [np.zeros((4, 5)), x_b.T @ x_b]])
+    expected = eigh(left, right, eigvals_only=True)[::-1][:4]
+    np.testing.assert_allclose(CanonicalFits(*views())(0.0)[2], expected, atol=1e-9)
+
+
+def test_correlations_do_not_see_a_linear_change_of_the_views():
+    x_a, x_b = views()
+    mix = torch.randn(5, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    torch.testing.assert_close(CanonicalFits(x_a @ mix, x_b)(0.0)[2], CanonicalFits(x_a, x_b)(0.0)[2])
+
+
+def test_equal_views_are_correlated_fully_and_penalties_shrink():
+    x_a, x_b = views()
+    torch.testing.assert_close(CanonicalFits(x_a, x_a.clone())(0.0)[2], torch.ones(5, dtype=torch.float64))
+    first = [float(CanonicalFits(x_a, x_b)(p)[2][0]) for p in (0.0, 0.1, 1.0, 10.0)]
+    assert first == sorted(first, reverse=True)
+    assert 0 < first[-1] < first[0] <= 1
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_weighted_score_equals_slow_loops(share):
+    x_a, x_b = views(dtype=torch.float32)
+    [(map_a, map_b)] = Cca(weighted=True).candidates(Samples(x_a, x_b, x_a, x_b), [{"penalty": 0.5, "share": share}])
+    a, b, rho = CanonicalFits(x_a, x_b)(0.5)
+    kept = max(1, round(share * len(rho)))
+    z_a, z_b = map_a(x_a[:5]), map_b(x_b[:7])
+    for i in range(5):
+        for j in range(7):
+            u, v = (x_a[i] @ a[:, :kept]).numpy(), (x_b[j] @ b[:, :kept]).numpy()
+            expected = sum(r * s * t for r, s, t in zip(rho.numpy(), u, v, strict=False)) / np.linalg.norm(u) / np.linalg.norm(v)
+            assert float(z_a[i] @ z_b[j]) == pytest.approx(expected, abs=1e-5)
+    for z in (z_a, z_b):  # so that the shared space's normalisation changes nothing
+        torch.testing.assert_close(normalized(z), z, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_candidates_follow_their_settings_in_order(weighted):
+    x_a, x_b = views(dtype=torch.float32)
+    given, method = Samples(x_a, x_b, x_a, x_b), Cca(weighted)
+    settings = method.settings(6, 60)
+    assert len(settings) == 6
+    for setting, (map_a, map_b) in zip(settings, method.candidates(given, settings), strict=True):
+        [(alone_a, alone_b)] = method.candidates(given, [setting])
+        torch.testing.assert_close(map_a(x_a) @ map_b(x_b).T, alone_a(x_a) @ alone_b(x_b).T)
+        assert map_a.weight.shape == (5, round(4 * setting["share"]))
+
+
+def test_settings_go_from_the_strongest_penalty_and_fewest_dimensions():
+    found = [(s["penalty"], s["share"]) for s in Cca(dims=(0.5, 1.0), smallest=0.1, largest=10.0).settings(4, 60)]
+    np.testing.assert_allclose(found, [(10, 0.5), (10, 1), (0.1, 0.5), (0.1, 1)])
+
+
+@pytest.mark.parametrize(("settings", "words"), [({"smallest": 0.0}, "smallest"), ({"dims": ()}, "dims"), ({"dims": (1.5,)}, r"\(0, 1\]")])
+def test_impossible_fields_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        Cca(**settings)
+
+
+def test_an_empty_map_takes_weights():
+    full = WeightedCosine(torch.eye(3), torch.tensor([1.0, 0.5, 0.2]), 1)
+    empty = WeightedCosine(**full.settings)
+    empty.load_state_dict(full.state_dict())
+    x = torch.tensor([[1.0, 2.0, -3.0]])
+    assert torch.equal(empty(x), full(x))

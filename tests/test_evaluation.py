@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gera_lightning.aligners import Aligner
+from gera_lightning.aligners.space import Csls, SharedSpace
+from gera_lightning.config import EvaluationConfig
+from gera_lightning.data.splits import split_items
+from gera_lightning.evaluation import HeldOutItems, evaluate
+from gera_lightning.heads import Linear, Preprocessing, normalized
+from gera_lightning.metrics import foscttm
+
+D_A, D_B = 5, 4
+# modality a: two rows an item, spoken by voices; modality b: one row an item, and names that are searched in test too
+ITEMS_A = [f"i{n:02d}" for n in range(24) for _ in range(2)]
+VOICES = [("v1", "v2")[n % 2] if n < 24 else ("v1", "new")[n % 2] for n in range(48)]
+SPLIT_A = ["train" if n < 24 else "test" for n in range(48)]
+ITEMS_B = [f"i{n:02d}" for n in range(22)] + ["alone"]  # two test items of a have no row in b, `alone` none in a
+SPLIT_B = ["train" if n < 12 else "test" for n in range(23)]
+
+
+def cloud(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def held(make_store) -> HeldOutItems:
+    a = make_store("a", cloud(48, D_A).numpy(), item=ITEMS_A, split=SPLIT_A, group=VOICES)
+    b = make_store("b", cloud(23, D_B, 1).numpy(), item=ITEMS_B, split=SPLIT_B)
+    return HeldOutItems.load(a, b, split_items(a.rows, b.rows))
+
+
+def make_aligner(corrected=False):
+    space = SharedSpace(Linear(D_A, 3, weight=cloud(D_A, 3, 2)), Linear(D_B, 3, weight=cloud(D_B, 3, 3))).requires_grad_(False)
+    if corrected:
+        space.correction = Csls(3, pool_a=space.embed("a", cloud(20, D_A, 4)), pool_b=space.embed("b", cloud(20, D_B, 5)))
+    return Aligner(Preprocessing.fit(cloud(30, D_A, 6) + 0.2), Preprocessing.fit(cloud(30, D_B, 7) + 0.2), space)
+
+
+def slow_ranks(table, item_q, item_g):
+    """Rank of the best positive of each query that has one; no ties here."""
+    out = {}
+    for i, item in enumerate(item_q):
+        own = [table[i][j] for j, other in enumerate(item_g) if other == item]
+        if own:
+            out[i] = 1 + sum(table[i][j] > max(own) for j, other in enumerate(item_g) if other != item)
+    return out
+
+
+def test_held_out_rows_are_the_test_side_numbered_alike(held):
+    assert list(held.a.rows["item"]) == ITEMS_A[24:]
+    assert list(held.b.rows["item"]) == ITEMS_B[12:]
+    np.testing.assert_array_equal(held.a.x, cloud(48, D_A)[24:])
+    number_a, number_b = (
+        dict(zip(ITEMS_A[24:], held.item_a.tolist(), strict=True)),
+        dict(zip(ITEMS_B[12:], held.item_b.tolist(), strict=True)),
+    )
+    assert all(number_a[item] == number for item, number in number_b.items() if item in number_a)
+    assert len(set(number_a.values()) | set(number_b.values())) == 13
+
+
+def test_a_row_is_unseen_when_training_never_heard_its_group(held):
+    assert held.a.unseen.tolist() == [voice == "new" for voice in VOICES[24:]]
+    assert not held.b.unseen.any()
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_measures_and_ranks_equal_slow_loops_over_the_aligners_scores(held, corrected):
+    aligner = make_aligner(corrected)
+    found, ranks = evaluate(aligner, held, EvaluationConfig(overlap_k=4))
+    scores = aligner.score(held.a.x, held.b.x).numpy()
+    items_a, items_b = ITEMS_A[24:], ITEMS_B[12:]
+    for direction, table, item_q, item_g, names in (
+        ("ab", scores, items_a, items_b, held.a.rows["row"]),
+        ("ba", scores.T, items_b, items_a, held.b.rows["row"]),
+    ):
+        slow = slow_ranks(table, item_q, item_g)
+        values = np.array(list(slow.values()))
+        assert len(values) == {"ab": 20, "ba": 10}[direction]  # rows without a partner do not count
+        for k in (1, 5, 10):
+            assert found[f"{direction}/r@{k}"] == pytest.approx((values <= k).mean())
+        assert found[f"{direction}/mrr"] == pytest.approx((1 / values).mean())
+        assert found[f"{direction}/median_rank"] == np.median(values)
+        mine = ranks[ranks["direction"] == direction]
+        assert list(mine["row"]) == [names[i] for i in slow]
+        assert list(mine["item"]) == [item_q[i] for i in slow]
+        assert list(mine["rank"]) == list(values)
+        assert set(mine["positives"]) == {1 if direction == "ab" else 2}
+
+
+def test_unseen_groups_are_asked_for_and_searched_alone(held):
+    aligner = make_aligner()
+    found, _ = evaluate(aligner, held, EvaluationConfig())
+    scores, unseen = aligner.score(held.a.x, held.b.x).numpy(), held.a.unseen
+    items_a, items_b = np.array(ITEMS_A[24:]), np.array(ITEMS_B[12:])
+    asked = list(slow_ranks(scores[unseen], items_a[unseen], items_b).values())
+    searched = list(slow_ranks(scores[unseen].T, items_b, items_a[unseen]).values())
+    assert found["ab/unseen/mrr"] == pytest.approx(np.mean([1 / r for r in asked]))
+    assert found["ba/unseen/mrr"] == pytest.approx(np.mean([1 / r for r in searched]))
+    assert found["ba/unseen/chance@10"] == pytest.approx(10 / 12)
+
+
+def test_there_are_no_unseen_measures_without_groups(make_store):
+    a = make_store("a", cloud(24, D_A).numpy(), split=["train", "test"] * 12)
+    b = make_store("b", cloud(24, D_B, 1).numpy(), split=["train", "test"] * 12)
+    found, _ = evaluate(make_aligner(), HeldOutItems.load(a, b, split_items(a.rows, b.rows)), EvaluationConfig())
+    assert not [name for name in found if "unseen" in name]
+
+
+def test_foscttm_and_overlap_are_those_of_the_mapped_rows(held):
+    aligner = make_aligner(corrected=True)
+    found, _ = evaluate(aligner, held, EvaluationConfig(overlap_k=3))
+    z_a, z_b = aligner.encode_a(held.a.x), aligner.encode_b(held.b.x)
+    assert found["foscttm"] == pytest.approx(foscttm(z_a, z_b, held.item_a, held.item_b))
+    for side, z, x in (("a", z_a, held.a.x), ("b", z_b, held.b.x)):
+        frozen = aligner.preprocess[side](x)
+        near = [(-(v @ v.T)).fill_diagonal_(torch.inf).argsort(1)[:, :3] for v in (frozen, z)]
+        shared = np.mean([len(set(before.tolist()) & set(after.tolist())) / 3 for before, after in zip(*near, strict=True)])
+        assert found[f"{side}/knn_overlap"] == pytest.approx(shared)
+
+
+def test_chunks_change_nothing(held):
+    whole, ranks = evaluate(make_aligner(True), held, EvaluationConfig(chunk=4096))
+    parts, in_parts = evaluate(make_aligner(True), held, EvaluationConfig(chunk=3))
+    assert parts == pytest.approx(whole, rel=1e-12)
+    pd.testing.assert_frame_equal(in_parts, ranks)
+
+
+@pytest.mark.parametrize(("weight", "value"), [(torch.eye(D_A), 1.0), (torch.zeros(D_A, D_A), 0.0)])
+def test_a_perfect_and_a_collapsed_map(make_store, weight, value):
+    """Two views that are one: the identity finds every partner, a map to one point ranks them all in the middle."""
+    x = normalized(cloud(81, D_A)).numpy()
+    a, b = (make_store(name, x, split=["test"] * 61 + ["train"] * 20) for name in "ab")
+    aligner = Aligner(
+        Preprocessing(None), Preprocessing(None), SharedSpace(Linear(D_A, D_A, weight=weight), Linear(D_A, D_A, weight=weight))
+    )
+    found, ranks = evaluate(aligner, HeldOutItems.load(a, b, split_items(a.rows, b.rows)), EvaluationConfig())
+    for direction in ("ab", "ba"):
+        assert found[f"{direction}/r@1"] == found[f"{direction}/r@10"] == value
+        assert found[f"{direction}/median_rank"] == (1 if value else 31)
+        assert found[f"{direction}/chance@10"] == pytest.approx(10 / 61)
+    assert found["foscttm"] == pytest.approx(0 if value else 0.5)
+    assert set(ranks["rank"]) == {1.0 if value else 31.0}

@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import skew
+
+from gera_lightning import metrics
+from gera_lightning.heads import normalized
+
+
+def rows(n, d=4, seed=0):
+    return normalized(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+
+
+def tied(n, d=3, seed=0):
+    """Rows of small whole numbers: their products tie often, and exactly."""
+    return torch.randint(-1, 2, (n, d), generator=torch.Generator().manual_seed(seed)).double()
+
+
+def items(n, among, seed=0):
+    return torch.randint(0, among, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+CASES = {
+    "one positive": (rows(9), rows(9, seed=1), torch.arange(9), torch.arange(9).flip(0)),
+    "several positives": (rows(12), rows(15, seed=1), items(12, 5), items(15, 5, 1)),
+    "some without": (rows(12), rows(6, seed=1), items(12, 9), items(6, 9, 1)),
+    "ties": (tied(20), tied(25, seed=1), items(20, 6), items(25, 6, 1)),
+    "collapsed": (torch.ones(7, 2), torch.ones(11, 2), torch.arange(7), torch.arange(11)),
+}
+
+
+def slow_ranks(z_q, z_g, item_q, item_g):
+    out = []
+    for q, item in zip(z_q.numpy(), item_q.tolist(), strict=True):
+        scores = [float(np.dot(q, g)) for g in z_g.numpy()]
+        own = [s for s, i in zip(scores, item_g.tolist(), strict=True) if i == item]
+        others = [s for s, i in zip(scores, item_g.tolist(), strict=True) if i != item]
+        # ties at the mean rank: the mean of the best and the worst place among equals
+        best, worst = (1 + sum(s > max(own) for s in others), 1 + sum(s >= max(own) for s in others)) if own else (np.nan, np.nan)
+        out.append((best + worst) / 2)
+    return np.array(out)
+
+
+# ---- ranks ----
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_equal_slow_loops(case):
+    np.testing.assert_array_equal(metrics.best_positive_ranks(*CASES[case]), slow_ranks(*CASES[case]))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 7, 100])
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_in_parts_equal_ranks_at_once(case, chunk):
+    torch.testing.assert_close(
+        metrics.best_positive_ranks(*CASES[case], chunk=chunk), metrics.best_positive_ranks(*CASES[case]), equal_nan=True, rtol=0, atol=0
+    )
+
+
+def test_a_collapsed_map_ranks_as_chance_does():
+    n = 101
+    z, item = torch.ones(n, 3), torch.arange(n)
+    ranks = metrics.best_positive_ranks(z, z, item, item)
+    assert ranks.tolist() == [(n + 1) / 2] * n  # the mean rank of a random order
+    found = metrics.retrieval(z, z, item, item)
+    assert found["r@1"] == found["r@10"] == 0.0
+    assert found["median_rank"] == 51.0
+    assert metrics.foscttm(z, z, item, item) == pytest.approx(0.5)
+
+
+def test_ranks_do_not_see_the_order_of_rows():
+    z_q, z_g, item_q, item_g = CASES["ties"]
+    order = torch.randperm(len(z_g), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(
+        metrics.best_positive_ranks(z_q, z_g[order], item_q, item_g[order]), metrics.best_positive_ranks(z_q, z_g, item_q, item_g)
+    )
+    ranks = metrics.best_positive_ranks(z_q, z_g, item_q, item_g)
+    torch.testing.assert_close(metrics.best_positive_ranks(z_q.flip(0), z_g, item_q.flip(0), item_g), ranks.flip(0))
+
+
+def test_no_queries_have_no_ranks():
+    assert metrics.best_positive_ranks(torch.zeros(0, 2), torch.zeros(3, 2), torch.zeros(0).long(), torch.arange(3)).shape == (0,)
+
+
+# ---- measures from ranks ----
+
+RANKS = torch.tensor([1.0, 1.5, 2, 5, 5.5, 10, 11, 40], dtype=torch.float64)
+
+
+def test_measures_of_known_ranks():
+    metric = metrics.RetrievalRanks()
+    metric.update(RANKS)
+    found = {name: float(value) for name, value in metric.compute().items()}
+    assert found["r@1"] == 1 / 8  # a tie at the first place is not a hit
+    assert found["r@5"] == 4 / 8
+    assert found["r@10"] == 6 / 8
+    assert found["mrr"] == pytest.approx(np.mean([1 / r for r in RANKS.tolist()]))
+    assert found["median_rank"] == 5.25
+
+
+def test_measures_in_parts_equal_those_at_once_and_skip_queries_without_a_positive():
+    whole, parts = metrics.RetrievalRanks(), metrics.RetrievalRanks()
+    whole.update(RANKS)
+    for part in (RANKS[:3], torch.tensor([torch.nan, torch.nan], dtype=torch.float64), RANKS[3:]):
+        parts.update(part)
+    assert parts.compute() == whole.compute()
+    parts.reset()
+    parts.update(RANKS[:1])
+    assert float(parts.compute()["r@1"]) == 1.0
+
+
+def test_retrieval_joins_ranks_and_chance():
+    case = CASES["some without"]
+    found, ranks = metrics.retrieval(*case, chunk=5), slow_ranks(*case)
+    ranks = ranks[~np.isnan(ranks)]
+    assert 0 < len(ranks) < 12
+    for k in (1, 5, 10):
+        assert found[f"r@{k}"] == np.mean(ranks <= k)
+    assert found["mrr"] == pytest.approx(np.mean(1 / ranks))
+    assert found["median_rank"] == np.median(ranks)
+    assert found["chance@10"] == metrics.chance(case[2].numpy(), case[3].numpy(), 10)
+
+
+# ---- chance ----
+
+
+@pytest.mark.parametrize("top", [1, 3, 10])
+def test_chance_equals_monte_carlo(top):
+    rng = np.random.default_rng(0)
+    item_q, item_g = rng.integers(0, 9, 20), rng.integers(0, 8, 25)
+    asked = [item for item in item_q if item in item_g]
+    assert len(asked) < len(item_q)
+    orders = [rng.permutation(item_g)[:top] for _ in range(4000)]
+    drawn = np.mean([[item in order for item in asked] for order in orders])
+    assert metrics.chance(item_q, item_g, top) == pytest.approx(drawn, abs=0.015)
+
+
+def test_chance_of_one_positive_is_the_share_of_the_gallery():
+    item = np.arange(40)
+    assert metrics.chance(item, item[::-1], 10) == pytest.approx(0.25)
+    assert metrics.chance(item[:4], item[:4], 10) == pytest.approx(1.0)
+    assert metrics.chance(np.array([5, 999]), item, 1) == pytest.approx(1 / 40)  # a query without a positive does not count
+
+
+# ---- FOSCTTM ----
+
+
+def slow_foscttm(z_a, z_b, item_a, item_b):
+    means = []
+    for z_q, z_g, item_q, item_g in ((z_a, z_b, item_a, item_b), (z_b, z_a, item_b, item_a)):
+        shares = []
+        for q, item in zip(z_q.numpy(), item_q.tolist(), strict=True):
+            scores = [float(np.dot(q, g)) for g in z_g.numpy()]
+            for j, other in enumerate(item_g.tolist()):
+                if other == item:
+                    rest = scores[:j] + scores[j + 1 :]
+                    shares.append(np.mean([(s > scores[j]) + 0.5 * (s == scores[j]) for s in rest]))
+        means.append(np.mean(shares))
+    return np.mean(means)
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize("case", CASES)
+def test_foscttm_equals_slow_loops(case, chunk):
+    assert metrics.foscttm(*CASES[case], chunk=chunk) == pytest.approx(slow_foscttm(*CASES[case]), abs=1e-12)
+
+
+def test_foscttm_of_a_perfect_and_of_the_worst_map():
+    z, item = rows(9), torch.arange(9)
+    assert metrics.foscttm(z, z, item, item) == 0.0
+    assert metrics.foscttm(z, -z, item, item) == pytest.approx(1.0)
+
+
+# ---- hubness ----
+
+
+def test_hubness_equals_a_slow_count():
+    z_q, z_g = rows(40), rows(30, seed=1)
+    counts = [0] * 30
+    for q in z_q.numpy():
+        for j in np.argsort([-float(np.dot(q, g)) for g in z_g.numpy()])[:5]:
+            counts[j] += 1
+    assert metrics.hubness(z_q, z_g, 5) == pytest.approx(float(skew(counts)))
+
+
+def test_a_hub_raises_hubness_and_an_even_gallery_has_none():
+    z_q = rows(200, 16)
+    z_g = rows(100, 16, 1)
+    hub = torch.cat([z_g[:-1], 3 * normalized(z_q.mean(0, keepdim=True))])
+    assert metrics.hubness(z_q + z_q.mean(0), hub) > metrics.hubness(z_q, z_g)
+    assert metrics.hubness(rows(20), rows(8, seed=1), 10) == 0.0
+
+
+# ---- neighbourhoods ----
+
+
+def slow_neighbours(x, k):
+    d2 = [[float(((p - q) ** 2).sum()) for q in x.numpy()] for p in x.numpy()]
+    return [set(sorted((j for j in range(len(x)) if j != i), key=lambda j: d2[i][j])[:k]) for i in range(len(x))]
+
+
+@pytest.mark.parametrize("k", [1, 4, 29])
+def test_knn_overlap_equals_slow_loops(k):
+    x, z = rows(30, 6), rows(30, 3, 1)
+    shared = [len(before & after) / k for before, after in zip(slow_neighbours(x, k), slow_neighbours(z, k), strict=True)]
+    assert metrics.knn_overlap(x, z, k) == pytest.approx(np.mean(shared))
+
+
+def test_knn_overlap_is_whole_under_a_rotation_and_chance_under_shuffling():
+    x = rows(400, 6)
+    rotation, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    assert metrics.knn_overlap(x, x @ rotation) == 1.0
+    shuffled = x[torch.randperm(400, generator=torch.Generator().manual_seed(2))]
+    assert metrics.knn_overlap(x, shuffled) == pytest.approx(10 / 399, abs=0.01)
+
+
+def test_knn_overlap_with_exact_copies_and_too_few_points():
+    x = rows(10).repeat(2, 1)
+    assert metrics.knn_overlap(x, x, 3) == 1.0
+    assert metrics.knn_overlap(rows(4), rows(4, seed=1), 10) == 1.0  # k is cut to all others

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from gera_lightning import sweep
+from gera_lightning.config import Experiment, load
+from gera_lightning.errors import UserError
+from gera_lightning.run import Run
+from gera_lightning.sweep import collect, plan, run_experiment
+
+FILES: dict[str, dict[str, Any]] = {
+    "small.yaml": {
+        "data": {"synthetic": {"items": 90, "dim_a": 7, "dim_b": 6, "features": 16}},
+        "budgets": [20, 10],
+        "seeds": [1, 0],
+        "methods": ["ridge", "procrustes"],
+        "tuning": {"folds": 2, "settings": 2},
+    },
+    "methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
+    "methods/procrustes.yaml": {"closed_form": {"class": "gera_lightning.aligners.procrustes.Procrustes"}},
+    "methods/geometric.yaml": {"closed_form": None},
+    "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
+}
+
+
+@pytest.fixture
+def experiment(tmp_path: Path):
+    for name, values in FILES.items():
+        path = tmp_path / "experiments" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(values))
+
+    def make(**overrides: Any) -> Experiment:
+        settings = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache"), **overrides}
+        return load("small", {key.replace("__", "."): value for key, value in settings.items()}, folder=tmp_path / "experiments")
+
+    return make
+
+
+# ---- the plan ----
+
+
+def test_every_method_runs_at_every_budget_and_seed(experiment):
+    runs = plan(experiment())
+    assert sorted((r.method, r.budget, r.seed) for r in runs) == sorted(
+        (m, b, s) for m in ("ridge", "procrustes") for b in (10, 20) for s in (0, 1)
+    )
+    assert len({r.hash for r in runs}) == len({r.folder for r in runs}) == 8
+    assert {r.folder.parent.parent.name for r in runs} == {"small"}
+
+
+def test_budgets_are_nested_and_the_pools_are_those_of_the_seed(experiment):
+    drawn = {(r.budget, r.seed): r.stores.draw(r.config, r.budget, r.seed) for r in plan(experiment(methods=["ridge"]))}
+    for seed in (0, 1):
+        small, large = drawn[10, seed], drawn[20, seed]
+        np.testing.assert_array_equal(large.items[:10], small.items)
+        np.testing.assert_array_equal(large.pairs_a[:10], small.pairs_a)
+        np.testing.assert_array_equal(large.pool_a, small.pool_a)
+        np.testing.assert_array_equal(large.pool_b, small.pool_b)
+    assert not np.array_equal(drawn[20, 0].items, drawn[20, 1].items)
+
+
+def test_a_run_keeps_its_folder_when_only_where_and_what_else_runs_changes(experiment, tmp_path):
+    [run] = plan(experiment(methods=["ridge"], budgets=[10], seeds=[0]))
+    [other] = plan(experiment(methods=["ridge"], budgets=[10], seeds=[0], runs_dir=str(tmp_path / "elsewhere")))
+    assert other.hash == run.hash
+    assert run.hash in {r.hash for r in plan(experiment())}
+    data = ({"center": False}, {"reserve": 25}, {"synthetic__noise": 0.6}, {"split": "dev"}, {"shared_pools": True}, {"extra_views": True})
+    changes = [{"tuning__settings": 3}, *({f"data__{key}": value for key, value in change.items()} for change in data)]
+    for change in changes:
+        [changed] = plan(experiment(methods=["ridge"], budgets=[10], seeds=[0], **change))
+        assert changed.hash != run.hash, change
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"budgets": [10, 5000]}, "5000 pairs are more than the"),
+        ({"budgets": [10], "data__reserve": 5}, "data.reserve=5"),
+        ({"budgets": [4], "tuning__folds": 5}, "tuning.folds=5"),
+        ({"data__synthetic": None}, "data.a is empty"),
+        ({"data__synthetic": None, "data__a": "nowhere", "data__b": "nowhere"}, "no embedding store at 'nowhere'"),
+        ({"closed_form__smallest": -1.0, "methods": ["ridge"]}, r"smallest=-1\.0.*method ridge"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_runs(experiment, monkeypatch, tmp_path, overrides, words):
+    monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("a run was executed"))
+    with pytest.raises(UserError, match=words):
+        run_experiment(experiment(**overrides))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_geometric_loss_without_unpaired_rows_is_refused_and_its_twin_is_not(experiment):
+    [one] = plan(experiment(methods=["ridge"], budgets=[10], seeds=[0]))
+    matched = len(set(one.stores.a.rows["item"].iloc[one.stores.split.train_a]))
+    everything = {"budgets": [matched], "seeds": [0]}
+    with pytest.raises(UserError, match="no unpaired rows for the geometric loss of geometric"):
+        plan(experiment(methods=["geometric"], **everything))
+    assert len(plan(experiment(methods=["twin"], **everything))) == 1
+    assert len(plan(experiment(methods=["geometric"], batch__paired_anchors=True, **everything))) == 1
+
+
+# ---- running ----
+
+
+def fake_row(run: Run) -> dict[str, Any]:
+    row: dict[str, Any] = {"experiment": "small", "method": run.method, "budget": run.budget, "seed": run.seed, "config_hash": run.hash}
+    for direction in ("ab", "ba"):
+        row |= {f"{direction}/{m}": 0.5 for m in ("r@1", "r@10", "chance@10")} | {f"{direction}/median_rank": 3.0}
+    return {**row, "seconds": 0.1}
+
+
+@pytest.fixture
+def executed(monkeypatch) -> list[Run]:
+    """Runs that `execute` was called with; each leaves a result and nothing else."""
+    done: list[Run] = []
+
+    def execute(run: Run, progress: Any) -> dict[str, Any]:
+        done.append(run)
+        progress("training", 1, 2)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "metrics.json").write_text(json.dumps(fake_row(run)))
+        return fake_row(run)
+
+    monkeypatch.setattr(sweep, "execute", execute)
+    return done
+
+
+def names(runs: list[Run]) -> list[tuple[str, int, int]]:
+    return [(r.method, r.budget, r.seed) for r in runs]
+
+
+def test_finished_runs_are_skipped_partial_ones_are_not(experiment, executed):
+    run_experiment(experiment())
+    planned = names(plan(experiment()))
+    assert names(executed) == planned
+    executed.clear()
+    run_experiment(experiment())
+    assert not executed
+    gone = plan(experiment())[3]
+    gone.folder.rename(gone.partial_folder)
+    run_experiment(experiment())
+    assert names(executed) == [planned[3]]
+    executed.clear()
+    run_experiment(experiment(budgets=[20, 10, 15]))
+    assert sorted(names(executed)) == sorted((m, 15, s) for m in ("ridge", "procrustes") for s in (0, 1))
+    executed.clear()
+    run_experiment(experiment(overwrite=True))
+    assert names(executed) == planned
+
+
+def test_a_failing_run_stops_the_sweep_and_keeps_what_is_finished(experiment, executed, monkeypatch):
+    honest = sweep.execute
+
+    def second_fails(run: Run, progress: Any) -> dict[str, Any]:
+        if len(executed) == 1:
+            raise MemoryError
+        return honest(run, progress)
+
+    monkeypatch.setattr(sweep, "execute", second_fails)
+    with pytest.raises(MemoryError):
+        run_experiment(experiment())
+    assert [run.finished for run in plan(experiment())] == [True] + [False] * 7
+
+
+def test_results_are_the_finished_runs_of_all_sweeps_and_the_outcome_those_of_this_one(experiment, executed, tmp_path):
+    run_experiment(experiment())
+    outcome = run_experiment(experiment(budgets=[10], methods=["ridge"], data__reserve=20))
+    assert [(r.method, r.budget, r.seed) for r in outcome.results.itertuples()] == [("ridge", 10, s) for s in outcome.results["seed"]]
+    assert len(outcome.results) == 2
+    folder = tmp_path / "runs" / "small"
+    assert (outcome.folder, outcome.curve) == (folder, folder / "curve.png")
+    assert outcome.curve.is_file()
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    assert sorted(json.loads(line)["config_hash"] for line in lines) == sorted(r.hash for r in plan(experiment()))
+    assert "ridge" in outcome.table
+    assert "procrustes" not in outcome.table
+
+
+def test_results_are_rebuilt_from_finished_folders_alone(tmp_path):
+    for name, value in (("ridge/b10-s0-a", 1), ("cca/b10-s0-b", 2), ("cca/b20-s0-c.partial", 3)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"value": value}, indent=1))
+    (tmp_path / "results.jsonl").write_text("what an older version left\n")
+    path = collect(tmp_path)
+    assert path == tmp_path / "results.jsonl"
+    assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [2, 1]
+    pd.testing.assert_frame_equal(pd.read_json(path, lines=True), pd.DataFrame({"value": [2, 1]}))
+
+
+def test_without_a_terminal_progress_is_one_line_a_run(experiment, executed):
+    out = StringIO()
+    run_experiment(experiment(seeds=[0]), Console(file=out, width=100))
+    lines = out.getvalue().splitlines()
+    assert [line.split()[:3] for line in lines] == [[r.method, f"b{r.budget}", f"s{r.seed}"] for r in executed]
+    assert all("R@10 0.500 / 0.500" in line for line in lines)
+    again = StringIO()
+    run_experiment(experiment(seeds=[0]), Console(file=again, width=100))
+    assert again.getvalue() == "4 of 4 runs are finished already (overwrite=true runs them again)\n"
+
+
+def test_on_a_terminal_the_bars_count_runs_and_steps(experiment, executed):
+    out = StringIO()
+    run_experiment(experiment(seeds=[0]), Console(file=out, width=120, force_terminal=True))
+    assert "4/4" in out.getvalue()
+    assert "run 4 of 4" in out.getvalue()

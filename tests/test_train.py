@@ -1,0 +1,492 @@
+"""Whole runs of small experiments: what they leave, how they go on after an interruption, and what they may not see."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from gera_lightning import sweep, train
+from gera_lightning.aligners import Aligner
+from gera_lightning.aligners.ridge import ridge_path
+from gera_lightning.config import Config, Experiment, load
+from gera_lightning.data import splits
+from gera_lightning.data.datamodule import AlignmentDataModule, load_rows
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.errors import UserError
+from gera_lightning.run import Run, Stores, execute
+from gera_lightning.sweep import run_experiment
+from gera_lightning.train import Task, build_module, fit, stopping_steps
+
+ALIGNERS = "gera_lightning.aligners"
+FILES: dict[str, dict[str, Any]] = {
+    "small.yaml": {
+        "data": {"synthetic": {"items": 160, "dim_a": 7, "dim_b": 6, "features": 24}},
+        "budgets": [10, 14],
+        "methods": ["geometric", "twin", "ridge"],
+        "head": {"class": "gera_lightning.heads.ResidualMLP", "hidden": 8, "dropout": 0.1},
+        "dim": 4,
+        "optimizer": {"class": "torch.optim.AdamW", "lr": 0.02},
+        "batch": {"pairs": 6, "anchors": 8},
+        "graph": {"k": 4},
+        "tuning": {"folds": 2, "used_folds": 1, "settings": 3, "distractors": 20},
+        "trainer": {"max_steps": 9, "accelerator": "cpu", "checkpoint_every_n_steps": 3, "log_every_n_steps": 1},
+    },
+    "methods/geometric.yaml": {"closed_form": None},
+    "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
+    "methods/corrected.yaml": {"closed_form": None, "correction": {"class": f"{ALIGNERS}.space.Csls", "k": 3}},
+    "methods/paired_anchors.yaml": {"closed_form": None, "batch": {"paired_anchors": True}},
+    "methods/started.yaml": {"closed_form": None, "start": {"class": f"{ALIGNERS}.ridge.Ridge", "direction": "a_to_b"}},
+    "methods/started_both.yaml": {"closed_form": None, "start": {"class": f"{ALIGNERS}.ridge.Ridge"}},
+    "methods/ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}},
+    "methods/ridge_csls.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}, "correction": {"class": f"{ALIGNERS}.space.Csls"}},
+    "methods/kernel_ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}},
+}
+
+KEYS = {"experiment", "method", "budget", "seed", "config_hash", "data_hash", "seconds", "steps", "settings", "chosen", "split"}
+KEYS |= {"peak_rss_mb", "version", "foscttm", "a/knn_overlap", "b/knn_overlap"}
+KEYS |= {f"{d}/{m}" for d in ("ab", "ba") for m in ("r@1", "r@5", "r@10", "mrr", "median_rank", "chance@10", "hubness")}
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Callable[..., Experiment]:
+    """The small experiment under `tmp_path`, with overrides."""
+    for name, values in FILES.items():
+        path = tmp_path / "experiments" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(values))
+
+    def make(**overrides: Any) -> Experiment:
+        runs, cache = str(tmp_path / "runs"), str(tmp_path / "cache")
+        settings = {"budgets": [14], "runs_dir": runs, "cache_dir": cache, **overrides}
+        return load("small", {key.replace("__", "."): value for key, value in settings.items()}, folder=tmp_path / "experiments")
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def only_run(loaded: Experiment) -> Run:
+    [run] = sweep.plan(loaded)
+    return run
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / "aligner" / "maps.safetensors")
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def task_of(run: Run, folder: Path) -> Task:
+    rows = load_rows(run.stores.a, run.stores.b, run.stores.draw(run.config, run.budget, run.seed))
+    return Task(run.config, rows, run.stores.split.families, run.seed, folder, lambda *_: None)
+
+
+def data_of(task: Task, positions: np.ndarray | None = None) -> AlignmentDataModule:
+    config = task.config
+    data = AlignmentDataModule(
+        task.rows,
+        positions=positions,
+        pairs_per_step=config.batch.pairs,
+        anchors_per_step=config.batch.anchors,
+        k=config.graph.k if config.geometric_loss is not None else None,
+        seed=task.seed,
+        cache_dir=task.folder / "knn",
+    )
+    data.setup("fit")
+    return data
+
+
+# ---- what a run leaves ----
+
+
+def test_a_sweep_leaves_whole_run_folders_and_result_rows(experiment, tmp_path):
+    loaded = experiment(budgets=[10, 14])
+    outcome = run_experiment(loaded)
+    folder = tmp_path / "runs" / "small"
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == len(outcome.results) == 6
+    assert outcome.folder == folder
+    assert outcome.curve.read_bytes().startswith(b"\x89PNG")
+    for row in rows:
+        trained = row["method"] != "ridge"
+        assert set(row) == KEYS
+        assert row["experiment"] == "small"
+        assert row["settings"] == 3
+        assert row["chosen"] == ({"steps": row["steps"]} if trained else {"penalty": pytest.approx(row["chosen"]["penalty"])})
+        assert (row["steps"] in (1, 4, 9)) if trained else (row["steps"] == 0)
+        assert all(0 <= row[key] <= 1 for key in row if key.split("/")[-1] in ("r@1", "r@10", "mrr", "chance@10", "knn_overlap", "foscttm"))
+        run = folder / row["method"] / f"b{row['budget']}-s{row['seed']}-{row['config_hash']}"
+        assert json.loads((run / "metrics.json").read_text()) == row
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        assert (settings["method"], settings["budget"], settings["seed"]) == (row["method"], row["budget"], row["seed"])
+        assert list(run.glob("events.out.tfevents.*"))
+        assert (run / "checkpoints" / "last.ckpt").is_file() == trained
+        ranks = pd.read_parquet(run / "ranks.parquet")
+        assert list(ranks.columns) == ["direction", "row", "item", "rank", "positives"]
+        for direction in ("ab", "ba"):
+            mine = ranks[ranks["direction"] == direction]
+            assert (mine["rank"] <= 10).mean() == row[f"{direction}/r@10"]
+            assert (1 / mine["rank"]).mean() == pytest.approx(row[f"{direction}/mrr"])
+        assert not list(run.glob("**/*.tmp"))
+    assert not list(folder.glob("*/*.partial"))
+
+
+def test_the_aligner_of_a_run_reproduces_its_ranks(experiment):
+    run = only_run(experiment(methods=["corrected"]))
+    execute(run)
+    aligner, held = Aligner.load(run.folder / "aligner"), run.stores.held_out
+    scores = aligner.score(held.a.x, held.b.x).numpy()
+    own = scores[np.arange(len(scores)), [list(held.b.rows["item"]).index(item) for item in held.a.rows["item"]]]
+    ranks = 1 + (scores > own[:, None]).sum(1)
+    table = pd.read_parquet(run.folder / "ranks.parquet")
+    np.testing.assert_array_equal(table[table["direction"] == "ab"]["rank"], ranks)
+    facts = {"method": "corrected", "budget": 14, "seed": 0, "data_hash": run.stores.data_hash, "dim_a": 7, "encoder_b": "synthetic-view-b"}
+    assert facts.items() <= aligner.about.items()
+
+
+# ---- again ----
+
+
+def test_a_second_sweep_executes_nothing_and_gives_the_same_results(experiment, monkeypatch):
+    first = run_experiment(experiment())
+
+    def never(*_: Any) -> None:
+        raise AssertionError("a finished run was executed again")
+
+    monkeypatch.setattr(sweep, "execute", never)
+    second = run_experiment(experiment())
+    pd.testing.assert_frame_equal(second.results, first.results)
+    with pytest.raises(AssertionError, match="executed again"):
+        run_experiment(experiment(dim=3))  # another setting is another run
+    with pytest.raises(AssertionError, match="executed again"):
+        run_experiment(experiment(overwrite=True))
+
+
+def test_overwriting_runs_again_from_the_start_and_comes_to_the_same(experiment, monkeypatch):
+    loaded = experiment(methods=["geometric"])
+    execute(only_run(loaded))
+    run = only_run(experiment(methods=["geometric"], overwrite=True))
+    before = weights(run.folder)
+    (run.folder / "left_over.txt").write_text("of the first run")
+    run.partial_folder.mkdir()
+    (run.partial_folder / "tuning.json").write_text('{"steps": 2}')  # of an interrupted run: not to be gone on from
+    steps = []
+    execute(run, lambda what, done, total: steps.append((what, done)))
+    assert ("fold 1/1", 9) in steps
+    assert steps[-1] == ("training", json.loads((run.folder / "metrics.json").read_text())["steps"])
+    assert same(weights(run.folder), before)
+    assert not (run.folder / "left_over.txt").exists()
+    assert not run.partial_folder.exists()
+
+
+# ---- interrupted ----
+
+
+def interrupt_at(what: str, step: int) -> train.Progress:
+    def progress(name: str, done: int, total: int) -> None:
+        if name == what and done == step:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("what", "step", "checkpoint"),
+    [("fold 1/1", 4, None), ("training", 2, None), ("training", 5, 3), ("training", 6, 3), ("training", 8, 6), ("training", 9, 6)],
+)
+def test_an_interrupted_training_goes_on_to_bit_identical_weights(experiment, monkeypatch, what, step, checkpoint):
+    """The progress callback comes before the checkpoint's: an interruption at step 6 finds the checkpoint of step 3."""
+    loaded = experiment(methods=["geometric"], tuning__settings=1)
+    run = only_run(loaded)
+    execute(run)
+    whole, row = weights(run.folder), json.loads((run.folder / "metrics.json").read_text())
+    shutil.rmtree(run.folder)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, interrupt_at(what, step))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not run.finished
+    assert (run.partial_folder / "tuning.json").exists() == (what == "training")
+    kept = run.partial_folder / "checkpoints" / "last.ckpt"
+    assert kept.exists() == (checkpoint is not None)
+    if checkpoint is not None:
+        assert torch.load(kept, weights_only=False)["global_step"] == checkpoint
+    seen = []
+    again = execute(run, lambda name, done, total: seen.append((name, done)))
+    assert [done for name, done in seen if name == "training"] == list(range((checkpoint or 0) + 1, 10))
+    assert ("fold 1/1", 9) in seen or what == "training"
+    assert same(weights(run.folder), whole)
+    assert {k: v for k, v in again.items() if k not in ("seconds", "peak_rss_mb")} == {
+        k: v for k, v in row.items() if k not in ("seconds", "peak_rss_mb")
+    }
+
+
+def test_an_error_inside_training_is_passed_on(experiment):
+    def progress(name: str, done: int, total: int) -> None:
+        raise RuntimeError("disk full")
+
+    run = only_run(experiment(methods=["twin"]))
+    with pytest.raises(RuntimeError, match="disk full"):
+        execute(run, progress)
+    assert not run.finished
+
+
+def test_an_interrupted_closed_form_starts_again(experiment):
+    run = only_run(experiment(methods=["ridge"]))
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, interrupt_at("tuning fold", 1))
+    assert not run.finished
+    execute(run)
+    assert run.finished
+
+
+# ---- leaks ----
+
+METHODS = ["geometric", "corrected", "paired_anchors", "started", "ridge_csls", "kernel_ridge"]
+
+
+@pytest.fixture
+def stores(tmp_path: Path, make_store: Callable[..., EmbeddingStore]) -> Callable[..., dict[str, Any]]:
+    """Two stores of 90 items, 20 of them test; `change` moves the vectors of one side of the split. Returns the config's overrides."""
+    rng = np.random.default_rng(0)
+    items = [f"i{n:03d}" for n in range(90)]
+    side = ["test" if n % 9 in (0, 4) else "train" for n in range(90)]
+    latent = rng.normal(size=(90, 3))
+    views = {s: latent @ rng.normal(size=(3, d)) + 0.3 * rng.normal(size=(90, d)) for s, d in (("a", 7), ("b", 6))}
+
+    def make(change: str | None = None) -> dict[str, Any]:
+        moved = np.array(side) == change
+        out: dict[str, Any] = {"data__synthetic": None}
+        for s, x in views.items():
+            x = np.where(moved[:, None], np.random.default_rng(9).normal(size=x.shape), x).astype(np.float32)
+            shutil.rmtree(tmp_path / s, ignore_errors=True)
+            out[f"data__{s}"] = str(make_store(s, x, item=items, split=side).path)
+        return out
+
+    return make
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_changing_every_test_row_changes_no_weight(experiment, stores, method):
+    found, results = [], []
+    for change in (None, "test"):
+        run = only_run(experiment(methods=[method], **stores(change)))
+        results.append(execute(run))
+        found.append(weights(run.folder))
+    assert same(*found)
+    assert results[0]["data_hash"] != results[1]["data_hash"]
+    assert results[0]["chosen"] == results[1]["chosen"]
+    assert results[0]["foscttm"] != results[1]["foscttm"]  # the change did reach the evaluation
+
+
+def leak_into_pools(drawn: splits.Draw, test: np.ndarray) -> splits.Draw:
+    return splits.Draw(drawn.pairs_a, drawn.pairs_b, drawn.items, np.append(drawn.pool_a, test[0]), np.append(drawn.pool_b, test[0]))
+
+
+def leak_into_pairs(drawn: splits.Draw, test: np.ndarray) -> splits.Draw:
+    a, b = (np.append(pairs[:-1], test[0]) for pairs in (drawn.pairs_a, drawn.pairs_b))
+    return splits.Draw(a, b, drawn.items, drawn.pool_a, drawn.pool_b)
+
+
+@pytest.mark.parametrize("leak", [leak_into_pools, leak_into_pairs])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_planted_leak_would_be_caught(experiment, stores, monkeypatch, method, leak):
+    """One test row among the pools, or among the pairs, and the test above fails: the mean alone carries it into every weight."""
+    honest, found = Stores.draw, []
+    monkeypatch.setattr(Stores, "draw", lambda self, *args: leak(honest(self, *args), self.split.test_a))
+    for change in (None, "test"):
+        run = only_run(experiment(methods=[method], **stores(change)))
+        execute(run)
+        found.append(weights(run.folder))
+    assert not same(*found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_reads_no_test_item_and_the_pools_share_none_with_the_pairs(experiment, stores, monkeypatch, method):
+    run = only_run(experiment(methods=[method], budgets=[10], data__reserve=14, **stores()))
+    read: dict[str, set[str]] = {"a": set(), "b": set()}
+    honest, phase = EmbeddingStore.read, ["training"]
+
+    def spy(self: EmbeddingStore, indices: Any = slice(None)) -> np.ndarray:
+        if phase[0] == "training":
+            read[self.path.name] |= set(self.rows["item"].iloc[indices])
+        return honest(self, indices)
+
+    monkeypatch.setattr(EmbeddingStore, "read", spy)
+    task_of(run, run.partial_folder)
+    fit(task_of(run, run.partial_folder))
+    phase[0] = "evaluation"
+    test = set(run.stores.held_out.a.rows["item"]) | set(run.stores.held_out.b.rows["item"])
+    assert len(test) == 20
+    assert not (read["a"] | read["b"]) & test
+    drawn = run.stores.draw(run.config, run.budget, run.seed)
+    pool_a, pool_b = (set(s.rows["item"].iloc[p]) for s, p in ((run.stores.a, drawn.pool_a), (run.stores.b, drawn.pool_b)))
+    assert pool_a
+    assert pool_b
+    assert not pool_a & pool_b
+    assert not (pool_a | pool_b) & (set(drawn.items) | test)
+    assert read["a"] == pool_a | set(drawn.items)
+
+
+def test_folds_of_a_closed_form_never_see_the_pairs_they_are_scored_on(experiment, monkeypatch, tmp_path):
+    run = only_run(experiment(methods=["ridge"]))
+    task, scored, fitted = task_of(run, tmp_path), [], []
+    from gera_lightning.aligners.ridge import Ridge
+
+    honest_fit, honest_score = Ridge.candidates, train.tuning.held_out_score
+    monkeypatch.setattr(
+        Ridge, "candidates", lambda self, samples, settings: (fitted.append(samples), honest_fit(self, samples, settings))[1]
+    )
+
+    def score(space: Any, held_a: Tensor, held_b: Tensor, *more: Tensor) -> Tensor:
+        scored.append((len(fitted) - 1, held_a, held_b))
+        return honest_score(space, held_a, held_b, *more)
+
+    monkeypatch.setattr(train.tuning, "held_out_score", score)
+    fit(task)
+    assert [len(s.x_a) for s in fitted] == [7, 7, 14]
+    assert len(scored) == 2 * 3
+    for number, held_a, held_b in scored:
+        for held, seen in ((held_a, fitted[number].x_a), (held_b, fitted[number].x_b)):
+            assert not (held.unsqueeze(1) == seen.unsqueeze(0)).all(2).any()
+
+
+# ---- twins, starts, steps ----
+
+
+def test_twins_share_start_and_batches(experiment, tmp_path):
+    runs = {run.method: run for run in sweep.plan(experiment(methods=["geometric", "twin"]))}
+    everything = np.arange(14)
+    tasks = {name: task_of(run, tmp_path / name) for name, run in runs.items()}
+    data = {name: data_of(task) for name, task in tasks.items()}
+    modules = {name: build_module(task, everything, data[name]) for name, task in tasks.items()}
+    assert modules["geometric"].geometric_a is not None
+    assert modules["twin"].geometric_a is None
+    assert same(modules["geometric"].state_dict(), modules["twin"].state_dict())
+    for step in range(30):
+        with_geometry, without = (data[name].gather(data[name].step_rows(step)) for name in ("geometric", "twin"))
+        assert torch.equal(with_geometry.x_a, without.x_a)
+        assert torch.equal(with_geometry.x_b, without.x_b)
+        assert torch.equal(with_geometry.item, without.item)
+    groups = [[g["lr"] for g in m.configure_optimizers()["optimizer"].param_groups] for m in modules.values()]
+    assert groups[0] == groups[1]
+
+
+def test_a_geometric_loss_of_weight_0_trains_the_twin(experiment):
+    """All else being equal, the weight is all that tells the twins apart."""
+    settings = {"head__dropout": 0.0, "tuning__settings": 1, "trainer__max_steps": 5}
+    runs = [only_run(experiment(methods=["twin"], **settings))]
+    runs += [only_run(experiment(methods=["geometric"], geometric_weight=w, **settings)) for w in (0.0, 1.0)]
+    twin, off, on = (execute(run) and weights(run.folder) for run in runs)
+    for name, value in twin.items():
+        torch.testing.assert_close(off[name], value, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(on["space.map_a.outer"], twin["space.map_a.outer"], atol=1e-3)
+
+
+def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tmp_path):
+    starts = []
+    for seed in (0, 0, 1):
+        task = task_of(only_run(experiment(methods=["twin"], seeds=[seed])), tmp_path)
+        torch.manual_seed(int(torch.randint(1000, ())))  # whatever was drawn before
+        starts.append(build_module(task, np.arange(14), data_of(task)).state_dict())
+    assert same(starts[0], starts[1])
+    assert not torch.equal(starts[0]["map_a.inner"], starts[2]["map_a.inner"])
+    assert not torch.equal(starts[0]["map_a.linear.weight"][:6], starts[0]["map_b.linear.weight"])
+
+
+def test_maps_start_from_a_closed_form_scaled_to_unit_images(experiment, tmp_path):
+    task = task_of(only_run(experiment(methods=["started"])), tmp_path)
+    positions = np.array([0, 2, 3, 5, 6, 7, 9, 10, 11, 13])
+    module = build_module(task, positions, data_of(task, positions))
+    x_a, x_b = task.rows.a.pairs[positions], task.rows.b.pairs[positions]
+    start = module.map_a.linear.weight.detach()
+    matches = []
+    for weight in ridge_path(x_a, x_b, [100.0, 1.0, 0.01]):  # the three settings: tuning chose one of them
+        scaled = weight / (x_a @ weight).square().sum(1).mean().sqrt()
+        matches.append(torch.allclose(start, scaled, rtol=1e-4, atol=1e-6))
+    assert sum(matches) == 1
+    torch.testing.assert_close(module.map_b.linear.weight.detach(), torch.eye(6) / x_b.square().sum(1).mean().sqrt())
+
+
+def test_a_start_in_two_spaces_is_refused(experiment, tmp_path):
+    task = task_of(only_run(experiment(methods=["started_both"])), tmp_path)
+    with pytest.raises(UserError, match=r"start\.direction=a_to_b"):
+        build_module(task, np.arange(14), data_of(task))
+
+
+def test_stopping_steps_are_quadratic_and_end_at_the_last():
+    assert stopping_steps(1000, 4) == [62, 250, 562, 1000]
+    assert stopping_steps(1000, 1) == [1000]
+    assert stopping_steps(3, 8) == [1, 2, 3]
+    assert stopping_steps(1, 8) == [1]
+
+
+def test_the_stopping_step_is_the_one_that_scores_best_on_held_out_pairs(experiment, monkeypatch, tmp_path):
+    """With scores planted, the choice and the length of the last training follow."""
+    run = only_run(experiment(methods=["twin"], tuning__used_folds=2))
+    planted, seen = iter([-3.0, -1.0, -2.0, -2.0, -1.5, -2.0]), []
+    monkeypatch.setattr(train.tuning, "held_out_score", lambda *_: torch.full((7,), next(planted)))
+    fitted = fit(
+        Task(
+            run.config,
+            task_of(run, tmp_path).rows,
+            run.stores.split.families,
+            0,
+            tmp_path,
+            lambda what, done, total: seen.append((what, total)),
+        )
+    )
+    assert (fitted.steps, fitted.chosen, fitted.settings) == (4, {"steps": 4}, 3)
+    assert seen.count(("fold 1/2", 9)) == seen.count(("fold 2/2", 9)) == 9
+    assert seen.count(("training", 4)) == 4
+
+
+def test_the_learning_rate_follows_a_cosine_over_all_steps_and_matrices_alone_decay(experiment, tmp_path):
+    task = task_of(only_run(experiment(methods=["twin"], optimizer__weight_decay=0.3)), tmp_path)
+    made = build_module(task, np.arange(14), data_of(task)).configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    matrices, others = optimizer.param_groups
+    assert (matrices["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert {p.ndim for p in matrices["params"]} == {2}
+    assert {p.ndim for p in others["params"]} == {0, 1}
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [0.02 * (1 + np.cos(np.pi * min(step / 9, 1))) / 2 for step in range(11)]
+    np.testing.assert_allclose(rates, expected, atol=1e-12)
+
+
+def test_every_part_is_built_once_before_anything_runs(experiment):
+    train.check(only_run(experiment(methods=["geometric"])).config)
+    for overrides, words in (
+        ({"head__hidden": 0}, "head: hidden=0"),
+        ({"pair_loss__temperature": -1.0}, "pair_loss: temperature=-1.0"),
+        ({"geometric_loss__kernel": "haet"}, "geometric_loss: kernel='haet'"),
+        ({"optimizer__lr": -1.0}, "optimizer: "),
+        ({"trainer__precision": "7-true"}, "trainer: "),
+    ):
+        with pytest.raises(UserError, match=words):
+            sweep.plan(experiment(methods=["geometric"], **overrides))
+    with pytest.raises(UserError, match="k=0"):
+        train.check(Config(correction={"class": f"{ALIGNERS}.space.Csls", "k": 0}))
