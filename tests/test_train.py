@@ -25,9 +25,10 @@ from gera_lightning.data import splits
 from gera_lightning.data.datamodule import AlignmentDataModule, load_rows
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.errors import UserError
+from gera_lightning.fit import Progress, Task
 from gera_lightning.run import Run, Stores, execute
 from gera_lightning.sweep import run_experiment
-from gera_lightning.train import Task, build_module, fit, stopping_steps
+from gera_lightning.train import build_module, fit, stopping_steps
 
 ALIGNERS = "gera_lightning.aligners"
 FILES: dict[str, dict[str, Any]] = {
@@ -55,8 +56,9 @@ FILES: dict[str, dict[str, Any]] = {
 }
 
 KEYS = {"experiment", "method", "budget", "seed", "config_hash", "data_hash", "seconds", "steps", "settings", "chosen", "split"}
-KEYS |= {"peak_rss_mb", "version", "foscttm", "a/knn_overlap", "b/knn_overlap"}
-KEYS |= {f"{d}/{m}" for d in ("ab", "ba") for m in ("r@1", "r@5", "r@10", "mrr", "median_rank", "chance@10", "hubness")}
+KEYS |= {"peak_rss_mb", "version", "foscttm"}
+KEYS |= {f"{d}/{m}" for d in ("ab", "ba") for m in ("r@1", "r@5", "r@10", "mrr", "map", "median_rank", "chance@10", "hubness")}
+KEYS |= {f"{s}/{m}" for s in "ab" for m in ("knn_overlap", "trustworthiness", "continuity", "label_p@10/before", "label_p@10/after")}
 
 
 @pytest.fixture
@@ -201,7 +203,7 @@ def test_overwriting_runs_again_from_the_start_and_comes_to_the_same(experiment,
 # ---- interrupted ----
 
 
-def interrupt_at(what: str, step: int) -> train.Progress:
+def interrupt_at(what: str, step: int) -> Progress:
     def progress(name: str, done: int, total: int) -> None:
         if name == what and done == step:
             raise KeyboardInterrupt
@@ -400,6 +402,23 @@ def test_a_geometric_loss_of_weight_0_trains_the_twin(experiment):
     for name, value in twin.items():
         torch.testing.assert_close(off[name], value, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(on["space.map_a.outer"], twin["space.map_a.outer"], atol=1e-3)
+
+
+def test_random_draws_of_a_step_depend_on_its_number_and_the_seed_alone(experiment, tmp_path):
+    draws = {}
+    for seed in (0, 1):
+        task = task_of(only_run(experiment(methods=["twin"], seeds=[seed])), tmp_path)
+        data = data_of(task)
+        module = build_module(task, np.arange(14), data)
+        for step in (0, 1, 2):
+            seen = []
+            for _ in range(2):
+                torch.rand(5)  # whatever was drawn before
+                module.on_train_batch_start(data.gather(data.step_rows(step)), 0)
+                seen.append(tuple(torch.rand(3).tolist()))
+            assert seen[0] == seen[1]
+            draws[seed, step] = seen[0]
+    assert len(set(draws.values())) == 6
 
 
 def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tmp_path):

@@ -39,7 +39,20 @@ def train(experiment: str, overrides: Sequence[str]) -> None:
         print(f"TensorBoard  make tensorboard EXP={loaded.name}   (or: tensorboard --logdir {outcome.folder})")
 
 
-COMMANDS = {"train": train}
+def embed(experiment: str, overrides: Sequence[str]) -> None:
+    """Make an experiment's two stores from raw data, as its `embed` section says; goes on where it was stopped."""
+    from gera_lightning import config
+
+    loaded = config.load(experiment, overrides)
+    if _start_processes(loaded.common.embed.devices):
+        return
+    _quiet()
+    from gera_lightning.encoders.embed import embed_experiment
+
+    embed_experiment(loaded.common, Console() if os.environ.get("RANK", "0") == "0" else None)
+
+
+COMMANDS = {"train": train, "embed": embed}
 
 
 def _start_processes(devices: int) -> bool:

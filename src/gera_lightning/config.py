@@ -19,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gera_lightning.encoders.settings import EmbedConfig
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.parts import Part, check_part
 
@@ -172,6 +173,9 @@ class Config:
     """Each seed fixes pairs, pools, start and batches."""
     methods: list[str] = field(default_factory=lambda: ["gera_plain", "contrastive", "ridge"])
     """Presets in `methods/` beside the experiment's file."""
+    filters: list[Any] = field(default_factory=list)
+    """Choices of feature filters fitted on the pools, each `{a: [parts], b: [parts]}`, applied in turn; tuning takes the best choice
+    for the pairs. `{}` leaves the features as they are. Empty: no filter."""
     closed_form: Part | None = None
     """A closed-form aligner instead of a trained one: class and arguments."""
     head: Part = field(default_factory=lambda: {"class": "gera_lightning.heads.ResidualMLP"})
@@ -206,6 +210,8 @@ class Config:
     """Steps and hardware."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measures."""
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    """Raw data and encoders that `gera embed` makes `data.a` and `data.b` of; a run reads nothing of it."""
     runs_dir: str = "runs"
     """Where runs and results go."""
     cache_dir: str = ".cache"
@@ -220,6 +226,10 @@ class Config:
         _at_least("", 2, **{"budgets": min(self.budgets)})
         _at_least("", 0, **{"seeds": min(self.seeds), "geometric_weight": self.geometric_weight, "unpaired_weight": self.unpaired_weight})
         _at_least("", 1, dim=self.dim)
+        for number, choice in enumerate(self.filters):
+            odd = next((key for key in choice if key not in ("a", "b")), None) if isinstance(choice, Mapping) else choice
+            if odd is not None:
+                raise UserError(f"filters[{number}]: {odd!r} is not a modality: write {{a: [parts], b: [parts]}}, or {{}} for none")
 
 
 PARTS = {
@@ -235,7 +245,7 @@ PARTS = {
 }
 """Sections that name a class, with the arguments that the program fills in."""
 
-RUNTIME_KEYS = ("budgets", "seeds", "methods", "runs_dir", "cache_dir", "overwrite")
+RUNTIME_KEYS = ("budgets", "seeds", "methods", "runs_dir", "cache_dir", "overwrite", "embed")
 """Keys that say what to run or where, not what a run computes: no part of a run's identity."""
 TRAINED_KEYS = (
     *("head", "dim", "start", "pair_loss", "geometric_loss", "geometric_weight", "mixup", "unpaired_loss", "unpaired_weight"),
@@ -258,6 +268,8 @@ def identity(config: Config) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     skip = RUNTIME_KEYS + (TRAINED_KEYS if config.closed_form else ("closed_form",))
     values = {key: value for key, value in values.items() if key not in skip}
+    if not config.filters:
+        values.pop("filters")
     if config.mixup is None:  # a peer's section that a run lacks is no part of it, so runs from before there was one keep their hash
         values.pop("mixup", None)
     if config.unpaired_loss is None:
@@ -439,7 +451,7 @@ def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
             _check_keys(factory, value, f"{full}.")
         elif factory is not dataclasses.MISSING and isinstance(factory(), list) and not isinstance(value, list):
             raise UserError(f"{full}={value!r} is a list: write {full}=[{'...' if value is None else value}]")
-        elif key in (*PARTS, "synthetic") and not (value is None or isinstance(value, Mapping)):
+        elif key in (*PARTS, "synthetic", "corpus", "encoder") and not (value is None or isinstance(value, Mapping)):
             raise UserError(f"{full}={value!r} is a part: set {full}.class=... and its arguments")
 
 

@@ -1,7 +1,7 @@
 """Measures of a shared space: cross-modal retrieval, and what became of each modality's own neighbourhoods.
 
 Legend: `n` queries, `N` gallery rows, `D` width. Names of results: `<direction>/<measure>`, direction `ab` (queries of a, gallery
-of b) or `ba`; `<modality>/<measure>` for measures within a modality.
+of b) or `ba`; `<modality>/<measure>` for measures within a modality, `/before` and `/after` the map where both are measured.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import hypergeom, skew
+from sklearn import manifold
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -35,12 +36,15 @@ def best_positive_ranks(z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor
     for start in range(0, len(z_q), chunk):
         scores = z_q[start : start + chunk] @ z_g.T
         positive = item_q[start : start + chunk].unsqueeze(1) == item_g.unsqueeze(0)
-        best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
-        above = ((scores > best) & ~positive).sum(1)
-        equal = ((scores == best) & ~positive).sum(1)
-        rank = 1 + above.double() + equal.double() / 2
-        ranks.append(rank.masked_fill(~positive.any(1), torch.nan))
+        ranks.append(_best_ranks(scores, positive, ~positive))
     return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.float64)
+
+
+def _best_ranks(scores: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Rank of the best positive among the negatives, ties at the mean rank, NaN without a positive: `[n, N]` each `-> [n]` float64."""
+    best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+    above, equal = ((scores > best) & negative).sum(1), ((scores == best) & negative).sum(1)
+    return (1 + above.double() + equal.double() / 2).masked_fill(~positive.any(1), torch.nan)
 
 
 class RetrievalRanks(Metric):
@@ -103,17 +107,17 @@ def positive_ranks(
     for start in range(0, len(z_q), chunk):
         scores = z_q[start : start + chunk] @ z_g.T
         positive = item_q[start : start + chunk].unsqueeze(1) == item_g.unsqueeze(0)
-        query = positive.nonzero()[:, 0]
-        at = scores[positive].unsqueeze(1)
-        most = int(positive.sum(1).max()) if positive.numel() else 0
-        own = scores.masked_fill(~positive, -torch.inf).topk(most, dim=1).values.flip(1)
-        yield start + query, _mean_rank(scores.sort(dim=1).values[query], at), _mean_rank(own[query], at)
+        count = positive.sum(1, keepdim=True)
+        most = int(count.max()) if positive.numel() else 0
+        own = scores.masked_fill(~positive, -torch.inf).topk(most, dim=1).values
+        real = torch.arange(most, device=own.device) < count
+        among_all, among_own = _mean_ranks(scores.sort(dim=1).values, own), _mean_ranks(own.flip(1).contiguous(), own)
+        yield start + real.nonzero()[:, 0], among_all[real], among_own[real]
 
 
-def _mean_rank(ascending: Tensor, value: Tensor) -> Tensor:
-    """Rank of `value [p, 1]` in its row of `ascending [p, N]`, where it stands too: largest 1, ties at the mean rank, `[p]`."""
-    upto = torch.searchsorted(ascending, value, right=True).squeeze(1)
-    below = torch.searchsorted(ascending, value).squeeze(1)
+def _mean_ranks(ascending: Tensor, values: Tensor) -> Tensor:
+    """Ranks of `values [n, p]` in their rows of `ascending [n, N]`, where they stand too: largest 1, ties at the mean rank, `[n, p]`."""
+    upto, below = torch.searchsorted(ascending, values, right=True), torch.searchsorted(ascending, values)
     return ascending.shape[1] - upto.double() + (upto - below + 1).double() / 2
 
 
@@ -179,3 +183,76 @@ def _without_self(found: Tensor, own: Tensor) -> Tensor:
     is_self = found == own
     is_self[~is_self.any(1), -1] = True
     return found[~is_self].view(len(found), -1)
+
+
+def trustworthiness(x: Tensor, z: Tensor, k: int = 10, *, most: int = 2000) -> float:
+    """How far new neighbours were away before: `1 - 2/(n k (2n - 3k - 1)) sum_i sum_(j in N_k(z_i) - N_k(x_i)) (r_x(i, j) - k)`.
+
+    `r_x(i, j)` is j's rank by distance from i before the map. 1: no point came near that was not; 0.5 or so: a random map.
+    Continuity, how far old neighbours have gone, is the same with `x` and `z` exchanged.
+
+    Args:
+        x, z: unit rows before and after the map, `[n, D_in]`, `[n, D]`.
+        k: neighbours, cut to below n / 2.
+        most: rows compared at most, spread evenly over all: time and memory grow with n^2.
+
+    Returns:
+        the share; 1 for fewer than three rows.
+
+    Source:
+        Venna & Kaski, Neighborhood preservation in nonlinear projection methods, ICANN 2001; computed by scikit-learn.
+    """
+    kept = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
+    k = min(k, (len(kept) - 1) // 2)
+    return float(manifold.trustworthiness(x.cpu().numpy()[kept], z.cpu().numpy()[kept], n_neighbors=k)) if k > 0 else 1.0
+
+
+def label_precision(z: Tensor, item: Tensor, label: Tensor, k: int = 10, *, chunk: int = 4096) -> float:
+    """Share of each row's k nearest rows of other items that have its label; where scores tie at the k-th place, the expected share.
+
+    Args:
+        z: unit rows of one modality `[n, D]`.
+        item, label: numbers of items and labels `[n]`; a negative label is none, and the row does not take part.
+        k: neighbours, cut to what there is.
+
+    Returns:
+        the mean over rows that share their label with another item's row; NaN where none does.
+    """
+    kept = label >= 0
+    z, item, label = z[kept], item[kept], label[kept]
+    shares = [torch.empty(0, dtype=torch.float64)]
+    for start in range(0, len(z), chunk):
+        own = slice(start, start + chunk)
+        other = item[own].unsqueeze(1) != item.unsqueeze(0)
+        same = (label[own].unsqueeze(1) == label.unsqueeze(0)) & other
+        scores = (z[own] @ z.T).masked_fill(~other, -torch.inf)
+        cut = other.sum(1).clamp(max=k)
+        last = scores.topk(min(k, len(z)), dim=1).values.gather(1, (cut - 1).clamp(min=0).unsqueeze(1))
+        above, level = scores > last, (scores == last) & other
+        free = (cut - above.sum(1)) / level.sum(1)  # places left for the rows that tie, a row
+        found = (above & same).sum(1) + (level & same).sum(1) * free.double()
+        shares.append((found / cut)[same.any(1)].cpu())
+    return float(torch.cat(shares).mean())
+
+
+def group_recall(z: Tensor, item: Tensor, group: Tensor, top: int = 10, *, chunk: int = 4096) -> float:
+    """Share of rows that have a row of the same item and another group among their `top` nearest; ties at the mean rank.
+
+    Rows of the same item and group are left out of the gallery; all other items' rows, of the row's own group too, are in it.
+
+    Args:
+        z: unit rows of one modality `[n, D]`.
+        item, group: numbers of items and groups `[n]`; a negative group is none: such a row is no query and no positive.
+        top: neighbours.
+
+    Returns:
+        the mean over rows that have such a row; NaN where there is none.
+    """
+    hits = [torch.empty(0, dtype=torch.bool)]
+    for start in range(0, len(z), chunk):
+        own = slice(start, start + chunk)
+        same = item[own].unsqueeze(1) == item.unsqueeze(0)
+        positive = same & (group[own].unsqueeze(1) != group.unsqueeze(0)) & (group[own] >= 0).unsqueeze(1) & (group >= 0).unsqueeze(0)
+        ranks = _best_ranks(z[own] @ z.T, positive, ~same)
+        hits.append((ranks <= top)[positive.any(1)].cpu())
+    return float(torch.cat(hits).double().mean())

@@ -1,7 +1,8 @@
 """The LightningModule: a contrastive loss on the pairs plus a geometric loss on each modality's unpaired patches.
 
-`L = L_pair(f(x_a), g(x_b)) + weight (L_geo^a + L_geo^b) + unpaired_weight L_unpaired`, the last for published peers. It receives built parts and adds nothing but steps, logging and the
-optimizer. On several processes every loss is that of the joined batch, and DDP's averaged gradients are its gradients.
+`L = L_pair(f(x_a), g(x_b)) + weight (L_geo^a + L_geo^b) + unpaired_weight L_unpaired`, the last one for published peers. It receives
+built parts and adds nothing but steps, logging and the optimizer. On several processes every loss is that of the joined batch, and
+DDP's averaged gradients are its gradients.
 """
 
 from __future__ import annotations

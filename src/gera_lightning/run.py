@@ -26,8 +26,9 @@ from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.errors import UserError
 from gera_lightning.evaluation import HeldOutItems, evaluate
 from gera_lightning.files import replace_atomically
+from gera_lightning.fit import Fitted, Progress, Task
 from gera_lightning.parts import build, check_part
-from gera_lightning.train import Fitted, Progress, Task, fit
+from gera_lightning.train import fit
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def execute(run: Run, progress: Progress = lambda *_: None) -> dict[str, Any]:
     started = time.perf_counter()
     draw = run.stores.draw(run.config, run.budget, run.seed)
     rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
-    fitted = fit(Task(run.config, rows, run.stores.split.families, run.seed, folder, progress))
+    task = Task(run.config, rows, run.stores.split.families, run.seed, folder, progress)
+    fitted = fit(task)
     seconds = time.perf_counter() - started
     if first:
         row = _finish(run, rows, fitted, seconds)

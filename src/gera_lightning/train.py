@@ -1,7 +1,7 @@
-"""From a config to a fitted shared space: the one place where settings become parts.
+"""Trained maps: the place where settings become a LightningModule, its data and its Trainer.
 
-A closed form is fitted for all its settings on each fold of the budget, the best one again on all pairs. Trained maps are trained
-on each fold to the end, the best stopping step is looked up, and they are trained again on all pairs up to it.
+Maps are trained on each fold of the budget to the end, the best stopping step is looked up, and they are trained again on all pairs
+up to it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -25,84 +23,19 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from gera_lightning import distributed, tuning
-from gera_lightning.aligners.base import ClosedForm, Samples
-from gera_lightning.aligners.space import SharedSpace
 from gera_lightning.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
 from gera_lightning.config import Config, TrainerConfig
-from gera_lightning.data import splits
-from gera_lightning.data.datamodule import AlignmentDataModule, TrainingRows
+from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
+from gera_lightning.fit import Filtered, Fitted, Task, choose_filter, cross_validated, fit_closed_form, shared_space
 from gera_lightning.geometry.neighbors import check_index
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
 from gera_lightning.objectives.base import UnpairedLoss
 from gera_lightning.parts import build
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is under way, done, of how many)."""
 CALIBRATION_PATCHES = 512
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a method is fitted on, and where it keeps its state.
-
-    Attributes:
-        config: the method's settings.
-        rows: training rows of the budget.
-        families: family of every item: folds keep them whole.
-        seed: fixes folds, start and batches.
-        folder: for checkpoints and TensorBoard events; an interrupted training in it goes on.
-        progress: told of what is under way.
-    """
-
-    config: Config
-    rows: TrainingRows
-    families: pd.Series
-    seed: int
-    folder: Path
-    progress: Progress
-
-    def folds(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Parts of `positions` for cross-validation."""
-        return [positions[part] for part in splits.folds(self.rows.items[positions], self.families, self.config.tuning.folds, self.seed)]
-
-    def samples(self, positions: np.ndarray) -> Samples:
-        """Rows for a closed form, these pairs and all pool rows."""
-        a, b = self.rows.a, self.rows.b
-        return Samples(a.pairs[positions], b.pairs[positions], a.pool, b.pool)
-
-    def held_out(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of a, rows of b and item numbers of held-out pairs."""
-        return self.rows.a.pairs[positions], self.rows.b.pairs[positions], self.rows.item_numbers[positions]
-
-    def distractors(self) -> tuple[Tensor, Tensor]:
-        """The first rows of each pool; pools are shuffled, and no pool row has its partner in the other gallery."""
-        count = self.config.tuning.distractors
-        return self.rows.a.pool[:count], self.rows.b.pool[:count]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A shared space and how it came about.
-
-    Attributes:
-        space: maps and score.
-        steps: optimizer steps of the last training.
-        settings: settings that tuning evaluated.
-        chosen: the setting it chose.
-    """
-
-    space: SharedSpace
-    steps: int
-    settings: int
-    chosen: dict[str, float]
-
-
-def fit(task: Task) -> Fitted:
-    """Fit the method that `task.config` describes."""
-    return fit_closed_form(task) if task.config.closed_form is not None else fit_trained(task)
 
 
 def check(config: Config) -> None:
@@ -113,6 +46,12 @@ def check(config: Config) -> None:
     """
     if config.correction is not None:
         build(config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
+    for number, choice in enumerate(config.filters):
+        for side, parts in choice.items():
+            for i, part in enumerate(parts or ()):
+                build(part, f"filters[{number}].{side}[{i}]")
+    if len(config.filters) > 1 and config.closed_form is None and config.start is None:
+        raise UserError("filters: trained maps that do not start from a closed form cannot choose between filters: keep one, or set start")
     if config.closed_form is not None:
         build(config.closed_form, "closed_form")
         return
@@ -132,55 +71,21 @@ def check(config: Config) -> None:
         make_trainer(config, Path(folder), 1, [])
 
 
-@torch.inference_mode()
-def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module) -> SharedSpace:
-    """Maps as they stand with the score correction that the config asks for."""
-    space = SharedSpace(map_a, map_b)
-    if task.config.correction is not None:
-        device = next((p.device for p in map_a.parameters()), torch.device("cpu"))
-        pools = {f"pool_{s}": space.embed(s, getattr(task.rows, s).pool.to(device)) for s in "ab"}
-        space.correction = build(task.config.correction, "correction", **pools)
-    return space
-
-
-# ---- closed forms ----
-
-
-def fit_closed_form(task: Task) -> Fitted:
-    """Fit a closed form, its setting chosen by cross-validation."""
-    assert task.config.closed_form is not None
-    method: ClosedForm = build(task.config.closed_form, "closed_form")
-    everything = np.arange(len(task.rows.items))
-    (map_a, map_b), settings, chosen = _cross_validated(task, method, everything)
-    return Fitted(shared_space(task, map_a, map_b), 0, settings, chosen)
-
-
-def _cross_validated(task: Task, method: ClosedForm, positions: np.ndarray) -> tuple[tuple[nn.Module, nn.Module], int, dict[str, float]]:
-    """Maps fitted on these pairs, how many settings were tried on folds of them, and the chosen one."""
-    settings = method.settings(task.config.tuning.settings, len(positions))
-    chosen = 0
-    if len(settings) > 1:
-        scores, parts = [], task.folds(positions)
-        for number, held in enumerate(parts):
-            task.progress("tuning fold", number, len(parts))
-            spaces = (shared_space(task, *maps) for maps in method.candidates(task.samples(np.setdiff1d(positions, held)), settings))
-            scores.append(torch.stack([tuning.held_out_score(space, *task.held_out(held), *task.distractors()) for space in spaces]))
-        chosen = tuning.choose(torch.cat(scores, dim=1).numpy())
-    [maps] = method.candidates(task.samples(positions), [settings[chosen]])
-    return maps, len(settings), dict(settings[chosen])
-
-
-# ---- trained maps ----
-
-
 def stopping_steps(max_steps: int, count: int) -> list[int]:
     """`count` stopping steps up to `max_steps`, quadratically spaced: over-fitting to few pairs starts early."""
     return sorted({max(1, round(max_steps * (number / count) ** 2)) for number in range(1, count + 1)})
 
 
+def fit(task: Task) -> Fitted:
+    """Fit the method that `task.config` describes, in closed form or by training."""
+    return fit_closed_form(task) if task.config.closed_form is not None else fit_trained(task)
+
+
 def fit_trained(task: Task) -> Fitted:
     """Train maps, the stopping step chosen by cross-validation; the last training is on all pairs of the budget."""
     config, everything = task.config, np.arange(len(task.rows.items))
+    filtered = _filtered(task, everything)
+    task = filtered.task
     steps = stopping_steps(config.trainer.max_steps, config.tuning.settings)
     kept = task.folder / "tuning.json"
     if not kept.exists():
@@ -200,7 +105,17 @@ def fit_trained(task: Task) -> Fitted:
         distributed.barrier()
     chosen = int(json.loads(kept.read_text())["steps"])
     module = _train(task, everything, chosen, task.folder, partial(task.progress, "training")).cpu()
-    return Fitted(shared_space(task, module.map_a, module.map_b), chosen, len(steps), {"steps": chosen})
+    space = shared_space(task, module.map_a, module.map_b)
+    space.map_a, space.map_b = filtered.behind(module.map_a, module.map_b)
+    return Fitted(space, chosen, len(steps), {"steps": chosen})
+
+
+def _filtered(task: Task, positions: np.ndarray) -> Filtered:
+    """The task on filtered features; of several choices of filters the start's closed form takes the best."""
+    if len(task.config.filters) < 2:
+        return task.filtered(task.config.filters[0] if task.config.filters else {}, 0)
+    assert task.config.start is not None  # `check` refuses that
+    return choose_filter(task, build(task.config.start, "start"), positions)[0]
 
 
 def _train(
@@ -304,7 +219,7 @@ def _taught(task: Task, positions: np.ndarray) -> UnpairedLoss:
     loss = unpaired_loss(task.config)
     if loss.teacher is None:
         return loss
-    maps, _, _ = _cross_validated(task, loss.teacher, positions)
+    maps, _, _ = cross_validated(task, loss.teacher, positions, task.config.tuning.settings)
     return loss.taught(*maps)
 
 
@@ -315,7 +230,7 @@ def _starts(task: Task, positions: np.ndarray) -> tuple[dict[str, Tensor | None]
     """
     if task.config.start is None:
         return {"a": None, "b": None}, task.config.dim
-    maps, _, _ = _cross_validated(task, build(task.config.start, "start"), positions)
+    maps, _, _ = cross_validated(task, build(task.config.start, "start"), positions, task.config.tuning.settings)
     starts: dict[str, Tensor | None] = {}
     for side, mapping in zip("ab", maps, strict=True):
         weight = _linear_weight(mapping)

@@ -17,9 +17,11 @@ import gera_lightning.aligners
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.cca import Cca
+from gera_lightning.aligners.filters import Whitening, fit_filters
 from gera_lightning.aligners.space import Csls, SharedSpace
 from gera_lightning.errors import UserError
-from gera_lightning.heads import KINDS, Chain, Linear, Preprocessing, ResidualMLP
+from gera_lightning.geometry.diffusion import GraphDiffusion
+from gera_lightning.heads import KINDS, Chain, Linear, Preprocessing, ResidualMLP, normalized
 from gera_lightning.parts import build
 
 D_A, D_B, N = 6, 5, 24
@@ -66,7 +68,8 @@ def trained():
         generator = torch.Generator().manual_seed(seed)
         mlp = ResidualMLP(d, 4, hidden=7, dropout=0.5, generator=generator)
         nn.init.normal_(mlp.outer, generator=generator)
-        heads.append(Chain(Linear(d, d, generator=generator), mlp))
+        filters, _ = fit_filters([Whitening(), GraphDiffusion(k=3)], normalized(cloud(40, d, seed + 2)))
+        heads.append(Chain(filters, Linear(d, d, generator=generator), mlp))
     return tuple(heads)
 
 

@@ -58,6 +58,17 @@ def test_a_path_may_be_a_pattern_of_columns(tmp_path: Path):
     assert corpus.listing().rows["path"].tolist() == ["s1/x_7.flac", "s2/y_8.flac", "s1/x_9.flac", "s2/z_10.flac"]
 
 
+def test_a_table_a_split(tmp_path: Path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text(f"item,text\n{name}1,one\n{name}2,two\n")
+    corpus = Manifest({"train": tmp_path / "train.csv", "test": tmp_path / "test.csv"}, "text")
+    rows = corpus.listing().rows
+    assert rows[["item", "split"]].to_numpy().tolist() == [["train1", "train"], ["train2", "train"], ["test1", "test"], ["test2", "test"]]
+    assert corpus.describe()["where"] == f"{tmp_path / 'train.csv'}, {tmp_path / 'test.csv'}"
+    with pytest.raises(UserError, match=r"path.test='nowhere.csv'"):
+        Manifest({"train": tmp_path / "train.csv", "test": "nowhere.csv"}, "text")
+
+
 def test_numbers_in_a_table_are_names(tmp_path: Path):
     path = write(tmp_path, "jsonl", [{"item": 7, "text": "seven"}, {"item": 8, "text": None}, {"item": None, "text": "nobody"}])
     found = Manifest(path, "text").listing()

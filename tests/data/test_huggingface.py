@@ -11,7 +11,7 @@ import soundfile
 from PIL import Image
 
 from gera_lightning.data.huggingface import HuggingFaceDataset
-from gera_lightning.encoders.reading import read_audio, read_image
+from gera_lightning.encoders.reading import Unreadable, read_audio, read_image
 from gera_lightning.errors import UserError
 
 
@@ -38,17 +38,11 @@ def saved(tmp_path: Path) -> Path:
         "id": [7, 8, 9],
         "text": ["one", None, "three"],
         "kind": [0, 1, 0],
-        "sound": [{"bytes": wave.getvalue(), "path": None}, {"bytes": None, "path": None}, {"bytes": wave.getvalue(), "path": None}],
+        "sound": [{"bytes": wave.getvalue(), "path": None}, None, {"bytes": wave.getvalue(), "path": None}],
         "image": [{"bytes": picture.getvalue(), "path": None}] * 3,
     }
-    features = datasets.Features(
-        id=datasets.Value("int64"),
-        text=datasets.Value("string"),
-        kind=datasets.ClassLabel(names=["dog", "cat"]),
-        sound=datasets.Audio(),
-        image=datasets.Image(),
-    )
-    part = datasets.Dataset.from_dict(table, features=features)
+    part = datasets.Dataset.from_dict(table).cast_column("kind", datasets.ClassLabel(names=["dog", "cat"]))
+    part = part.cast_column("sound", datasets.Audio()).cast_column("image", datasets.Image())
     datasets.DatasetDict({"train": part, "test": part, "validation": part}).save_to_disk(str(tmp_path / "dict"))
     part.save_to_disk(str(tmp_path / "one"))
     return tmp_path
@@ -73,6 +67,8 @@ def test_audio_and_images_come_as_bytes(saved: Path):
     rows = sounds.listing().rows
     assert rows["item"].tolist() == ["7", "8", "9"]
     np.testing.assert_allclose(read_audio(sounds.raw(rows.iloc[2]), 16_000), np.linspace(-0.5, 0.5, 800), atol=1e-6)
+    with pytest.raises(Unreadable, match="empty"):
+        read_audio(sounds.raw(rows.iloc[1]), 16_000)
     pictures = HuggingFaceDataset(saved / "one", "image")
     assert read_image(pictures.raw(rows.iloc[0])).size == (4, 5)
 

@@ -56,7 +56,7 @@ def test_librispeech_sets_of_one_side_give_no_split(librispeech: Path):
 
 
 def test_an_unknown_set_is_named(librispeech: Path):
-    with pytest.raises(UserError, match="no folder 'train-clean-10'.*did you mean 'train-clean-100'"):
+    with pytest.raises(UserError, match=r"no folder 'train-clean-10'.*did you mean 'train-clean-100'"):
         LibriSpeech(librispeech, "text", sets=["train-clean-10"])
 
 
@@ -109,14 +109,19 @@ def test_coco_splits_must_agree(tmp_path: Path):
     path = coco(tmp_path / "c.json", [1])
     with pytest.raises(UserError, match="images: splits"):
         CocoCaptions({"train": path}, tmp_path, "image")
-    with pytest.raises(UserError, match="captions.test='nowhere.json'"):
+    with pytest.raises(UserError, match=r"captions.test='nowhere.json'"):
         CocoCaptions({"test": "nowhere.json"}, tmp_path, "text")
 
 
 FLICKR = {
     "token": ["100.jpg#0\tA child in a dress .", "100.jpg#1\tA girl , smiling .", "7_x.jpg#0\tA dog ."],
     "captions.txt": ["image,caption", "100.jpg,A child in a dress .", '100.jpg,"A girl , smiling ."', "7_x.jpg,A dog ."],
-    "results.csv": ["image_name| comment_number| comment", "100.jpg| 0| A child in a dress .", "100.jpg| 1| A girl , smiling .", "7_x.jpg| 0| A dog ."],
+    "results.csv": [
+        "image_name| comment_number| comment",
+        "100.jpg| 0| A child in a dress .",
+        "100.jpg| 1| A girl , smiling .",
+        "7_x.jpg| 0| A dog .",
+    ],
 }
 
 

@@ -88,9 +88,9 @@ def test_a_header_written_to_a_pipe_is_no_truncation(tmp_path: Path):
 
 @pytest.mark.parametrize("read", [lambda path: read_audio(path, RATE), read_image])
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path, read: Callable[[Path], object]):
-    with pytest.raises(Unreadable, match="^no such file$"):
+    with pytest.raises(Unreadable, match=r"^no such file$"):
         read(tmp_path / "nothing")
-    with pytest.raises(Unreadable, match="^not a file$"):
+    with pytest.raises(Unreadable, match=r"^not a file$"):
         read(tmp_path)
 
 

@@ -234,7 +234,7 @@ def test_clap_cuts_long_sounds_the_same_way_each_time(clap: Path):
     encoder = SpeechEncoder(clap)
     long = sounds((11 * 48_000,), rate=48_000)
     assert np.array_equal(encoder.encode(long), encoder.encode(long))
-    assert np.array_equal(encoder.encode(long), encoder.encode([long[0][: 480_000]]))
+    assert np.array_equal(encoder.encode(long), encoder.encode([long[0][:480_000]]))
     with pytest.raises(UserError, match="layer=1"):
         SpeechEncoder(clap, layer=1)
 
@@ -243,7 +243,7 @@ def test_another_kind_of_network_is_refused(tmp_path: Path):
     config = transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     transformers.BertModel(config).save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="BertModel.*wav2vec 2.0, HuBERT"):
+    with pytest.raises(UserError, match=r"BertModel.*wav2vec 2.0, HuBERT"):
         SpeechEncoder(tmp_path)
 
 

@@ -57,6 +57,14 @@ def test_rows_of_every_hop_sum_to_one():
     torch.testing.assert_close(torch.linalg.matrix_power(p, 3).sum(1), torch.ones(7, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
+def test_the_closed_form_of_rows_at_right_angles(temperature):
+    p = similarity_distribution(torch.eye(50, dtype=torch.float64), temperature)
+    own = 1 / (1 + 49 * math.exp(-1 / temperature))
+    expected = torch.full((50, 50), (1 - own) / 49, dtype=torch.float64).fill_diagonal_(own)
+    torch.testing.assert_close(p, expected)
+
+
 def test_divergence_of_equal_and_of_disjoint_distributions():
     p = torch.tensor([[0.3, 0.7, 0.0, 0.0]], dtype=torch.float64)
     assert float(jensen_shannon(p, p)) == 0

@@ -41,24 +41,25 @@ class CoupledRidge:
     so the score is the mean of the coupled cosine and of the regressions' cosines. The composition is ours.
 
     Attributes:
-        bandwidths: eps, squared distances between unit rows.
-        penalties: lam for each of them, K having diagonal 1.
+        settings_tried: pairs of eps (a squared distance between unit rows) and lam (K having diagonal 1), the one to start from first.
         predict: average with the regressions between the two spaces.
         centered: subtract the pools' means; False takes each modality's rows as they are.
     """
 
-    bandwidths: tuple[float, ...] = (2.0, 0.7)
-    penalties: tuple[float, ...] = (1.0, 0.3)
+    settings_tried: tuple[tuple[float, float], ...] = (
+        *((1.0, 0.3), (2.0, 1.0), (2.0, 0.3), (0.67, 0.3), (0.67, 0.1)),
+        *((1.0, 1.0), (1.0, 0.1), (2.0, 0.1)),
+    )
     predict: bool = True
     centered: bool = True
 
     def __post_init__(self) -> None:
-        if len(self.bandwidths) != len(self.penalties) or not self.bandwidths or min(*self.bandwidths, *self.penalties) <= 0:
-            raise UserError(f"bandwidths={self.bandwidths} and penalties={self.penalties} must be as many, all above 0")
+        if not self.settings_tried or any(len(pair) != 2 or min(pair) <= 0 for pair in self.settings_tried):
+            raise UserError(f"settings_tried={self.settings_tried} must hold pairs [eps, lam], both above 0")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
-        """`count` settings at most, the smoothest first."""
-        return [{"eps": eps, "penalty": penalty} for eps, penalty in zip(self.bandwidths, self.penalties, strict=True)][:count]
+        """`count` settings at most."""
+        return [{"eps": eps, "penalty": penalty} for eps, penalty in self.settings_tried[:count]]
 
     def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one linear solve a modality."""

@@ -1,18 +1,17 @@
-"""Filters of frozen features, fitted on a modality's pool, and a closed form on top of them.
+"""Filters of frozen features, fitted on a modality's pool: what its unpaired rows say about which directions and neighbours count.
 
-Legend: `n` pairs, `N` pool rows, `D` frozen width.
+Legend: `n` rows, `N` pool rows, `D` frozen width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
 from gera_lightning.errors import UserError
 from gera_lightning.geometry.diffusion import DiffusedFeatures
 from gera_lightning.heads import Chain, Linear, Unit, saved_as
@@ -54,61 +53,11 @@ class Whitening:
         return Linear(pool.shape[1], pool.shape[1], weight=weight.to(pool.dtype))
 
 
-class Filtered:
-    """A closed form on features that a filter has passed over; which filter is tuned together with the form's own settings.
-
-    Filters are chosen for each modality or for both at once: `filters` lists the choices, each a filter for modality a and one for b.
-    Where a filter hurts on held-out pairs of the budget, tuning leaves it out.
-
-    Args:
-        base: the closed form.
-        filters: choices in order of preference among equals, each `{"a": [filters], "b": [filters]}`, applied in turn; a missing
-            side is left as it is.
-    """
-
-    def __init__(self, base: ClosedForm, filters: Sequence[Mapping[str, Sequence[Filter]]]) -> None:
-        self.base, self.filters = base, []
-        for number, choice in enumerate(filters):
-            odd = set(choice) - {"a", "b"}
-            if odd:
-                raise UserError(f"filters[{number}].{sorted(odd)[0]} is not a modality: a or b")
-            self.filters.append({side: list(choice.get(side) or ()) for side in "ab"})
-        if not self.filters:
-            raise UserError("filters is empty: list at least one choice, {} for none")
-        self._fitted: dict[Any, tuple[Tensor, nn.Module, Tensor]] = {}
-
-    def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """`count` settings at most: every choice of filters with as many settings of the closed form as there is room for."""
-        own = self.base.settings(max(1, count // len(self.filters)), pairs)
-        return [{"filter": float(number), **setting} for number in range(len(self.filters)) for setting in own][:count]
-
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The maps of each setting."""
-        for number, group in _grouped(settings):
-            a, pool_a = self._fit("a", number, samples.pool_a)
-            b, pool_b = self._fit("b", number, samples.pool_b)
-            filtered = Samples(a(samples.x_a), b(samples.x_b), pool_a, pool_b)
-            for map_a, map_b in self.base.candidates(filtered, group):
-                yield Chain(a, map_a), Chain(b, map_b)
-
-    @torch.no_grad()
-    def _fit(self, side: str, number: int, pool: Tensor) -> tuple[nn.Module, Tensor]:
-        """The filter's map, ending in unit rows, and the filtered pool; kept, since all folds share the pool."""
-        key = side, number
-        if key not in self._fitted or self._fitted[key][0] is not pool:
-            maps, x = [], pool
-            for part in self.filters[number][side]:
-                maps += [part.fit(x), Unit()]
-                x = Chain(*maps[-2:])(x)
-            self._fitted[key] = pool, Chain(*maps), x
-        return self._fitted[key][1:]
-
-
-def _grouped(settings: Sequence[Setting]) -> Iterator[tuple[int, list[Setting]]]:
-    """Settings with the same filter, which follow each other, without that entry."""
-    start = 0
-    for end in range(1, len(settings) + 1):
-        if end == len(settings) or settings[end]["filter"] != settings[start]["filter"]:
-            number = int(settings[start]["filter"])
-            yield number, [{name: value for name, value in s.items() if name != "filter"} for s in settings[start:end]]
-            start = end
+def fit_filters(filters: Sequence[Filter], pool: Tensor) -> tuple[Chain, Tensor]:
+    """Filters fitted one after the other on a pool `[N, D]`, each followed by normalisation; their map, and the filtered pool."""
+    maps: list[nn.Module] = []
+    with torch.no_grad():
+        for part in filters:
+            maps += [part.fit(pool), Unit()]
+            pool = Chain(*maps[-2:])(pool)
+    return Chain(*maps), pool

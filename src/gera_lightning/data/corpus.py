@@ -145,7 +145,7 @@ class Manifest(RowsAndFiles):
     """A table in a CSV, TSV, JSONL or Parquet file, one row an item.
 
     Args:
-        path: the table.
+        path: the table; or split (`train`, `test`, ...) to table.
         modality: `text`, `audio` or `image`: which of `text` and `path` is embedded.
         root: folder that `path` is relative to; the table's own by default.
         columns: our column to theirs, or to a pattern of theirs such as `"audio/{youtube_id}.wav"`; by default the same names.
@@ -157,44 +157,64 @@ class Manifest(RowsAndFiles):
 
     def __init__(
         self,
-        path: Folder,
+        path: Folder | Mapping[str, Folder],
         modality: str,
         *,
         root: Folder | None = None,
         columns: Mapping[str, str] | None = None,
         splits: Mapping[str, str] | None = None,
     ) -> None:
-        self.path, self.modality, self.where = existing("path", path), check_modality(modality), str(path)
-        self.root = self.path.parent if root is None else existing("root", root, "folder")
+        self.paths, self.modality, self.where = by_split("path", path, "file"), check_modality(modality), words_of(path)
+        self.root = next(iter(self.paths.values())).parent if root is None else existing("root", root, "folder")
         self.columns, self.splits = dict(columns or {}), dict(splits or {})
         for column in self.columns:
             if column not in COLUMNS:
                 raise UserError(f"columns.{column} is not a column of a store{did_you_mean(column, COLUMNS)}")
 
     def listing(self) -> Listing:
-        """All rows of the table, in its order."""
-        records = list(read_records(self.path))
+        """All rows of the tables, in their order."""
+        entries = [entry for split, path in self.paths.items() for entry in self._entries(split, path)]
+        return Listing.of(entries, self.modality, self.where)
+
+    def _entries(self, split: str, path: Path) -> list[dict[str, Any]]:
+        records = list(read_records(path))
         known = list(dict.fromkeys(key for record in records[:1000] for key in record))
         raw = "text" if self.modality == "text" else "path"
         chosen = {column: self.columns.get(column, column) for column in COLUMNS if column in self.columns or column in known}
         for column in ("item", raw):
             if column not in chosen:
-                raise UserError(f"{self.path} has no column {column!r} (has {', '.join(known)}): name it, columns.{column}=THEIRS")
+                raise UserError(f"{path} has no column {column!r} (has {', '.join(known)}): name it, columns.{column}=THEIRS")
         for column, theirs in chosen.items():
             if "{" not in theirs and theirs not in known:
-                raise UserError(f"columns.{column}={theirs!r}: {self.path} has no such column{did_you_mean(theirs, known)}")
-        entries = [{column: self._value(record, theirs, column) for column, theirs in chosen.items()} for record in records]
+                raise UserError(f"columns.{column}={theirs!r}: {path} has no such column{did_you_mean(theirs, known)}")
+        entries = [{column: _value(record, theirs, column, path) for column, theirs in chosen.items()} for record in records]
         for entry in entries:
-            entry["split"] = self.splits.get(str(entry.get("split")), entry.get("split"))
-        return Listing.of(entries, self.modality, str(self.path))
+            entry["split"] = split or self.splits.get(str(entry.get("split")), entry.get("split"))
+        return entries
 
-    def _value(self, record: Mapping[str, Any], theirs: str, column: str) -> Any:
-        if "{" not in theirs:
-            return record.get(theirs)
-        try:
-            return theirs.format_map(record)
-        except (KeyError, ValueError, IndexError) as error:
-            raise UserError(f"columns.{column}={theirs!r}: {error} is no column of {self.path}") from error
+
+def _value(record: Mapping[str, Any], theirs: str, column: str, path: Path) -> Any:
+    if "{" not in theirs:
+        return record.get(theirs)
+    try:
+        return theirs.format_map(record)
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"columns.{column}={theirs!r}: {error} is no column of {path}") from error
+
+
+def by_split(key: str, paths: Folder | Mapping[str, Folder], kind: str) -> dict[str, Path]:
+    """Split to path; one path alone has the split "", which stands for none.
+
+    Raises:
+        UserError: a path that is not there.
+    """
+    given = paths if isinstance(paths, Mapping) else {"": paths}
+    return {split: existing(f"{key}.{split}" if split else key, path, kind) for split, path in given.items()}
+
+
+def words_of(paths: Folder | Mapping[str, Folder]) -> str:
+    """One path, or several, in words."""
+    return ", ".join(str(path) for path in paths.values()) if isinstance(paths, Mapping) else str(paths)
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -213,7 +233,8 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                 yield from (json.loads(line) for line in file if line.strip())
         elif suffix == ".parquet":
             table = pd.read_parquet(path)
-            yield from table.astype(object).where(table.notna(), None).to_dict("records")
+            for record in table.astype(object).where(table.notna(), None).to_dict("records"):
+                yield {str(key): value for key, value in record.items()}
         else:
             raise UserError(f"path={str(path)!r}: a table ends in .csv, .tsv, .jsonl or .parquet")
     except (OSError, ValueError, csv.Error) as error:

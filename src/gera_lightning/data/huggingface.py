@@ -52,7 +52,7 @@ class HuggingFaceDataset(Corpus):
             for theirs in (self.column, self.item, *self.kept.values()):
                 if theirs is not None and theirs not in part.column_names:
                     raise UserError(f"column {theirs!r}: {self.where} {name} has no such column{did_you_mean(theirs, part.column_names)}")
-        self.parts = {name: _undecoded(part, self.column, modality) for name, part in self.parts.items()}
+        self.undecoded = {name: _undecoded(part, self.column) for name, part in self.parts.items()}
 
     def listing(self) -> Listing:
         """All rows of the splits, in their order; `path` is `split/position`."""
@@ -73,10 +73,10 @@ class HuggingFaceDataset(Corpus):
         if self.modality == "text":
             return str(row["text"])
         name, _, number = str(row["path"]).rpartition("/")
-        value = self.parts[name][int(number)][self.column]
-        if not isinstance(value, Mapping):
+        value = self.undecoded[name][int(number)][self.column]
+        if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
             return b""
-        return value["bytes"] if value.get("bytes") is not None else Path(value.get("path") or "")
+        return value["bytes"] or Path(value["path"])
 
 
 def _load_from_disk(path: Path) -> Any:
@@ -90,15 +90,11 @@ def _load_from_disk(path: Path) -> Any:
         raise UserError(f"path={str(path)!r}: not a dataset saved by save_to_disk ({' '.join(str(error).split())[:200]})") from error
 
 
-def _undecoded(part: Any, column: str, modality: str) -> Any:
-    import datasets
-
+def _undecoded(part: Any, column: str) -> Any:
+    """The column alone, its audio or images as they are stored: reading a row would decode all of its columns."""
     feature = part.features[column]
-    if modality == "audio" and isinstance(feature, datasets.Audio):
-        return part.cast_column(column, datasets.Audio(decode=False))
-    if modality == "image" and isinstance(feature, datasets.Image):
-        return part.cast_column(column, datasets.Image(decode=False))
-    return part
+    alone = part.select_columns([column])
+    return alone.cast_column(column, type(feature)(decode=False)) if hasattr(feature, "decode") else alone
 
 
 def _words(part: Any, column: str) -> Callable[[int], Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gera_lightning.data.corpus import SUFFIXES, Folder, Listing, RowsAndFiles, Skipped, check_modality, existing
+from gera_lightning.data.corpus import SUFFIXES, Folder, Listing, RowsAndFiles, Skipped, by_split, check_modality, existing, words_of
 from gera_lightning.errors import UserError, did_you_mean
 
 
@@ -70,10 +70,10 @@ class CocoCaptions(RowsAndFiles):
     """
 
     def __init__(self, captions: Folder | Mapping[str, Folder], images: Folder | Mapping[str, Folder], modality: str) -> None:
-        self.modality, self.where = check_modality(modality), str(captions)
-        self.captions = _by_split("captions", captions, "file")
+        self.modality, self.where = check_modality(modality), words_of(captions)
+        self.captions = by_split("captions", captions, "file")
         # captions alone need no images
-        self.images = _by_split("images", images, "folder") if modality != "text" else {}
+        self.images = by_split("images", images, "folder") if modality != "text" else {}
         self.root = Path()
         if modality != "text" and set(self.captions) != set(self.images):
             raise UserError(f"images: splits {sorted(self.images)} are not those of captions, {sorted(self.captions)}: name the same")
@@ -108,11 +108,6 @@ def _coco_lists(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return images, annotations
 
 
-def _by_split(key: str, paths: Folder | Mapping[str, Folder], kind: str) -> dict[str, Path]:
-    given = paths if isinstance(paths, Mapping) else {"": paths}
-    return {split: existing(f"{key}.{split}" if split else key, path, kind) for split, path in given.items()}
-
-
 class FlickrCaptions(RowsAndFiles):
     """Images with captions in Flickr8k's or Flickr30k's text files.
 
@@ -132,7 +127,7 @@ class FlickrCaptions(RowsAndFiles):
     def __init__(self, captions: Folder, images: Folder, modality: str, *, splits: Mapping[str, Folder] | None = None) -> None:
         self.captions, self.modality, self.where = existing("captions", captions), check_modality(modality), str(captions)
         self.root = Path(images) if modality == "text" else existing("images", images, "folder")
-        self.splits = _by_split("splits", splits, "file") if splits else {}
+        self.splits = by_split("splits", splits, "file") if splits else {}
 
     def listing(self) -> Listing:
         """All images or captions, in the file's order."""

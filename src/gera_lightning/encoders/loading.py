@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,22 @@ def guarded(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded]) -> Lo
         raise UserError(f"checkpoint={str(checkpoint)!r}: {what} cannot be loaded ({text[:300]}): check the name or folder") from error
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No bar and no report of weights: what matters of it is checked here."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
 def load_model(checkpoint: Checkpoint, *, revision: str | None, trust_remote_code: bool, needs_pooler: bool = False) -> nn.Module:
     """The checkpoint's AutoModel in float32 and eval mode.
 
@@ -59,7 +76,8 @@ def load_model(checkpoint: Checkpoint, *, revision: str | None, trust_remote_cod
             output_loading_info=True,
         )
 
-    model, info = guarded("its network", checkpoint, load)
+    with _silence():
+        model, info = guarded("its network", checkpoint, load)
     unused = UNUSED[1:] if needs_pooler else UNUSED
     missing = sorted(key for key in info["missing_keys"] if not any(word in key for word in unused))
     if missing:

@@ -142,7 +142,7 @@ class GraphDiffusion:
         strength: share b of the diffused part in the out-of-sample form.
     """
 
-    k: int = 16
+    k: int = 20
     kernel: str = "heat"
     factor: float = 1.0
     alpha: float = 0.0

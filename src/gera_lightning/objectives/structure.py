@@ -14,7 +14,11 @@ from gera_lightning.objectives.base import Mapped, MappedStep, UnpairedLoss
 
 
 def similarity_distribution(x: Tensor, temperature: float) -> Tensor:
-    """`P = softmax_rows(C C' / temperature)`, C the unit rows of x less their mean: `[n, D] -> [n, n]`, rows sum to 1."""
+    """`P = softmax_rows(C C' / temperature)`, C the unit rows of x less their mean: `[n, D] -> [n, n]`, rows sum to 1.
+
+    A row is its own likeliest neighbour. Of rows at right angles `P_ii = 1 / (1 + (n - 1) exp(-1 / temperature))`: at 0.05 P is all but
+    the identity, and only rows much nearer than at right angles show in it.
+    """
     c = normalized(x)
     c = c - c.mean(0)
     return (c @ c.T / temperature).softmax(1)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.kernel_ridge import KernelRidge as SklearnKernelRidge
+
+from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.coupled_ridge import CoupledRidge, anchor_regression
+from gera_lightning.aligners.kernel_ridge import KernelRidge, rbf
+from gera_lightning.errors import UserError
+from gera_lightning.heads import normalized
+
+
+def rows(n, d, seed):
+    return normalized(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+
+
+@pytest.fixture
+def samples():
+    return Samples(rows(12, 7, 0), rows(12, 5, 1), rows(30, 7, 2), rows(25, 5, 3))
+
+
+SETTING = {"eps": 1.3, "penalty": 0.4}
+
+
+def slow(x, pool, new, targets):
+    """scikit-learn's kernel ridge onto `targets`, less its mean over the pool, as unit rows."""
+    model = SklearnKernelRidge(alpha=0.4, kernel="rbf", gamma=1 / 1.3).fit(x.numpy(), targets)
+    z = model.predict(new.numpy()) - (model.predict(pool.numpy()).mean(0) if pool is not None else 0)
+    return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_the_coupled_cosine_is_that_of_two_regressions_onto_one_hot_pairs(samples, centered):
+    [(map_a, map_b)] = CoupledRidge(predict=False, centered=centered).candidates(samples, [SETTING])
+    new_a, new_b = rows(4, 7, 4), rows(6, 5, 5)
+    z_a = slow(samples.x_a, samples.pool_a if centered else None, new_a, np.eye(12))
+    z_b = slow(samples.x_b, samples.pool_b if centered else None, new_b, np.eye(12))
+    np.testing.assert_allclose(normalized(map_a(new_a)) @ normalized(map_b(new_b)).T, z_a @ z_b.T, atol=1e-8)
+
+
+def test_prediction_averages_with_kernel_ridge_both_ways(samples):
+    [(map_a, map_b)] = CoupledRidge().candidates(samples, [SETTING])
+    new_a, new_b = rows(4, 7, 4), rows(6, 5, 5)
+    coupled = slow(samples.x_a, samples.pool_a, new_a, np.eye(12)) @ slow(samples.x_b, samples.pool_b, new_b, np.eye(12)).T
+    forward = slow(samples.x_a, samples.pool_a, new_a, samples.x_b.numpy()) @ new_b.numpy().T
+    backward = new_a.numpy() @ slow(samples.x_b, samples.pool_b, new_b, samples.x_a.numpy()).T
+    np.testing.assert_allclose(normalized(map_a(new_a)) @ normalized(map_b(new_b)).T, coupled / 2 + (forward + backward) / 4, atol=1e-8)
+
+
+def test_its_predictions_are_those_of_kernel_ridge(samples):
+    """Uncentred and with one bandwidth, the regression half is the peer's own map."""
+    peer = KernelRidge(factors=(1.0,))
+    scale = float(torch.pdist(samples.x_a).square().median())
+    [(f, _)] = KernelRidge(direction="a_to_b", factors=(1.0,)).candidates(samples, [{"factor": 1.0, "penalty": 0.4}])
+    mine = rbf(rows(4, 7, 4), samples.x_a, scale) @ anchor_regression(samples.x_a, scale, 0.4) @ samples.x_b
+    torch.testing.assert_close(f(rows(4, 7, 4)), mine)
+    assert peer.direction == "both"
+
+
+def test_the_order_of_the_pairs_does_not_matter(samples):
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(7))
+    turned = Samples(samples.x_a[order], samples.x_b[order], samples.pool_a, samples.pool_b)
+    scores = []
+    for each in (samples, turned):
+        [(map_a, map_b)] = CoupledRidge().candidates(each, [SETTING])
+        scores.append(normalized(map_a(rows(4, 7, 4))) @ normalized(map_b(rows(6, 5, 5))).T)
+    torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_without_pools_nothing_is_subtracted(samples):
+    alone = Samples(samples.x_a, samples.x_b, samples.pool_a[:0], samples.pool_b[:0])
+    [with_empty], [uncentered] = (CoupledRidge(centered=c).candidates(alone, [SETTING]) for c in (True, False))
+    torch.testing.assert_close(with_empty[0](rows(4, 7, 4)), uncentered[0](rows(4, 7, 4)))
+
+
+def test_settings_are_cut_and_checked():
+    assert CoupledRidge().settings(1, 100) == [{"eps": 1.0, "penalty": 0.3}]
+    assert len(CoupledRidge().settings(8, 100)) == 8
+    assert len({tuple(s.items()) for s in CoupledRidge().settings(99, 100)}) == 8
+    for tried in ((), ((1.0,),), ((1.0, 0.0),)):
+        with pytest.raises(UserError, match="settings_tried"):
+            CoupledRidge(settings_tried=tried)
