@@ -36,7 +36,7 @@ def slow_eps(d2, rule, factor, scale, neighbor):
     return np.full((m, m), factor * scale if rule == "global" else factor)
 
 
-def slow_operator(d2, kernel, eps, alpha, power):
+def slow_operator(d2, kernel, eps, alpha, power, loops):
     forms = {
         "heat": lambda v, e: math.exp(-v / e),
         "student": lambda v, e: 1 / (1 + v / e),
@@ -44,17 +44,20 @@ def slow_operator(d2, kernel, eps, alpha, power):
     }
     m = len(d2)
     w = np.array([[forms[kernel](d2[j, k], eps[j, k]) for k in range(m)] for j in range(m)])
+    if not loops:
+        np.fill_diagonal(w, 0)
     q = w.sum(1)
     w = np.array([[w[j, k] / (q[j] * q[k]) ** alpha for k in range(m)] for j in range(m)])
     return np.linalg.matrix_power(w / w.sum(1, keepdims=True), power)
 
 
-def slow_form(form, p, q):
+def slow_form(form, p, q, loops):
     m = len(p)
+    flat = np.full((m, m), 1 / m) if loops else (1 - np.eye(m)) / (m - 1)
     if form == "frobenius":
         return ((p - q) ** 2).sum()
     if form == "relative":
-        return ((p - q) ** 2).sum() / ((p - 1 / m) ** 2).sum()
+        return ((p - q) ** 2).sum() / ((p - flat) ** 2).sum()
     if form == "kl":
         return np.mean([entropy(p[j], q[j]) for j in range(m)])
     return np.mean([jensenshannon(p[j], q[j]) ** 2 for j in range(m)])
@@ -64,7 +67,7 @@ def slow_distances(x):
     return np.array([[((x[j] - x[k]) ** 2).sum() for k in range(len(x))] for j in range(len(x))])
 
 
-def slow_loss(x, z, form, kernel, rule, factor, alpha=1.0, power=1, tied=False, neighbor=3):
+def slow_loss(x, z, form, kernel, rule, factor, alpha=1.0, power=1, tied=False, neighbor=3, loops=False):
     d2_x, d2_z = ([slow_distances(p) for p in points.numpy().astype(np.float64)] for points in (x, z))
     # torch's median of an even number of values is the lower one
     lower_median = lambda tables: np.quantile([t[0, k] for t in tables for k in range(1, len(t))], 0.5, method="lower")  # noqa: E731
@@ -73,19 +76,21 @@ def slow_loss(x, z, form, kernel, rule, factor, alpha=1.0, power=1, tied=False, 
     for before, after in zip(d2_x, d2_z, strict=True):
         eps = slow_eps(before, rule, factor, SCALE, neighbor)
         eps_z = eps if tied else slow_eps(after, rule, factor, SCALE * ratio, neighbor)
-        out.append(slow_form(form, slow_operator(before, kernel, eps, alpha, power), slow_operator(after, kernel, eps_z, alpha, power)))
+        out.append(
+            slow_form(form, *(slow_operator(d2, kernel, e, alpha, power, loops) for d2, e in ((before, eps), (after, eps_z))), loops)
+        )
     return out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("tied", "loops"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize(("kernel", "rule"), ALL)
-def test_relative_loss_equals_slow_loops(kernel, rule, tied, dtype):
+def test_relative_loss_equals_slow_loops(kernel, rule, tied, loops, dtype):
     x = patches(dtype=dtype)
-    loss = GeometricLoss(kernel=kernel, bandwidth=rule, factor=0.6, neighbor=3, tied=tied)
+    loss = GeometricLoss(kernel=kernel, bandwidth=rule, factor=0.6, neighbor=3, tied=tied, self_loops=loops)
     value = loss(x, mapped(x), scale=SCALE)
     assert value.shape == (4,)
-    expected = slow_loss(x, mapped(x), "relative", kernel, rule, 0.6, tied=tied)
+    expected = slow_loss(x, mapped(x), "relative", kernel, rule, 0.6, tied=tied, loops=loops)
     np.testing.assert_allclose(value, expected, rtol=2e-4 if dtype == torch.float32 else 1e-6)
 
 
@@ -98,11 +103,11 @@ def test_every_form_equals_slow_loops(form, alpha, power):
     )
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 16])
+@pytest.mark.parametrize(("k", "loops"), [(2, False), (5, False), (16, False), (1, True), (2, True), (16, True)])
 @pytest.mark.parametrize(("kernel", "rule"), ALL)
-def test_the_relative_loss_is_0_for_what_keeps_geometry_and_1_for_a_collapse(kernel, rule, k):
+def test_the_relative_loss_is_0_for_what_keeps_geometry_and_1_for_a_collapse(kernel, rule, k, loops):
     x = patches(m=k + 1, d=24)
-    loss = GeometricLoss(kernel=kernel, bandwidth=rule).calibrated(x, SCALE)
+    loss = GeometricLoss(kernel=kernel, bandwidth=rule, self_loops=loops).calibrated(x, SCALE)
     rotation, _ = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
     collapsed = x[:1, :1].expand_as(x)
     torch.testing.assert_close(loss(x, x, scale=SCALE), torch.zeros(4, dtype=x.dtype), atol=1e-12, rtol=0)
@@ -154,7 +159,8 @@ def test_gradients_equal_finite_differences_with_eps_held(kernel, rule, form):
     p = free.operator(squared_distances(x), scale=SCALE)
 
     def held(v):
-        return FORMS[form](p, free.operator(squared_distances(v), eps=eps)).sum()
+        flat = [free.operator.flat(4)] if form == "relative" else []
+        return FORMS[form](p, free.operator(squared_distances(v), eps=eps), *flat).sum()
 
     (gradient,) = torch.autograd.grad(free(x, z, scale=SCALE).sum(), z)
     slow, step = torch.zeros_like(gradient), 1e-6

@@ -8,6 +8,7 @@ The density normalisation is that of Coifman & Lafon, Diffusion maps, 2006. The 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.geometry.kernels import BANDWIDTHS, KERNELS, bandwidth, bandwidth_floor, squared_distances
 from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph, search
 
+SMALLEST = 1e-10
+"""What keeps a row of affinities above 0."""
 COPY = 1e-6
 """Squared distance between unit rows below which one is taken for the other: some rounding steps of float32."""
 
@@ -58,6 +61,8 @@ class DiffusionOperator:
         neighbor: the neighbour that sets the self-tuning scale.
         alpha: density normalisation, 0 to 1.
         power: `P^power`, steps of diffusion.
+        self_loops: keep each point's affinity to itself. In high dimension neighbours are nearly as far as strangers, self-affinity then
+            takes most of every row, and P hardly tells one geometry from another; without it rows compare neighbours alone.
     """
 
     kernel: str = "heat"
@@ -66,6 +71,7 @@ class DiffusionOperator:
     neighbor: int = 7
     alpha: float = 1.0
     power: int = 1
+    self_loops: bool = True
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
@@ -95,8 +101,15 @@ class DiffusionOperator:
             density: see `normalize_density`.
         """
         w = KERNELS[self.kernel](d2, self.eps(d2, scale) if eps is None else eps)
+        if not self.self_loops:  # a row without a neighbour in sight becomes flat, not 0 / 0
+            w = (w + SMALLEST) * (1 - torch.eye(w.shape[-1], dtype=w.dtype, device=w.device))
         p = markov_operator(normalize_density(w, self.alpha, density))
         return torch.linalg.matrix_power(p, self.power) if self.power > 1 else p
+
+    def flat(self, points: int) -> Tensor:
+        """The operator of a collapsed patch, `[M, M]`: every point as near as every other."""
+        loops = 0.0 if self.self_loops else 1.0
+        return (1 - loops * torch.eye(points, dtype=torch.float64)) / (points - loops)
 
     def calibrated(self, d2: Tensor, *, scale: Tensor | float = 1.0) -> DiffusionOperator:
         """This operator with the largest factor (to 1 %) at which rows see at most M/2 effective neighbours on average.
@@ -111,18 +124,24 @@ class DiffusionOperator:
         if self.factor is not None:
             return self
         target = d2.shape[-1] / 2
-        low, high = -14.0, 4.0  # log factor
+        shift = 0.0
         if self.bandwidth == "fixed":  # there the factor is a squared distance, not a multiple
             shift = float(torch.log(torch.as_tensor(scale, dtype=torch.float64).clamp(min=1e-12)))
-            low, high = low + shift, high + shift
+
+        def seen(log_factor: float) -> float:
+            operator = dataclasses.replace(self, factor=math.exp(log_factor))
+            return float(effective_neighbors(operator(d2, scale=scale)).mean())
+
+        # from the top: far below, where all affinities of a row vanish, rows without self-loops turn flat again
+        tried = [4 + shift - 0.5 * step for step in range(37)]
+        low = next((value for value in tried if seen(value) <= target), None)
+        if low is None:
+            return dataclasses.replace(self, factor=math.exp(min(tried, key=seen)))
+        high = low + 0.5
         while high - low > 0.01:
             middle = (low + high) / 2
-            operator = dataclasses.replace(self, factor=float(torch.tensor(middle).exp()))
-            if float(effective_neighbors(operator(d2, scale=scale)).mean()) > target:
-                high = middle
-            else:
-                low = middle
-        return dataclasses.replace(self, factor=float(torch.tensor(low).exp()))
+            low, high = (low, middle) if seen(middle) > target else (middle, high)
+        return dataclasses.replace(self, factor=math.exp(low))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from gera_lightning.geometry.kernels import bandwidth_floor, squared_distances
 TINY = 1e-12
 
 
-def relative_loss(p: Tensor, q: Tensor, floor: float = 1e-6) -> Tensor:
-    """`|P - Q|_F^2 / max(|P - U|_F^2, floor)` a patch, `U = 1/M`: 0 when Q keeps P, 1 when Q has collapsed to U."""
-    scale = (p - 1 / p.shape[-1]).square().sum((-2, -1)).clamp(min=floor)
+def relative_loss(p: Tensor, q: Tensor, flat: Tensor | None = None, floor: float = 1e-6) -> Tensor:
+    """`|P - Q|_F^2 / max(|P - U|_F^2, floor)` a patch: 0 when Q keeps P, 1 when Q has collapsed to U (`flat`, 1/M by default)."""
+    scale = (p - (1 / p.shape[-1] if flat is None else flat)).square().sum((-2, -1)).clamp(min=floor)
     return (p - q).square().sum((-2, -1)) / scale
 
 
@@ -49,7 +49,7 @@ class GeometricLoss(nn.Module):
 
     Args:
         form: `relative` (default), `frobenius`, `kl` or `js`.
-        kernel, bandwidth, factor, neighbor, alpha, power: see `DiffusionOperator`; `factor=None` is chosen on frozen patches.
+        kernel, bandwidth, factor, neighbor, alpha, power, self_loops: see `DiffusionOperator`; `factor=None` is chosen on frozen patches.
         tied: use the frozen side's eps after the map too, instead of estimating it there again.
     """
 
@@ -62,6 +62,7 @@ class GeometricLoss(nn.Module):
         neighbor: int = 7,
         alpha: float = 1.0,
         power: int = 1,
+        self_loops: bool = False,
         tied: bool = False,
     ) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class GeometricLoss(nn.Module):
             raise UserError(f"form={form!r} is not a form of the geometric loss{did_you_mean(form, FORMS)}")
         self.form = form
         self.tied = tied
-        self.operator = DiffusionOperator(kernel, bandwidth, factor, neighbor, alpha, power)
+        self.operator = DiffusionOperator(kernel, bandwidth, factor, neighbor, alpha, power, self_loops)
 
     def calibrated(self, x_AMD: Tensor, scale: float) -> GeometricLoss:
         """This loss with its bandwidth factor chosen on frozen patches `[A, M, D]`, see `DiffusionOperator.calibrated`."""
@@ -100,4 +101,6 @@ class GeometricLoss(nn.Module):
                 ratio = mapped.detach().median() / frozen.median().clamp(min=TINY)
                 eps = self.operator.eps(d2_z, scale * ratio, floor=bandwidth_floor(scale))
             q = self.operator(d2_z, eps=eps)
+            if self.form == "relative":
+                return relative_loss(p.to(q.dtype), q, self.operator.flat(q.shape[-1]).to(q))
             return FORMS[self.form](p.to(q.dtype), q)
