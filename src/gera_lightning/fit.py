@@ -27,6 +27,8 @@ from gera_lightning.data.datamodule import TrainingRows
 from gera_lightning.heads import Chain
 from gera_lightning.parts import Part, build
 
+CORRECTION_ROWS = 1000
+"""Pool rows that scores are corrected against while settings are compared: enough to rank settings, a fraction of the time."""
 Progress = Callable[[str, int, int], None]
 """Called with (what is under way, done, of how many)."""
 
@@ -120,12 +122,12 @@ class Fitted:
 
 
 @torch.inference_mode()
-def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module) -> SharedSpace:
-    """Maps as they stand with the score correction that the config asks for."""
+def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | None = None) -> SharedSpace:
+    """Maps as they stand with the score correction that the config asks for, against `rows` of each pool (all by default)."""
     space = SharedSpace(map_a, map_b)
     if task.config.correction is not None:
         device = next((p.device for p in map_a.parameters()), torch.device("cpu"))
-        pools = {f"pool_{s}": space.embed(s, getattr(task.rows, s).pool.to(device)) for s in "ab"}
+        pools = {f"pool_{s}": space.embed(s, getattr(task.rows, s).pool[:rows].to(device)) for s in "ab"}
         space.correction = build(task.config.correction, "correction", **pools)
     return space
 
@@ -170,6 +172,9 @@ def _fold_scores(task: Task, method: ClosedForm, settings: Sequence[Setting], po
     scores, parts = [], task.folds(positions)
     for number, held in enumerate(parts):
         task.progress("tuning fold", number, len(parts))
-        spaces = (shared_space(task, *maps) for maps in method.candidates(task.samples(np.setdiff1d(positions, held)), settings))
+        spaces = (
+            shared_space(task, *maps, rows=CORRECTION_ROWS)
+            for maps in method.candidates(task.samples(np.setdiff1d(positions, held)), settings)
+        )
         scores.append(torch.stack([tuning.held_out_score(space, *task.held_out(held), *task.distractors()) for space in spaces]))
     return torch.cat(scores, dim=1).numpy()

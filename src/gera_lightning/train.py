@@ -28,7 +28,7 @@ from gera_lightning.config import Config, TrainerConfig
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
-from gera_lightning.fit import Filtered, Fitted, Task, choose_filter, cross_validated, fit_closed_form, shared_space
+from gera_lightning.fit import CORRECTION_ROWS, Filtered, Fitted, Task, choose_filter, cross_validated, fit_closed_form, shared_space
 from gera_lightning.geometry.neighbors import check_index
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
@@ -92,7 +92,10 @@ def fit_trained(task: Task) -> Fitted:
         scores, parts = [], task.folds(everything)[: config.tuning.used_folds]
         for number, held in enumerate(parts):
             watch = HeldOutWatch(
-                lambda module: shared_space(task, module.map_a, module.map_b), task.held_out(held), task.distractors(), steps
+                lambda module: shared_space(task, module.map_a, module.map_b, CORRECTION_ROWS),
+                task.held_out(held),
+                task.distractors(),
+                steps,
             )
             progress = partial(task.progress, f"fold {number + 1}/{len(parts)}")
             _train(

@@ -1,0 +1,70 @@
+"""What the geometric loss says of known maps on the shipped stores, and what a neighbour graph and a step of it cost.
+
+    python benchmarks/bench_geometry.py
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
+from gera_lightning.heads import Preprocessing, ResidualMLP, normalized
+from gera_lightning.objectives.contrastive import clip_loss
+from gera_lightning.objectives.geometric import GeometricLoss
+
+STORES = ("data/wordnet_speech/speech", "data/wordnet_speech/text", "data/emoji/image", "data/emoji/text")
+ROWS, K, ANCHORS, STEPS = 3000, 16, 64, 20
+
+
+def random_rows(count: int, dim: int = 256) -> Tensor:
+    """Independent random unit rows."""
+    return normalized(torch.randn(count, dim, generator=torch.Generator().manual_seed(0)))
+
+
+def values(x: Tensor, graph: NeighborGraph) -> None:
+    """The loss of maps whose answer is known."""
+    patches = graph.patches(torch.arange(512))
+    weight = torch.randn(x.shape[1], 64, generator=torch.Generator().manual_seed(1))
+    maps = {"identity": x, "random 64-d projection": normalized(x @ weight), "random points": random_rows(len(x)), "collapsed": torch.ones_like(x)}
+    for loops in (True, False):
+        loss = GeometricLoss(self_loops=loops).calibrated(x[patches], graph.edge_scale)
+        told = "  ".join(f"{name} {float(loss(x[patches], z[patches], scale=graph.edge_scale).mean()):.3f}" for name, z in maps.items())
+        print(f"  {'with' if loops else 'without'} self-affinity, factor {loss.operator.factor:.3f}: {told}")
+
+
+def cost(x: Tensor, graph: NeighborGraph) -> None:
+    """Time of a training step of one modality, 256 pairs, with and without the loss on 64 anchors."""
+    head = ResidualMLP(x.shape[1], 256)
+    loss = GeometricLoss().calibrated(x[graph.patches(torch.arange(512))], graph.edge_scale)
+    pairs, targets, positives = x[:256], random_rows(256), torch.eye(256, dtype=torch.bool)
+    members, inverse = torch.unique(graph.patches(torch.arange(ANCHORS)), return_inverse=True)
+    for geometric in (False, True):
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            z = normalized(head(torch.cat([pairs, x[members]]) if geometric else pairs))
+            total = clip_loss(z[:256] @ targets.T / 0.07, positives)
+            if geometric:
+                total = total + loss(x[members][inverse], z[256:][inverse], scale=graph.edge_scale).mean()
+            total.backward()
+        print(f"  a step {'with' if geometric else 'without'} it: {(time.perf_counter() - started) / STEPS * 1e3:.1f} ms")
+
+
+def main() -> None:
+    """Every store."""
+    for path in STORES:
+        store = EmbeddingStore(path)
+        raw = torch.from_numpy(store.read(slice(0, ROWS)))
+        x = Preprocessing.fit(raw)(raw)
+        started = time.perf_counter()
+        graph = knn_graph(x, K)
+        print(f"{path}: {len(x):,} rows, width {x.shape[1]}, graph of {K} neighbours in {time.perf_counter() - started:.2f} s")
+        values(x, graph)
+        cost(x, graph)
+
+
+if __name__ == "__main__":
+    main()
