@@ -1,0 +1,52 @@
+"""What only a CUDA device can show; skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gera_lightning.config import load
+from gera_lightning.geometry.neighbors import knn_graph
+from gera_lightning.objectives.geometric import GeometricLoss
+from gera_lightning.run import execute
+from gera_lightning.sweep import plan
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_the_graph_on_the_device_is_that_of_the_cpu(backend):
+    x = torch.nn.functional.normalize(torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    here, there = knn_graph(x, 10, backend="torch"), knn_graph(x.cuda(), 10, backend=backend)
+    shared = (here.indices.unsqueeze(2) == there.indices.cpu().unsqueeze(1)).any(2).float().mean()
+    assert float(shared) > 0.999  # ties and rounding
+    torch.testing.assert_close(there.distances2.cpu(), here.distances2, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_geometric_loss_agrees_with_the_cpu_under_autocast(dtype):
+    x = torch.nn.functional.normalize(torch.randn(8, 9, 16, generator=torch.Generator().manual_seed(0)), dim=2)
+    z = torch.nn.functional.normalize(torch.randn(8, 9, 12, generator=torch.Generator().manual_seed(1)), dim=2)
+    loss = GeometricLoss().calibrated(x, 1.0)
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        there = loss(x.cuda(), z.cuda(), scale=1.0)
+    torch.testing.assert_close(there.cpu(), loss(x, z, scale=1.0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_on_the_device_learns_what_one_on_the_cpu_learns(tmp_path, repository, precision):
+    found = {}
+    for accelerator in ("cpu", "gpu"):
+        words = {
+            "budgets": [100],
+            "methods": ["gera_plain"],
+            "trainer.accelerator": accelerator,
+            "trainer.max_steps": 30,
+            "trainer.precision": precision if accelerator == "gpu" else "32-true",
+            "data.synthetic.items": 1500,
+            "runs_dir": str(tmp_path / accelerator),
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        [run] = plan(load("synthetic", words, folder=repository / "experiments"))
+        found[accelerator] = execute(run)["ab/r@10"]
+    assert abs(found["gpu"] - found["cpu"]) < 0.05
