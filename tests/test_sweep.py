@@ -158,20 +158,6 @@ def test_finished_runs_are_skipped_partial_ones_are_not(experiment, executed):
     assert names(executed) == planned
 
 
-def test_a_failing_run_stops_the_sweep_and_keeps_what_is_finished(experiment, executed, monkeypatch):
-    honest = sweep.execute
-
-    def second_fails(run: Run, progress: Any) -> dict[str, Any]:
-        if len(executed) == 1:
-            raise MemoryError
-        return honest(run, progress)
-
-    monkeypatch.setattr(sweep, "execute", second_fails)
-    with pytest.raises(MemoryError):
-        run_experiment(experiment())
-    assert [run.finished for run in plan(experiment())] == [True] + [False] * 7
-
-
 def test_results_are_the_finished_runs_of_all_sweeps_and_the_outcome_those_of_this_one(experiment, executed, tmp_path):
     run_experiment(experiment())
     outcome = run_experiment(experiment(budgets=[10], methods=["ridge"], data__reserve=20))
@@ -214,3 +200,88 @@ def test_on_a_terminal_the_bars_count_runs_and_steps(experiment, executed):
     run_experiment(experiment(seeds=[0]), Console(file=out, width=120, force_terminal=True))
     assert "4/4" in out.getvalue()
     assert "run 4 of 4" in out.getvalue()
+
+
+# ---- sweeps ----
+
+
+def swept(tmp_path: Path, **overrides: Any) -> Experiment:
+    settings = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache"), **overrides}
+    return load("small", {key.replace("__", "."): value for key, value in settings.items()}, folder=tmp_path / "experiments", sweep=True)
+
+
+def test_a_sweep_takes_all_presets_and_its_own_seeds_or_what_is_named(experiment, tmp_path):
+    experiment()
+    everything = swept(tmp_path, sweep__seeds=[4, 7])
+    assert everything.common.methods == ["geometric", "procrustes", "ridge", "twin"]
+    assert everything.common.seeds == [4, 7]
+    assert swept(tmp_path, sweep__only="ridge, procrustes").common.methods == ["ridge", "procrustes"]
+    assert swept(tmp_path, sweep__only="quick", sweep__quick=["ridge"]).common.methods == ["ridge"]
+    with pytest.raises(UserError, match=r"ridgge.*ridge"):
+        swept(tmp_path, sweep__only="ridgge")
+    with pytest.raises(UserError, match=r"sweep.shard='3/2'"):
+        swept(tmp_path, sweep__shard="3/2")
+
+
+def test_shards_part_the_runs_whatever_is_finished(experiment, tmp_path):
+    experiment()
+    seen: list[str] = []
+    for shard in ("1/3", "2/3", "3/3"):
+        loaded = swept(tmp_path, sweep__only="ridge,procrustes", sweep__seeds=[0, 1], sweep__shard=shard)
+        before = {run.folder for run in plan(loaded) if run.finished}
+        run_experiment(loaded)
+        after = {run.folder for run in plan(loaded) if run.finished}
+        assert not before & (after - before)
+        seen += [str(folder) for folder in after - before]
+    assert len(seen) == len(set(seen)) == 8
+    assert all(run.finished for run in plan(loaded))
+
+
+def test_a_dry_run_lists_what_would_run_and_runs_nothing(experiment, tmp_path, capsys):
+    experiment()
+    loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__dry_run=True)
+    assert sweep.run_sweep(loaded, ["small"]) is None
+    out = capsys.readouterr().out
+    assert out.count("ridge b") == 2
+    assert "2 of 2 runs of shard 1/1 are to do" in out
+    assert not any(run.folder.exists() for run in plan(loaded))
+
+
+def test_a_run_that_fails_is_named_and_stops_no_other(experiment, monkeypatch):
+    honest = sweep.execute
+
+    def broken(run: Run, progress: Any) -> dict[str, Any]:
+        if run.method == "ridge" and run.budget == 10 and run.seed == 0:
+            raise FloatingPointError("planted")
+        return honest(run, progress)
+
+    monkeypatch.setattr(sweep, "execute", broken)
+    screen = Console(file=StringIO(), width=200)
+    with pytest.raises(UserError, match=r"1 of 8 runs failed.*ridge b10 s0 \(FloatingPointError: planted\)"):
+        run_experiment(experiment(), screen)
+    runs = plan(experiment())
+    assert sum(run.finished for run in runs) == 7
+    assert "ridge b10 s0" in screen.file.getvalue()
+    assert len((runs[0].folder.parents[1] / "results.jsonl").read_text().splitlines()) == 7
+    monkeypatch.setattr(sweep, "execute", honest)
+    assert len(run_experiment(experiment()).results) == 8
+
+
+def test_worker_processes_share_a_sweep(experiment, tmp_path, monkeypatch):
+    """Two processes of the real command, in a folder of its own."""
+    experiment()
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "small",
+        "sweep.only=ridge,procrustes",
+        "sweep.seeds=[0]",
+        f"runs_dir={tmp_path / 'runs'}",
+        f"cache_dir={tmp_path / 'cache'}",
+        "sweep.workers=2",
+    ]
+    loaded = load("small", words[1:], sweep=True)
+    screen = Console(file=StringIO(), width=200)
+    outcome = sweep.run_sweep(loaded, words, screen)
+    assert outcome is not None
+    assert len(outcome.results) == 4
+    assert all(f"{m} b{b} s0" in screen.file.getvalue() for m in ("ridge", "procrustes") for b in (10, 20))

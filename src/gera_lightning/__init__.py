@@ -8,6 +8,7 @@ The map of the package:
 - `data`        embedding stores, item splits, budgets and pools, the LightningDataModule
 - `encoders`    frozen pretrained encoders: raw items to embedding stores
 - `module`      the LightningModule; `metrics` retrieval and neighbourhood metrics
+- `statistics`  intervals and corrections; `comparisons` of finished runs; `report` tables, figures and the page of an experiment
 - `config`      the typed settings; `train` one run; `sweep` many runs; `cli` the `gera` command
 """
 

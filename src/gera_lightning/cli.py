@@ -8,16 +8,21 @@ A mistake of the user's ends in one line on standard error and exit code 2; Ctrl
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from gera_lightning import __version__
 from gera_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from gera_lightning.sweep import Outcome
 
 
 def train(experiment: str, overrides: Sequence[str]) -> None:
@@ -33,10 +38,30 @@ def train(experiment: str, overrides: Sequence[str]) -> None:
     first = os.environ.get("RANK", "0") == "0"
     outcome = run_experiment(loaded, Console() if first else None)
     if first:
+        _show(loaded.name, outcome)
+
+
+def sweep(experiment: str, overrides: Sequence[str]) -> None:
+    """Run an experiment's whole sweep: all methods and seeds of its `sweep` section (sweep.only=quick, sweep.workers=2, sweep.dry_run=true)."""
+    from gera_lightning import config
+
+    loaded = config.load(experiment, overrides, sweep=True)
+    _quiet()
+    from gera_lightning.sweep import run_sweep
+
+    outcome = run_sweep(loaded, [experiment, *overrides], Console())
+    if outcome is not None:
+        _show(loaded.name, outcome)
+
+
+def _show(name: str, outcome: Outcome) -> None:
+    """Print the table and where everything is."""
+    if outcome.table:
         print(outcome.table)
         print(f"curve        {outcome.curve}")
         print(f"results      {outcome.folder / 'results.jsonl'}")
-        print(f"TensorBoard  make tensorboard EXP={loaded.name}   (or: tensorboard --logdir {outcome.folder})")
+        print(f"report       make report EXP={name}")
+        print(f"TensorBoard  make tensorboard EXP={name}   (or: tensorboard --logdir {outcome.folder})")
 
 
 def embed(experiment: str, overrides: Sequence[str]) -> None:
@@ -52,7 +77,57 @@ def embed(experiment: str, overrides: Sequence[str]) -> None:
     embed_experiment(loaded.common, Console() if os.environ.get("RANK", "0") == "0" else None)
 
 
-COMMANDS = {"train": train, "embed": embed}
+def import_vectors(source: str, rest: Sequence[str]) -> None:
+    """Make a store of vectors that are there: gera import SOURCE STORE [ids=FILE key=NAME side=image|text columns.item=NAME ...]."""
+    from gera_lightning.data.imports import import_store
+    from gera_lightning.words import keywords
+
+    if not source or not rest or "=" in rest[0]:
+        raise UserError("gera import takes two paths: what is there and the new store, such as: gera import x.npy data/x ids=x.csv")
+    store = import_store(source, rest[0], **keywords(rest[1:], import_store))
+    print(f"{store.path}: {len(store):,} rows of width {store.dim}; gera inspect {store.path} shows what is in it")
+
+
+def show_store(store: str, rest: Sequence[str]) -> None:
+    """Show what is in a store: gera inspect STORE [examples=3 neighbors=3]."""
+    from gera_lightning.data.inspect import inspect_store
+    from gera_lightning.words import keywords
+
+    if not store:
+        raise UserError("gera inspect takes the folder of a store, such as: gera inspect data/emoji/text")
+    print(inspect_store(store, **keywords(rest, inspect_store)))
+
+
+def affinity(store: str, rest: Sequence[str]) -> None:
+    """Show how alike two stores' spaces are before training: gera affinity STORE_A STORE_B [k=10 most=5000]."""
+    from gera_lightning.affinity import affinity_table
+    from gera_lightning.data.store import EmbeddingStore
+    from gera_lightning.words import keywords
+
+    if not store or not rest or "=" in rest[0]:
+        raise UserError("gera affinity takes two stores, such as: gera affinity data/emoji/image data/emoji/text")
+    print(affinity_table(EmbeddingStore(store), EmbeddingStore(rest[0]), **keywords(rest[1:], affinity_table)))
+
+
+def report(experiment: str, overrides: Sequence[str]) -> None:
+    """Report an experiment's finished runs: intervals, comparisons and examples, as HTML and Markdown."""
+    _quiet()
+    from gera_lightning.report.write import report_words
+
+    path = report_words(experiment, overrides)
+    print(f"report       {path}")
+    print(f"Markdown     {path.with_name('report.md')}   (with a CSV for each table, a PNG and an SVG for each figure)")
+
+
+COMMANDS = {
+    "train": train,
+    "sweep": sweep,
+    "embed": embed,
+    "import": import_vectors,
+    "inspect": show_store,
+    "affinity": affinity,
+    "report": report,
+}
 
 
 def _start_processes(devices: int) -> bool:
@@ -86,9 +161,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"gera {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, function in COMMANDS.items():
-        command = commands.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
-        command.add_argument("experiment", nargs="?", default="", help="name of a file in experiments/, or a path to one")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as budgets=[100,300] trainer.max_steps=200")
+        about = (function.__doc__ or "").splitlines()[0]
+        first, rest = list(inspect.signature(function).parameters)[:2]
+        takes_experiment = first == "experiment"
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument(
+            "experiment",
+            nargs="?",
+            default="",
+            metavar=first,
+            help="name of a file in experiments/, or a path to one" if takes_experiment else "a path",
+        )
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="key=value" if takes_experiment else rest,
+            help="settings, such as budgets=[100,300] trainer.max_steps=200" if takes_experiment else "as above",
+        )
     options = parser.parse_args(arguments)
     experiment, overrides = options.experiment, list(options.overrides)
     if "=" in experiment:  # no experiment was named

@@ -48,6 +48,11 @@ class Hits:
     hits: np.ndarray
     rows: np.ndarray
 
+    def only(self, direction: str) -> Hits:
+        """The same with the questions of one direction alone."""
+        kept = np.array([[float(d == direction)] for d in DIRECTIONS])
+        return Hits(self.methods, self.budgets, self.seeds, self.hits * kept, self.rows * kept)
+
 
 def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
     """Read the ranks of finished runs.

@@ -162,6 +162,40 @@ class EvaluationConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What `make sweep` runs beyond `make train`: more methods and seeds, on several processes or machines."""
+
+    methods: list[str] = field(default_factory=list)
+    """Presets to run; all of `methods/` by default."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    """Seeds to run."""
+    quick: list[str] = field(
+        default_factory=lambda: ["gera", "gera_off", "kernel_ridge", "ridge", "ridge_csls", "cca", "asif", "procrustes"]
+    )
+    """The subset that `sweep.only=quick` names: closed forms, minutes instead of hours."""
+    only: str = ""
+    """`quick`, or some of the methods, separated by commas."""
+    shard: str = "1/1"
+    """`i/n`: of all runs every n-th, starting with the i-th; n machines with one file system share a sweep."""
+    workers: int = 1
+    """Processes on this machine, each with its share of the cores."""
+    dry_run: bool = False
+    """List what would run, and stop."""
+
+    def __post_init__(self) -> None:
+        _at_least("sweep.", 1, workers=self.workers)
+        part, _, parts = self.shard.partition("/")
+        if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+            raise UserError(f"sweep.shard={self.shard!r} is not of the form i/n with i from 1 to n, such as 1/4")
+
+    @property
+    def part(self) -> slice:
+        """The runs of the shard, as a slice of all: the shards of a sweep never depend on what is finished."""
+        first, step = (int(number) for number in self.shard.split("/"))
+        return slice(first - 1, None, step)
+
+
+@dataclass
 class Config:
     """One experiment: stores, budgets, methods, and how a trained method trains."""
 
@@ -212,6 +246,8 @@ class Config:
     """Measures."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     """Raw data and encoders that `gera embed` makes `data.a` and `data.b` of; a run reads nothing of it."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """What `make sweep` runs."""
     runs_dir: str = "runs"
     """Where runs and results go."""
     cache_dir: str = ".cache"
@@ -245,7 +281,7 @@ PARTS = {
 }
 """Sections that name a class, with the arguments that the program fills in."""
 
-RUNTIME_KEYS = ("budgets", "seeds", "methods", "runs_dir", "cache_dir", "overwrite", "embed")
+RUNTIME_KEYS = ("budgets", "seeds", "methods", "runs_dir", "cache_dir", "overwrite", "embed", "sweep")
 """Keys that say what to run or where, not what a run computes: no part of a run's identity."""
 TRAINED_KEYS = (
     *("head", "dim", "start", "pair_loss", "geometric_loss", "geometric_weight", "mixup", "unpaired_loss", "unpaired_weight"),
@@ -297,6 +333,7 @@ def load(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     folder: str | Path = "experiments",
+    sweep: bool = False,
 ) -> Experiment:
     """Load `folder/<experiment>.yaml` (or a path to a YAML file), its method presets and overrides.
 
@@ -304,6 +341,7 @@ def load(
         experiment: name of a file in `folder`, or a path ending in `.yaml`.
         overrides: `key=value` words as on the command line, or a mapping of dotted keys.
         folder: where experiments lie; presets lie in `methods/` beside the file.
+        sweep: take methods and seeds from the `sweep` section.
 
     Raises:
         UserError: an unknown experiment, preset or key (with the nearest known one), or a value that is refused.
@@ -315,6 +353,8 @@ def load(
     if common.data.reserve is None:
         base_budgets = base.get("budgets") or Config().budgets
         common.data.reserve = max(*base_budgets, *common.budgets)
+    if sweep:
+        common.methods, common.seeds = _swept_methods(common.sweep, path.parent / "methods"), common.sweep.seeds
     methods = {}
     for name in common.methods:
         preset = _read_yaml(_preset_path(name, path.parent / "methods"))
@@ -329,6 +369,13 @@ def load(
         methods[name] = settings
     _check_unused(words, methods)
     return Experiment(path.stem, common, methods)
+
+
+def _swept_methods(sweep: SweepConfig, presets: Path) -> list[str]:
+    methods = sweep.methods or sorted(path.stem for path in presets.glob("*.yaml"))
+    if not sweep.only:
+        return methods
+    return list(sweep.quick) if sweep.only == "quick" else [name.strip() for name in sweep.only.split(",") if name.strip()]
 
 
 def _experiment_path(experiment: str, folder: Path) -> Path:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +27,8 @@ from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
 from gera_lightning.run import Run, Stores, execute
 from gera_lightning.train import check, reads_unpaired
+
+log = logging.getLogger(__name__)
 
 
 def plan(experiment: Experiment) -> list[Run]:
@@ -88,33 +95,113 @@ class Outcome:
 
 
 def run_experiment(experiment: Experiment, console: Console | None = None) -> Outcome:
-    """Run what is not finished, and collect the results of all.
+    """Run what is not finished, and collect the results of all. A run that fails is reported and does not stop the others.
 
     Args:
         experiment: as `config.load` gives it.
         console: where progress goes; none is shown without one.
+
+    Raises:
+        UserError: after all others have run, naming those that failed.
     """
     distributed.initialize()
     runs = plan(experiment)
     waiting = distributed.broadcast_object([i for i, run in enumerate(runs) if experiment.common.overwrite or not run.finished])
     first = distributed.world()[0] == 0
+    mine = sorted(set(range(len(runs))[experiment.common.sweep.part]) & set(waiting))
     display = Display(console, len(runs), len(runs) - len(waiting)) if console is not None and first else None
+    failed: dict[str, str] = {}
     with display or nullcontext():
-        for number in waiting:
+        for number in mine:
             run = runs[number]
             label = f"{run.method} b{run.budget} s{run.seed}"
             progress: Callable[[str, int, int], None] = display.start(number + 1, label) if display else _ignore
-            row = execute(run, progress)
+            try:
+                row = execute(run, progress)
+            except Exception as error:
+                if distributed.world()[1] > 1:  # the other processes wait in it
+                    raise
+                log.debug("%s failed", label, exc_info=True)
+                failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                if display:
+                    display.fail(label, failed[label])
+                continue
             if display:
                 display.finish(label, row)
     folder = Path(experiment.common.runs_dir) / experiment.name
     if not first:
         return Outcome(pd.DataFrame(), "", folder, folder)
-    collect(folder)
-    results = pd.DataFrame([json.loads((run.folder / "metrics.json").read_text()) for run in runs])
+    finished = [run for run in runs if run.finished]
+    if finished:
+        collect(folder)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed, the others are kept: " + "; ".join(f"{k} ({v})" for k, v in failed.items())
+        )
+    results = pd.DataFrame([json.loads((run.folder / "metrics.json").read_text()) for run in finished])
     curve = folder / "curve.png"
     report.recall_curve(results, curve, title=experiment.name)
     return Outcome(results, report.results_table(results), curve, folder)
+
+
+def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | None = None) -> Outcome | None:
+    """`run_experiment`, listed only under `sweep.dry_run`, and shared among `sweep.workers` processes.
+
+    Args:
+        experiment: as `config.load(..., sweep=True)` gives it.
+        words: the command line's words after `gera sweep`, which worker processes are started with.
+        console: where progress goes.
+    """
+    settings = experiment.common.sweep
+    runs = plan(experiment)
+    if settings.dry_run:
+        waiting = [run for run in runs[settings.part] if experiment.common.overwrite or not run.finished]
+        for run in waiting:
+            print(f"{run.method} b{run.budget} s{run.seed}  {run.folder}")
+        print(f"{len(waiting)} of {len(runs[settings.part])} runs of shard {settings.shard} are to do")
+        return None
+    if settings.workers > 1:
+        first, parts = (int(number) for number in settings.shard.split("/"))
+        _in_workers(words, [f"{first + parts * i}/{parts * settings.workers}" for i in range(settings.workers)], console)
+        if not all(run.finished for run in runs[settings.part]):
+            raise UserError("some runs failed, see above; the same command runs only those again")
+    return run_experiment(experiment, console)
+
+
+def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | None) -> None:
+    """This command once a shard, each with its share of the cores; what they print of runs is passed on."""
+    threads = str(max(1, (os.cpu_count() or 1) // len(shards)))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "gera_lightning.cli", "sweep", *words, f"sweep.shard={shard}", "sweep.workers=1"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for shard in shards
+    ]
+    try:
+        with ThreadPoolExecutor(len(started)) as readers:
+            for worker in started:
+                readers.submit(_pass_on, worker, console)
+    except BaseException:
+        for worker in started:
+            worker.terminate()
+        raise
+
+
+def _pass_on(worker: subprocess.Popen[str], console: Console | None) -> None:
+    with worker:  # closes its pipe and waits for it
+        _pass_lines_on(worker.stdout or (), console)
+
+
+def _pass_lines_on(lines: Iterable[str], console: Console | None) -> None:
+    for line in lines:
+        if (
+            console is not None and (" R@10 " in line or " FAILED " in line) and not line.startswith(("pairs", " "))
+        ):  # not the workers' tables
+            console.print(line.rstrip(), highlight=False)
 
 
 def _ignore(what: str, done: int, total: int) -> None:
@@ -170,6 +257,11 @@ class Display(AbstractContextManager["Display"]):
             self.bar.update(self.one, description=f"{title}, {what}", completed=done, total=total)
 
         return progress
+
+    def fail(self, label: str, reason: str) -> None:
+        """Count a failed run and say why."""
+        self.bar.advance(self.all)
+        self.console.print(f"{label:<28} FAILED {reason}", markup=False)
 
     def finish(self, label: str, row: dict[str, Any]) -> None:
         """Count a finished run and say what it reached."""

@@ -134,6 +134,7 @@ def test_files_of_a_folder_pair_by_name(tmp_path: Path):
         "row": ["a/1.WAV", "b/2.wav"],
         "item": ["a/1", "b/2"],
         "path": ["a/1.WAV", "b/2.wav"],
+        "text": ["a/1.txt", "b/2.txt"],
         "group": ["a", "b"],
     }
     assert sounds.raw(sounds.listing().rows.iloc[0]) == tmp_path / "a" / "1.WAV"

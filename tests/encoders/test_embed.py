@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from gera_lightning.encoders.base import Inputs, NetworkEncoder, masked_mean
 from gera_lightning.encoders.batches import BatchPlan
 from gera_lightning.encoders.embed import embed_corpus
 from gera_lightning.encoders.settings import EmbedConfig
+from gera_lightning.encoders.shards import Encoded
 from gera_lightning.errors import UserError
 
 WORDS = ["a", "small", "dog", "and", "the", "red", "cat", "run", "over", "an", "old", "house", "by", "night", "in", "rain"]
@@ -156,6 +158,36 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes(tmp_path: Path):
         embed_corpus(corpus, second, path, settings)
         assert first.passes + second.passes - whole.passes < 3, "less than one shard of three batches was done twice"
         assert content(path) == content(tmp_path / "whole")
+
+
+def test_no_more_than_a_shard_is_held(tmp_path: Path):
+    """Memory does not grow with the corpus: batches of whole shards are let go."""
+    held = []
+    gc.collect()
+
+    class Watched(CharacterEncoder):
+        def pooled(self, inputs: Inputs) -> Tensor:
+            held.append(sum(type(thing) is Encoded for thing in gc.get_objects()))
+            return super().pooled(inputs)
+
+    embed_corpus(manifest(tmp_path, texts(200)), Watched(), tmp_path / "out", SETTINGS)
+    assert len(held) == 20 * 3
+    assert max(held) - held[0] <= 3, "three batches a shard"
+    assert max(held[30:]) <= max(held[:6])
+
+
+def test_ctrl_c_is_passed_on_and_heard_again(tmp_path: Path):
+    """Lightning would exit the process, and leave it deaf to the next one."""
+
+    class Interrupted(CharacterEncoder):
+        def pooled(self, inputs: Inputs) -> Tensor:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(manifest(tmp_path), Interrupted(), tmp_path / "out", SETTINGS)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert len(embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "out", SETTINGS)) == 47
 
 
 @pytest.mark.parametrize("name", ["emb_0001.npy", "rows_0001.parquet", "shard_0001.json"])
@@ -289,6 +321,20 @@ def test_what_cannot_be_read_is_named_and_the_rest_kept(tmp_path: Path):
         "9.wav": "no such file",
     }
     assert store.manifest["source"]["skipped"] == 7
+
+
+def test_a_corpus_may_give_bytes(tmp_path: Path):
+    class InMemory(FolderOfFiles):
+        def raw(self, row: Mapping[str, Any]) -> bytes:
+            return (self.root / row["path"]).read_bytes() if row["path"] != "3.wav" else b""
+
+    tones(tmp_path / "wav")
+    corpus, settings = InMemory(tmp_path / "wav", "audio"), EmbedConfig(accelerator="cpu", max_skipped=0.5)
+    store = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
+    files = embed_corpus(FolderOfFiles(tmp_path / "wav", "audio"), LoudnessEncoder(), tmp_path / "files", settings)
+    assert store.rows["item"].tolist() == ["0", "1", "2", "4", "5", "6", "7"]
+    np.testing.assert_array_equal(store.read(), np.delete(files.read(), 3, axis=0))
+    assert json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["reason"] == "empty"
 
 
 def test_images_that_cannot_be_decoded_are_named(tmp_path: Path):

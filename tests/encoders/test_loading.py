@@ -99,3 +99,9 @@ def test_a_folder_without_a_checkpoint_is_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be loaded") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_network_the_remedy_is_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"the hub cannot be reached.*give a local folder"):
+        load(Path("someone/some-model"))

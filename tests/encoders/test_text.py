@@ -201,9 +201,9 @@ def test_prefix_may_be_left_out_of_the_pooling(checkpoint: Path, tmp_path: Path)
 
 def test_padding_stands_behind_whatever_the_tokenizer_says(checkpoint: Path, tmp_path: Path):
     folder = shutil.copytree(checkpoint, tmp_path / "left")
-    tokenizer = BertTokenizerFast.from_pretrained(folder)
-    tokenizer.padding_side = "left"
-    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
+    assert BertTokenizerFast.from_pretrained(folder).padding_side == "left"
     np.testing.assert_allclose(TextEncoder(folder).encode(TEXTS), TextEncoder(checkpoint).encode(TEXTS), atol=1e-6)
 
 

@@ -11,8 +11,9 @@ import csv
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,23 @@ class Listing:
     skipped: list[Skipped]
 
     @classmethod
-    def of(cls, entries: Sequence[Mapping[str, Any]], modality: str, where: str, skipped: Sequence[Skipped] = ()) -> Listing:
+    def of(cls, entries: Iterable[Mapping[str, Any]], modality: str, where: str, skipped: Sequence[Skipped] = ()) -> Listing:
         """From entries with `item`, and `text` or `path`; `row` is made where it is not given; empty entries are left out.
 
         A sound or image that stands there twice under one item (once a caption) is one row.
+
+        Args:
+            entries: in order; from a generator, so that a long corpus is held once only.
+            modality: whether `text` or `path` is needed.
+            where: for messages.
+            skipped: what is left out already; may grow while `entries` are drawn.
 
         Raises:
             UserError: no entry, or rows that break the contract of stores.
         """
         raw = "text" if modality == "text" else "path"
-        kept: list[dict[str, Any]] = []
-        left_out, seen, count = list(skipped), set(), dict[str, int]()
+        columns: dict[str, list[str | None]] = {column: [] for column in COLUMNS}
+        left_out, seen, count = list[Skipped](), set[tuple[str, str]](), dict[str, int]()
         for entry in entries:
             item = str(entry.get("item") or "")
             number = count.get(item, 0)
@@ -70,16 +77,19 @@ class Listing:
                 missing = "no item" if not item else f"no {raw}"
                 left_out.append(Skipped(values.get("row", f"{item}-{number}"), item, values.get("path", ""), missing))
                 continue
-            if raw == "path" and (item, values["path"]) in seen:
-                continue
-            seen.add((item, values["path"]) if raw == "path" else item)
+            if raw == "path":
+                if (item, values["path"]) in seen:
+                    continue
+                seen.add((item, values["path"]))
             count[item] = number + 1
-            kept.append({"row": f"{item}-{number}", **values})
-        if not kept:
+            values.setdefault("row", f"{item}-{number}")
+            for column, held in columns.items():
+                held.append(values.get(column))
+        left_out = [*skipped, *left_out]
+        if not columns["row"]:
             reason = f" ({len(left_out)} are left out, the first: {left_out[0].reason})" if left_out else ""
             raise UserError(f"{where}: no {modality} items{reason}: check the path and the columns")
-        rows = pd.DataFrame(kept)
-        rows = rows[[column for column in COLUMNS if column in rows]]
+        rows = pd.DataFrame({column: held for column, held in columns.items() if any(value is not None for value in held)}, dtype="str")
         check_rows(rows, where)
         return cls(rows, left_out)
 
@@ -173,12 +183,13 @@ class Manifest(RowsAndFiles):
 
     def listing(self) -> Listing:
         """All rows of the tables, in their order."""
-        entries = [entry for split, path in self.paths.items() for entry in self._entries(split, path)]
+        entries = (entry for split, path in self.paths.items() for entry in self._entries(split, path))
         return Listing.of(entries, self.modality, self.where)
 
-    def _entries(self, split: str, path: Path) -> list[dict[str, Any]]:
-        records = list(read_records(path))
-        known = list(dict.fromkeys(key for record in records[:1000] for key in record))
+    def _entries(self, split: str, path: Path) -> Iterator[dict[str, Any]]:
+        records = read_records(path)
+        head = list(islice(records, 1000))
+        known = list(dict.fromkeys(key for record in head for key in record))
         raw = "text" if self.modality == "text" else "path"
         chosen = {column: self.columns.get(column, column) for column in COLUMNS if column in self.columns or column in known}
         for column in ("item", raw):
@@ -187,10 +198,10 @@ class Manifest(RowsAndFiles):
         for column, theirs in chosen.items():
             if "{" not in theirs and theirs not in known:
                 raise UserError(f"columns.{column}={theirs!r}: {path} has no such column{did_you_mean(theirs, known)}")
-        entries = [{column: _value(record, theirs, column, path) for column, theirs in chosen.items()} for record in records]
-        for entry in entries:
+        for record in chain(head, records):
+            entry = {column: _value(record, theirs, column, path) for column, theirs in chosen.items()}
             entry["split"] = split or self.splits.get(str(entry.get("split")), entry.get("split"))
-        return entries
+            yield entry
 
 
 def _value(record: Mapping[str, Any], theirs: str, column: str, path: Path) -> Any:
@@ -244,6 +255,8 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 class FolderOfFiles(RowsAndFiles):
     """Every file of a folder and its folders; the name without its suffix is the item, so `7.wav` and `7.txt` are a pair.
 
+    A sound or image beside a text keeps that text in its row, for people to read.
+
     Args:
         root: the folder.
         modality: `audio`, `image`, or `text` (a file a text).
@@ -263,11 +276,13 @@ class FolderOfFiles(RowsAndFiles):
         for path in sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES[self.modality]):
             name, item = path.relative_to(self.root).as_posix(), path.relative_to(self.root).with_suffix("").as_posix()
             entry = {"row": name, "item": item, "path": name, "group": path.parent.name if self.group else None}
-            if self.modality == "text":
+            words = path if self.modality == "text" else path.with_suffix(".txt")
+            if self.modality == "text" or words.is_file():
                 try:
-                    entry["text"] = path.read_text(encoding="utf-8").strip()
+                    entry["text"] = words.read_text(encoding="utf-8").strip()
                 except (OSError, UnicodeDecodeError) as error:
-                    skipped.append(Skipped(name, item, name, f"not readable as text ({' '.join(str(error).split())})"))
-                    continue
+                    if self.modality == "text":
+                        skipped.append(Skipped(name, item, name, f"not readable as text ({' '.join(str(error).split())})"))
+                        continue
             entries.append(entry)
         return Listing.of(entries, self.modality, str(self.root), skipped)

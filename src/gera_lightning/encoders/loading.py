@@ -39,6 +39,11 @@ def guarded(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded]) -> Lo
             ) from error
         if "weights_only" in text.lower() or isinstance(error, pickle.UnpicklingError):
             raise UserError(f"checkpoint={str(checkpoint)!r}: its pickle holds more than weights: convert it to safetensors") from error
+        if "connect to" in text:
+            raise UserError(
+                f"checkpoint={str(checkpoint)!r}: {what} is not on this machine, and the hub cannot be reached: "
+                "fetch it where there is a network, or give a local folder"
+            ) from error
         raise UserError(f"checkpoint={str(checkpoint)!r}: {what} cannot be loaded ({text[:300]}): check the name or folder") from error
 
 

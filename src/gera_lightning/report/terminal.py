@@ -1,10 +1,8 @@
-"""Results for people: the table in the terminal, and the recall-against-budget curve."""
+"""Results for people at a terminal."""
 
 from __future__ import annotations
 
-import os
 from io import StringIO
-from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
@@ -48,33 +46,3 @@ def results_table(results: pd.DataFrame, width: int = 120) -> str:
 def _cell(values: pd.Series, form: str) -> str:
     text = form.format(values.mean())
     return text if len(values) == 1 else f"{text} ±{form.format(values.std(ddof=1))}"
-
-
-def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
-    """R@10 against the number of pairs, one line a method, one panel a direction, chance dotted; a band is one standard deviation."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
-    for axis, direction, name in ((axes[0], "ab", "a → b"), (axes[1], "ba", "b → a")):
-        for method, rows in results.groupby("method", sort=False):
-            at = rows.groupby("budget")[f"{direction}/r@10"].agg(["mean", "std"]).fillna(0)
-            (line,) = axis.plot(at.index, at["mean"], marker="o", markersize=4, label=str(method))
-            axis.fill_between(at.index, at["mean"] - at["std"], at["mean"] + at["std"], color=line.get_color(), alpha=0.15, linewidth=0)
-        axis.axhline(results[f"{direction}/chance@10"].mean(), color="grey", linestyle=":", label="chance")
-        axis.set_xscale("log")
-        budgets = sorted(results["budget"].unique())
-        axis.set_xticks(budgets, [str(b) for b in budgets])
-        axis.minorticks_off()
-        axis.set(title=name, xlabel="pairs")
-        axis.grid(alpha=0.25)
-    axes[0].set(ylabel="R@10", ylim=(0, None))
-    axes[1].legend(frameon=False)
-    figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp.png")
-    figure.savefig(scratch, dpi=130)
-    plt.close(figure)
-    os.replace(scratch, path)

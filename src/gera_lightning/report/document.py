@@ -1,0 +1,123 @@
+"""What a report is made of, before it becomes HTML or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A list of short statements."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to copy."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people, with its numbers for programs.
+
+    Attributes:
+        name: stem of its CSV file.
+        caption: what it shows.
+        header: titles of columns; the first `words` are words, the others numbers.
+        rows: cells as text.
+        numbers: the same unrounded.
+        words: leading columns of words.
+        strong: (row, column) of cells to stand out.
+        breaks: rows that begin a new group.
+    """
+
+    name: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: pd.DataFrame
+    words: int = 1
+    strong: frozenset[tuple[int, int]] = frozenset()
+    breaks: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure; `name` is the stem of its files, `caption` says what it shows."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Figures side by side where there is room."""
+
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A retrieved row: its text, its score, and whether it is of the query's item."""
+
+    text: str
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query with its first answers.
+
+    Attributes:
+        query: its text.
+        note: where the right answer stands.
+        answers: best first.
+    """
+
+    query: str
+    note: str
+    answers: Sequence[Answer]
+
+
+Block = Text | Facts | Code | Table | Pictures | Example
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title and what stands under it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section] = field(default_factory=list)
+
+    def tables(self) -> list[Table]:
+        """All tables, in order."""
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Table)]
+
+    def pictures(self) -> list[Picture]:
+        """All figures, in order."""
+        return [p for section in self.sections for block in section.blocks if isinstance(block, Pictures) for p in block.pictures]

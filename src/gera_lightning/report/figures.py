@@ -1,0 +1,192 @@
+"""Figures of a report: recall against pairs, differences, multipliers, cost; and the curve that a sweep leaves.
+
+All ink (text, axes, grid) is one colour, so that a page can replace it by its own; the methods' colours stand out on light and dark.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK = "#1f2329"
+GREY = "#8a919b"
+COLORS = ("#2f7ed8", "#e8743b", "#17a673", "#c8489e", "#8a6fe0", "#b98a12", "#13a0b4", "#d6455d", "#7b9130", "#94725c")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)))
+WIDTH = 4.2  # inches; a figure is one panel, so that a narrow page shows it whole
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method's values: `x`, `y` and an interval, NaN where there is none."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+Style = Mapping[str, Mapping[str, Any]]
+
+
+def styles(methods: Sequence[str]) -> Style:
+    """A colour, marker and line for each method, the same in every figure."""
+    return {
+        name: {"color": COLORS[n % len(COLORS)], "marker": MARKERS[n % len(MARKERS)], "linestyle": DASHES[n // len(COLORS) % len(DASHES)]}
+        for n, name in enumerate(methods)
+    }
+
+
+def save(figure: Figure, target: str | Path | IO[str], kind: str, name: str, *, transparent: bool = False) -> None:
+    """Write a figure; the same figure gives the same bytes, and names inside an SVG begin from `name`."""
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(target, format=kind, dpi=150, transparent=transparent, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _panel(height: float = 3.5) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot(facecolor="none")
+    axes.tick_params(colors=INK, labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_color(INK)
+        spine.set_linewidth(0.8)
+        spine.set_visible(side in ("left", "bottom"))
+    axes.grid(color=INK, alpha=0.13, linewidth=0.7)
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Axes, title: str, xlabel: str, ylabel: str, legend: bool = True) -> Figure:
+    axes.set_title(title, color=INK, fontsize=11, loc="left")
+    axes.set_xlabel(xlabel, color=INK, fontsize=10)
+    axes.set_ylabel(ylabel, color=INK, fontsize=10)
+    handles, labels = axes.get_legend_handles_labels()
+    if legend and handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def _budget_axis(axes: Axes, budgets: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(list(budgets), [f"{b:g}" for b in budgets])
+    axes.minorticks_off()
+    if len(budgets) == 1:
+        axes.set_xlim(budgets[0] / 2, budgets[0] * 2)
+
+
+def lines(series: Sequence[Series], style: Style, title: str, ylabel: str, *, level: float | None = None, from_zero: bool = True) -> Figure:
+    """Values against the number of pairs, intervals as bands (as bars where a method has one budget), `level` dotted as chance."""
+    figure, axes = _panel()
+    for one in series:
+        look = style[one.label]
+        axes.plot(one.x, one.y, label=one.label, markersize=4.5, linewidth=1.8, **look)
+        if len(one.x) > 1:
+            axes.fill_between(one.x, one.low, one.high, color=look["color"], alpha=0.1, linewidth=0)
+        elif np.isfinite(one.low).all():
+            axes.vlines(one.x, one.low, one.high, color=look["color"], linewidth=1.5)
+    if level is not None:
+        axes.axhline(level, color=GREY, linestyle=":", linewidth=1.5, label="chance")
+    _budget_axis(axes, sorted({x for one in series for x in one.x}))
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    return _finish(figure, axes, title, "pairs", ylabel)
+
+
+def forest(series: Sequence[Series], style: Style, title: str, xlabel: str, span: tuple[float, float]) -> Figure:
+    """A row a method: `x` its difference with the interval `low`, `high`; a filled marker where the interval leaves 0 out.
+
+    `span` are the ends of the axis, so that several figures can share it.
+    """
+    figure, axes = _panel(1.1 + 0.36 * len(series))
+    for row, one in enumerate(series):
+        look = style[one.label]
+        clear = one.low[0] > 0 or one.high[0] < 0
+        axes.hlines(row, one.low[0], one.high[0], color=look["color"], linewidth=2)
+        axes.plot(
+            one.x[0], row, marker=look["marker"], color=look["color"], markerfacecolor=look["color"] if clear else "none", markersize=7
+        )
+    axes.axvline(0, color=INK, linewidth=0.9)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlim(span)
+    axes.set_yticks(range(len(series)), [one.label for one in series])
+    axes.set_ylim(len(series) - 0.5, -0.5)
+    return _finish(figure, axes, title, xlabel, "", legend=False)
+
+
+def multipliers(series: Sequence[Series], style: Style, title: str) -> Figure:
+    """Label multipliers against pairs on a log axis; `y` is clipped to what could be measured, arrows show that it lies beyond.
+
+    `low`, `high` are `-inf`, `inf` where the interval is open; `y` likewise where the estimate itself is censored.
+    """
+    figure, axes = _panel()
+    finite = np.concatenate([np.asarray([*one.y, *one.low, *one.high]) for one in series])
+    finite = finite[np.isfinite(finite)]
+    bottom, top = (min(finite.min(), 1) / 1.5, max(finite.max(), 1) * 1.5) if len(finite) else (0.5, 2.0)
+    for number, one in enumerate(series):
+        look, shift = style[one.label], 1.05 ** (number - (len(series) - 1) / 2)  # side by side, not on top of each other
+        x, y = np.asarray(one.x) * shift, np.clip(one.y, bottom, top)
+        axes.vlines(x, np.clip(one.low, bottom, top), np.clip(one.high, bottom, top), color=look["color"], linewidth=1.6)
+        inside = np.isfinite(one.y)
+        axes.plot(x[inside], y[inside], label=one.label, markersize=5, linewidth=1, **look)
+        for beyond, marker in ((np.isposinf(one.y), "^"), (np.isneginf(one.y), "v")):
+            axes.plot(x[beyond], y[beyond], marker=marker, color=look["color"], linestyle="none", markersize=8, markerfacecolor="none")
+        if not inside.any():
+            axes.plot([], [], label=one.label, markersize=5, linewidth=1, **look)
+    axes.axhline(1, color=INK, linewidth=0.9)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom / 1.1, top * 1.1)
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if bottom / 1.1 <= t <= top * 1.1]
+    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    _budget_axis(axes, sorted({x for one in series for x in one.x}))
+    return _finish(figure, axes, title, "pairs", "label multiplier")
+
+
+def cost(series: Sequence[Series], style: Style, title: str, ylabel: str) -> Figure:
+    """Quality against seconds on a log axis, a line a method from its least to its most pairs, markers growing with them."""
+    figure, axes = _panel()
+    for one in series:
+        look = style[one.label]
+        axes.plot(one.x, one.y, linewidth=1, color=look["color"], linestyle=look["linestyle"], alpha=0.7)
+        axes.scatter(one.x, one.y, s=np.linspace(18, 70, len(one.x)), color=look["color"], marker=look["marker"], label=one.label)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_ylim(bottom=0)
+    return _finish(figure, axes, title, "seconds a run (tuning included)", ylabel)
+
+
+def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
+    """R@10 against the number of pairs, one line a method, one panel a direction, chance dotted; a band is one standard deviation."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+    for axis, direction, name in ((axes[0], "ab", "a → b"), (axes[1], "ba", "b → a")):
+        for method, rows in results.groupby("method", sort=False):
+            at = rows.groupby("budget")[f"{direction}/r@10"].agg(["mean", "std"]).fillna(0)
+            (line,) = axis.plot(at.index, at["mean"], marker="o", markersize=4, label=str(method))
+            axis.fill_between(at.index, at["mean"] - at["std"], at["mean"] + at["std"], color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.axhline(results[f"{direction}/chance@10"].mean(), color="grey", linestyle=":", label="chance")
+        axis.set_xscale("log")
+        budgets = sorted(results["budget"].unique())
+        axis.set_xticks(budgets, [str(b) for b in budgets])
+        axis.minorticks_off()
+        axis.set(title=name, xlabel="pairs")
+        axis.grid(alpha=0.25)
+    axes[0].set(ylabel="R@10", ylim=(0, None))
+    axes[1].legend(frameon=False)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp.png")
+    figure.savefig(scratch, dpi=130)
+    plt.close(figure)
+    os.replace(scratch, path)

@@ -1,0 +1,109 @@
+"""The runs that a report is about, chosen from an experiment's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from gera_lightning.errors import UserError
+
+KEY = ["method", "budget", "seed"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Finished runs that may be compared: one data set, one split, one run a method, budget and seed.
+
+    Attributes:
+        name: of the experiment.
+        folder: where its runs lie.
+        runs: one row a run, the columns of results.jsonl and `folder`.
+        notes: what was left out, and why.
+    """
+
+    name: str
+    folder: Path
+    runs: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def budgets(self) -> list[int]:
+        """Ascending."""
+        return sorted({int(n) for n in self.runs["budget"]})
+
+    @property
+    def seeds(self) -> list[int]:
+        """Ascending."""
+        return sorted({int(n) for n in self.runs["seed"]})
+
+    @property
+    def methods(self) -> list[str]:
+        """The best recall first, at the largest budget that all methods have (each at its own largest where they share none)."""
+        runs = self.runs.assign(recall=(self.runs["ab/r@10"] + self.runs["ba/r@10"]) / 2)
+        shared = set.intersection(*(set(rows["budget"]) for _, rows in runs.groupby("method")))
+        most = max(shared) if shared else runs.groupby("method")["budget"].transform("max")
+        return runs[runs["budget"] == most].groupby("method")["recall"].mean().sort_values(ascending=False).index.tolist()
+
+    @property
+    def split(self) -> str:
+        """Which items were evaluated."""
+        return str(self.runs["split"].iloc[0])
+
+    @property
+    def data_hash(self) -> str:
+        """Of both stores."""
+        return str(self.runs["data_hash"].iloc[0])
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """Read an experiment's results.jsonl.
+
+    Where runs of other data, of the other split or of older settings lie there too, the newest run decides: its data and split, and
+    for each method and budget the settings of its newest run.
+
+    Raises:
+        UserError: nothing finished there, or a line that is no result.
+    """
+    path = folder / "results.jsonl"
+    if not path.is_file():
+        raise UserError(f"{folder}: no results.jsonl, so no finished run: run `make train EXP={folder.name}` first, or give runs_dir=...")
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        table = pd.DataFrame([{**row, **_about(folder, row)} for row in rows])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: holds a line that is no result ({error!r}): train one run again, which rebuilds it") from error
+    notes: list[str] = []
+    if len(table):
+        table = _left_out(table, table["time"] > 0, "their run folders are gone", notes)
+    if not len(table):
+        raise UserError(f"{path}: holds no finished run: run `make train EXP={folder.name}` first")
+    newest = table.iloc[int(table["time"].to_numpy().argmax())]
+    table = _left_out(table, table["data_hash"] == newest["data_hash"], "other data than the newest run's", notes)
+    table = _left_out(table, table["split"] == newest["split"], f"not evaluated on `{newest['split']}` as the newest run", notes)
+    latest = table.sort_values("time").groupby(["method", "budget"])["settings_key"].transform("last").reindex(table.index)
+    table = _left_out(table, table["settings_key"] == latest, "older settings of their method and budget", notes)
+    table = _left_out(table, ~table.sort_values("time").duplicated(KEY, keep="last"), "older than a run of the same seed", notes)
+    table = table.drop(columns=["time", "settings_key"]).sort_values(KEY, ignore_index=True)
+    return Sweep(folder.name, folder, table, notes)
+
+
+def _about(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """A run's folder, when it was finished (0: it is gone), and its settings without budget and seed."""
+    run = folder / str(row["method"]) / f"b{row['budget']}-s{row['seed']}-{row['config_hash']}"
+    record, config = run / "metrics.json", run / "config.yaml"
+    settings = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    key = json.dumps({name: value for name, value in settings.items() if name not in ("budget", "seed")}, sort_keys=True, default=str)
+    when = record.stat().st_mtime if record.is_file() else 0.0
+    return {"folder": run, "time": when, "settings_key": key, "split": row.get("split", "test")}
+
+
+def _left_out(table: pd.DataFrame, kept: pd.Series, why: str, notes: list[str]) -> pd.DataFrame:
+    gone = int((~kept).sum())
+    if gone:
+        notes.append(f"{gone} {'run is' if gone == 1 else 'runs are'} left out: {why}.")
+    return table[kept.reindex(table.index)]

@@ -1,0 +1,37 @@
+"""Words of the command line, `key=value`, as keyword arguments of a function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+
+from gera_lightning.errors import UserError, did_you_mean
+
+
+def keywords(words: Sequence[str], function: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword-only arguments of `function` from `key=value` words, values read as YAML; `a.b=c` is `a={b: c}`.
+
+    Raises:
+        UserError: a word without a key, a key the function does not have (with the nearest), or a value that cannot be read.
+    """
+    known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    out: dict[str, Any] = {}
+    for word in words:
+        full, equals, text = word.partition("=")
+        if not equals or not full:
+            raise UserError(f"{word!r} is not of the form key=value ({', '.join(known)})")
+        key, _, inner = full.partition(".")
+        if key not in known:
+            raise UserError(f"{full}={text}: there is no key {key!r}{did_you_mean(key, known)}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{full}={text}: the value cannot be read; quote it") from error
+        if inner:
+            out.setdefault(key, {})[inner] = value
+        else:
+            out[key] = value
+    return out

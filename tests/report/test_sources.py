@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gera_lightning.errors import UserError
+from gera_lightning.report.sources import load_sweep
+
+
+def add(folder: Path, method="m", budget=10, seed=0, hash8="h0", when=100, settings=None, **more) -> None:
+    """A finished run and its line."""
+    row = {"method": method, "budget": budget, "seed": seed, "config_hash": hash8, "data_hash": "d", "split": "test"}
+    row |= {"ab/r@10": 0.5, "ba/r@10": 0.3, **more}
+    run = folder / method / f"b{budget}-s{seed}-{hash8}"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump({"budget": budget, "seed": seed, "settings": settings or "same"}))
+    (run / "metrics.json").write_text(json.dumps(row))
+    os.utime(run / "metrics.json", (when, when))
+    with open(folder / "results.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "exp"
+    path.mkdir()
+    return path
+
+
+def kept(folder):
+    return {(r["method"], r["budget"], r["seed"], r["config_hash"]) for r in load_sweep(folder).runs.to_dict("records")}
+
+
+def test_all_runs_of_one_kind_are_kept_with_their_folders(folder):
+    for method, recall in (("low", 0.2), ("high", 0.6)):
+        for seed in (1, 0):
+            add(folder, method, 10, seed, **{"ab/r@10": recall})
+    found = load_sweep(folder)
+    assert (found.name, found.methods, found.budgets, found.seeds) == ("exp", ["high", "low"], [10], [0, 1])
+    assert found.notes == []
+    assert all((path / "metrics.json").is_file() for path in found.runs["folder"])
+
+
+def test_methods_are_ordered_where_all_of_them_ran(folder):
+    """A baseline that ran on more pairs does not come first for that."""
+    for method, budget, recall in (("m", 10, 0.4), ("base", 10, 0.2), ("base", 100, 0.9)):
+        add(folder, method, budget, **{"ab/r@10": recall})
+    assert load_sweep(folder).methods == ["m", "base"]
+    add(folder, "late", 200, **{"ab/r@10": 0.95})
+    assert load_sweep(folder).methods == ["late", "base", "m"]
+
+
+def test_other_data_and_another_split_than_the_newest_are_left_out(folder):
+    add(folder, seed=0, when=100, data_hash="old")
+    add(folder, seed=1, when=150, split="dev")
+    add(folder, seed=2, when=200)
+    assert kept(folder) == {("m", 10, 2, "h0")}
+    assert [note[:20] for note in load_sweep(folder).notes] == ["1 run is left out: o", "1 run is left out: n"]
+
+
+def test_the_newest_settings_of_each_method_and_budget_stay(folder):
+    """Two seeds of old settings, one of new: means over both would mix methods."""
+    add(folder, seed=0, hash8="old0", when=100, settings="old")
+    add(folder, seed=1, hash8="old1", when=101, settings="old")
+    add(folder, seed=0, hash8="new0", when=200, settings="new")
+    add(folder, seed=0, budget=20, hash8="other", when=50, settings="old")
+    assert kept(folder) == {("m", 10, 0, "new0"), ("m", 20, 0, "other")}
+    assert "2 runs are left out: older settings" in load_sweep(folder).notes[0]
+
+
+def test_a_line_whose_folder_is_gone_does_not_count(folder):
+    add(folder, seed=0)
+    add(folder, seed=1)
+    (folder / "m" / "b10-s1-h0" / "metrics.json").unlink()
+    assert kept(folder) == {("m", 10, 0, "h0")}
+    (folder / "m" / "b10-s0-h0" / "metrics.json").unlink()
+    with pytest.raises(UserError, match="no finished run"):
+        load_sweep(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"method": "m"}\n', "[1]\n"])
+def test_an_empty_or_damaged_file_is_named(folder, text):
+    (folder / "results.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"results\.jsonl: holds"):
+        load_sweep(folder)

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from gera_lightning import cli, config, sweep
+from gera_lightning.comparisons import Bootstrap, compare, load_hits, multipliers
+from gera_lightning.data.store import write_store
+from gera_lightning.errors import UserError
+from gera_lightning.report.sources import load_sweep
+from gera_lightning.report.write import report_words, write_report
+
+N = 120
+METHODS = {
+    "gera": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "both"}},
+    "ridge": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "a_to_b"}},
+    "asif": {"closed_form": {"class": "gera_lightning.aligners.asif.Asif"}},
+}
+ODD = '<script>alert("&")</script> | *x*'
+
+
+def make_project(root: Path) -> None:
+    """Two stores of two views of one latent space, labels and odd texts, an experiment with three closed forms."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, 5))
+    for name, width in (("a", 8), ("b", 6)):
+        vectors = x @ rng.normal(size=(5, width)) + 0.7 * rng.normal(size=(N, width))
+        rows = {"item": [f"i{n:03d}" for n in range(N)], "row": [f"i{n:03d}-{name}" for n in range(N)]}
+        rows |= {"split": ["test" if n % 3 == 0 else "train" for n in range(N)], "label": [f"c{n % 4}" for n in range(N)]}
+        rows |= {"text": [f"{ODD} {n}" for n in range(N)]}
+        write_store(
+            root / name, vectors.astype(np.float32), pd.DataFrame(rows), encoder={"name": name}, source={"name": "t"}, dtype="float32"
+        )
+    (root / "experiments" / "methods").mkdir(parents=True)
+    for name, preset in METHODS.items():
+        (root / "experiments" / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(preset))
+    settings = {"data": {"a": str(root / "a"), "b": str(root / "b")}, "budgets": [8, 20], "methods": list(METHODS), "tuning": {"folds": 2}}
+    settings |= {"seeds": [0, 1], "runs_dir": str(root / "runs"), "cache_dir": str(root / "cache")}
+    (root / "experiments" / "small.yaml").write_text(yaml.safe_dump(settings))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose sweep is through; tests copy it."""
+    root = tmp_path_factory.mktemp("finished")
+    make_project(root)
+    sweep.run_experiment(config.load("small", folder=root / "experiments"))
+    return root
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """The finished project elsewhere, as a working directory may be moved."""
+    root = tmp_path / "project"
+    shutil.copytree(finished, root)
+    path = root / "experiments" / "small.yaml"
+    path.write_text(path.read_text().replace(str(finished), str(root)))
+    return root
+
+
+def write(project: Path, **options: object) -> Path:
+    return write_report("small", folder=project / "experiments", **{"draws": 199, **options}).parent
+
+
+@pytest.fixture(scope="module")
+def written(finished: Path) -> Path:
+    """The report of all runs, for tests that only read it."""
+    return write(finished)
+
+
+def rewrite(project: Path, change) -> None:
+    """Change the rows of results.jsonl."""
+    path = project / "runs" / "small" / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(json.dumps(row) for row in (change(row) for row in rows) if row is not None) + "\n")
+
+
+class Reader(HTMLParser):
+    """Tags, what they load, and whether they close."""
+
+    VOID = ("meta", "link", "img", "br", "hr", "input")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.tags, self.loads, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action") and not value.startswith("#")]
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(page: Path) -> Reader:
+    reader = Reader()
+    reader.feed(page.read_text())
+    reader.close()
+    assert not reader.open
+    return reader
+
+
+# ---- the files ----
+
+
+def test_the_page_holds_all_and_loads_nothing(written):
+    folder = written
+    text, reader = (folder / "index.html").read_text(), read(folder / "index.html")
+    assert not reader.loads
+    assert not {"script", "link", "img", "iframe"} & set(reader.tags)
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+    assert reader.tags.count("svg") == len(list(folder.glob("*.svg"))) == len(list(folder.glob("*.png"))) > 8
+    named = re.findall(r' id="([^"]+)"', text)
+    targets = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
+    assert targets <= set(named)
+    clips = [name for name in named if name.startswith("p")]
+    assert len(clips) == len(set(clips))  # figures do not take each other's parts
+    assert "#1f2329" not in text  # ink is the page's
+
+
+def test_texts_of_the_data_are_shown_as_they_are(written):
+    folder = written
+    reader = read(folder / "index.html")
+    assert any(ODD in text for text in reader.text)
+    assert "\\<script\\>alert" in (folder / "report.md").read_text()
+    assert "<script>" not in (folder / "report.md").read_text()
+
+
+def test_every_link_of_the_markdown_is_a_file_and_every_figure_is_whole(written):
+    folder = written
+    links = re.findall(r"\]\(([^)]+)\)", (folder / "report.md").read_text())
+    assert len(links) > 12
+    assert all((folder / link).is_file() for link in links)
+    for path in folder.glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    for path in folder.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_runs_give_the_same_files(written, finished):
+    folder, before = written, {path.name: path.read_bytes() for path in written.iterdir()}
+    write(finished)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# ---- the numbers ----
+
+
+def test_tables_hold_the_statistics_of_the_runs(written, finished):
+    folder, runs = written, load_sweep(finished / "runs" / "small").runs
+    bootstrap = Bootstrap(load_hits(runs), 199)
+    results = pd.read_csv(folder / "results.csv").set_index(["budget", "method"])
+    assert len(results) == 6
+    for (budget, method), rows in runs.groupby(["budget", "method"]):
+        both = (rows["ab/r@10"] + rows["ba/r@10"]) / 2
+        at = results.loc[(budget, method)]
+        assert at["both/r@10"] == pytest.approx(both.mean())
+        assert at["both/r@10/sd"] == pytest.approx(both.std(ddof=1))
+        found = bootstrap.recall(method, budget)
+        assert found.value == pytest.approx(both.mean())  # the ranks say what the rows say
+        assert (at["both/r@10/low"], at["both/r@10/high"]) == pytest.approx((found.low, found.high))
+    differences = pd.read_csv(folder / "differences.csv").set_index(["budget", "against"])
+    for budget in (8, 20):
+        for comparison in compare(bootstrap, "gera", budget):
+            at = differences.loc[(budget, comparison.difference.reference)]
+            assert at["difference"] == pytest.approx(comparison.difference.estimate.value)
+            assert (at["low_holm"], at["high_holm"]) == pytest.approx((comparison.low, comparison.high))
+            assert at["p_holm"] == pytest.approx(comparison.p_holm)
+    labels = pd.read_csv(folder / "multipliers.csv").set_index(["budget", "method"])
+    expected = multipliers(bootstrap, "ridge")
+    assert len(labels) == len(expected) == 4
+    for one in expected:
+        assert labels.loc[(one.budget, one.method), "value"] == pytest.approx(one.value)
+
+
+def test_the_best_and_those_near_it_are_marked(written):
+    text = written / "report.md"
+    table = [line for line in text.read_text().splitlines() if line.startswith("|")]
+    marked = [line for line in table if "**best**" in line]
+    assert len(marked) == 2  # one a budget
+    assert marked[0].startswith("| 8 ")
+    assert marked[1].startswith("| 20 ")
+
+
+def test_examples_are_what_the_aligner_finds(written, finished):
+    from gera_lightning.aligners import Aligner
+    from gera_lightning.run import Stores
+
+    lines = (written / "report.md").read_text().splitlines()
+    loaded = config.load("small", folder=finished / "experiments")
+    stores = Stores.open(loaded.common)
+    runs = load_sweep(finished / "runs" / "small").runs
+    run = runs[(runs["method"] == "gera") & (runs["budget"] == 20) & (runs["seed"] == 0)].iloc[0]
+    held = stores.held_out
+    scores = Aligner.load(run["folder"] / "aligner").score(held.a.x, held.b.x).numpy()
+    at = next(n for n, line in enumerate(lines) if line.startswith("**") and "right answer at rank" in line)
+    query = int(re.search(r"(\d+)\*\* \(right", lines[at]).group(1))
+    place = list(held.a.rows["item"]).index(f"i{query:03d}")
+    best = np.argsort(-scores[place])[:5]
+    shown = [int(re.search(r"(\d+)\*{0,2} \(", line).group(1)) for line in lines[at + 2 : at + 7]]
+    assert shown == [int(held.b.rows["item"][j][1:]) for j in best]
+    assert "rank 1 of 40" in lines[at]
+    assert shown[0] == query
+
+
+def test_the_command_is_the_one_that_makes_the_runs(written, finished):
+    text = (written / "report.md").read_text()
+    assert "12 of 12 runs have the hash" in text
+    words = re.search(r'make train EXP=small ARGS="([^"]+)"', text).group(1).split()
+    loaded = config.load("small", words, folder=finished / "experiments")
+    assert sweep.run_experiment(loaded).results["method"].nunique() == 3
+    assert all(run.finished for run in sweep.plan(loaded))
+
+
+def test_settings_of_the_command_line_are_found_again(project):
+    shutil.rmtree(project / "runs")
+    sweep.run_experiment(config.load("small", ["tuning.settings=3", "budgets=[8]"], folder=project / "experiments"))
+    text = (write(project) / "report.md").read_text()
+    assert "tuning.settings=3" in text
+    assert "6 of 6 runs have the hash" in text
+
+
+def test_a_setting_of_the_command_line_is_found_beside_a_changed_preset(project):
+    shutil.rmtree(project / "runs")
+    sweep.run_experiment(config.load("small", ["tuning.settings=3", "budgets=[8]"], folder=project / "experiments"))
+    (project / "experiments" / "methods" / "asif.yaml").write_text(yaml.safe_dump(METHODS["ridge"]))
+    text = (write(project) / "report.md").read_text()
+    assert "tuning.settings=3" in text
+    assert "4 of 6 runs have the hash" in text
+    assert "Not those of asif:" in text
+
+
+def test_a_changed_preset_is_told(project):
+    (project / "experiments" / "methods" / "asif.yaml").write_text(yaml.safe_dump(METHODS["ridge"]))
+    text = (write(project) / "report.md").read_text()
+    assert "8 of 12 runs have the hash" in text
+    assert "Not those of asif" in text
+
+
+# ---- what may be missing ----
+
+
+def test_one_seed_and_one_method(project):
+    rewrite(project, lambda row: row if row["seed"] == 0 and row["method"] == "gera" else None)
+    folder = write(project)
+    text = (folder / "report.md").read_text()
+    assert "One seed: intervals are over test items alone" in text
+    assert "There is nothing to compare" in text
+    results = pd.read_csv(folder / "results.csv")
+    assert results["both/r@10/sd"].isna().all()
+    assert (results["both/r@10/low"] < results["both/r@10/high"]).all()
+    assert "±" not in text.split("## Results")[1].split("## ")[0].split("Numbers")[1]
+
+
+def test_rows_of_older_versions_lack_columns(project):
+    """Half of the rows know no new measure, none knows its split or its cost."""
+
+    def older(row):
+        new = ("trustworthiness", "continuity", "map", "label_p@10", "hubness")
+        lost = ("split", "seconds", "version", *(new if row["seed"] else ()))
+        return {name: value for name, value in row.items() if not any(word in name for word in lost)}
+
+    rewrite(project, older)
+    text = (write(project) / "report.md").read_text()
+    assert "These runs did not measure it." in text
+    assert "of an unknown version" in text
+    rewrite(project, lambda row: {name: value for name, value in row.items() if name[:2] not in ("a/", "b/")})
+    assert (write(project) / "index.html").is_file()
+
+
+def test_runs_without_ranks_have_no_intervals(project):
+    for path in (project / "runs").rglob("ranks.parquet"):
+        path.unlink()
+    folder = write(project)
+    text = (folder / "report.md").read_text()
+    assert "one standard deviation over seeds" in text
+    assert "No examples can be shown" in text
+    assert pd.read_csv(folder / "results.csv")["both/r@10/low"].isna().all()
+
+
+@pytest.mark.parametrize("gone", ["a", "runs/small/gera"])
+def test_without_stores_or_aligners_there_are_no_examples(project, gone):
+    if gone == "a":
+        shutil.rmtree(project / "a")
+    else:
+        for path in (project / gone).glob("*/aligner"):
+            shutil.rmtree(path)
+    folder = write(project)
+    assert "No examples can be shown" in (folder / "report.md").read_text()
+    assert len(pd.read_csv(folder / "results.csv")) == 6
+
+
+# ---- mistakes ----
+
+
+def test_mistakes_are_named(project):
+    for option, value in (("reference", "gerra"), ("baseline", "gerra")):
+        with pytest.raises(UserError, match=rf"{option}='gerra' has no finished run; did you mean 'gera'"):
+            write(project, **{option: value})
+    with pytest.raises(UserError, match="draws=10 are too few"):
+        write(project, draws=10)
+    shutil.rmtree(project / "runs")
+    with pytest.raises(UserError, match=r"no results\.jsonl.*make train EXP=small"):
+        write(project)
+
+
+def test_the_command(project, capsys, monkeypatch):
+    monkeypatch.chdir(project)
+    assert cli.main(["report", "small", "reference=asif", "baseline=gera", "draws=99"]) == 0
+    out = capsys.readouterr().out
+    page = project / "runs" / "small" / "report" / "index.html"
+    assert str(page) in out
+    assert "asif against the others" in page.read_text()
+    assert "Label multipliers over gera" in page.read_text()
+    assert cli.main(["report", "small", "draws=many"]) == 2
+    assert "draws=many must be a whole number" in capsys.readouterr().err
+    assert cli.main(["report", "small", "refrence=asif"]) == 2
+    assert "refrence" in capsys.readouterr().err
+    with pytest.raises(UserError, match="budget"):
+        report_words("small", ["budget=3"])
