@@ -177,9 +177,9 @@ def test_a_second_sweep_executes_nothing_and_gives_the_same_results(experiment, 
     monkeypatch.setattr(sweep, "execute", never)
     second = run_experiment(experiment())
     pd.testing.assert_frame_equal(second.results, first.results)
-    with pytest.raises(AssertionError, match="executed again"):
+    with pytest.raises(UserError, match="executed again"):
         run_experiment(experiment(dim=3))  # another setting is another run
-    with pytest.raises(AssertionError, match="executed again"):
+    with pytest.raises(UserError, match="executed again"):
         run_experiment(experiment(overwrite=True))
 
 

@@ -23,9 +23,12 @@ def anchor_regression(x: Tensor, eps: float, penalty: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(rbf(x, x, eps) + penalty * identity))
 
 
-def centered_on(mapping: nn.Module, pool: Tensor) -> nn.Module:
-    """The map less its mean over the pool: what is common to all rows tells none apart. Without a pool, the map itself."""
-    return Chain(mapping, Shift(mapping(pool).mean(0))) if len(pool) else mapping
+def mean_kernel(pool: Tensor, x: Tensor, eps: float, chunk: int = 4096) -> Tensor:
+    """Mean of `k(u, X)` over the pool's rows u, `[N, D], [n, D] -> [n]`; zero without a pool."""
+    total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for rows in pool.split(chunk) if len(pool) else ():
+        total += rbf(rows, x, eps).sum(0)
+    return total / max(len(pool), 1)
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,14 @@ class CoupledRidge:
         """The maps of each setting, one linear solve a modality."""
         for setting in settings:
             eps, penalty = setting["eps"], setting["penalty"]
-            coupled, predicted = [], []
+            coupled: list[nn.Module] = []
+            predicted: list[nn.Module] = []
             for x, other, pool in ((samples.x_a, samples.x_b, samples.pool_a), (samples.x_b, samples.x_a, samples.pool_b)):
                 solve = anchor_regression(x, eps, penalty)
-                reference = pool if self.centered else pool[:0]
-                coupled.append(centered_on(RbfMap(x, solve, eps), reference))
-                predicted.append(centered_on(RbfMap(x, solve @ other, eps), reference))
+                # the regression is linear in k, so its mean over the pool is that of k times the weights
+                mean = mean_kernel(pool if self.centered else pool[:0], x, eps)
+                for maps, weight in ((coupled, solve), (predicted, solve @ other)):
+                    maps.append(Chain(RbfMap(x, weight, eps), Shift(mean @ weight)))
             if self.predict:
                 there, back = regression_maps(samples.x_a.shape[1], samples.x_b.shape[1], predicted[0], predicted[1])
                 yield Concat(coupled[0], there), Concat(coupled[1], back)
