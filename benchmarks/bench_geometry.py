@@ -1,6 +1,6 @@
 """What the geometric loss says of known maps on the shipped stores, and what a neighbour graph and a step of it cost.
 
-    python benchmarks/bench_geometry.py
+python benchmarks/bench_geometry.py
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ def values(x: Tensor, graph: NeighborGraph) -> None:
     """The loss of maps whose answer is known."""
     patches = graph.patches(torch.arange(512))
     weight = torch.randn(x.shape[1], 64, generator=torch.Generator().manual_seed(1))
-    maps = {"identity": x, "random 64-d projection": normalized(x @ weight), "random points": random_rows(len(x)), "collapsed": torch.ones_like(x)}
+    maps = {
+        "identity": x,
+        "random 64-d projection": normalized(x @ weight),
+        "random points": random_rows(len(x)),
+        "collapsed": torch.ones_like(x),
+    }
     for loops in (True, False):
         loss = GeometricLoss(self_loops=loops).calibrated(x[patches], graph.edge_scale)
         told = "  ".join(f"{name} {float(loss(x[patches], z[patches], scale=graph.edge_scale).mean()):.3f}" for name, z in maps.items())
