@@ -78,8 +78,8 @@ def test_the_filter_that_scores_best_on_held_out_pairs_is_taken(make, tmp_path, 
         return np.full((1, 14), 1.0 if len(calls) - 1 == best else 0.0)
 
     monkeypatch.setattr(fitting, "_fold_scores", planted)
-    filtered, tried, chosen = choose_filter(task, Ridge(), np.arange(14))
-    assert (tried, chosen, filtered.active) == (2, {"filter": float(best)}, best == 1)
+    choice = choose_filter(task, Ridge(), np.arange(14))
+    assert (choice.tried, choice.chosen, choice.filtered.active) == (2, {"filter": float(best)}, best == 1)
     assert [length for _, length in calls] == [1, 1]
     assert calls[0][0] != calls[1][0]
 
@@ -89,6 +89,25 @@ def test_filters_and_settings_share_the_number_of_evaluations(make, tmp_path):
     assert fitted.settings == 6
     assert set(fitted.chosen) == {"filter", "penalty"}
     assert fit_closed_form(task_of(make({"closed_form": RIDGE}), tmp_path)).settings == 6
+
+
+def test_scores_that_the_choice_of_filters_left_are_not_computed_again(make, tmp_path, monkeypatch):
+    """The first setting is scored once a filter; what is chosen is what scoring all settings anew would choose."""
+    task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
+    scored = []
+    honest = fitting._fold_scores
+
+    def counted(task, method, settings, positions):
+        scored.append([s["penalty"] for s in settings])
+        return honest(task, method, settings, positions)
+
+    monkeypatch.setattr(fitting, "_fold_scores", counted)
+    fitted = fit_closed_form(task)
+    penalties = [s["penalty"] for s in Ridge().settings(4, 14)]
+    assert scored == [penalties[:1], penalties[:1], penalties[1:]]
+    chosen = task.filtered(CHOICES[int(fitted.chosen["filter"])], 0)
+    _, settings, anew = fitting.cross_validated(chosen.task, Ridge(), np.arange(14), 4)
+    assert (settings, anew["penalty"]) == (4, fitted.chosen["penalty"])
 
 
 @pytest.mark.parametrize("preset", ["closed", "trained"])

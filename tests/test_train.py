@@ -28,7 +28,7 @@ from gera_lightning.errors import UserError
 from gera_lightning.fit import Progress, Task
 from gera_lightning.run import Run, Stores, execute
 from gera_lightning.sweep import run_experiment
-from gera_lightning.train import build_module, fit, stopping_steps
+from gera_lightning.train import build_module, data_module, fit, stopping_steps
 
 ALIGNERS = "gera_lightning.aligners"
 FILES: dict[str, dict[str, Any]] = {
@@ -103,16 +103,8 @@ def task_of(run: Run, folder: Path) -> Task:
 
 
 def data_of(task: Task, positions: np.ndarray | None = None) -> AlignmentDataModule:
-    config = task.config
-    data = AlignmentDataModule(
-        task.rows,
-        positions=positions,
-        pairs_per_step=config.batch.pairs,
-        anchors_per_step=config.batch.anchors,
-        k=config.graph.k if config.geometric_loss is not None else None,
-        seed=task.seed,
-        cache_dir=task.folder / "knn",
-    )
+    everything = np.arange(len(task.rows.items))
+    data = data_module(task, everything if positions is None else positions, task.config.trainer.max_steps)
     data.setup("fit")
     return data
 

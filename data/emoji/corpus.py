@@ -15,6 +15,7 @@ import pandas as pd
 from families import base_family, merged
 from PIL import Image
 
+from gera_lightning.data.splits import unit_hash
 from gera_lightning.errors import UserError
 
 RENDERERS = ("google", "twitter")
@@ -98,11 +99,6 @@ def read_images(path: Path, renderer: str, codes: set[str]) -> dict[str, Image.I
 def pixel_hash(image: Image.Image) -> str:
     """Hash of the decoded pixels: equal for pictures that look the same, however they are compressed."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-
-def unit_hash(word: str) -> float:
-    """A number in [0, 1) fixed by the word."""
-    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") / 2**64
 
 
 def shuffled(rows: pd.DataFrame, salt: str) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from gera_lightning.data.splits import unit_hash
+
 COUNT = 12_000
 WORDS = range(4, 13)
 TEST_SHARE = 0.1
@@ -66,11 +68,6 @@ UNSEEN = [_espeak("en-us", "f5", 48, 168), _flite("slt")]
 """Voices that speak test items only."""
 FLITE_SHARE = 0.4
 """Share of rows spoken by flite's three seen voices; espeak-ng's ten share the rest."""
-
-
-def unit_hash(word: str) -> float:
-    """A number in [0, 1) fixed by the word."""
-    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") / 2**64
 
 
 def _glosses(folder: Path) -> Iterator[tuple[str, str, str]]:

@@ -9,7 +9,8 @@ The map of the package:
 - `encoders`    frozen pretrained encoders: raw items to embedding stores
 - `module`      the LightningModule; `metrics` retrieval and neighbourhood metrics
 - `statistics`  intervals and corrections; `comparisons` of finished runs; `report` tables, figures and the page of an experiment
-- `config`      the typed settings; `train` one run; `sweep` many runs; `cli` the `gera` command
+- `config`      the typed settings; `fit` a method on its rows, closed forms; `train` trained maps; `run` one run and its folder;
+                `sweep` many runs; `cli` the `gera` command
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gera_lightning.encoders.settings import EmbedConfig
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import UserError, check_one_of, did_you_mean
 from gera_lightning.parts import Part, check_part
 
 
@@ -28,11 +28,6 @@ def _at_least(where: str, low: float, **values: float | None) -> None:
     for key, value in values.items():
         if value is not None and value < low:
             raise UserError(f"{where}{key}={value} must be at least {low}")
-
-
-def _one_of(where: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"{where}={value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}")
 
 
 @dataclass
@@ -61,7 +56,7 @@ class DataConfig:
     """Subtract the mean of the training rows between two normalisations; False: normalise only."""
 
     def __post_init__(self) -> None:
-        _one_of("data.split", self.split, ("test", "dev"))
+        check_one_of("data.split", self.split, ("test", "dev"))
         _at_least("data.", 1, reserve=self.reserve, pool_size=self.pool_size)
         if not 0 < self.test_share < 1:
             raise UserError(f"data.test_share={self.test_share} must lie between 0 and 1")
@@ -100,7 +95,7 @@ class GraphConfig:
 
     def __post_init__(self) -> None:
         _at_least("graph.", 1, k=self.k)
-        _one_of("graph.backend", self.backend, ("faiss", "torch"))
+        check_one_of("graph.backend", self.backend, ("faiss", "torch"))
 
 
 @dataclass
@@ -191,8 +186,19 @@ class SweepConfig:
     @property
     def part(self) -> slice:
         """The runs of the shard, as a slice of all: the shards of a sweep never depend on what is finished."""
-        first, step = (int(number) for number in self.shard.split("/"))
+        first, step = self._numbers
         return slice(first - 1, None, step)
+
+    @property
+    def worker_shards(self) -> list[str]:
+        """The shard parted among the workers, one shard each."""
+        first, step = self._numbers
+        return [f"{first + step * i}/{step * self.workers}" for i in range(self.workers)]
+
+    @property
+    def _numbers(self) -> tuple[int, int]:
+        first, _, step = self.shard.partition("/")
+        return int(first), int(step)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -20,3 +20,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(words)}" if words else ""
+
+
+def check_one_of(key: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a word that is not one of those known.
+
+    Raises:
+        UserError: naming key, value, the known words and the nearest of them.
+    """
+    if value not in known:
+        raise UserError(f"{key}={value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}")

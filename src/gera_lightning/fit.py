@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gera_lightning import tuning
 from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
-from gera_lightning.aligners.filters import fit_filters
+from gera_lightning.aligners.filters import Filter, fit_filters
 from gera_lightning.aligners.space import SharedSpace
 from gera_lightning.config import Config
 from gera_lightning.data import splits
@@ -76,9 +76,8 @@ class Task:
         maps, sides = [], {}
         for side in "ab":
             modality = getattr(self.rows, side)
-            parts = list(choice.get(side) or ())
-            mapping, pool = fit_filters([build(part, f"filters[{number}].{side}[{i}]") for i, part in enumerate(parts)], modality.pool)
-            key = {**modality.key, "filters": json.dumps(parts, sort_keys=True)} if parts else modality.key
+            mapping, pool = fit_filters(build_filters(choice, number, side), modality.pool)
+            key = {**modality.key, "filters": json.dumps(choice[side], sort_keys=True)} if choice.get(side) else modality.key
             maps.append(mapping)
             with torch.no_grad():
                 sides[side] = dataclasses.replace(modality, pairs=mapping(modality.pairs), pool=pool, key=key)
@@ -121,6 +120,15 @@ class Fitted:
     chosen: dict[str, float]
 
 
+def build_filters(choice: Mapping[str, Sequence[Part]], number: int, side: str) -> list[Filter]:
+    """The filters of one modality in choice `number` of the config's `filters`.
+
+    Raises:
+        UserError: naming the part that is refused.
+    """
+    return [build(part, f"filters[{number}].{side}[{i}]") for i, part in enumerate(choice.get(side) or ())]
+
+
 @torch.inference_mode()
 def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | None = None) -> SharedSpace:
     """Maps as they stand with the score correction that the config asks for, against `rows` of each pool (all by default)."""
@@ -137,32 +145,58 @@ def fit_closed_form(task: Task) -> Fitted:
     assert task.config.closed_form is not None
     method: ClosedForm = build(task.config.closed_form, "closed_form")
     everything = np.arange(len(task.rows.items))
-    filtered, tried, chosen = choose_filter(task, method, everything)
-    maps, settings, setting = cross_validated(filtered.task, method, everything, task.config.tuning.settings - tried)
+    choice = choose_filter(task, method, everything)
+    filtered, count = choice.filtered, task.config.tuning.settings - choice.tried
+    maps, settings, setting = cross_validated(filtered.task, method, everything, count, choice.scores)
     space = shared_space(filtered.task, *maps)
     space.map_a, space.map_b = filtered.behind(*maps)
-    return Fitted(space, 0, tried + settings, {**chosen, **setting})
+    return Fitted(space, 0, choice.tried + settings, {**choice.chosen, **setting})
 
 
-def choose_filter(task: Task, method: ClosedForm, positions: np.ndarray) -> tuple[Filtered, int, dict[str, float]]:
-    """The choice of filters under which a closed form's first setting scores best on folds of these pairs.
+@dataclass(frozen=True)
+class FilterChoice:
+    """The filters that were chosen, and what the choice took.
 
-    Returns:
-        the task on filtered features, how many choices were tried, and the chosen one's number for the result row.
+    Attributes:
+        filtered: the task on filtered features.
+        tried: choices that were compared; 0 where there was but one.
+        chosen: the chosen one's number, for the result row.
+        scores: its held-out pairs' scores under the method's first setting, `[1, n]`; None where nothing was compared.
     """
+
+    filtered: Filtered
+    tried: int
+    chosen: dict[str, float]
+    scores: np.ndarray | None
+
+
+def choose_filter(task: Task, method: ClosedForm, positions: np.ndarray) -> FilterChoice:
+    """The choice of filters under which a closed form's first setting scores best on folds of these pairs."""
     choices = [task.filtered(choice, number) for number, choice in enumerate(task.config.filters or [{}])]
     if len(choices) == 1:
-        return choices[0], 0, {}
+        return FilterChoice(choices[0], 0, {}, None)
     first = method.settings(1, len(positions))
     scores = [_fold_scores(choice.task, method, first, positions) for choice in choices]
     best = tuning.choose(np.concatenate(scores))
-    return choices[best], len(choices), {"filter": float(best)}
+    return FilterChoice(choices[best], len(choices), {"filter": float(best)}, scores[best])
 
 
-def cross_validated(task: Task, method: ClosedForm, positions: np.ndarray, count: int) -> tuple[Maps, int, dict[str, float]]:
-    """Maps fitted on these pairs, how many settings (`count` at most) were tried on folds of them, and the chosen one."""
+def cross_validated(
+    task: Task, method: ClosedForm, positions: np.ndarray, count: int, first_scores: np.ndarray | None = None
+) -> tuple[Maps, int, dict[str, float]]:
+    """Maps fitted on these pairs, how many settings (`count` at most) were tried on folds of them, and the chosen one.
+
+    Args:
+        task, method, positions: what is fitted on which pairs.
+        count: settings to try.
+        first_scores: scores of `method.settings(1)` on the same folds, where they are known already.
+    """
     settings = method.settings(max(count, 1), len(positions))
-    chosen = tuning.choose(_fold_scores(task, method, settings, positions)) if len(settings) > 1 else 0
+    chosen = 0
+    if len(settings) > 1:
+        known = first_scores is not None and settings[0] == method.settings(1, len(positions))[0]
+        scores = _fold_scores(task, method, settings[1:] if known else settings, positions)
+        chosen = tuning.choose(np.concatenate([first_scores, scores]) if known and first_scores is not None else scores)
     [maps] = method.candidates(task.samples(positions), [settings[chosen]])
     return maps, len(settings), dict(settings[chosen])
 

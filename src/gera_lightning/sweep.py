@@ -161,8 +161,7 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
         print(f"{len(waiting)} of {len(runs[settings.part])} runs of shard {settings.shard} are to do")
         return None
     if settings.workers > 1:
-        first, parts = (int(number) for number in settings.shard.split("/"))
-        _in_workers(words, [f"{first + parts * i}/{parts * settings.workers}" for i in range(settings.workers)], console)
+        _in_workers(words, settings.worker_shards, console)
         if not all(run.finished for run in runs[settings.part]):
             raise UserError("some runs failed, see above; the same command runs only those again")
     return run_experiment(experiment, console)

@@ -28,7 +28,17 @@ from gera_lightning.config import Config, TrainerConfig
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
-from gera_lightning.fit import CORRECTION_ROWS, Filtered, Fitted, Task, choose_filter, cross_validated, fit_closed_form, shared_space
+from gera_lightning.fit import (
+    CORRECTION_ROWS,
+    Filtered,
+    Fitted,
+    Task,
+    build_filters,
+    choose_filter,
+    cross_validated,
+    fit_closed_form,
+    shared_space,
+)
 from gera_lightning.geometry.neighbors import check_index
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
@@ -47,9 +57,8 @@ def check(config: Config) -> None:
     if config.correction is not None:
         build(config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
     for number, choice in enumerate(config.filters):
-        for side, parts in choice.items():
-            for i, part in enumerate(parts or ()):
-                build(part, f"filters[{number}].{side}[{i}]")
+        for side in choice:
+            build_filters(choice, number, side)
     if len(config.filters) > 1 and config.closed_form is None and config.start is None:
         raise UserError("filters: trained maps that do not start from a closed form cannot choose between filters: keep one, or set start")
     if config.closed_form is not None:
@@ -118,29 +127,14 @@ def _filtered(task: Task, positions: np.ndarray) -> Filtered:
     if len(task.config.filters) < 2:
         return task.filtered(task.config.filters[0] if task.config.filters else {}, 0)
     assert task.config.start is not None  # `check` refuses that
-    return choose_filter(task, build(task.config.start, "start"), positions)[0]
+    return choose_filter(task, build(task.config.start, "start"), positions).filtered
 
 
 def _train(
     task: Task, positions: np.ndarray, stop: int, folder: Path, progress: Callable[[int, int], None], *callbacks: Callback
 ) -> AlignmentModule:
     """Train on some pairs up to step `stop`; the last training (no callbacks) goes on from a checkpoint where there is one."""
-    config = task.config
-    data = AlignmentDataModule(
-        task.rows,
-        positions=positions,
-        pairs_per_step=config.batch.pairs,
-        anchors_per_step=config.batch.anchors,
-        k=config.graph.k if config.geometric_loss is not None else None,
-        unpaired_per_step=config.batch.unpaired if reads_unpaired(config) else None,
-        paired_anchors=config.batch.paired_anchors,
-        max_steps=stop,
-        seed=task.seed,
-        cache_dir=Path(config.cache_dir) / "knn",
-        backend=config.graph.backend,
-        index=config.graph.index,
-        shard=config.graph.shard,
-    )
+    config, data = task.config, data_module(task, positions, stop)
     if distributed.world()[0] == 0:
         data.prepare_data()
     distributed.barrier()
@@ -159,6 +153,26 @@ def _train(
         signal.signal(signal.SIGINT, handler)  # on Ctrl+C Lightning exits the process, and ignores any further one
         raise KeyboardInterrupt from leave
     return module
+
+
+def data_module(task: Task, positions: np.ndarray, steps: int) -> AlignmentDataModule:
+    """The stream of `steps` steps on these pairs, as the config asks for."""
+    config = task.config
+    return AlignmentDataModule(
+        task.rows,
+        positions=positions,
+        pairs_per_step=config.batch.pairs,
+        anchors_per_step=config.batch.anchors,
+        k=config.graph.k if config.geometric_loss is not None else None,
+        unpaired_per_step=config.batch.unpaired if reads_unpaired(config) else None,
+        paired_anchors=config.batch.paired_anchors,
+        max_steps=steps,
+        seed=task.seed,
+        cache_dir=Path(config.cache_dir) / "knn",
+        backend=config.graph.backend,
+        index=config.graph.index,
+        shard=config.graph.shard,
+    )
 
 
 def build_module(task: Task, positions: np.ndarray, data: AlignmentDataModule) -> AlignmentModule:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_size
 from gera_lightning.encoders.efficientnet_lite import on_white
 from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, revision_of
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import UserError, check_one_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,8 +63,8 @@ class ImageEncoder(NetworkEncoder):
     ) -> None:
         from transformers import AutoImageProcessor
 
-        if pooling is not None and pooling not in POOLINGS:
-            raise UserError(f"pooling={pooling!r} is not one of {', '.join(POOLINGS)}{did_you_mean(pooling, POOLINGS)}")
+        if pooling is not None:
+            check_one_of("pooling", pooling, POOLINGS)
         whole: Any = load_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code, needs_pooler=pooling == "pooler")
         # the same pixels on every machine, whether torchvision is there or not
         self.processor: Any = guarded(

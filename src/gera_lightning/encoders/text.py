@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_size, masked_mean
 from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, revision_of
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import UserError, check_one_of
 
 POOLINGS = ("mean", "cls", "last", "max")
 SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
@@ -139,8 +139,8 @@ class TextEncoder(NetworkEncoder):
     ) -> None:
         from transformers import AutoTokenizer
 
-        if pooling is not None and pooling not in POOLINGS:
-            raise UserError(f"pooling={pooling!r} is not one of {', '.join(POOLINGS)}{did_you_mean(pooling, POOLINGS)}")
+        if pooling is not None:
+            check_one_of("pooling", pooling, POOLINGS)
         own = sentence_settings(checkpoint, revision) if pooling is None or normalize is None or max_tokens is None else SentenceSettings()
         self.tokenizer = guarded(
             "its tokenizer",
