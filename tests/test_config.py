@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gera_lightning import config
-from gera_lightning.config import Config, config_hash, identity, load
+from gera_lightning.config import Config, combinations, config_hash, identity, load
 from gera_lightning.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def test_every_shipped_experiment_loads_with_every_preset(name):
     assert loaded.name == name
     assert list(loaded.methods) == PRESETS
     own = load(name, folder=REPOSITORY / "experiments")
-    assert set(own.methods) <= set(PRESETS)
+    assert set(own.methods) <= {*PRESETS, *own.common.variants}
     data = own.common.data
     assert (data.synthetic is not None) != bool(data.a and data.b)
     for side in ("a", "b") if data.synthetic is None else ():
@@ -71,11 +71,15 @@ def test_every_shipped_preset_opens_with_what_it_is(name):
     assert (REPOSITORY / "experiments" / "methods" / f"{name}.yaml").read_text().startswith("# ")
 
 
-def test_the_twins_differ_in_the_geometric_loss_alone():
-    methods = load("synthetic", {"methods": ["gera_plain", "contrastive"]}, folder=REPOSITORY / "experiments").methods
-    plain, twin = dataclasses.asdict(methods["gera_plain"]), dataclasses.asdict(methods["contrastive"])
-    assert {key for key in plain if plain[key] != twin[key]} == {"geometric_loss"}
+@pytest.mark.parametrize("suffix", ["", "_linear", "_mlp", "_linear_ridge"])
+def test_the_twins_differ_in_the_geometric_loss_alone_and_tune_as_many_values(suffix):
+    names = [f"gera{suffix or '_plain'}", f"contrastive{suffix}"]
+    methods = load("synthetic", {"methods": names}, folder=REPOSITORY / "experiments").methods
+    plain, twin = (dataclasses.asdict(methods[name]) for name in names)
+    assert {key for key in plain if plain[key] != twin[key]} == {"geometric_loss", "tuning"}
     assert twin["geometric_loss"] is None
+    assert {key for key in plain["tuning"] if plain["tuning"][key] != twin["tuning"][key]} == {"grid"}
+    assert len(combinations(methods[names[0]])) == len(combinations(methods[names[1]])) == 2
 
 
 def test_reading_settings_needs_no_torch():

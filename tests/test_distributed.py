@@ -66,7 +66,7 @@ def rows() -> TrainingRows:
 
     def modality(d: int, seed: int) -> Modality:
         x = torch.nn.functional.normalize(torch.randn(40, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-        return Modality(x[:10], x[10:], Preprocessing(None), {"data": f"{d}-{seed}"})
+        return Modality(x[:10], x[10:], Preprocessing(None), {"data": f"{d}-{seed}"}, np.arange(len(x) - 10).astype(str))
 
     return TrainingRows(modality(6, 0), modality(5, 1), np.array(list("abcdefghab")))
 
@@ -308,7 +308,7 @@ def test_twenty_steps_move_the_weights_and_the_terms_differ(one):
 
 def test_several_processes_leave_one_result_a_run(one, several):
     for result in (one, several):
-        assert sorted(p.name for p in result.runs.iterdir() if p.is_dir()) == sorted([*TRAINED, "ridge"])
+        assert sorted(p.name for p in result.runs.iterdir() if p.is_dir()) == sorted([*TRAINED, "ridge", "summary"])
         assert not list(result.runs.glob("*/*.partial"))
     found, expected = ((r.runs / "results.jsonl").read_text().splitlines() for r in (several, one))
     assert len(found) == len(expected) == 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +14,20 @@ import yaml
 from gera_lightning import fit as fitting
 from gera_lightning import sweep, train
 from gera_lightning.aligners import Aligner
-from gera_lightning.aligners.filters import Whitening, fit_filters
+from gera_lightning.aligners.filters import LocalCentering, fit_filters
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.config import config_hash, load
 from gera_lightning.data.datamodule import load_rows
 from gera_lightning.errors import UserError
-from gera_lightning.fit import Task, choose_filter, fit_closed_form
+from gera_lightning.fit import Task, choose_filters, fit_closed_form
 from gera_lightning.heads import Chain
 from gera_lightning.run import execute
 
-WHITEN = {"class": "gera_lightning.aligners.filters.Whitening"}
+CENTER = {"class": "gera_lightning.aligners.filters.LocalCentering", "clusters": 3}
 DIFFUSE = {"class": "gera_lightning.geometry.diffusion.GraphDiffusion", "k": 4}
 RIDGE = {"class": "gera_lightning.aligners.ridge.Ridge"}
-CHOICES = [{}, {"a": [WHITEN], "b": [WHITEN, DIFFUSE]}]
+CHOICES = {"a": [[], [CENTER]], "b": [[], [CENTER, DIFFUSE], [DIFFUSE]]}
+ONE = {side: choices[1:2] for side, choices in CHOICES.items()}
 BASE = {
     "data": {"synthetic": {"items": 90, "dim_a": 8, "dim_b": 6, "latent_dim": 2}},
     "budgets": [14],
@@ -58,65 +61,102 @@ def task_of(run, folder):
 
 def test_a_filtered_task_holds_the_filters_images(make, tmp_path):
     task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
-    plain, filtered = (task.filtered(choice, number) for number, choice in enumerate(task.config.filters))
-    assert torch.equal(plain.task.rows.a.pairs, task.rows.a.pairs)
-    assert not plain.active
-    mapping, pool = fit_filters([Whitening()], task.rows.a.pool)
-    assert torch.equal(filtered.task.rows.a.pool, pool)
-    assert torch.equal(filtered.task.rows.a.pairs, mapping(task.rows.a.pairs))
-    assert filtered.task.rows.a.key != task.rows.a.key  # or the neighbour cache would answer with the unfiltered graph
-    assert np.array_equal(filtered.task.rows.items, task.rows.items)
+    plain, filtered = task.filtered("a", 0), task.filtered("a", 1)
+    assert plain.modality is task.rows.a
+    assert plain.mapping is None
+    mapping, pool = fit_filters([LocalCentering(clusters=3)], task.rows.a.pool)
+    assert torch.equal(filtered.modality.pool, pool)
+    assert torch.equal(filtered.modality.pairs, mapping(task.rows.a.pairs))
+    assert filtered.modality.key != task.rows.a.key  # or the neighbour cache would answer with the unfiltered graph
+    on = task.through({"a": 1, "b": 0})
+    assert on.task.rows.a is filtered.modality  # fitted once
+    assert on.task.rows.b is task.rows.b
+    assert np.array_equal(on.task.rows.items, task.rows.items)
+    assert on.behind(torch.nn.Identity(), torch.nn.Identity())[1].__class__ is torch.nn.Identity  # b has no filter to go through
 
 
-@pytest.mark.parametrize("best", [0, 1])
-def test_the_filter_that_scores_best_on_held_out_pairs_is_taken(make, tmp_path, monkeypatch, best):
+def filters_of(task):
+    """Numbers of the choices that a filtered task stands on."""
+    keys = [json.loads(getattr(task.rows, side).key.get("filters", "[]")) for side in "ab"]
+    return tuple(CHOICES[side].index(key) for side, key in zip("ab", keys, strict=True))
+
+
+@pytest.mark.parametrize(("best", "known"), [((0, 0), True), ((1, 0), True), ((0, 1), True), ((1, 2), False)])
+def test_each_modality_takes_the_filter_that_scores_best_on_held_out_pairs(make, tmp_path, monkeypatch, best, known):
     task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
     calls = []
 
-    def planted(task, method, settings, positions):
-        calls.append((task.rows.a.key.get("filters", ""), len(settings)))
-        return np.full((1, 14), 1.0 if len(calls) - 1 == best else 0.0)
+    def planted(task, method, settings, positions, numbers):
+        calls.append((numbers["a"], numbers["b"]))
+        return np.full((1, 14), -float(sum(mine != theirs for mine, theirs in zip(calls[-1], best, strict=True))))
 
-    monkeypatch.setattr(fitting, "_fold_scores", planted)
-    choice = choose_filter(task, Ridge(), np.arange(14))
-    assert (choice.tried, choice.chosen, choice.filtered.active) == (2, {"filter": float(best)}, best == 1)
-    assert [length for _, length in calls] == [1, 1]
-    assert calls[0][0] != calls[1][0]
+    monkeypatch.setattr(fitting, "fold_scores", planted)
+    choice = choose_filters(task, Ridge(), np.arange(14))
+    assert (choice.tried, choice.chosen) == (4, {"filter_a": best[0], "filter_b": best[1]})
+    assert calls == [(0, 0), (1, 0), (0, 1), (0, 2)]
+    assert (choice.scores is not None) == known
+    assert filters_of(task.through(choice.numbers).task) == best
+
+
+def test_a_fold_holds_no_pool_row_of_the_families_it_holds_out(make, tmp_path):
+    """And its filters are fitted on what it holds."""
+    task = task_of(make({"closed_form": RIDGE, "filters": ONE}), tmp_path)
+    pool_items = task.rows.a.pool_items
+    twin = task.families.copy()
+    twin[pool_items[:7]] = twin[task.rows.items[3]]  # seven pool rows are near-duplicates of a pair
+    task = dataclasses.replace(task, families=twin)
+    [held] = [part for part in task.folds(np.arange(14)) if 3 in part]
+    fold = task.without(held)
+    assert np.array_equal(fold.rows.a.pool_items, pool_items[7:])
+    assert torch.equal(fold.rows.a.pool, task.rows.a.pool[7:])
+    assert fold.rows.a.key != task.rows.a.key
+    assert fold.rows.b is task.rows.b  # nothing of b's pool is of these families
+    own, _ = fit_filters([LocalCentering(clusters=3)], task.rows.a.pool[7:])
+    torch.testing.assert_close(fold.through({"a": 0, "b": 0}).task.rows.a.pairs, own(task.rows.a.pairs))
+
+
+def test_one_choice_is_no_choice(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "fold_scores", lambda *_: pytest.fail("nothing to compare"))
+    choice = choose_filters(task_of(make({"closed_form": RIDGE, "filters": ONE}), tmp_path), Ridge(), np.arange(14))
+    assert (choice.numbers, choice.tried, choice.chosen, choice.scores) == ({"a": 0, "b": 0}, 0, {}, None)
 
 
 def test_filters_and_settings_share_the_number_of_evaluations(make, tmp_path):
     fitted = fit_closed_form(task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path))
     assert fitted.settings == 6
-    assert set(fitted.chosen) == {"filter", "penalty"}
-    assert fit_closed_form(task_of(make({"closed_form": RIDGE}), tmp_path)).settings == 6
+    assert set(fitted.chosen) == {"filter_a", "filter_b", "penalty"}
+    for filters in ({}, ONE):
+        assert fit_closed_form(task_of(make({"closed_form": RIDGE, "filters": filters}), tmp_path)).settings == 6
 
 
 def test_scores_that_the_choice_of_filters_left_are_not_computed_again(make, tmp_path, monkeypatch):
-    """The first setting is scored once a filter; what is chosen is what scoring all settings anew would choose."""
+    """The first setting is scored once a combination; what is chosen is what scoring all settings anew would choose."""
     task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
     scored = []
-    honest = fitting._fold_scores
+    honest = fitting.fold_scores
 
-    def counted(task, method, settings, positions):
+    def counted(task, method, settings, positions, numbers):
         scored.append([s["penalty"] for s in settings])
-        return honest(task, method, settings, positions)
+        return honest(task, method, settings, positions, numbers)
 
-    monkeypatch.setattr(fitting, "_fold_scores", counted)
+    monkeypatch.setattr(fitting, "fold_scores", counted)
     fitted = fit_closed_form(task)
-    penalties = [s["penalty"] for s in Ridge().settings(4, 14)]
-    assert scored == [penalties[:1], penalties[:1], penalties[1:]]
-    chosen = task.filtered(CHOICES[int(fitted.chosen["filter"])], 0)
-    _, settings, anew = fitting.cross_validated(chosen.task, Ridge(), np.arange(14), 4)
-    assert (settings, anew["penalty"]) == (4, fitted.chosen["penalty"])
+    numbers = {side: int(fitted.chosen[f"filter_{side}"]) for side in "ab"}
+    known = 0 in numbers.values()
+    penalties = [s["penalty"] for s in Ridge().settings(2 + known, 14)]
+    assert scored == [*[penalties[:1]] * 4, penalties[known:]]
+    assert fitted.settings == 6
+    _, settings, anew = fitting.cross_validated(task, Ridge(), np.arange(14), 2 + known, None, numbers)
+    assert (settings, anew["penalty"]) == (2 + known, fitted.chosen["penalty"])
 
 
 @pytest.mark.parametrize("preset", ["closed", "trained"])
 def test_the_saved_aligner_filters_new_rows_by_itself(make, preset):
     """Its map of frozen rows equals the inner map of rows that were filtered by hand."""
     if preset == "closed":
-        method = {"closed_form": RIDGE, "filters": CHOICES[1:], "correction": {"class": "gera_lightning.aligners.space.Csls", "k": 3}}
+        method = {"closed_form": RIDGE, "filters": ONE, "correction": {"class": "gera_lightning.aligners.space.Csls", "k": 3}}
     else:
-        method = {"closed_form": None, "filters": CHOICES[1:]}
+        method = {"closed_form": None, "filters": ONE}
     run = make(method)
     execute(run)
     aligner = Aligner.load(run.folder / "aligner")
@@ -135,8 +175,8 @@ def test_trained_maps_let_their_start_choose_the_filter(make, tmp_path, monkeypa
     start = {**RIDGE, "direction": "a_to_b"}
     run = make({"closed_form": None, "filters": CHOICES, "start": start})
     asked = []
-    honest = train.choose_filter
-    monkeypatch.setattr(train, "choose_filter", lambda *a: asked.append(a[1]) or honest(*a))
+    honest = train.choose_filters
+    monkeypatch.setattr(train, "choose_filters", lambda *a: asked.append(a[1]) or honest(*a))
     train.fit_trained(task_of(run, tmp_path / "run"))
     assert [type(method) for method in asked] == [Ridge]
 
@@ -145,9 +185,10 @@ def test_trained_maps_let_their_start_choose_the_filter(make, tmp_path, monkeypa
     ("preset", "words"),
     [
         ({"closed_form": None, "filters": CHOICES}, "cannot choose between filters"),
-        ({"closed_form": RIDGE, "filters": [{"c": [WHITEN]}]}, "'c' is not a modality"),
-        ({"closed_form": RIDGE, "filters": [{"a": [{**WHITEN, "floor": 0}]}]}, r"filters\[0\].a\[0\].*floor=0"),
-        ({"closed_form": RIDGE, "filters": [{"a": [{**WHITEN, "pwer": 1}]}]}, "did you mean 'power'"),
+        ({"closed_form": RIDGE, "filters": {"c": [[CENTER]]}}, "'c' is not one of a, b"),
+        ({"closed_form": RIDGE, "filters": {"a": [CENTER]}}, "must be a list of choices"),
+        ({"closed_form": RIDGE, "filters": {"a": [[], [{**CENTER, "clusters": 0}]]}}, r"filters.a\[1\]\[0\].*clusters=0"),
+        ({"closed_form": RIDGE, "filters": {"a": [[{**CENTER, "cluster": 1}]]}}, "did you mean 'clusters'"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(make, preset, words):

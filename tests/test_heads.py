@@ -8,7 +8,7 @@ from torch import nn
 
 from gera_lightning import heads
 from gera_lightning.errors import UserError
-from gera_lightning.heads import Chain, Concat, Identity, Linear, Preprocessing, ResidualMLP, build_map, describe_map, normalized
+from gera_lightning.heads import Blocks, Chain, Concat, Identity, Linear, Preprocessing, ResidualMLP, build_map, describe_map, normalized
 
 
 def cloud(n=12, d=5, seed=0, dtype=torch.float32):
@@ -113,6 +113,8 @@ def test_chain_applies_its_maps_in_order():
         Linear(5, 3, generator=generator()),
         ResidualMLP(5, 3, hidden=7, dropout=0.25, generator=generator()),
         Identity(5),
+        Concat(Linear(5, 3, generator=generator()), Identity(5), shares=[3, 1]),
+        Chain(Linear(5, 6, generator=generator()), Blocks([2, 4], [1, 2])),
         Concat(Linear(5, 3, generator=generator()), Chain(Linear(5, 4, generator=generator()), ResidualMLP(4, 2, generator=generator()))),
     ],
     ids=lambda m: type(m).__name__,
@@ -141,3 +143,19 @@ def test_an_unregistered_map_must_be_handed_over():
         build_map(record)
     assert isinstance(build_map(record, {"Doubled": Doubled}).maps[0], Doubled)
     assert "Doubled" not in heads.KINDS
+
+
+def test_shares_weight_the_mean_of_the_parts_cosines():
+    f, x, y = Linear(5, 3, generator=torch.Generator().manual_seed(0)), torch.randn(4, 5), torch.randn(6, 5)
+    both = Concat(f, Identity(5), shares=[3, 1])
+    expected = 0.75 * normalized(f(x)) @ normalized(f(y)).T + 0.25 * normalized(x) @ normalized(y).T
+    torch.testing.assert_close(both(x) @ both(y).T, expected)
+    with pytest.raises(ValueError, match="shares"):
+        Concat(f, shares=[1, 2])
+
+
+def test_blocks_of_one_map_equal_a_concat_of_two():
+    f, g = (Linear(5, width, generator=torch.Generator().manual_seed(width)) for width in (3, 4))
+    joined = Chain(Linear(5, 7, weight=torch.cat([f.weight, g.weight], 1).detach()), Blocks([3, 4], [1, 2]))
+    x = torch.randn(6, 5)
+    torch.testing.assert_close(joined(x), Concat(f, g, shares=[1, 2])(x))

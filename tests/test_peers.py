@@ -1,4 +1,4 @@
-"""Published trained peers behind the one training path: their presets, their settings, and several processes against one.
+"""Published peers behind the one path of all methods: their presets, their settings, and several processes against one.
 
 The two gloo processes come from a fork server that has imported the package once. Each runs this file by its path, under the name
 `worker`.
@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import runpy
-import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from gera_lightning import distributed
+from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.cca import Cca
-from gera_lightning.config import Config, config_hash, identity, load
+from gera_lightning.config import Config, combinations, config_hash, identity, load
 from gera_lightning.data.datamodule import AlignmentDataModule, Modality, TrainingRows
 from gera_lightning.errors import UserError
 from gera_lightning.fit import Task
@@ -42,13 +42,19 @@ from gera_lightning.objectives.structure import StructureLoss
 from gera_lightning.objectives.transport import TransportLoss
 from gera_lightning.parts import build
 from gera_lightning.sweep import plan, run_experiment
-from gera_lightning.train import build_module, check
+from gera_lightning.train import build_module, check, stopping_steps
 
 METHODS = Path(__file__).parents[1] / "experiments" / "methods"
 TERMS = {
     "contrastive_linear": {"pair"},
     "contrastive_siglip": {"pair"},
     "fusemix": {"pair"},
+    "contrastive_mlp": {"pair"},
+    "contrastive_linear_ridge": {"pair"},
+    "gera_plain": {"pair", "geometric_a", "geometric_b"},
+    "gera_linear": {"pair", "geometric_a", "geometric_b"},
+    "gera_linear_ridge": {"pair", "geometric_a", "geometric_b"},
+    "gera_mlp": {"pair", "geometric_a", "geometric_b"},
     "structure": {"pair", "structure"},
     "structure_pairs": {"pair", "structure"},
     "sotalign": {"pair", "transport"},
@@ -56,6 +62,10 @@ TERMS = {
     "sclip": {"pair", "captions"},
 }
 TWINS = {"fusemix": "contrastive", "sclip": "contrastive", "structure": "contrastive_linear", "structure_pairs": "contrastive_linear"}
+TWINS |= {"gera_plain": "contrastive", "gera_mlp": "contrastive_mlp"}
+TWINS |= {"gera_linear": "contrastive_linear", "gera_linear_ridge": "contrastive_linear_ridge"}
+CLOSED = {"manifold_ridge": "smoothness", "manifold_kernel_ridge": "smoothness", "self_training": "ratio"}
+"""Closed forms that read the pools, with what they tune beside the penalty."""
 TRANSPORT = "gera_lightning.objectives.transport.TransportLoss"
 CCA = "gera_lightning.aligners.cca.Cca"
 
@@ -94,7 +104,9 @@ def training_rows() -> TrainingRows:
     def modality(d: int, pool: int, seed: int) -> Modality:
         x = torch.randn(10 + pool, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         x = torch.nn.functional.normalize(x)
-        return Modality(x[:10], x[10:], Preprocessing(None), {"data": f"{d}-{seed}"})
+        return Modality(
+            x[:10], x[10:], Preprocessing(None), {"data": f"{d}-{seed}"}, np.array([f"pool{d}-{i}" for i in range(len(x) - 10)])
+        )
 
     return TrainingRows(modality(6, 30, 0), modality(5, 8, 1), np.array(list("abcdefghab")))
 
@@ -168,20 +180,23 @@ if __name__ == "worker":
 SMALL = {
     "data": {"synthetic": {"items": 120, "dim_a": 6, "dim_b": 5, "features": 16}, "reserve": 12},
     "budgets": [12],
-    "methods": ["contrastive", *TERMS],
+    "methods": ["contrastive", *TERMS, *CLOSED],
     "head": {"class": "gera_lightning.heads.ResidualMLP", "hidden": 8},
     "dim": 4,
     "batch": {"pairs": 7, "unpaired": 9},
-    "tuning": {"folds": 2, "used_folds": 1, "settings": 1},
-    "trainer": {"max_steps": 3, "accelerator": "cpu", "log_every_n_steps": 1},
+    "graph": {"k": 3},
+    "tuning": {"folds": 2, "used_folds": 1, "settings": 2},
+    "trainer": {"accelerator": "cpu", "log_every_n_steps": 1},
 }
 
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small experiment beside the shipped presets."""
+    """A small experiment beside the shipped presets, cut to three steps."""
     folder = tmp_path_factory.mktemp("experiments")
-    shutil.copytree(METHODS, folder / "methods")
+    (folder / "methods").mkdir()
+    for path in METHODS.glob("*.yaml"):
+        (folder / "methods" / path.name).write_text(yaml.safe_dump(shortened(load_preset(path.stem))))
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     return str(folder / "small.yaml")
 
@@ -216,6 +231,14 @@ def two(experiment: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def shortened(preset: dict[str, Any]) -> dict[str, Any]:
+    """A preset of three steps, its warm-up within them."""
+    loss = preset.get("unpaired_loss")
+    if loss and "warmup" in loss:
+        preset["unpaired_loss"] = {**loss, "warmup": 2}
+    return {**preset, "trainer": {**preset.get("trainer", {}), "max_steps": 3}}
+
+
 def weights(runs: Path, method: str) -> dict[str, Tensor]:
     [folder] = (runs / method).iterdir()
     return safetensors.torch.load_file(folder / "aligner" / "maps.safetensors")
@@ -229,11 +252,16 @@ def test_each_preset_trains_and_logs_its_terms(runs, method):
     [folder] = (runs / method).iterdir()
     row = json.loads((folder / "metrics.json").read_text())
     assert row["steps"] == 3
-    events = EventAccumulator(str(folder / "tuning" / "fold0")).Reload()
+    preset = load_preset(method)
+    [(key, values)] = preset["tuning"]["grid"].items()
+    first, second = (float(value) for value in values)  # the package's YAML reads 1e-3 as a number, this one as a word
+    assert (row["settings"], set(row["chosen"])) == (2, {"steps", key})
+    assert row["chosen"][key] in (first, second)
+    events = EventAccumulator(str(folder / "tuning" / "fold0-choice0")).Reload()
     names = {tag.removeprefix("loss/") for tag in events.Tags()["scalars"] if tag.startswith("loss/")}
     assert names == TERMS[method] | {"total"}
     values = {name: [event.value for event in events.Scalars(f"loss/{name}")] for name in names}
-    weight = load_preset(method).get("unpaired_weight", 1)
+    weight = first if key.endswith("_weight") else preset.get("unpaired_weight", 1)
     for number, total in enumerate(values["total"]):
         terms = [values[name][number] * (1 if name == "pair" else weight) for name in TERMS[method]]
         assert total == pytest.approx(sum(terms), rel=1e-5)
@@ -251,6 +279,32 @@ def test_each_term_moves_the_maps_of_its_twin(runs, method, twin):
     own, other = weights(runs, method), weights(runs, twin)
     assert set(own) == set(other)
     assert any(not torch.equal(value, other[name]) for name, value in own.items())
+
+
+@pytest.mark.parametrize(("method", "tuned"), CLOSED.items())
+def test_each_closed_preset_is_fitted_tuned_and_saved(runs, method, tuned):
+    [folder] = (runs / method).iterdir()
+    row = json.loads((folder / "metrics.json").read_text())
+    assert (row["steps"], row["settings"], row["plateau"]) == (0, 2, None)
+    assert set(row["chosen"]) == {"penalty", tuned}
+    aligner = Aligner.load(folder / "aligner")
+    scores = aligner.score(np.eye(6, dtype=np.float32), np.eye(6, 5, dtype=np.float32))
+    assert scores.shape == (6, 6)
+    assert scores.isfinite().all()
+    assert float(scores.std()) > 1e-3
+
+
+@pytest.mark.parametrize("method", sorted({*TERMS, *TWINS.values(), *CLOSED}))
+def test_a_preset_says_which_values_are_ours_and_tunes_as_many_as_every_other(experiment, method):
+    head = " ".join(line.removeprefix("# ") for line in (METHODS / f"{method}.yaml").read_text().splitlines() if line.startswith("#"))
+    assert any(words in head for words in ("Ours:", "ours.", "All values ours", "Our values", "which ours"))
+    config = load("speech_text", {"methods": [method]}, folder=METHODS.parent).methods[method]
+    if method in CLOSED:
+        method_settings = build(config.closed_form, "closed_form").settings(config.tuning.settings, 100)
+    else:
+        choices = combinations(config)
+        method_settings = len(choices) * stopping_steps(config.trainer.max_steps, config.tuning.settings // len(choices))
+    assert len(method_settings) == config.tuning.settings == 8
 
 
 # ---- several processes ----
@@ -301,7 +355,8 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
     config = Config(geometric_loss=None, unpaired_loss={"class": TRANSPORT, "teacher": {"class": CCA}})
     config.tuning.folds = 2
     positions = np.array([1, 2, 4, 5, 6, 7])
-    families = pd.Series(sorted(set(rows.items)), index=sorted(set(rows.items)))
+    items = sorted({*rows.items, *rows.a.pool_items, *rows.b.pool_items})
+    families = pd.Series(items, index=items)
     data = AlignmentDataModule(rows, positions=positions, k=None, unpaired_per_step=9)
     data.setup("fit")
     task = Task(config, rows, families, 0, tmp_path, lambda *_: None)

@@ -243,7 +243,7 @@ def test_a_dry_run_lists_what_would_run_and_runs_nothing(experiment, tmp_path, c
     assert sweep.run_sweep(loaded, ["small"]) is None
     out = capsys.readouterr().out
     assert out.count("ridge b") == 2
-    assert "2 of 2 runs of shard 1/1 are to do" in out
+    assert "2 of 2 runs are to do" in out
     assert not any(run.folder.exists() for run in plan(loaded))
 
 

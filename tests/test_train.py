@@ -55,7 +55,7 @@ FILES: dict[str, dict[str, Any]] = {
     "methods/kernel_ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}},
 }
 
-KEYS = {"experiment", "method", "budget", "seed", "config_hash", "data_hash", "seconds", "steps", "settings", "chosen", "split"}
+KEYS = {"experiment", "method", "budget", "seed", "config_hash", "data_hash", "seconds", "steps", "settings", "chosen", "plateau", "split"}
 KEYS |= {"peak_rss_mb", "version", "foscttm"}
 KEYS |= {f"{d}/{m}" for d in ("ab", "ba") for m in ("r@1", "r@5", "r@10", "mrr", "map", "median_rank", "chance@10", "hubness")}
 KEYS |= {f"{s}/{m}" for s in "ab" for m in ("knn_overlap", "trustworthiness", "continuity", "label_p@10/before", "label_p@10/after")}
@@ -125,6 +125,7 @@ def test_a_sweep_leaves_whole_run_folders_and_result_rows(experiment, tmp_path):
         assert set(row) == KEYS
         assert row["experiment"] == "small"
         assert row["settings"] == 3
+        assert (row["plateau"] is None) == (not trained)
         assert row["chosen"] == ({"steps": row["steps"]} if trained else {"penalty": pytest.approx(row["chosen"]["penalty"])})
         assert (row["steps"] in (1, 4, 9)) if trained else (row["steps"] == 0)
         assert all(0 <= row[key] <= 1 for key in row if key.split("/")[-1] in ("r@1", "r@10", "mrr", "chance@10", "knn_overlap", "foscttm"))
@@ -469,6 +470,81 @@ def test_the_stopping_step_is_the_one_that_scores_best_on_held_out_pairs(experim
     assert (fitted.steps, fitted.chosen, fitted.settings) == (4, {"steps": 4}, 3)
     assert seen.count(("fold 1/2", 9)) == seen.count(("fold 2/2", 9)) == 9
     assert seen.count(("training", 4)) == 4
+
+
+GRID = {"tuning__grid": {"optimizer.lr": [0.02, 0.005]}, "tuning__settings": 6, "tuning__used_folds": 2}
+
+
+def test_values_of_the_grid_are_chosen_with_the_stopping_step(experiment, monkeypatch, tmp_path):
+    """Two learning rates at three steps on two folds, scores planted: the second rate's last step wins, and trains all pairs."""
+    run = only_run(experiment(methods=["twin"], **GRID))
+    per_fold = [-3.0, -2.5, -2.5, -3.0, -2.0, -1.0]
+    planted, seen, rates = iter(2 * per_fold), [], []
+    monkeypatch.setattr(train.tuning, "held_out_score", lambda *_: torch.full((7,), next(planted)) + torch.arange(7) / 100)
+    honest = train.build_module
+
+    def watched(task: Task, *more: Any) -> Any:
+        rates.append(task.config.optimizer["lr"])
+        return honest(task, *more)
+
+    monkeypatch.setattr(train, "build_module", watched)
+    row = execute(run, lambda what, done, total: seen.append((what, total)))
+    assert rates == [0.02, 0.005, 0.02, 0.005, 0.005]
+    assert seen.count(("fold 2/2, choice 1/2", 9)) == 9
+    assert seen.count(("training", 9)) == 9
+    assert row["chosen"] == {"steps": 9, "optimizer.lr": 0.005}
+    assert (row["settings"], row["steps"], row["plateau"]) == (6, 9, False)
+    kept = json.loads((run.folder / "tuning.json").read_text())
+    assert (kept["steps"], kept["values"], kept["plateau"]) == (9, {"optimizer.lr": 0.005}, False)
+    for number, curve in enumerate(kept["curves"]):
+        assert curve["values"] == {"optimizer.lr": (0.02, 0.005)[number]}
+        assert curve["steps"] == [1, 4, 9]
+        assert curve["scores"] == pytest.approx([score + 0.03 for score in per_fold[3 * number : 3 * number + 3]])
+        assert len(curve["errors"]) == 3
+
+
+def test_a_run_with_a_grid_goes_on_from_its_kept_choice(experiment):
+    run = only_run(experiment(methods=["twin"], **GRID))
+    row = execute(run)
+    whole = weights(run.folder)
+    shutil.rmtree(run.folder)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, interrupt_at("training", 1))
+    seen: list[str] = []
+    again = execute(run, lambda what, *_: seen.append(what))
+    assert set(seen) == {"training"} or row["steps"] == 1
+    assert again["chosen"] == row["chosen"]
+    assert same(weights(run.folder), whole)
+
+
+def test_a_start_is_fitted_once_a_fold_whatever_the_grid(experiment, monkeypatch, tmp_path):
+    run = only_run(experiment(methods=["started"], **GRID))
+    honest, fitted = train.cross_validated, []
+    monkeypatch.setattr(train, "cross_validated", lambda *given: (fitted.append(len(given[2])), honest(*given))[1])
+    fit(task_of(run, tmp_path))
+    assert fitted == [7, 7, 14]
+
+
+def test_a_sweep_takes_a_run_that_still_improved_for_a_failed_one_and_a_training_only_marks_it(experiment, monkeypatch):
+    loaded = experiment(methods=["twin", "ridge"], sweep__methods=["twin", "ridge"], sweep__seeds=[0])
+    monkeypatch.setattr(train.tuning, "at_rest", lambda *_: False)
+    rows = run_experiment(loaded).results.set_index("method")
+    assert rows.loc["twin", "plateau"] is False or not rows.loc["twin", "plateau"]
+    for _ in range(2):  # again, when the run is finished already
+        with pytest.raises(
+            UserError, match=r"1 of 2 runs are kept but were still improving.*: twin b14 s0 \(step \d\). Raise trainer.max_steps"
+        ):
+            sweep.run_sweep(loaded, [])
+
+
+def test_a_warm_up_beyond_the_last_step_is_refused_before_anything_runs(experiment):
+    loss = {"class": "gera_lightning.objectives.structure.StructureLoss", "warmup": 10}
+    with pytest.raises(UserError, match=r"unpaired_loss.warmup=10 reaches beyond trainer.max_steps=9: .*\(method twin\)"):
+        sweep.plan(experiment(methods=["twin"], unpaired_loss=loss))
+    assert sweep.plan(experiment(methods=["twin"], unpaired_loss={**loss, "warmup": 9}))
+    grid = {"unpaired_loss.warmup": [3, 12]}
+    with pytest.raises(UserError, match=r"unpaired_loss.warmup=12 reaches beyond"):
+        sweep.plan(experiment(methods=["twin"], unpaired_loss={**loss, "warmup": 9}, tuning__grid=grid, tuning__settings=2))
 
 
 def test_the_learning_rate_follows_a_cosine_over_all_steps_and_matrices_alone_decay(experiment, tmp_path):

@@ -71,3 +71,41 @@ def test_a_collapsed_space_scores_as_guessing_does():
 )
 def test_the_best_mean_wins_and_of_equals_the_simplest(scores, chosen):
     assert tuning.choose(np.array(scores)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen", "rested"),
+    [
+        ([0.5, 0.4, 0.6, 0.5], 2, False),  # every pair still gains, and the last step is the best
+        ([0.5, 0.4, 0.6, 0.5], 1, True),  # the best step lies before the last
+        ([0.5, -0.4, 0.6, -0.5], 2, True),  # within twice its standard error
+        ([0.011, 0.01, 0.012, 0.011], 2, True),  # sure, but too small to be worth more steps
+        ([-0.5, -0.4, -0.6, -0.5], 2, True),
+    ],
+)
+def test_training_is_at_rest_unless_the_last_step_gained_and_is_the_best(gains, chosen, rested):
+    last = np.array([-1.0, -2.0, -0.5, -3.0])
+    scores = np.stack([last - 9, last - np.array(gains), last])
+    assert tuning.at_rest(scores, chosen) is rested
+
+
+def test_the_bound_is_twice_the_standard_error_of_the_paired_gain():
+    gains = np.array([0.3, 0.1, 0.4, -0.1, 0.2])
+    error = np.sqrt(sum((g - gains.mean()) ** 2 for g in gains) / 4) / np.sqrt(5)
+    for factor, rested in ((1.99, True), (2.01, False)):
+        moved = gains - gains.mean() + factor * error
+        shared = np.array([-5.0, -1.0, -9.0, -2.0, -4.0])  # how hard a pair is says nothing of the gain
+        assert tuning.at_rest(np.stack([shared, shared + moved]), 1) is rested
+
+
+def test_one_step_or_one_pair_say_nothing_of_rest():
+    assert tuning.at_rest(np.zeros((1, 5)), 0) is None
+    assert tuning.at_rest(np.array([[-3.0], [-1.0]]), 1) is None
+
+
+def test_a_curve_is_mean_and_standard_error():
+    scores = np.array([[-1.0, -2.0, -4.0], [-1.0, -1.0, -1.0]])
+    found = tuning.curve(scores)
+    assert found["scores"] == [round(-7 / 3, 4), -1.0]
+    assert found["errors"] == [round(float(np.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2 / 3)), 4), 0.0]
+    assert tuning.curve(np.array([[-1.0]])) == {"scores": [-1.0], "errors": [0.0]}

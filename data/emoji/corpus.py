@@ -15,6 +15,7 @@ import pandas as pd
 from families import base_family, merged
 from PIL import Image
 
+from gera_lightning.data.corpus import shuffled
 from gera_lightning.data.splits import unit_hash
 from gera_lightning.errors import UserError
 
@@ -83,8 +84,8 @@ def read_emoji(path: Path) -> list[Emoji]:
     return kept
 
 
-def read_images(path: Path, renderer: str, codes: set[str]) -> dict[str, Image.Image]:
-    """The 64-pixel images (RGBA) of those codes that the renderer draws."""
+def read_images(path: Path, renderer: str, codes: set[str]) -> dict[str, bytes]:
+    """The 64-pixel images (PNG) of those codes that the renderer draws."""
     folder, found = f"package/img/{renderer}/64/", {}
     with tarfile.open(path, "r|gz") as tar:  # one pass: seeking in a compressed file would read it again for each image
         for member in tar:
@@ -92,22 +93,18 @@ def read_images(path: Path, renderer: str, codes: set[str]) -> dict[str, Image.I
             if member.name.startswith(folder) and code in codes:
                 file = tar.extractfile(member)
                 assert file is not None
-                found[code] = Image.open(io.BytesIO(file.read())).convert("RGBA")
+                found[code] = file.read()
     return found
 
 
-def pixel_hash(image: Image.Image) -> str:
+def pixel_hash(png: bytes) -> str:
     """Hash of the decoded pixels: equal for pictures that look the same, however they are compressed."""
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
-def shuffled(rows: pd.DataFrame, salt: str) -> pd.DataFrame:
-    """Rows in the order of a hash of their names."""
-    return rows.iloc[rows["row"].map(lambda r: unit_hash(f"{salt}:{r}")).argsort(kind="stable")].reset_index(drop=True)
-
-
-def tables(emoji: list[Emoji], images: dict[str, dict[str, Image.Image]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of the text store and of the image store, with families and split; image rows carry `pixels`, their hash.
+def tables(emoji: list[Emoji], images: dict[str, dict[str, bytes]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of the text store and of the image store, with families and split.
 
     Of several items drawn alike the one of the shortest code, then the first, keeps the row ("family" rather than "family: man, woman,
     boy"); all of them share a family, and an item left without any row is dropped, from the text too.
@@ -135,5 +132,5 @@ def tables(emoji: list[Emoji], images: dict[str, dict[str, Image.Image]]) -> tup
     image = kept.merge(items, on="code").assign(row=lambda t: t["item"] + "-" + t["group"], text=lambda t: t["name"])
     return (
         shuffled(text, "text")[["row", "item", "text", "family", "label", "split"]],
-        shuffled(image, "image")[["row", "item", "text", "group", "family", "label", "split", "code", "pixels"]],
+        shuffled(image, "image")[["row", "item", "text", "group", "family", "label", "split"]],
     )

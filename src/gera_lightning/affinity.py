@@ -1,11 +1,14 @@
-"""How alike two frozen spaces are, before anything is trained: mutual neighbours and linear CKA of paired rows.
+"""How alike frozen spaces are, before anything is trained: mutual neighbours and linear CKA of paired rows, layer by layer.
 
 Legend: `n` pairs, `D_a`, `D_b` widths.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,30 +16,54 @@ import torch
 from torch import Tensor
 
 from gera_lightning.data.splits import matched_items, split_items
-from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.data.store import EmbeddingStore, store_folders
 from gera_lightning.errors import UserError
 from gera_lightning.heads import normalized
-from gera_lightning.metrics import knn_overlap
+from gera_lightning.metrics import nearest_others, shared_share
 
 
-def mutual_knn(x_a: Tensor, x_b: Tensor, k: int = 10) -> float:
+@dataclass(frozen=True)
+class Space:
+    """What the measures read of one space's rows, computed once however many spaces it is compared with.
+
+    Attributes:
+        near: each row's k nearest others by cosine `[n, k]`.
+        centred: rows less their mean `[n, D]`, float64.
+        scale: `|A'A|_F` of the centred rows.
+    """
+
+    near: Tensor
+    centred: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, x: Tensor, k: int) -> Space:
+        """Of rows `[n, D]` of any length; `k` is cut to n - 1."""
+        centred = x.double() - x.double().mean(0)
+        return cls(nearest_others(normalized(x), min(k, len(x) - 1)), centred, float((centred.T @ centred).norm()))
+
+    def reordered(self, order: Tensor) -> Space:
+        """The space of the rows in another order `[n]`."""
+        return Space(torch.argsort(order)[self.near[order]], self.centred[order], self.scale)
+
+
+def mutual_knn(a: Space, b: Space) -> float:
     """Mean share of a pair's k nearest pairs that both spaces agree on: `mean_i |N_k(a_i) & N_k(b_i)| / k`, by cosine.
 
     Args:
-        x_a, x_b: paired rows `[n, D_a]`, `[n, D_b]`, of any length.
-        k: neighbours, cut to n - 1.
+        a, b: spaces of paired rows.
 
     Source:
         Huh, Cheung, Wang, Isola, The Platonic Representation Hypothesis, arXiv 2405.07987. By chance it is `k / (n - 1)`.
     """
-    return knn_overlap(normalized(x_a), normalized(x_b), k)
+    return shared_share(a.near, b.near)
 
 
-def linear_cka(x_a: Tensor, x_b: Tensor) -> float:
+def linear_cka(a: Space, b: Space) -> float:
     """`|A'B|_F^2 / (|A'A|_F |B'B|_F)` of the centred rows: 1 up to rotation and scale, and far above 0 by chance where n is below D.
 
     Args:
-        x_a, x_b: paired rows `[n, D_a]`, `[n, D_b]`.
+        a, b: spaces of paired rows.
 
     Returns:
         In [0, 1]; 0 where all rows of a side are the same.
@@ -44,63 +71,97 @@ def linear_cka(x_a: Tensor, x_b: Tensor) -> float:
     Source:
         Kornblith, Norouzi, Lee, Hinton, Similarity of Neural Network Representations Revisited, arXiv 1905.00414.
     """
-    a, b = (x.double() - x.double().mean(0) for x in (x_a, x_b))
-    scale = (a.T @ a).norm() * (b.T @ b).norm()
-    return float((a.T @ b).norm() ** 2 / scale) if scale > 0 else 0.0
+    scale = a.scale * b.scale
+    return float((a.centred.T @ b.centred).norm() ** 2 / scale) if scale > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Affinity:
-    """Measures of two stores' pairs, and the same with the pairs shuffled.
+    """Measures of two sides' pairs, and the same with the pairs shuffled.
 
     Attributes:
         pairs: how many.
-        table: columns `measure`, `paired`, `shuffled`.
+        k: neighbours of the mutual kNN.
+        table: one line a store of a and of b, best mutual kNN first: columns `a`, `b`, `knn`, `knn_shuffled`, `cka`, `cka_shuffled`.
     """
 
     pairs: int
+    k: int
     table: pd.DataFrame
 
 
-def affinity(a: EmbeddingStore, b: EmbeddingStore, *, k: int = 10, most: int = 5000, seed: int = 0, test_share: float = 0.15) -> Affinity:
+def affinity(
+    a: Sequence[EmbeddingStore], b: Sequence[EmbeddingStore], *, k: int = 10, most: int = 5000, seed: int = 0, test_share: float = 0.15
+) -> Affinity:
     """Mutual kNN alignment and linear CKA of one row a store of each train item; test items are never read.
 
     Args:
-        a, b: stores with common items.
+        a, b: stores with common items; several of a side are layers of one encoder, with the same rows.
         k: neighbours of the mutual kNN.
         most: pairs at most, drawn by `seed`.
         seed: also of the row of each item, and of the shuffled pairs.
         test_share: as `data.test_share`, where the stores give no split.
 
     Raises:
-        UserError: fewer than three common items, or a value that is refused.
+        UserError: fewer than three common items, stores of a side with other rows, or a value that is refused.
     """
     if k < 1 or most < 3:
         raise UserError(f"k={k} must be at least 1 and most={most} at least 3")
-    split = split_items(a.rows, b.rows, test_share=test_share)
-    items = matched_items(a.rows, b.rows, split)
+    rows_a, rows_b = _common_rows(a), _common_rows(b)
+    split = split_items(rows_a, rows_b, test_share=test_share)
+    items = matched_items(rows_a, rows_b, split)
     if len(items) < 3:
-        raise UserError(f"{a.path} and {b.path} have {len(items)} train items in common: pairs are rows with the same `item`")
+        raise UserError(f"{a[0].path} and {b[0].path} have {len(items)} train items in common: pairs are rows with the same `item`")
     rng = np.random.default_rng(seed)
     items = rng.permutation(items)[:most]
-    sides = [_one_row_an_item(store, rows, items, rng) for store, rows in ((a, split.train_a), (b, split.train_b))]
-    x_a, x_b = (torch.from_numpy(x) for x in sides)
-    shuffled = x_b[torch.from_numpy(rng.permutation(len(items)))]
-    measures = {f"mutual {min(k, len(items) - 1)}-NN": lambda x, y: mutual_knn(x, y, k), "linear CKA": linear_cka}
-    table = [{"measure": name, "paired": measure(x_a, x_b), "shuffled": measure(x_a, shuffled)} for name, measure in measures.items()]
-    return Affinity(len(items), pd.DataFrame(table))
+    chosen_a, chosen_b = (_one_row_an_item(rows, train, items, rng) for rows, train in ((rows_a, split.train_a), (rows_b, split.train_b)))
+    order = torch.from_numpy(rng.permutation(len(items)))
+    spaces_a = [Space.of(torch.from_numpy(store.read(chosen_a)), k) for store in a]
+    table = []
+    for store_b in b:
+        space_b = Space.of(torch.from_numpy(store_b.read(chosen_b)), k)
+        shuffled = space_b.reordered(order)
+        for store_a, space_a in zip(a, spaces_a, strict=True):
+            found = {"knn": mutual_knn(space_a, space_b), "knn_shuffled": mutual_knn(space_a, shuffled)}
+            found |= {"cka": linear_cka(space_a, space_b), "cka_shuffled": linear_cka(space_a, shuffled)}
+            table.append({"a": store_a.path.name, "b": store_b.path.name, **found})
+    best_first = pd.DataFrame(table).sort_values("knn", ascending=False, kind="stable", ignore_index=True)
+    return Affinity(len(items), min(k, len(items) - 1), best_first)
 
 
-def _one_row_an_item(store: EmbeddingStore, rows: np.ndarray, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Vectors `[n, D]` of one row drawn of each item."""
+def _common_rows(stores: Sequence[EmbeddingStore]) -> pd.DataFrame:
+    """The table of rows that all stores of a side have."""
+    rows = stores[0].rows
+    for other in stores[1:]:
+        if not rows["row"].equals(other.rows["row"]):
+            raise UserError(f"{stores[0].path} and {other.path} hold different rows: compare stores that `gera embed` made in one run")
+    return rows
+
+
+def _one_row_an_item(table: pd.DataFrame, rows: np.ndarray, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers `[n]`, of each item one drawn of `rows`."""
     shuffled = rng.permutation(rows)
-    first = pd.Series(shuffled, index=store.rows["item"].to_numpy(dtype=str)[shuffled])
-    return store.read(first[~first.index.duplicated()][items].to_numpy())
+    first = pd.Series(shuffled, index=table["item"].to_numpy(dtype=str)[shuffled])
+    return first[~first.index.duplicated()][items].to_numpy()
 
 
-def affinity_table(a: EmbeddingStore, b: EmbeddingStore, *, k: int = 10, most: int = 5000, seed: int = 0) -> str:
-    """The affinity of two stores in words."""
-    found = affinity(a, b, k=k, most=most, seed=seed)
-    lines = [f"{found.pairs:,} pairs of train items", f"{'':<16}{'paired':>8}{'shuffled':>10}"]
-    lines += [f"{row['measure']:<16}{row['paired']:>8.3f}{row['shuffled']:>10.3f}" for _, row in found.table.iterrows()]
+def affinity_table(
+    a: str | os.PathLike[str], b: str | os.PathLike[str], *, k: int = 10, most: int = 5000, seed: int = 0, test_share: float = 0.15
+) -> str:
+    """The affinity of two stores, or of two folders that hold one a layer, in words; options as of `affinity`.
+
+    Raises:
+        UserError: no store at a path, or as `affinity`.
+    """
+    stores = [[EmbeddingStore(folder) for folder in store_folders(path) or [Path(path)]] for path in (a, b)]
+    found = affinity(*stores, k=k, most=most, seed=seed, test_share=test_share)
+    knn = f"mutual {found.k}-NN"
+    wide = max(8, *found.table[["a", "b"]].map(len).max())
+    lines = [
+        f"{found.pairs:,} pairs of train items",
+        f"{'a':<{wide}}  {'b':<{wide}}{knn:>16}{'shuffled':>10}{'linear CKA':>12}{'shuffled':>10}",
+    ]
+    for _, row in found.table.iterrows():
+        measured = f"{row['knn']:>16.3f}{row['knn_shuffled']:>10.3f}{row['cka']:>12.3f}{row['cka_shuffled']:>10.3f}"
+        lines.append(f"{row['a']:<{wide}}  {row['b']:<{wide}}{measured}")
     return "\n".join(lines)

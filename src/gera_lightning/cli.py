@@ -99,14 +99,40 @@ def show_store(store: str, rest: Sequence[str]) -> None:
 
 
 def affinity(store: str, rest: Sequence[str]) -> None:
-    """Show how alike two stores' spaces are before training: gera affinity STORE_A STORE_B [k=10 most=5000]."""
+    """Show how alike two stores' spaces, or all their layers', are before training: gera affinity A B [k=10 most=5000]."""
     from gera_lightning.affinity import affinity_table
-    from gera_lightning.data.store import EmbeddingStore
     from gera_lightning.words import keywords
 
     if not store or not rest or "=" in rest[0]:
         raise UserError("gera affinity takes two stores, such as: gera affinity data/emoji/image data/emoji/text")
-    print(affinity_table(EmbeddingStore(store), EmbeddingStore(rest[0]), **keywords(rest[1:], affinity_table)))
+    print(affinity_table(store, rest[0], **keywords(rest[1:], affinity_table)))
+
+
+def doctor(store: str, rest: Sequence[str]) -> None:
+    """Say whether two stores can be aligned, and how: gera doctor STORE_A STORE_B [budget=300 k=16 methods=[gera,ridge]]."""
+    from gera_lightning.words import keywords
+
+    if not store or not rest or "=" in rest[0]:
+        raise UserError("gera doctor takes two stores, such as: gera doctor data/emoji/image data/emoji/text")
+    _quiet()
+    from gera_lightning.doctor.examine import MEND, examine, verdict
+
+    findings = []
+    for finding in examine(store, rest[0], **keywords(rest[1:], examine)):
+        findings.append(finding)
+        print(finding, flush=True)
+    if any(finding.mark == MEND for finding in findings):
+        raise UserError(verdict(findings))
+    print(verdict(findings))
+
+
+def keep(experiment: str, overrides: Sequence[str]) -> None:
+    """Keep an experiment's finished results in docs/results: gera report makes the same report of them where there are no runs."""
+    _quiet()
+    from gera_lightning.report.write import keep_results
+
+    path = keep_results(experiment, overrides)
+    print(f"kept         {path}   ({path.stat().st_size / 1e6:.1f} MB; the curve is {path.with_suffix('.png')})")
 
 
 def report(experiment: str, overrides: Sequence[str]) -> None:
@@ -115,8 +141,33 @@ def report(experiment: str, overrides: Sequence[str]) -> None:
     from gera_lightning.report.write import report_words
 
     path = report_words(experiment, overrides)
+    print(path.with_name("headline.md").read_text())
     print(f"report       {path}")
     print(f"Markdown     {path.with_name('report.md')}   (with a CSV for each table, a PNG and an SVG for each figure)")
+
+
+def search(experiment: str, rest: Sequence[str]) -> None:
+    """Search one modality with a row of the other: gera search EXP QUERY [k=5 side=a method=gera budget=300 key=value ...]."""
+    if not rest:
+        raise UserError('gera search takes an experiment and a query, such as: gera search image_text "red heart"')
+    _quiet()
+    from gera_lightning.search import search_words
+    from gera_lightning.words import own_words
+
+    options, overrides = own_words(rest[1:], search_words)
+    print(search_words(experiment, rest[0], overrides, **options))
+
+
+def export(experiment: str, rest: Sequence[str]) -> None:
+    """Write both stores in the shared space, with a FAISS index each: gera export EXP [out=FOLDER method=gera budget=300 key=value ...]."""
+    _quiet()
+    from gera_lightning.export import export as write
+    from gera_lightning.words import own_words
+
+    options, overrides = own_words(rest, write)
+    folder = write(experiment, overrides, **options)
+    print(f"stores       {folder / 'a'}, {folder / 'b'}   (the dot product of their rows is the score)")
+    print(f"indices      {folder / 'a.index'}, {folder / 'b.index'}   (faiss.read_index)")
 
 
 COMMANDS = {
@@ -126,7 +177,11 @@ COMMANDS = {
     "import": import_vectors,
     "inspect": show_store,
     "affinity": affinity,
+    "doctor": doctor,
     "report": report,
+    "search": search,
+    "export": export,
+    "keep": keep,
 }
 
 

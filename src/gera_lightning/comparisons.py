@@ -6,7 +6,7 @@ there are NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -189,9 +189,10 @@ class Comparison:
     detectable: float
 
 
-def compare(bootstrap: Bootstrap, reference: str, budget: int, *, sign: int = 1) -> list[Comparison]:
-    """`reference` less each peer at a budget (`sign=-1`: each peer less `reference`), Holm-corrected over the peers."""
-    pairs = [(reference, peer) if sign > 0 else (peer, reference) for peer in bootstrap.hits.methods if peer != reference]
+def compare(bootstrap: Bootstrap, reference: str, budget: int, *, sign: int = 1, peers: Sequence[str] | None = None) -> list[Comparison]:
+    """`reference` less each peer (all methods by default) at a budget, Holm-corrected over the peers; `sign=-1`: each peer less it."""
+    others = [peer for peer in (bootstrap.hits.methods if peers is None else peers) if peer != reference]
+    pairs = [(reference, peer) if sign > 0 else (peer, reference) for peer in others]
     found = [d for pair in pairs if (d := bootstrap.difference(*pair, budget)) is not None]
     p = [d.p for d in found]
     return [

@@ -6,8 +6,10 @@ a preset sets to null (the geometry-off twin sets `geometric_loss: null`) stays 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -100,16 +102,19 @@ class GraphConfig:
 
 @dataclass
 class TuningConfig:
-    """Choice of a method's one free setting inside the budget, by cross-validation over its own pairs."""
+    """Choice of a method's free settings inside the budget, by cross-validation over its own pairs."""
 
     folds: int = 5
     """Parts of the budget's items, families kept whole."""
     used_folds: int | None = None
     """Train only this many of the folds (trained methods; all by default)."""
     settings: int = 8
-    """Settings evaluated, the same for every method: stopping steps for trained maps, strengths for closed forms."""
+    """Settings evaluated, the same for every method: strengths of a closed form; of trained maps `grid` times stopping steps."""
     distractors: int = 2000
     """Rows of the target's pool that join the held-out gallery."""
+    grid: dict[str, Any] = field(default_factory=dict)
+    """Values of a trained method's own keys to choose from, such as `{unpaired_weight: [1, 10], optimizer.lr: [1e-4, 1e-3]}`, the
+    simplest first. Their combinations share `settings` with the stopping steps. A later override of a key itself takes it out."""
 
     def __post_init__(self) -> None:
         _at_least("tuning.", 2, folds=self.folds)
@@ -161,11 +166,17 @@ class SweepConfig:
     """What `make sweep` runs beyond `make train`: more methods and seeds, on several processes or machines."""
 
     methods: list[str] = field(default_factory=list)
-    """Presets to run; all of `methods/` by default."""
+    """Presets to run; by default all of `methods/`, or the experiment's own `methods` where it has `variants`."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Seeds to run."""
+    extra_budgets: dict[str, list[int]] = field(default_factory=dict)
+    """Further budgets of single methods, such as `{contrastive: [1000]}`: a longer curve of the method whose labels are counted. Such
+    a run sets its whole budget aside, so its pools are smaller than the others' and may be empty."""
     quick: list[str] = field(
-        default_factory=lambda: ["gera", "gera_off", "kernel_ridge", "ridge", "ridge_csls", "cca", "asif", "procrustes"]
+        default_factory=lambda: [
+            *("gera", "gera_off", "ridge", "ridge_csls", "kernel_ridge", "kernel_ridge_csls", "cca", "cca_csls", "asif", "asif_csls"),
+            *("procrustes", "procrustes_csls", "manifold_ridge", "manifold_kernel_ridge", "self_training"),
+        ]
     )
     """The subset that `sweep.only=quick` names: closed forms, minutes instead of hours."""
     only: str = ""
@@ -174,11 +185,24 @@ class SweepConfig:
     """`i/n`: of all runs every n-th, starting with the i-th; n machines with one file system share a sweep."""
     workers: int = 1
     """Processes on this machine, each with its share of the cores."""
+    submit: str = ""
+    """Hand the sweep to a cluster by submitit: `slurm`, or `local` for jobs of this machine; empty runs it here."""
+    jobs: int = 1
+    """Jobs that `submit` parts the sweep among, each with its own `workers`."""
+    resources: dict[str, Any] = field(default_factory=lambda: {"timeout_min": 1440})
+    """What a job asks for, by submitit's names: `timeout_min`, `mem_gb`, `cpus_per_task`, `gpus_per_node`, `slurm_partition`, ..."""
+    wait: bool = False
+    """Wait for the submitted jobs and show the table; otherwise say what was submitted and how to watch it."""
     dry_run: bool = False
     """List what would run, and stop."""
 
     def __post_init__(self) -> None:
-        _at_least("sweep.", 1, workers=self.workers)
+        _at_least("sweep.", 1, workers=self.workers, jobs=self.jobs)
+        for name, budgets in self.extra_budgets.items():
+            if not budgets or min(budgets) < 2 or len(set(budgets)) != len(budgets):
+                raise UserError(f"sweep.extra_budgets.{name}={budgets} must hold numbers of pairs, at least 2, none twice")
+        if self.submit:
+            check_one_of("sweep.submit", self.submit, ("slurm", "local"))
         part, _, parts = self.shard.partition("/")
         if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
             raise UserError(f"sweep.shard={self.shard!r} is not of the form i/n with i from 1 to n, such as 1/4")
@@ -189,11 +213,10 @@ class SweepConfig:
         first, step = self._numbers
         return slice(first - 1, None, step)
 
-    @property
-    def worker_shards(self) -> list[str]:
-        """The shard parted among the workers, one shard each."""
+    def parted(self, count: int) -> list[str]:
+        """The shard parted among `count` workers or jobs, one shard each."""
         first, step = self._numbers
-        return [f"{first + step * i}/{step * self.workers}" for i in range(self.workers)]
+        return [f"{first + step * i}/{step * count}" for i in range(count)]
 
     @property
     def _numbers(self) -> tuple[int, int]:
@@ -212,10 +235,12 @@ class Config:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each seed fixes pairs, pools, start and batches."""
     methods: list[str] = field(default_factory=lambda: ["gera_plain", "contrastive", "ridge"])
-    """Presets in `methods/` beside the experiment's file."""
-    filters: list[Any] = field(default_factory=list)
-    """Choices of feature filters fitted on the pools, each `{a: [parts], b: [parts]}`, applied in turn; tuning takes the best choice
-    for the pairs. `{}` leaves the features as they are. Empty: no filter."""
+    """Presets in `methods/` beside the experiment's file, and names of `variants`."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Methods that differ from a preset in a few keys, such as `{plain_k4: {of: gera_plain, graph.k: 4}}`."""
+    filters: dict[str, Any] = field(default_factory=dict)
+    """Filters of modality `a`'s and `b`'s features, fitted on its pool: a list of choices, each a list of parts that are applied in turn
+    (`[]` leaves the features as they are). Tuning takes the best choice of each modality for the pairs. Empty: no filter."""
     closed_form: Part | None = None
     """A closed-form aligner instead of a trained one: class and arguments."""
     head: Part = field(default_factory=lambda: {"class": "gera_lightning.heads.ResidualMLP"})
@@ -268,10 +293,12 @@ class Config:
         _at_least("", 2, **{"budgets": min(self.budgets)})
         _at_least("", 0, **{"seeds": min(self.seeds), "geometric_weight": self.geometric_weight, "unpaired_weight": self.unpaired_weight})
         _at_least("", 1, dim=self.dim)
-        for number, choice in enumerate(self.filters):
-            odd = next((key for key in choice if key not in ("a", "b")), None) if isinstance(choice, Mapping) else choice
-            if odd is not None:
-                raise UserError(f"filters[{number}]: {odd!r} is not a modality: write {{a: [parts], b: [parts]}}, or {{}} for none")
+        for side, choices in self.filters.items():
+            check_one_of("filters: modality", side, ("a", "b"))
+            if not isinstance(choices, list) or not all(isinstance(choice, list) for choice in choices):
+                raise UserError(
+                    f"filters.{side}={choices!r} must be a list of choices, each a list of parts, such as [[], [{{class: ...}}]]"
+                )
 
 
 PARTS = {
@@ -287,7 +314,7 @@ PARTS = {
 }
 """Sections that name a class, with the arguments that the program fills in."""
 
-RUNTIME_KEYS = ("budgets", "seeds", "methods", "runs_dir", "cache_dir", "overwrite", "embed", "sweep")
+RUNTIME_KEYS = ("budgets", "seeds", "methods", "variants", "runs_dir", "cache_dir", "overwrite", "embed", "sweep")
 """Keys that say what to run or where, not what a run computes: no part of a run's identity."""
 TRAINED_KEYS = (
     *("head", "dim", "start", "pair_loss", "geometric_loss", "geometric_weight", "mixup", "unpaired_loss", "unpaired_weight"),
@@ -298,11 +325,12 @@ TRAINED_KEYS = (
 
 @dataclass(frozen=True)
 class Experiment:
-    """A loaded experiment: its name, the settings common to all methods, and one method's settings each."""
+    """A loaded experiment: its name, the settings common to all methods, one method's settings each, and methods' budgets beyond them."""
 
     name: str
     common: Config
     methods: Mapping[str, Config]
+    extra_budgets: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -312,6 +340,8 @@ def identity(config: Config) -> dict[str, Any]:
     values = {key: value for key, value in values.items() if key not in skip}
     if not config.filters:
         values.pop("filters")
+    if not config.tuning.grid:
+        values["tuning"].pop("grid")
     if config.mixup is None:  # a peer's section that a run lacks is no part of it, so runs from before there was one keep their hash
         values.pop("mixup", None)
     if config.unpaired_loss is None:
@@ -335,7 +365,7 @@ def config_hash(config: Config, **more: Any) -> str:
 
 
 def load(
-    experiment: str,
+    experiment: str | Mapping[str, Any],
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     folder: str | Path = "experiments",
@@ -344,41 +374,120 @@ def load(
     """Load `folder/<experiment>.yaml` (or a path to a YAML file), its method presets and overrides.
 
     Args:
-        experiment: name of a file in `folder`, or a path ending in `.yaml`.
+        experiment: name of a file in `folder`, a path ending in `.yaml`, or what such a file would hold.
         overrides: `key=value` words as on the command line, or a mapping of dotted keys.
-        folder: where experiments lie; presets lie in `methods/` beside the file.
-        sweep: take methods and seeds from the `sweep` section.
+        folder: where experiments lie; presets lie in `methods/` beside the file (or in `folder`).
+        sweep: take methods, seeds and extra budgets from the `sweep` section.
 
     Raises:
         UserError: an unknown experiment, preset or key (with the nearest known one), or a value that is refused.
     """
-    path = _experiment_path(experiment, Path(folder))
+    path = _experiment_path(experiment, Path(folder)) if isinstance(experiment, str) else Path(folder) / "settings.yaml"
     words = _parse_overrides(overrides)
-    base = _read_yaml(path)
+    base = _read_yaml(path) if isinstance(experiment, str) else dict(experiment)
     common = _typed(_merge([base, *words]), str(path))
     if common.data.reserve is None:
         base_budgets = base.get("budgets") or Config().budgets
         common.data.reserve = max(*base_budgets, *common.budgets)
     if sweep:
-        common.methods, common.seeds = _swept_methods(common.sweep, path.parent / "methods"), common.sweep.seeds
+        common.methods, common.seeds = _swept_methods(common, path.parent / "methods"), common.sweep.seeds
     methods = {}
     for name in common.methods:
-        preset = _read_yaml(_preset_path(name, path.parent / "methods"))
+        preset = _preset(name, path.parent / "methods", common.variants)
         common_only = [key for key in RUNTIME_KEYS if key in preset]
         if common_only:
-            raise UserError(f"{_preset_path(name, path.parent / 'methods')}: {common_only[0]} is no setting of a method: set it in {path}")
+            raise UserError(f"method {name}: {common_only[0]} is no setting of a method: set it in {path}")
         unreachable = {key for key, value in preset.items() if value is None} | _classless([base, preset, *words])
         reachable = [word for word in words if next(iter(word)) not in unreachable]
         settings = _typed(_merge([base, preset, *reachable]), f"method {name}")
         settings.data.reserve = common.data.reserve
+        settings.tuning.grid = _grid_left(settings.tuning.grid, [*_parse_overrides(common.variants.get(name, {})), *reachable])
         _check_parts(settings)
+        combinations(settings)
+        _check_same_data(name, settings.data, common.data)
         methods[name] = settings
     _check_unused(words, methods)
-    return Experiment(path.stem, common, methods)
+    extra = {name: budgets for name, budgets in common.sweep.extra_budgets.items() if sweep and name in methods}
+    return Experiment(path.stem, common, methods, extra)
 
 
-def _swept_methods(sweep: SweepConfig, presets: Path) -> list[str]:
-    methods = sweep.methods or sorted(path.stem for path in presets.glob("*.yaml"))
+def combinations(config: Config) -> list[tuple[dict[str, float], Config]]:
+    """The combinations of `tuning.grid`, the first key slowest, each with the settings that it makes; one without values where there is none.
+
+    Raises:
+        UserError: a key that no trained method has, or values that are refused.
+    """
+    grid = _flat_grid(config.tuning.grid)
+    if grid and config.closed_form is not None:
+        raise UserError(f"tuning.grid: a closed form brings its own settings and reads no {next(iter(grid))}: remove it")
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            raise UserError(f"tuning.grid.{key}={values!r} must be a list of numbers, such as [1, 10]")
+    found = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if len(found) > config.tuning.settings:
+        raise UserError(
+            f"tuning.grid has {len(found)} combinations of {', '.join(grid)}, more than tuning.settings={config.tuning.settings}: "
+            "take fewer values, or raise tuning.settings for all methods"
+        )
+    return [(values, _with_values(config, values)) for values in found]
+
+
+GRID_KEYS = ("geometric_weight", "unpaired_weight", "head", "pair_loss", "geometric_loss", "mixup", "unpaired_loss", "optimizer")
+"""Where `tuning.grid` may choose values: weights, and arguments of parts."""
+
+
+def _with_values(config: Config, values: Mapping[str, float]) -> Config:
+    """The settings with some of `GRID_KEYS` replaced."""
+    out = copy.deepcopy(config)
+    for key, value in values.items():
+        section, _, inner = key.partition(".")
+        known = [name for name in GRID_KEYS if (name in PARTS) == bool(inner)]
+        if section not in known or inner == "class":
+            raise UserError(
+                f"tuning.grid.{key}: {key!r} is no value to choose{did_you_mean(section, known)}: take one of {', '.join(GRID_KEYS)}"
+            )
+        if not inner:
+            loss = section.replace("weight", "loss")
+            if getattr(out, loss) is None:
+                raise UserError(f"tuning.grid.{key}: the method has no {loss}")
+            setattr(out, section, float(value))
+            continue
+        part = getattr(out, section)
+        if part is None:
+            raise UserError(f"tuning.grid.{key}: the method has no {section}")
+        *path, last = inner.split(".")
+        for name in path:
+            part = part.setdefault(name, {})
+        part[last] = value
+        try:
+            check_part(getattr(out, section), section, PARTS[section])
+        except UserError as error:
+            raise UserError(f"tuning.grid: {error}") from error
+    out.__post_init__()
+    return out
+
+
+def _grid_left(grid: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The grid with dotted keys, less the keys that later layers set themselves and do not put into the grid."""
+    own = _flat_grid(_merge(later).get("tuning", {}).get("grid", {}))
+    return {key: values for key, values in _flat_grid(grid).items() if key in own or not any(_holds(word, key) for word in later)}
+
+
+def _flat_grid(grid: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values; sections may be nested or dotted."""
+    out: dict[str, Any] = {}
+    for key, value in grid.items():
+        out |= _flat_grid(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return out
+
+
+def _swept_methods(common: Config, presets: Path) -> list[str]:
+    sweep = common.sweep
+    methods = sweep.methods or (common.methods if common.variants else sorted(path.stem for path in presets.glob("*.yaml")))
+    known = [*common.variants, *(path.stem for path in presets.glob("*.yaml"))]
+    for name in sweep.extra_budgets:
+        if name not in known:
+            raise UserError(f"sweep.extra_budgets.{name}: there is no such method{did_you_mean(name, known)}")
     if not sweep.only:
         return methods
     return list(sweep.quick) if sweep.only == "quick" else [name.strip() for name in sweep.only.split(",") if name.strip()]
@@ -396,11 +505,19 @@ def _experiment_path(experiment: str, folder: Path) -> Path:
     return path
 
 
-def _preset_path(name: str, folder: Path) -> Path:
+def _preset(name: str, folder: Path, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a method sets: its file, or a variant's changes over the file of the preset it is `of`."""
+    if name in variants:
+        changes = dict(variants[name])
+        of = changes.pop("of", None)
+        if not isinstance(of, str):
+            raise UserError(f"variants.{name}.of={of!r}: name the preset that it changes, such as of: gera")
+        return _merge([_preset(of, folder, {}), *_parse_overrides(changes)])
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"methods: {name!r} has no preset {path}{did_you_mean(name, [p.stem for p in folder.glob('*.yaml')])}")
-    return path
+        known = [*variants, *(p.stem for p in folder.glob("*.yaml"))]
+        raise UserError(f"methods: {name!r} has no preset {path}{did_you_mean(name, known)}")
+    return _read_yaml(path)
 
 
 class _Loader(yaml.SafeLoader):
@@ -538,6 +655,17 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
             raise UserError(
                 f"{key}: all of the methods {', '.join(methods)} are closed forms and read no {key}, so the override would do nothing"
             )
+
+
+def _check_same_data(name: str, mine: DataConfig, common: DataConfig) -> None:
+    """Methods are compared on the same stores and items.
+
+    Raises:
+        UserError: a preset or a variant asks for others.
+    """
+    for key in ("a", "b", "synthetic", "split", "test_share"):
+        if getattr(mine, key) != getattr(common, key):
+            raise UserError(f"data.{key}={getattr(mine, key)!r} of method {name} is not that of all methods: set it in the experiment")
 
 
 def _holds(values: Any, key: str) -> bool:

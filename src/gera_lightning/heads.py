@@ -9,7 +9,7 @@ loaded by kind; a saved artefact never names code to import.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -109,7 +109,7 @@ class Linear(nn.Module):
             weight = nn.init.orthogonal_(torch.empty(dim_in, dim), generator=generator)
         if weight.shape != (dim_in, dim):
             raise ValueError(f"weight {tuple(weight.shape)} is not {(dim_in, dim)}")
-        self.weight = nn.Parameter(weight.clone())
+        self.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))  # as it will be loaded: same digits
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -187,19 +187,57 @@ class Identity(nn.Module):
 
 @saved_as("concat")
 class Concat(nn.Module):
-    """`[n(m_1(x)); n(m_2(x)); ...] / sqrt(count)`: the dot product of two such rows is the mean of their parts' cosines.
+    """`[sqrt(s_1) n(m_1(x)); sqrt(s_2) n(m_2(x)); ...]`: the dot product of two such rows is the mean of their parts' cosines.
 
     Args:
         maps: the parts, each of the same input.
+        shares: s, the parts' weights in that mean, scaled to sum to 1; equal by default.
     """
 
-    def __init__(self, *maps: nn.Module) -> None:
+    def __init__(self, *maps: nn.Module, shares: Sequence[float] | None = None) -> None:
         super().__init__()
         self.maps = nn.ModuleList(maps)
+        self.shares = _shares(shares, len(maps))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What, with the parts, rebuilds this map."""
+        return {"shares": self.shares}
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, dim_in] -> [n, sum of the parts' widths]`."""
-        return torch.cat([normalized(part(x)) for part in self.maps], dim=-1) / math.sqrt(len(self.maps))
+        return torch.cat([normalized(part(x)) * math.sqrt(share) for part, share in zip(self.maps, self.shares, strict=True)], dim=-1)
+
+
+def _shares(shares: Sequence[float] | None, count: int) -> list[float]:
+    values = [1.0] * count if shares is None else [float(share) for share in shares]
+    if len(values) != count or min(values) <= 0:
+        raise ValueError(f"shares={values} must be {count} numbers above 0")
+    return [value / sum(values) for value in values]
+
+
+@saved_as("blocks")
+class Blocks(nn.Module):
+    """A row's blocks of columns, each brought to the length of its share: `Concat` of what one map has computed in one go.
+
+    Args:
+        widths: columns of each block; they sum to D.
+        shares: as in `Concat`.
+    """
+
+    def __init__(self, widths: Sequence[int], shares: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        self.shares = _shares(shares, len(self.widths))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What rebuilds this map."""
+        return {"widths": self.widths, "shares": self.shares}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, D] -> [n, D]`."""
+        return torch.cat([normalized(b) * math.sqrt(s) for b, s in zip(x.split(self.widths, dim=-1), self.shares, strict=True)], dim=-1)
 
 
 @saved_as("chain")

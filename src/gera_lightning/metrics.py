@@ -172,17 +172,21 @@ def knn_overlap(x: Tensor, z: Tensor, k: int = 10) -> float:
         k: neighbours, cut to n - 1.
     """
     k = min(k, len(x) - 1)
-    own = torch.arange(len(x)).unsqueeze(1)
-    before, after = (_without_self(search(v, v, k + 1)[1].cpu(), own) for v in (x, z))
-    shared = (before.unsqueeze(2) == after.unsqueeze(1)).any(2).sum(1)
-    return float(shared.double().mean() / k)
+    return shared_share(nearest_others(x, k), nearest_others(z, k))
 
 
-def _without_self(found: Tensor, own: Tensor) -> Tensor:
-    """Neighbour lists `[n, k + 1]` with the point itself taken out (or the last entry, among exact copies), `[n, k]`."""
-    is_self = found == own
+def nearest_others(x: Tensor, k: int) -> Tensor:
+    """Numbers `[n, k]` of each row's k nearest others, on the CPU; the row itself is taken out (among exact copies, the last found)."""
+    found = search(x, x, k + 1)[1].cpu()
+    is_self = found == torch.arange(len(x)).unsqueeze(1)
     is_self[~is_self.any(1), -1] = True
     return found[~is_self].view(len(found), -1)
+
+
+def shared_share(near: Tensor, other: Tensor) -> float:
+    """Mean share of the numbers in a list that the other list of the same row has: lists `[n, k]` without repeats."""
+    shared = (near.unsqueeze(2) == other.unsqueeze(1)).any(2).sum(1)
+    return float(shared.double().mean() / near.shape[1])
 
 
 def trustworthiness(x: Tensor, z: Tensor, k: int = 10, *, most: int = 2000) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from gera_lightning import __version__, distributed
@@ -121,9 +122,23 @@ class Run:
 def execute(run: Run, progress: Progress = lambda *_: None) -> dict[str, Any]:
     """Run to the end and return its result row; the folder appears under its final name when it is whole.
 
-    An interrupted run goes on from its last checkpoint. All processes of a multi-process run call this together.
+    An interrupted run goes on from its last checkpoint. A run that another process is at, such as a worker whose sweep was killed, is
+    waited for, and taken from it. All processes of a multi-process run call this together.
     """
     first = distributed.world()[0] == 0
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = run.folder.with_name(f".{run.folder.name}.lock")
+    with FileLock(lock) if first else contextlib.nullcontext():
+        if distributed.broadcast_object(run.finished and not run.config.overwrite):
+            row = json.loads((run.folder / "metrics.json").read_text())
+        else:
+            row = _execute(run, progress, first)
+        if first:
+            lock.unlink(missing_ok=True)  # whoever still waits on it finds the run finished
+    return row
+
+
+def _execute(run: Run, progress: Progress, first: bool) -> dict[str, Any]:
     folder = run.partial_folder
     if first:
         if run.config.overwrite:
@@ -174,6 +189,7 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         "steps": fitted.steps,
         "settings": fitted.settings,
         "chosen": fitted.chosen,
+        "plateau": fitted.plateau,
         "split": run.config.data.split,
         "peak_rss_mb": _peak_memory(),
         "version": __version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -20,61 +21,14 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gera_lightning import distributed, report
+from gera_lightning import cluster, distributed, report
 from gera_lightning.config import Experiment
-from gera_lightning.data import splits
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
-from gera_lightning.run import Run, Stores, execute
-from gera_lightning.train import check, reads_unpaired
+from gera_lightning.planning import describe, finished_rows, plan
+from gera_lightning.run import Run, execute
 
 log = logging.getLogger(__name__)
-
-
-def plan(experiment: Experiment) -> list[Run]:
-    """All runs of an experiment, small budgets first; everything a user can get wrong is checked here, before anything runs.
-
-    Raises:
-        UserError: a missing store, or a budget beyond the items.
-    """
-    stores = Stores.open(experiment.common)
-    common = experiment.common
-    matched = len(splits.matched_items(stores.a.rows, stores.b.rows, stores.split))
-    if max(common.budgets) > matched:
-        raise UserError(
-            f"budgets={common.budgets}: {max(common.budgets)} pairs are more than the {matched} train items with a row in both stores: lower it"
-        )
-    for name, config in experiment.methods.items():
-        try:
-            check(config)
-        except UserError as error:
-            raise UserError(f"{error} (method {name})") from error
-    for seed in common.seeds:
-        for budget in common.budgets:
-            drawn = stores.draw(common, budget, seed)
-            for name, config in experiment.methods.items():
-                if (
-                    config.closed_form is None
-                    and config.geometric_loss is not None
-                    and not config.batch.paired_anchors
-                    and min(len(drawn.pool_a), len(drawn.pool_b)) < 2
-                ):
-                    raise UserError(
-                        f"data.reserve={common.data.reserve} of {matched} items leaves no unpaired rows for the geometric loss of {name}: "
-                        "lower it and the largest budget, or set batch.paired_anchors=true"
-                    )
-                if config.closed_form is None and reads_unpaired(config) and min(len(drawn.pool_a), len(drawn.pool_b)) < 2:
-                    raise UserError(
-                        f"data.reserve={common.data.reserve} of {matched} items leaves no unpaired rows for the unpaired_loss of {name}: "
-                        "lower it and the largest budget"
-                    )
-            splits.folds(drawn.items, stores.split.families, common.tuning.folds, seed)
-    return [
-        Run(experiment.name, name, budget, seed, config, stores)
-        for budget in common.budgets
-        for seed in common.seeds
-        for name, config in experiment.methods.items()
-    ]
 
 
 @dataclass(frozen=True)
@@ -94,18 +48,19 @@ class Outcome:
     folder: Path
 
 
-def run_experiment(experiment: Experiment, console: Console | None = None) -> Outcome:
+def run_experiment(experiment: Experiment, console: Console | None = None, runs: Sequence[Run] | None = None) -> Outcome:
     """Run what is not finished, and collect the results of all. A run that fails is reported and does not stop the others.
 
     Args:
         experiment: as `config.load` gives it.
         console: where progress goes; none is shown without one.
+        runs: the experiment's plan, where it is made already.
 
     Raises:
-        UserError: after all others have run, naming those that failed.
+        UserError: as `plan`, or, after all others have run, naming those that failed.
     """
     distributed.initialize()
-    runs = plan(experiment)
+    runs = plan(experiment) if runs is None else runs
     waiting = distributed.broadcast_object([i for i, run in enumerate(runs) if experiment.common.overwrite or not run.finished])
     first = distributed.world()[0] == 0
     mine = sorted(set(range(len(runs))[experiment.common.sweep.part]) & set(waiting))
@@ -138,18 +93,22 @@ def run_experiment(experiment: Experiment, console: Console | None = None) -> Ou
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed, the others are kept: " + "; ".join(f"{k} ({v})" for k, v in failed.items())
         )
+    if not finished:  # a shard without runs, before any other shard's
+        return Outcome(pd.DataFrame(), "", folder, folder)
     results = pd.DataFrame([json.loads((run.folder / "metrics.json").read_text()) for run in finished])
     curve = folder / "curve.png"
     report.recall_curve(results, curve, title=experiment.name)
+    if experiment.common.sweep.shard == "1/1":  # a shard leaves that to whoever sees all runs
+        report.write_board(finished, results, folder)
     return Outcome(results, report.results_table(results), curve, folder)
 
 
 def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | None = None) -> Outcome | None:
-    """`run_experiment`, listed only under `sweep.dry_run`, and shared among `sweep.workers` processes.
+    """`run_experiment`, listed only under `sweep.dry_run`, shared among `sweep.workers` processes, or handed to a cluster by `sweep.submit`.
 
     Args:
         experiment: as `config.load(..., sweep=True)` gives it.
-        words: the command line's words after `gera sweep`, which worker processes are started with.
+        words: the command line's words after `gera sweep`, which workers and jobs are started with.
         console: where progress goes.
     """
     settings = experiment.common.sweep
@@ -158,13 +117,49 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
         waiting = [run for run in runs[settings.part] if experiment.common.overwrite or not run.finished]
         for run in waiting:
             print(f"{run.method} b{run.budget} s{run.seed}  {run.folder}")
-        print(f"{len(waiting)} of {len(runs[settings.part])} runs of shard {settings.shard} are to do")
+        print(describe(experiment, runs[settings.part]))
         return None
-    if settings.workers > 1:
-        _in_workers(words, settings.worker_shards, console)
-        if not all(run.finished for run in runs[settings.part]):
-            raise UserError("some runs failed, see above; the same command runs only those again")
-    return run_experiment(experiment, console)
+    if console is not None:
+        console.print(describe(experiment, runs[settings.part]), highlight=False)
+    if settings.submit:
+        folder = Path(experiment.common.runs_dir) / experiment.name / "jobs"
+        commands = [[*_shard_command(words, shard), "sweep.submit=''"] for shard in settings.parted(settings.jobs)]
+        jobs = cluster.submit(commands, settings.submit, {"name": f"gera-{experiment.name}", **settings.resources}, folder)
+        print(cluster.watching(jobs, settings.submit))
+        if not settings.wait:
+            print(f"when they are done, the table and the curve: gera sweep {' '.join(words)} sweep.submit=''")
+            return None
+        cluster.wait(jobs)
+    elif settings.workers > 1:
+        _in_workers(words, settings.parted(settings.workers), console)
+    else:
+        return _rested(run_experiment(experiment, console, runs), settings.shard)
+    if not all(run.finished for run in runs[settings.part]):
+        raise UserError("some runs failed, see above; the same command runs only those again")
+    common = dataclasses.replace(experiment.common, overwrite=False)  # what others ran just now is not run again here
+    return _rested(run_experiment(dataclasses.replace(experiment, common=common), console, runs), settings.shard)
+
+
+def _rested(outcome: Outcome, shard: str) -> Outcome:
+    """The outcome, its trained runs all at rest: a method that was stopped while it still improved is not compared fairly.
+
+    Raises:
+        UserError: naming the runs that were not, and the remedy; nothing is said of a shard alone.
+    """
+    rows = outcome.results
+    rising = rows[rows["plateau"].eq(False)] if "plateau" in rows and shard == "1/1" else rows[:0]
+    if len(rising):
+        names = ", ".join(f"{row.method} b{row.budget} s{row.seed} (step {row.steps})" for row in rising.itertuples())
+        raise UserError(
+            f"{len(rising)} of {len(rows)} runs are kept but were still improving at their last stopping step: {names}. Raise trainer.max_steps "
+            f"in these presets and run the sweep again; the held-out curves are in each run's tuning.json under {outcome.folder}"
+        )
+    return outcome
+
+
+def _shard_command(words: Sequence[str], shard: str) -> list[str]:
+    """This sweep's command for one shard of it."""
+    return [sys.executable, "-m", "gera_lightning.cli", "sweep", *words, f"sweep.shard={shard}"]
 
 
 def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | None) -> None:
@@ -173,7 +168,7 @@ def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | 
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "gera_lightning.cli", "sweep", *words, f"sweep.shard={shard}", "sweep.workers=1"],
+            [*_shard_command(words, shard), "sweep.workers=1"],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
@@ -211,10 +206,7 @@ def collect(folder: Path) -> Path:
     """Rebuild `results.jsonl` from the finished runs of an experiment, under a lock."""
     path = folder / "results.jsonl"
     with FileLock(folder / ".results.lock"):
-        rows = []
-        for record in sorted(folder.glob("*/*/metrics.json")):
-            if record.parent.suffix != ".partial":
-                rows.append(json.dumps(json.loads(record.read_text())))
+        rows = [json.dumps(row) for row in finished_rows(folder)]
         replace_atomically(path, ("\n".join(rows) + "\n").encode())
     return path
 

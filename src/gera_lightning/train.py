@@ -1,16 +1,17 @@
 """Trained maps: the place where settings become a LightningModule, its data and its Trainer.
 
-Maps are trained on each fold of the budget to the end, the best stopping step is looked up, and they are trained again on all pairs
-up to it.
+Maps are trained on each fold of the budget to the end, once for each combination of the values that `tuning.grid` names; the best
+combination and stopping step are looked up, and maps are trained again on all pairs with them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from gera_lightning import distributed, tuning
 from gera_lightning.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
-from gera_lightning.config import Config, TrainerConfig
+from gera_lightning.config import Config, TrainerConfig, combinations
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
@@ -34,7 +35,7 @@ from gera_lightning.fit import (
     Fitted,
     Task,
     build_filters,
-    choose_filter,
+    choose_filters,
     cross_validated,
     fit_closed_form,
     shared_space,
@@ -46,6 +47,8 @@ from gera_lightning.objectives.base import UnpairedLoss
 from gera_lightning.parts import build
 
 CALIBRATION_PATCHES = 512
+Starts = tuple[dict[str, Tensor | None], int]
+"""Linear start of each map, None for a random one, and the shared width."""
 
 
 def check(config: Config) -> None:
@@ -56,16 +59,23 @@ def check(config: Config) -> None:
     """
     if config.correction is not None:
         build(config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
-    for number, choice in enumerate(config.filters):
-        for side in choice:
-            build_filters(choice, number, side)
-    if len(config.filters) > 1 and config.closed_form is None and config.start is None:
-        raise UserError("filters: trained maps that do not start from a closed form cannot choose between filters: keep one, or set start")
+    for side, choices in config.filters.items():
+        for number, parts in enumerate(choices):
+            build_filters(parts, side, number)
+        if len(choices) > 1 and config.closed_form is None and config.start is None:
+            raise UserError(
+                f"filters.{side}: trained maps that do not start from a closed form cannot choose between filters: keep one, or set start"
+            )
     if config.closed_form is not None:
         build(config.closed_form, "closed_form")
         return
     if config.start is not None:
         build(config.start, "start")
+    for _, chosen in combinations(config):
+        _check_trained(chosen)
+
+
+def _check_trained(config: Config) -> None:
     head = build(config.head, "head", 2, 2, weight=None, generator=torch.Generator())
     build(config.pair_loss, "pair_loss")
     build(config.optimizer, "optimizer", [{"params": list(head.parameters())}])
@@ -75,7 +85,9 @@ def check(config: Config) -> None:
     if config.mixup is not None:
         build(config.mixup, "mixup")
     if config.unpaired_loss is not None:
-        unpaired_loss(config)
+        warmup, steps = unpaired_loss(config).warmup, config.trainer.max_steps
+        if warmup > steps:
+            raise UserError(f"unpaired_loss.warmup={warmup} reaches beyond trainer.max_steps={steps}: lower the one or raise the other")
     with tempfile.TemporaryDirectory() as folder:
         make_trainer(config, Path(folder), 1, [])
 
@@ -91,47 +103,73 @@ def fit(task: Task) -> Fitted:
 
 
 def fit_trained(task: Task) -> Fitted:
-    """Train maps, the stopping step chosen by cross-validation; the last training is on all pairs of the budget."""
-    config, everything = task.config, np.arange(len(task.rows.items))
+    """Train maps, their own values and the stopping step chosen by cross-validation; the last training is on all pairs of the budget."""
+    everything = np.arange(len(task.rows.items))
     filtered = _filtered(task, everything)
     task = filtered.task
-    steps = stopping_steps(config.trainer.max_steps, config.tuning.settings)
+    choices = combinations(task.config)
+    steps = stopping_steps(task.config.trainer.max_steps, task.config.tuning.settings // len(choices))
     kept = task.folder / "tuning.json"
     if not kept.exists():
-        scores, parts = [], task.folds(everything)[: config.tuning.used_folds]
-        for number, held in enumerate(parts):
-            watch = HeldOutWatch(
-                lambda module: shared_space(task, module.map_a, module.map_b, CORRECTION_ROWS),
-                task.held_out(held),
-                task.distractors(),
-                steps,
-            )
-            progress = partial(task.progress, f"fold {number + 1}/{len(parts)}")
-            _train(
-                task, np.setdiff1d(everything, held), config.trainer.max_steps, task.folder / "tuning" / f"fold{number}", progress, watch
-            )
-            scores.append(np.stack([watch.scores[step] for step in steps]))
-        choice = distributed.broadcast_object(steps[tuning.choose(np.concatenate(scores, axis=1))])
+        record = distributed.broadcast_object(_tuned(task, choices, steps))
         if distributed.world()[0] == 0:
-            replace_atomically(kept, json.dumps({"steps": choice}).encode())
+            replace_atomically(kept, json.dumps(record, indent=1).encode())
         distributed.barrier()
-    chosen = int(json.loads(kept.read_text())["steps"])
-    module = _train(task, everything, chosen, task.folder, partial(task.progress, "training")).cpu()
+    record = json.loads(kept.read_text())
+    stop, values = int(record["steps"]), record["values"]
+    task = dataclasses.replace(task, config=next(config for known, config in choices if known == values))
+    module = _train(task, everything, stop, task.folder, partial(task.progress, "training")).cpu()
     space = shared_space(task, module.map_a, module.map_b)
     space.map_a, space.map_b = filtered.behind(module.map_a, module.map_b)
-    return Fitted(space, chosen, len(steps), {"steps": chosen})
+    return Fitted(space, stop, len(choices) * len(steps), {"steps": stop, **values}, record["plateau"])
+
+
+def _tuned(task: Task, choices: Sequence[tuple[dict[str, float], Config]], steps: list[int]) -> dict[str, Any]:
+    """What `tuning.json` holds: the chosen step and values, whether that training had come to rest, and every held-out curve."""
+    everything = np.arange(len(task.rows.items))
+    parts = task.folds(everything)[: task.config.tuning.used_folds]
+    scores: list[list[np.ndarray]] = [[] for _ in choices]
+    for number, held in enumerate(parts):
+        positions, fold = np.setdiff1d(everything, held), task.without(held)
+        starts = _starts(fold, positions)  # no value of the grid changes it
+        for place, (_, config) in enumerate(choices):
+            watch = HeldOutWatch(
+                lambda module, fold=fold: shared_space(fold, module.map_a, module.map_b, CORRECTION_ROWS),  # type: ignore[misc]
+                fold.held_out(held),
+                fold.distractors(),
+                steps,
+            )
+            more = f", choice {place + 1}/{len(choices)}" if len(choices) > 1 else ""
+            progress = partial(task.progress, f"fold {number + 1}/{len(parts)}{more}")
+            folder = task.folder / "tuning" / (f"fold{number}-choice{place}" if more else f"fold{number}")
+            _train(dataclasses.replace(fold, config=config), positions, config.trainer.max_steps, folder, progress, watch, starts=starts)
+            scores[place].append(np.stack([watch.scores[step] for step in steps]))
+    curves = [np.concatenate(folds, axis=1) for folds in scores]
+    best, stop = divmod(tuning.choose(np.concatenate(curves)), len(steps))
+    return {
+        "steps": steps[stop],
+        "values": choices[best][0],
+        "plateau": tuning.at_rest(curves[best], stop),
+        "curves": [{"values": values, "steps": steps, **tuning.curve(scores)} for (values, _), scores in zip(choices, curves, strict=True)],
+    }
 
 
 def _filtered(task: Task, positions: np.ndarray) -> Filtered:
     """The task on filtered features; of several choices of filters the start's closed form takes the best."""
-    if len(task.config.filters) < 2:
-        return task.filtered(task.config.filters[0] if task.config.filters else {}, 0)
+    if all(len(task.choices(side)) == 1 for side in "ab"):
+        return task.through({"a": 0, "b": 0})
     assert task.config.start is not None  # `check` refuses that
-    return choose_filter(task, build(task.config.start, "start"), positions).filtered
+    return task.through(choose_filters(task, build(task.config.start, "start"), positions).numbers)
 
 
 def _train(
-    task: Task, positions: np.ndarray, stop: int, folder: Path, progress: Callable[[int, int], None], *callbacks: Callback
+    task: Task,
+    positions: np.ndarray,
+    stop: int,
+    folder: Path,
+    progress: Callable[[int, int], None],
+    *callbacks: Callback,
+    starts: Starts | None = None,
 ) -> AlignmentModule:
     """Train on some pairs up to step `stop`; the last training (no callbacks) goes on from a checkpoint where there is one."""
     config, data = task.config, data_module(task, positions, stop)
@@ -139,7 +177,7 @@ def _train(
         data.prepare_data()
     distributed.barrier()
     data.setup("fit")
-    module = build_module(task, positions, data)
+    module = build_module(task, positions, data, starts)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     final = not callbacks
     saver = [LastCheckpoint(checkpoint, config.trainer.checkpoint_every_n_steps)] if final else []
@@ -175,16 +213,16 @@ def data_module(task: Task, positions: np.ndarray, steps: int) -> AlignmentDataM
     )
 
 
-def build_module(task: Task, positions: np.ndarray, data: AlignmentDataModule) -> AlignmentModule:
-    """The LightningModule of a run: maps from their start, losses, bandwidths chosen on frozen patches."""
+def build_module(task: Task, positions: np.ndarray, data: AlignmentDataModule, starts: Starts | None = None) -> AlignmentModule:
+    """The LightningModule of a run: maps from their start (fitted here unless it is given), losses, bandwidths chosen on frozen patches."""
     config = task.config
     torch.manual_seed(task.seed)
-    starts, dim = _starts(task, positions)
+    weights, dim = starts or _starts(task, positions)
     maps = {}
     for number, side in enumerate("ab"):
         generator = torch.Generator().manual_seed(2 * task.seed + number)
         width = getattr(task.rows, side).pairs.shape[1]
-        maps[side] = build(config.head, "head", width, dim, weight=starts[side], generator=generator)
+        maps[side] = build(config.head, "head", width, dim, weight=weights[side], generator=generator)
     losses: dict[str, Any] = {"a": None, "b": None}
     scales = {"a": 1.0, "b": 1.0}
     for side, graph in data.graphs.items():
@@ -240,7 +278,7 @@ def _taught(task: Task, positions: np.ndarray) -> UnpairedLoss:
     return loss.taught(*maps)
 
 
-def _starts(task: Task, positions: np.ndarray) -> tuple[dict[str, Tensor | None], int]:
+def _starts(task: Task, positions: np.ndarray) -> Starts:
     """Linear starts of both maps and the shared width: none and `dim`, or those of a closed form fitted on the same pairs.
 
     The start is scaled to images of unit mean square norm, so that a penalty's shrinkage does not weigh against the residual.

@@ -1,4 +1,4 @@
-"""Choosing a method's free setting inside the budget: cross-validation over the budget's own pairs.
+"""Choosing a method's free settings inside the budget: cross-validation over the budget's own pairs.
 
 Each fold's held-out pairs are queries both ways; the gallery is the held-out partners plus rows of the target's unpaired pool as
 distractors (a small gallery alone would be too easy to tell settings apart). The criterion is the logarithm of the partner's rank,
@@ -42,3 +42,34 @@ def choose(scores: np.ndarray) -> int:
         scores: `[settings, n]` scores of the same n held-out pairs under each setting, the simplest setting first.
     """
     return int(scores.mean(1).argmax())
+
+
+GAIN = 0.02
+"""A gain of the mean `-log rank` that is worth more training: ranks 2 % better."""
+
+
+def at_rest(scores: np.ndarray, chosen: int) -> bool | None:
+    """Whether a training had come to rest: its held-out curve was not still rising at its last stopping step.
+
+    It was still rising where the last step is the chosen one, and the gain from the last step but one, pair by pair, is above `GAIN` and
+    above twice its standard error. The learning rate falls to 0 by then, so a curve may look flat for that: `max_steps` is a preset's to
+    choose, this tells where it was too short.
+
+    Args:
+        scores: `[steps, n]` scores of the same n held-out pairs at each stopping step.
+        chosen: number of the chosen step.
+
+    Returns:
+        None where there is but one step, or one pair, to judge by.
+    """
+    if min(scores.shape) < 2:
+        return None
+    gain = scores[-1] - scores[-2]
+    error = gain.std(ddof=1) / np.sqrt(len(gain))
+    return not (chosen == len(scores) - 1 and gain.mean() > max(GAIN, 2 * error))
+
+
+def curve(scores: np.ndarray) -> dict[str, list[float]]:
+    """Mean of each stopping step's scores `[steps, n]` and its standard error over pairs, rounded."""
+    errors = scores.std(1, ddof=1) / np.sqrt(scores.shape[1]) if scores.shape[1] > 1 else np.full(len(scores), np.nan)
+    return {"scores": [round(float(m), 4) for m in scores.mean(1)], "errors": [round(float(e), 4) for e in np.nan_to_num(errors)]}

@@ -35,3 +35,10 @@ def keywords(words: Sequence[str], function: Callable[..., Any]) -> dict[str, An
         else:
             out[key] = value
     return out
+
+
+def own_words(words: Sequence[str], function: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
+    """The words that are keyword-only arguments of `function`, as `keywords` gives them, and the others, for an experiment."""
+    known = {name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    own = [word for word in words if word.partition("=")[0] in known]
+    return keywords(own, function), [word for word in words if word not in own]

@@ -17,7 +17,7 @@ import gera_lightning.aligners
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.cca import Cca
-from gera_lightning.aligners.filters import Whitening, fit_filters
+from gera_lightning.aligners.filters import Beside, LocalCentering, fit_filters
 from gera_lightning.aligners.space import Csls, SharedSpace
 from gera_lightning.errors import UserError
 from gera_lightning.geometry.diffusion import GraphDiffusion
@@ -68,8 +68,8 @@ def trained():
         generator = torch.Generator().manual_seed(seed)
         mlp = ResidualMLP(d, 4, hidden=7, dropout=0.5, generator=generator)
         nn.init.normal_(mlp.outer, generator=generator)
-        filters, _ = fit_filters([Whitening(), GraphDiffusion(k=3)], normalized(cloud(40, d, seed + 2)))
-        heads.append(Chain(filters, Linear(d, d, generator=generator), mlp))
+        filters, _ = fit_filters([LocalCentering(clusters=3), Beside(GraphDiffusion(k=3))], normalized(cloud(40, d, seed + 2)))
+        heads.append(Chain(filters, Linear(2 * d, d, generator=generator), mlp))
     return tuple(heads)
 
 

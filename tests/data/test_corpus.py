@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gera_lightning.data.corpus import FolderOfFiles, Manifest
+from gera_lightning.data.corpus import FolderOfFiles, Manifest, TableCorpus, shuffled
 from gera_lightning.errors import UserError
 
 RECORDS = [
@@ -149,3 +149,25 @@ def test_a_folder_without_files_is_named(tmp_path: Path):
 
 def test_a_corpus_says_what_it_is(tmp_path: Path):
     assert FolderOfFiles(tmp_path, "image").describe() == {"corpus": "FolderOfFiles", "modality": "image", "where": str(tmp_path)}
+
+
+def test_a_table_that_is_made_already_is_listed_as_it_is():
+    rows = pd.DataFrame({"row": ["r1", "r2"], "item": ["x", "y"], "text": ["one", "two"]}, index=[4, 2])
+    corpus = TableCorpus(rows, "text", {"name": "made", "licence": "free"})
+    listed = corpus.listing()
+    pd.testing.assert_frame_equal(listed.rows, rows.reset_index(drop=True))
+    assert [corpus.raw(row) for row in listed.rows.to_dict("records")] == ["one", "two"]  # type: ignore[arg-type]
+    assert corpus.describe() == {"name": "made", "licence": "free"}
+    assert TableCorpus(rows, "audio", {}, lambda row: row["row"].encode()).raw({"row": "r1"}) == b"r1"
+    with pytest.raises(UserError, match="'r1' stands there twice"):
+        TableCorpus(rows.assign(row="r1"), "text", {})
+
+
+def test_the_shuffled_order_is_of_names_and_salt_alone():
+    rows = pd.DataFrame({"row": [f"r{n}" for n in range(50)], "value": range(50)})
+    once = shuffled(rows, "a")
+    assert once["row"].tolist() != rows["row"].tolist()
+    pd.testing.assert_frame_equal(shuffled(rows.iloc[::-1], "a"), once)
+    assert shuffled(rows, "b")["row"].tolist() != once["row"].tolist()
+    assert sorted(once["value"]) == list(range(50))
+    assert (once["row"] == "r" + once["value"].astype(str)).all()

@@ -301,7 +301,7 @@ def test_graphs_are_kept_and_told_apart(make, tmp_path):
 @pytest.mark.parametrize("side", ["a", "b"])
 def test_a_pool_too_small_for_patches_is_refused(rows, tmp_path, side, size):
     other = {key: getattr(rows, key) for key in "ab"}
-    other[side] = Modality(other[side].pairs, other[side].pool[:size], other[side].preprocess, other[side].key)
+    other[side] = other[side].pool_subset(np.arange(len(other[side].pool)) < size)
     small = TrainingRows(other["a"], other["b"], rows.items)
     with pytest.raises(UserError, match=rf"modality {side} has {size} unpaired rows.*lower data\.reserve.*geometric_loss=null"):
         AlignmentDataModule(small, cache_dir=tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gera_lightning import cli
-from gera_lightning.data.inspect import inspect_store, nearest, scan
+from gera_lightning.data.inspect import inspect_store, largest_difference, nearest, scan
 from gera_lightning.errors import UserError
 
 
@@ -94,3 +94,17 @@ def test_the_command(store, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="examples=-1"):
         inspect_store(store.path, examples=-1)
+
+
+def test_the_largest_difference_is_relative_and_by_name(make_store):
+    x = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    names = [f"r{n}" for n in range(20)]
+    kept = make_store("kept", x, row=names)
+    moved = x[[7, 3, 11]]
+    moved[1] *= 1.25
+    fresh = make_store("fresh", moved, row=["r7", "r3", "r11"])
+    assert largest_difference(fresh, kept) == pytest.approx(0.25, rel=1e-6)
+    with pytest.raises(UserError, match="row 'r0' is not in"):
+        largest_difference(kept, fresh)
+    with pytest.raises(UserError, match="width 4, but"):
+        largest_difference(make_store("narrow", x[:, :4], row=names), kept)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from gera_lightning.data.layouts import CocoCaptions, FlickrCaptions, LibriSpeech
+from gera_lightning.data.layouts import CocoCaptions, FlickrCaptions, LibriSpeech, WebDataset
 from gera_lightning.errors import UserError
 
 
@@ -146,3 +148,53 @@ def test_flickr_splits_and_broken_lines(tmp_path: Path):
     found = FlickrCaptions(tmp_path / "token", tmp_path, "text", splits={"train": tmp_path / "train.txt"}).listing()
     assert found.rows["split"].tolist() == ["train", "train", "unused"]
     assert [s.reason for s in found.skipped] == ["line 4 of token names no image", "no text"]
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+MEMBERS = {
+    "000000003.jpg": b"the first picture",
+    "000000003.json": b'{"url": "nowhere"}',
+    "000000003.txt": "caf\u00e9 in the rain\n".encode(),
+    "000000007.json": b"{}",
+    "000000007.PNG": b"the second picture",
+    "sub/000000009.txt": b"a text without a picture",
+}
+
+
+def test_webdataset_tars(tmp_path: Path):
+    tar_of(tmp_path / "00000.tar", MEMBERS)
+    tar_of(tmp_path / "more" / "00001.tar", {"000000003.jpg": b"another", "000000003.txt": b""})
+    corpus = WebDataset(tmp_path, "image")
+    rows = corpus.listing().rows
+    assert rows["item"].tolist() == ["00000/000000003", "00000/000000007", "more/00001/000000003"]
+    assert rows["text"].fillna("").tolist() == ["caf\u00e9 in the rain", "", ""]
+    assert [corpus.raw(row) for row in rows.to_dict("records")] == [b"the first picture", b"the second picture", b"another"]
+
+
+def test_webdataset_texts(tmp_path: Path):
+    tar_of(tmp_path / "00000.tar", MEMBERS)
+    corpus = WebDataset(tmp_path, "text")
+    rows = corpus.listing().rows
+    assert rows["item"].tolist() == ["00000/000000003", "00000/000000009"]
+    assert [corpus.raw(row) for row in rows.to_dict("records")] == ["caf\u00e9 in the rain", "a text without a picture"]
+
+
+def test_a_tar_that_was_cut_off_gives_what_it_holds_and_is_named(tmp_path: Path):
+    path = tar_of(tmp_path / "00000.tar", {f"{n}.jpg": bytes(3000) for n in range(4)})
+    path.write_bytes(path.read_bytes()[:9000])
+    (tmp_path / "00001.tar").write_bytes(b"no tar at all" * 100)
+    corpus = WebDataset(tmp_path, "image")
+    found = corpus.listing()
+    whole = [row for row in found.rows.to_dict("records") if len(corpus.raw(row)) == 3000]
+    assert [row["item"] for row in whole] == ["00000/0", "00000/1"]
+    assert [entry.row for entry in found.skipped] == ["00000.tar", "00001.tar"]
+    assert all("not readable to its end as a tar file" in entry.reason for entry in found.skipped)

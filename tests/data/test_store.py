@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from gera_lightning.data import store as module
-from gera_lightning.data.store import EmbeddingStore, StoreWriter, check_rows, write_store
+from gera_lightning.data.store import EmbeddingStore, StoreWriter, check_rows, is_whole, store_folders, write_store
 from gera_lightning.errors import UserError
 
 ENCODER, SOURCE = {"name": "enc", "revision": "r1"}, {"name": "test", "licence": "none"}
@@ -154,9 +154,12 @@ def damage(path: Path, how: str) -> None:
 def test_verify_finds_the_damaged_file(tmp_path, name, how):
     opened = write(tmp_path / "s", dtype="float32", shard_rows=7)
     opened.verify()
+    assert is_whole(tmp_path / "s")
     damage(tmp_path / "s" / name, how)
     with pytest.raises(UserError, match=rf"{name}: .*restore or rebuild"):
         opened.verify()
+    assert not is_whole(tmp_path / "s")
+    assert not is_whole(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("how", ["cut", "gone"])
@@ -334,3 +337,14 @@ def test_a_writer_that_does_not_resume_starts_over(tmp_path):
     assert writer.count == 0
     writer.append(vectors(3, seed=1), table(3))
     np.testing.assert_array_equal(writer.finish(ENCODER, SOURCE).read(), vectors(3, seed=1))
+
+
+def test_folders_of_stores_are_found(tmp_path):
+    for name in ("layers/layer_02", "layers/layer_10", "alone"):
+        write(tmp_path / name)
+    (tmp_path / "layers" / "notes").mkdir()
+    assert [folder.name for folder in store_folders(tmp_path / "layers")] == ["layer_02", "layer_10"]
+    assert store_folders(tmp_path / "alone") == [tmp_path / "alone"]
+    assert store_folders(tmp_path / "nothing") == []
+    with pytest.raises(UserError, match="it holds layer_02, layer_10: name one of them"):
+        EmbeddingStore(tmp_path / "layers")

@@ -21,7 +21,13 @@ def rows(pool_a: int = POOLS["a"], pool_b: int = POOLS["b"]) -> TrainingRows:
     """Row i of a pool is i in its first column, a pair's is negative."""
 
     def modality(n: int) -> Modality:
-        return Modality(-torch.ones(PAIRS, 2), torch.arange(float(n)).unsqueeze(1).expand(n, 2), Preprocessing(None), {"data": str(n)})
+        return Modality(
+            -torch.ones(PAIRS, 2),
+            torch.arange(float(n)).unsqueeze(1).expand(n, 2),
+            Preprocessing(None),
+            {"data": str(n)},
+            np.arange(n).astype(str),
+        )
 
     return TrainingRows(modality(pool_a), modality(pool_b), np.arange(PAIRS).astype(str))
 

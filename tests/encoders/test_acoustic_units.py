@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from gera_lightning.encoders import acoustic_units
 from gera_lightning.encoders.acoustic_units import AcousticUnitEncoder, AcousticUnits
 from gera_lightning.errors import UserError
 
@@ -155,16 +153,14 @@ def test_saved_tables_are_plain_safetensors(fitted: AcousticUnits, tmp_path):
     }
 
 
-def test_encoder_is_frames_then_units(fitted: AcousticUnits, monkeypatch):
+def test_encoder_is_frames_then_units(fitted: AcousticUnits):
     class Frames:
         name = "stub"
 
         def frames(self, audio: np.ndarray) -> np.ndarray:
             return audio.reshape(-1, WIDTH)
 
-    stub: Callable[[], Frames] = Frames
-    monkeypatch.setattr(acoustic_units, "SpeechEmbeddingFrames", stub)
-    encoder = AcousticUnitEncoder(fitted)
+    encoder = AcousticUnitEncoder(fitted, frames=Frames())
     audio = [frames.ravel() for frames in utterances(4, seed=4)]
     assert encoder.dim == DIM
     assert np.array_equal(encoder.encode(audio), fitted.encode_frames([a.reshape(-1, WIDTH) for a in audio]))

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,13 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from gera_lightning.data.corpus import FolderOfFiles, Manifest
-from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.data.corpus import Corpus, FolderOfFiles, Manifest, TableCorpus
+from gera_lightning.data.layouts import WebDataset
+from gera_lightning.data.store import EmbeddingStore, StoreWriter
 from gera_lightning.encoders.base import Inputs, NetworkEncoder, masked_mean
 from gera_lightning.encoders.batches import BatchPlan
 from gera_lightning.encoders.embed import embed_corpus
+from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.encoders.settings import EmbedConfig
 from gera_lightning.encoders.shards import Encoded
 from gera_lightning.errors import UserError
@@ -91,9 +94,29 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def tones(folder: Path, count: int = 8) -> None:
+    folder.mkdir()
+    for n in range(count):
+        soundfile.write(folder / f"{n}.wav", 0.3 * np.sin(np.arange(400 + 37 * n) * (0.1 + 0.02 * n)), 8_000)
+
+
+class LoudnessEncoder:
+    """An encoder without a network: loudness and length of a sound at 8 kHz; refuses what is shorter than 300 samples."""
+
+    name, dim, sample_rate = "loudness", 2, 8_000
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "dim": self.dim}
+
+    def encode(self, items: Sequence[np.ndarray]) -> np.ndarray:
+        if any(len(item) < 300 for item in items):
+            raise UserError("shorter than 300 samples")
+        return np.array([[np.sqrt((item**2).mean()), len(item)] for item in items], dtype=np.float32).reshape(-1, 2)
+
+
 def test_a_store_holds_what_the_encoder_gives(tmp_path: Path):
     corpus, encoder = manifest(tmp_path), CharacterEncoder()
-    store = embed_corpus(corpus, encoder, tmp_path / "out", SETTINGS)
+    [store] = embed_corpus(corpus, encoder, tmp_path / "out", SETTINGS)
     assert [shard.count for shard in store.shards] == [10, 10, 10, 10, 7]
     assert store.rows["text"].tolist() == texts()
     assert store.rows["item"].tolist() == [f"i{n}" for n in range(47)]
@@ -139,6 +162,31 @@ def test_batches_hold_items_of_like_length(tmp_path: Path):
     embed_corpus(manifest(tmp_path), encoder, tmp_path / "out", SETTINGS)
     shards = [[length for part in seen[n : n + 3] for length in part] for n in range(0, 12, 3)]  # 10 rows in batches of 4, 4, 2
     assert all(lengths == sorted(lengths) for lengths in shards)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_batches_hold_sounds_of_like_size(tmp_path: Path, packed: bool):
+    seen = []
+
+    class Watched(LoudnessEncoder):
+        batch_size = 2
+
+        def encode(self, items: Sequence[np.ndarray]) -> np.ndarray:
+            seen.extend(len(item) for item in items)
+            return super().encode(items)
+
+    tones(tmp_path / "wav")
+    (tmp_path / "wav" / "0.wav").rename(tmp_path / "wav" / "9.wav")  # the shortest comes last
+    corpus: Corpus = FolderOfFiles(tmp_path / "wav", "audio")
+    if packed:
+        (tmp_path / "tar").mkdir()
+        with tarfile.open(tmp_path / "tar" / "0.tar", "w") as tar:
+            for file in sorted((tmp_path / "wav").iterdir()):
+                tar.add(file, file.name)
+        corpus = WebDataset(tmp_path / "tar", "audio")
+    [store] = embed_corpus(corpus, Watched(), tmp_path / "out", EmbedConfig(accelerator="cpu", shard_rows=4))
+    assert store.read()[:, 1].tolist() == [437, 474, 511, 548, 585, 622, 659, 400]
+    assert seen == [437, 474, 511, 548, 400, 585, 622, 659]
 
 
 def test_stopped_anywhere_it_ends_in_the_same_bytes(tmp_path: Path):
@@ -187,7 +235,7 @@ def test_ctrl_c_is_passed_on_and_heard_again(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         embed_corpus(manifest(tmp_path), Interrupted(), tmp_path / "out", SETTINGS)
     assert signal.getsignal(signal.SIGINT) == before
-    assert len(embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "out", SETTINGS)) == 47
+    assert len(embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "out", SETTINGS)[0]) == 47
 
 
 @pytest.mark.parametrize("name", ["emb_0001.npy", "rows_0001.parquet", "shard_0001.json"])
@@ -273,28 +321,8 @@ def test_mixed_precision_is_lightnings(tmp_path: Path):
             assert torch.is_autocast_enabled("cpu")
             return super().pooled(inputs)
 
-    store = embed_corpus(manifest(tmp_path), Mixed(), tmp_path / "out", EmbedConfig(accelerator="cpu", precision="bf16-mixed"))
+    [store] = embed_corpus(manifest(tmp_path), Mixed(), tmp_path / "out", EmbedConfig(accelerator="cpu", precision="bf16-mixed"))
     np.testing.assert_allclose(store.read(), CharacterEncoder().encode(texts()), atol=2e-3)
-
-
-def tones(folder: Path, count: int = 8) -> None:
-    folder.mkdir()
-    for n in range(count):
-        soundfile.write(folder / f"{n}.wav", 0.3 * np.sin(np.arange(400 + 37 * n) * (0.1 + 0.02 * n)), 8_000)
-
-
-class LoudnessEncoder:
-    """An encoder without a network: loudness and length of a sound at 8 kHz; refuses what is shorter than 300 samples."""
-
-    name, dim, sample_rate = "loudness", 2, 8_000
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "dim": self.dim}
-
-    def encode(self, items: Sequence[np.ndarray]) -> np.ndarray:
-        if any(len(item) < 300 for item in items):
-            raise UserError("shorter than 300 samples")
-        return np.array([[np.sqrt((item**2).mean()), len(item)] for item in items], dtype=np.float32).reshape(-1, 2)
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_kept(tmp_path: Path):
@@ -307,7 +335,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_kept(tmp_path: Path):
     soundfile.write(tmp_path / "wav" / "8.wav", np.full(10, 0.1), 8_000)
     (tmp_path / "table.csv").write_text("item,path\n" + "".join(f"{n},{n}.wav\n" for n in range(10)))
     corpus = Manifest(tmp_path / "table.csv", "audio", root=tmp_path / "wav")
-    store = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", EmbedConfig(accelerator="cpu", max_skipped=0.8, shard_rows=4))
+    [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", EmbedConfig(accelerator="cpu", max_skipped=0.8, shard_rows=4))
     assert store.rows["item"].tolist() == ["0", "1", "2"]
     assert store.read()[:, 1].tolist() == [400, 437, 474]
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
@@ -323,6 +351,45 @@ def test_what_cannot_be_read_is_named_and_the_rest_kept(tmp_path: Path):
     assert store.manifest["source"]["skipped"] == 7
 
 
+def test_what_is_cut_is_named_and_counted(tmp_path: Path):
+    class Short(LoudnessEncoder):
+        max_seconds = 0.06  # 480 samples: of the tones, 400 + 37 n samples long, the last five are longer
+
+    tones(tmp_path / "wav")
+    settings = EmbedConfig(accelerator="cpu", shard_rows=3)
+    [store] = embed_corpus(FolderOfFiles(tmp_path / "wav", "audio"), Short(), tmp_path / "out", settings)
+    assert store.read()[:, 1].tolist() == [400, 437, 474, 480, 480, 480, 480, 480]
+    cut = [json.loads(line) for line in (tmp_path / "out" / "cut.jsonl").read_text().splitlines()]
+    assert [entry["row"] for entry in cut] == [f"{n}.wav" for n in range(3, 8)]
+    assert cut[-1]["reason"] == "cut to the first 0.06 s of 0.1 s"
+    assert (store.manifest["source"]["cut"], store.manifest["source"]["skipped"]) == (5, 0)
+
+
+@pytest.mark.parametrize("changed", ["0.wav", "7.wav"])
+def test_a_raw_file_that_changed_since_it_was_embedded_is_noticed(tmp_path: Path, changed: str):
+    """One of a shard that is still to do may change."""
+
+    class Stopped(LoudnessEncoder):
+        def encode(self, items: Sequence[np.ndarray]) -> np.ndarray:
+            if any(len(item) == 400 + 37 * 7 for item in items):
+                raise RuntimeError("stopped here")
+            return super().encode(items)
+
+    tones(tmp_path / "wav")
+    corpus, settings = FolderOfFiles(tmp_path / "wav", "audio"), EmbedConfig(accelerator="cpu", shard_rows=3)
+    with pytest.raises(RuntimeError, match="stopped here"):
+        embed_corpus(corpus, Stopped(), tmp_path / "out", settings)
+    soundfile.write(tmp_path / "wav" / changed, np.full(999, 0.5), 8_000)
+    if changed == "7.wav":
+        [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
+        assert store.read()[7, 1] == 999
+        return
+    with pytest.raises(UserError, match=r"raw files of the rows '0.wav' to '2.wav' have changed.*overwrite=true"):
+        embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
+    [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings, overwrite=True)
+    assert store.read()[0, 1] == 999
+
+
 def test_a_corpus_may_give_bytes(tmp_path: Path):
     class InMemory(FolderOfFiles):
         def raw(self, row: Mapping[str, Any]) -> bytes:
@@ -330,11 +397,20 @@ def test_a_corpus_may_give_bytes(tmp_path: Path):
 
     tones(tmp_path / "wav")
     corpus, settings = InMemory(tmp_path / "wav", "audio"), EmbedConfig(accelerator="cpu", max_skipped=0.5)
-    store = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
-    files = embed_corpus(FolderOfFiles(tmp_path / "wav", "audio"), LoudnessEncoder(), tmp_path / "files", settings)
+    [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
+    [files] = embed_corpus(FolderOfFiles(tmp_path / "wav", "audio"), LoudnessEncoder(), tmp_path / "files", settings)
     assert store.rows["item"].tolist() == ["0", "1", "2", "4", "5", "6", "7"]
     np.testing.assert_array_equal(store.read(), np.delete(files.read(), 3, axis=0))
     assert json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["reason"] == "empty"
+
+
+def test_a_corpus_may_give_what_is_read_already(tmp_path: Path):
+    sounds = {f"r{n}": np.full(300 + n, 0.1 * n, dtype=np.float32) for n in range(5)}
+    rows = pd.DataFrame({"row": list(sounds), "item": list(sounds)})
+    corpus = TableCorpus(rows, "audio", {"name": "made"}, lambda row: sounds[row["row"]])
+    [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", EmbedConfig(accelerator="cpu", dtype="float32"))
+    np.testing.assert_array_equal(store.read(), LoudnessEncoder().encode(list(sounds.values())))
+    assert list(store.rows.columns) == ["row", "item"]
 
 
 def test_images_that_cannot_be_decoded_are_named(tmp_path: Path):
@@ -349,7 +425,7 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path: Path):
         Image.new("RGB", (9, 9), (n, 2 * n, 3 * n)).save(tmp_path / "i" / f"{n}.png")
     (tmp_path / "i" / "1.png").write_bytes((tmp_path / "i" / "1.png").read_bytes()[:50])
     settings = EmbedConfig(accelerator="cpu", max_skipped=0.5)
-    store = embed_corpus(FolderOfFiles(tmp_path / "i", "image"), MeanColour(), tmp_path / "out", settings)
+    [store] = embed_corpus(FolderOfFiles(tmp_path / "i", "image"), MeanColour(), tmp_path / "out", settings)
     assert store.read().tolist() == [[0, 0, 0], [2, 4, 6]]
     assert "not an image" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
@@ -362,7 +438,7 @@ def test_too_many_skipped_stop_the_run_which_then_goes_on(tmp_path: Path):
     assert "no such word" in str(caught.value)
     assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 6
     again = CharacterEncoder(refuse="\x01")
-    store = embed_corpus(corpus, again, tmp_path / "out", EmbedConfig(shard_rows=10, accelerator="cpu", dtype="float32", max_skipped=0.2))
+    [store] = embed_corpus(corpus, again, tmp_path / "out", EmbedConfig(shard_rows=10, accelerator="cpu", dtype="float32", max_skipped=0.2))
     assert (len(store), again.passes) == (40, 0)
 
 
@@ -374,7 +450,7 @@ def test_strict_stops_at_the_first(tmp_path: Path):
     corpus = manifest(tmp_path, values)
     with pytest.raises(UserError, match="no such word"):
         embed_corpus(corpus, CharacterEncoder(refuse="\x01"), tmp_path / "other", strict)
-    store = embed_corpus(corpus, CharacterEncoder(), tmp_path / "other", strict)  # an encoder that takes it goes on from there
+    [store] = embed_corpus(corpus, CharacterEncoder(), tmp_path / "other", strict)  # an encoder that takes it goes on from there
     assert len(store) == 43
 
 
@@ -382,7 +458,7 @@ def test_rows_that_are_not_finite_are_left_out(tmp_path: Path):
     encoder = CharacterEncoder()
     encoder.model.weight.data[ord("z")] = 1e6  # beyond float16
     settings = EmbedConfig(accelerator="cpu", max_skipped=0.5)
-    store = embed_corpus(manifest(tmp_path, ["a", "z", "b"]), encoder, tmp_path / "out", settings)
+    [store] = embed_corpus(manifest(tmp_path, ["a", "z", "b"]), encoder, tmp_path / "out", settings)
     assert store.rows["text"].tolist() == ["a", "b"]
     assert "not finite in float16" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
@@ -391,10 +467,83 @@ def test_another_run_begins_anew(tmp_path: Path):
     corpus = manifest(tmp_path)
     with pytest.raises(RuntimeError, match="stopped here"):
         embed_corpus(corpus, CharacterEncoder(fail_at=12), tmp_path / "out", SETTINGS)
-    wider = embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS)
+    [wider] = embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS)
     assert (len(wider), wider.dim) == (47, 7)
     embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "fresh", SETTINGS)
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+class LayeredEncoder(CharacterEncoder):
+    """Layer k is k times the characters' mean."""
+
+    def __init__(self, layer: Layer = "all", **options: Any) -> None:
+        super().__init__(**options)
+        self.layers = Layers.of(layer, 2)
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"layer": self.layers.record}
+
+    def pooled(self, inputs: Inputs) -> Tensor:
+        rows = super().pooled(inputs)
+        return self.layers.joined([number * rows for number in self.layers.chosen])
+
+
+def test_several_layers_are_a_store_each_in_one_pass(tmp_path: Path):
+    values = [*texts(), "\x01"]
+    corpus, encoder = manifest(tmp_path, values), LayeredEncoder(refuse="\x01")
+    stores = embed_corpus(corpus, encoder, tmp_path / "out", SETTINGS)
+    assert [store.path.name for store in stores] == ["layer_00", "layer_01", "layer_02"]
+    assert encoder.passes == 4 * 3 + 2, "as many as of one layer"
+    for number, store in enumerate(stores):
+        [alone] = embed_corpus(corpus, LayeredEncoder(number, refuse="\x01"), tmp_path / f"alone{number}", SETTINGS)
+        assert store.data_hash == alone.data_hash
+        assert store.encoder == alone.encoder
+    assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 1
+    again = LayeredEncoder(refuse="\x01")
+    assert [store.data_hash for store in embed_corpus(corpus, again, tmp_path / "out", SETTINGS)] == [s.data_hash for s in stores]
+    assert again.passes == 0
+    with pytest.raises(UserError, match="made otherwise"):
+        embed_corpus(corpus, LayeredEncoder(1, refuse="\x01"), tmp_path / "out", SETTINGS)
+    [one] = embed_corpus(corpus, LayeredEncoder(1, refuse="\x01"), tmp_path / "out", SETTINGS, overwrite=True)
+    assert one.path == tmp_path / "out"
+    assert not list(tmp_path.glob("out/layer_*"))
+
+
+@pytest.mark.parametrize(
+    ("part", "calls"),
+    [("append", 1), ("append", 5), ("append", 6), ("finish", 1), ("finish", 2), ("finish", 3)],
+)
+def test_stopped_between_two_layers_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, calls: int):
+    corpus = manifest(tmp_path)
+    embed_corpus(corpus, LayeredEncoder(), tmp_path / "whole", SETTINGS)
+    real, made = getattr(StoreWriter, part), []
+
+    def dying(self: StoreWriter, *values: Any) -> Any:
+        if len(made) == calls:
+            raise RuntimeError("stopped here")
+        made.append(self)
+        return real(self, *values)
+
+    monkeypatch.setattr(StoreWriter, part, dying)
+    if calls < 3 or part == "append":
+        with pytest.raises(RuntimeError, match="stopped here"):
+            embed_corpus(corpus, LayeredEncoder(), tmp_path / "out", SETTINGS)
+    else:  # after the last manifest, before the scratch is gone
+        monkeypatch.setattr("gera_lightning.encoders.shards.remove_scratch", lambda *_: None)
+        embed_corpus(corpus, LayeredEncoder(), tmp_path / "out", SETTINGS)
+        monkeypatch.undo()
+    monkeypatch.setattr(StoreWriter, part, real)
+    again = LayeredEncoder()
+    embed_corpus(corpus, again, tmp_path / "out", SETTINGS)
+    assert again.passes == (14 - 3 * (calls // 3) if part == "append" else 0)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_row_that_one_layer_cannot_hold_is_left_out_of_all(tmp_path: Path):
+    encoder = LayeredEncoder()
+    encoder.model.weight.data[ord("z")] = 4e4  # twice that is beyond float16
+    stores = embed_corpus(manifest(tmp_path, ["a", "z", "b"]), encoder, tmp_path / "out", EmbedConfig(accelerator="cpu", max_skipped=0.5))
+    assert [store.rows["text"].tolist() for store in stores] == [["a", "b"]] * 3
 
 
 def test_a_store_made_otherwise_is_kept_unless_asked(tmp_path: Path):
@@ -404,7 +553,7 @@ def test_a_store_made_otherwise_is_kept_unless_asked(tmp_path: Path):
     with pytest.raises(UserError, match=r"made otherwise.*overwrite=true"):
         embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS)
     assert content(tmp_path / "out") == before
-    assert embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS, overwrite=True).dim == 7
+    assert embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS, overwrite=True)[0].dim == 7
 
 
 def test_foreign_vectors_are_never_overwritten(tmp_path: Path):

@@ -87,6 +87,6 @@ def test_one_side_alone_may_be_embedded(project, monkeypatch):
     from gera_lightning.encoders import embed
 
     monkeypatch.setattr(embed, "build", lambda part, where, *_: seen.append(where))
-    monkeypatch.setattr(embed, "embed_corpus", lambda corpus, encoder, path, *_, **options: seen.append((path, options["overwrite"])))
+    monkeypatch.setattr(embed, "embed_corpus", lambda corpus, encoder, path, *_, **options: seen.append((path, options["overwrite"])) or [])
     assert cli.main(["embed", "mine", "embed.a.corpus=null", "embed.a.encoder=null", "overwrite=true"]) == 0
     assert seen == ["embed.b.corpus", "embed.b.encoder", ("b", True)]

@@ -97,6 +97,30 @@ def test_rows_are_the_networks_own_in_any_company(folders, name: str, pooling: s
     assert np.abs(rows[0] - rows[1]).max() > 1e-3, "random images must differ, or nothing here is tested"
 
 
+@pytest.mark.parametrize("name", ["vit", "registers", "clip", "siglip"])
+def test_several_layers_are_those_of_one_each_in_one_pass(folders, name: str):
+    """The last is the network's own (tested above), those before it are what a hook on the layer sees."""
+    pooling = "mean" if name == "siglip" else "cls+mean"
+    encoder = ImageEncoder(folders[name], layer="all", pooling=pooling, batch_size=3)
+    seen: list[torch.Tensor] = []
+    layers = next(module for module in encoder.model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == 2)
+    layers[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    rows = encoder.encode(pictures())
+    assert (rows.shape, len(seen)) == ((5, 3, encoder.dim), 2)
+    first = {"siglip": 0, "registers": 4}.get(name, 1)
+    np.testing.assert_allclose(rows[:, 1], pool_patches(torch.cat(seen), pooling, first).numpy(), atol=1e-6)
+    np.testing.assert_allclose(rows[:, 2], ImageEncoder(folders[name], pooling=pooling).encode(pictures()), atol=1e-5)
+    alone = ImageEncoder(folders[name], layer=1, pooling=pooling).encode(pictures())
+    np.testing.assert_allclose(rows[:, 1], alone, atol=1e-5)
+    assert np.abs(rows[:, 1] - rows[:, 2]).max() > 1e-2
+
+
+def test_the_networks_own_pooling_is_of_the_last_layer(folders):
+    with pytest.raises(UserError, match="layer=1: pooling=pooler is of the last layer alone"):
+        ImageEncoder(folders["vit"], layer=1, pooling="pooler")
+    assert ImageEncoder(folders["vit"], layer=[2], pooling="pooler").encode(pictures()).shape == (5, 1, 16)
+
+
 def test_clip_class_token_is_its_pooled_output(folders):
     rows = [ImageEncoder(folders["clip"], pooling=pooling).encode(pictures()) for pooling in ("cls", "pooler")]
     np.testing.assert_allclose(*rows, atol=1e-6)
@@ -128,7 +152,7 @@ def test_description_names_what_changes_the_vectors(folders):
     about = ImageEncoder(folders["dinov2"], name="tiny", pooling="cls+mean", normalize=True).describe()
     assert about.pop("revision").startswith("sha256:")
     assert "shortest_edge" in about.pop("preprocessing")
-    assert about == {"name": "tiny", "dim": 32, "pooling": "cls+mean", "normalize": True}
+    assert about == {"name": "tiny", "dim": 32, "pooling": "cls+mean", "layer": 2, "normalize": True}
 
 
 def test_a_pooling_without_a_class_token_is_refused(folders):

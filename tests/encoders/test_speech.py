@@ -89,6 +89,20 @@ def test_rows_are_the_networks_own_in_any_company(folders, name: str, layer: int
         np.testing.assert_allclose(together, np.concatenate([encoder.encode([wave]) for wave in waves]), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", WAVES)
+def test_several_layers_are_those_of_one_each_in_one_pass(folders, name: str):
+    encoder = SpeechEncoder(folders[name], layer=[2, 0, -1], batch_size=4)
+    passes: list[int] = []
+    encoder.model.register_forward_hook(lambda *_: passes.append(1))
+    rows = encoder.encode(PADDED)
+    assert (rows.shape, len(passes)) == ((5, 3, 16), 2)
+    for position, layer in enumerate((0, 2, 3)):
+        np.testing.assert_allclose(rows[:, position], SpeechEncoder(folders[name], layer=layer, batch_size=4).encode(PADDED), atol=1e-6)
+    every = SpeechEncoder(folders[name], layer="all")
+    assert every.describe()["layer"] == [0, 1, 2, 3]
+    np.testing.assert_allclose(every.encode(PADDED)[:, [0, 2, 3]], rows, atol=1e-5)
+
+
 def test_rows_differ_between_layers_and_sounds(folders):
     """Guards the tests here against constants."""
     rows = {layer: SpeechEncoder(folders["hubert"], layer=layer).encode(PADDED) for layer in (1, 2)}
@@ -184,6 +198,12 @@ def test_whisper_pools_an_utterances_own_frames(whisper: Path, layer: int):
         own = frames[: -(-len(wave) // 320)]  # 20 ms each
         np.testing.assert_allclose(row, own.mean(0), atol=1e-5)
         np.testing.assert_allclose(row, encoder.encode([wave])[0], atol=1e-5)
+
+
+def test_whispers_layers_are_had_in_one_pass(whisper: Path):
+    rows = SpeechEncoder(whisper, layer="all").encode(PADDED)
+    for layer in range(3):
+        np.testing.assert_allclose(rows[:, layer], SpeechEncoder(whisper, layer=layer).encode(PADDED), atol=1e-6)
 
 
 def test_whisper_hears_30_seconds(whisper: Path):
@@ -297,6 +317,13 @@ def test_a_bundles_rows_are_its_own_in_any_company(bundle, layer: int):
                 states = model.extract_features(torch.from_numpy(wave)[None])[0][layer - 1][0].numpy()
             np.testing.assert_allclose(row, states.mean(0), atol=1e-5)
             np.testing.assert_allclose(row, encoder.encode([wave])[0], atol=1e-5)
+
+
+def test_a_bundles_layers_are_had_in_one_pass(bundle):
+    rows = TorchaudioEncoder(bundle[0], layer="all").encode(PADDED)
+    assert rows.shape == (5, 3, 16)
+    for layer in (1, 2, 3):
+        np.testing.assert_allclose(rows[:, layer - 1], TorchaudioEncoder(bundle[0], layer=layer).encode(PADDED), atol=1e-6)
 
 
 def test_a_bundles_pickle_may_hold_weights_only(bundle):

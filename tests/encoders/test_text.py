@@ -76,6 +76,31 @@ def test_mean_pooling_equals_a_loop_over_tokens(checkpoint: Path):
         np.testing.assert_allclose(row, sum(states) / len(states), atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_several_layers_are_those_of_one_each_in_one_pass(checkpoint: Path, pooling: str):
+    """Against hooks on the layers, one unpadded text at a time."""
+    encoder = TextEncoder(checkpoint, layer=[-1, 0, 1], pooling=pooling, normalize=False, batch_size=4)
+    seen: dict[int, torch.Tensor] = {}
+    passes: list[int] = []
+    for number, block in enumerate(encoder.model.encoder.layer):
+        block.register_forward_pre_hook(lambda _, args, n=number: seen.__setitem__(n, args[0]))
+    encoder.model.encoder.register_forward_hook(lambda _, args, out: seen.__setitem__(2, out.last_hidden_state) or passes.append(1))
+    rows = encoder.encode(TEXTS)
+    assert (rows.shape, len(passes), encoder.describe()["layer"]) == ((len(TEXTS), 3, 16), 2, [0, 1, 2])
+    for text, row in zip(TEXTS, rows, strict=True):
+        encoder.encode([text])
+        for layer in range(3):
+            expected = pool_tokens(seen[layer], torch.ones(seen[layer].shape[:2], dtype=torch.long), pooling)[0]
+            np.testing.assert_allclose(row[layer], expected, atol=1e-5)
+    np.testing.assert_allclose(TextEncoder(checkpoint, layer=1, pooling=pooling, normalize=False).encode(TEXTS), rows[:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [3, [0, -4], [], "last", [1.5]])
+def test_a_layer_that_is_not_there_is_named(checkpoint: Path, layer: object):
+    with pytest.raises(UserError, match=r"layer=.* is not (one of 0 to 2|a number, a list of numbers, or all)"):
+        TextEncoder(checkpoint, layer=layer)  # type: ignore[arg-type]
+
+
 def test_long_texts_are_cut(checkpoint: Path):
     encoder = TextEncoder(checkpoint, max_tokens=5)  # [CLS], three words, [SEP]
     np.testing.assert_allclose(encoder.encode(["the red dog runs over"]), encoder.encode(["the red dog"]), atol=1e-6)
@@ -110,6 +135,7 @@ def test_description_names_what_changes_the_vectors(checkpoint: Path):
         "pooling": "cls",
         "preprocessing": "tokens of BertTokenizer, the first 7",
         "normalize": True,
+        "layer": 2,
         "max_tokens": 7,
         "prefix": "the ",
     }
@@ -164,6 +190,7 @@ def test_a_sentence_folder_says_whether_it_normalises(checkpoint: Path, tmp_path
     np.testing.assert_allclose(np.linalg.norm(TextEncoder(folder).encode(TEXTS), axis=1), 1, atol=1e-5)
     assert TextEncoder(folder, normalize=False, pooling="cls", max_tokens=9).settings() == {
         "normalize": False,
+        "layer": 2,
         "max_tokens": 9,
         "prefix": "",
     }

@@ -258,6 +258,55 @@ def test_a_changed_preset_is_told(project):
     assert "Not those of asif" in text
 
 
+def test_budgets_of_one_method_alone_are_in_the_command_and_not_compared(project):
+    loaded = config.load(
+        "small", {"sweep.extra_budgets": {"ridge": [40, 60]}, "sweep.seeds": [0, 1]}, folder=project / "experiments", sweep=True
+    )
+    sweep.run_experiment(loaded)
+    folder = write(project, baseline="ridge")
+    text = (folder / "report.md").read_text()
+    assert "16 of 16 runs have the hash" in text
+    words = re.search(r'make sweep EXP=small ARGS="([^"]+)"', text).group(1).split()
+    again = config.load("small", words, folder=project / "experiments", sweep=True)
+    assert len(sweep.plan(again)) == 16
+    assert all(run.finished for run in sweep.plan(again))
+    assert set(pd.read_csv(folder / "headline.csv")["budget"]) == {8, 20}
+    assert set(pd.read_csv(folder / "differences.csv")["budget"]) == {8, 20}
+    assert set(pd.read_csv(folder / "results.csv")["budget"]) == {8, 20, 40, 60}
+    assert not re.search(r"^- (40|60) pairs", text, re.MULTILINE)
+    labels = pd.read_csv(folder / "multipliers.csv")
+    np.testing.assert_allclose(labels["most"], 60 / labels["budget"])
+
+
+# ---- kept results ----
+
+
+def test_a_report_of_kept_results_has_the_same_tables(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    assert cli.main(["keep", "small"]) == 0
+    kept = project / "docs" / "results" / "small.zip"
+    assert str(kept.relative_to(project)) in capsys.readouterr().out
+    assert kept.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    shutil.move(project / "runs" / "small" / "report", project / "before")
+    named = report_words("small", [f"kept={kept}"]).parent
+    shutil.move(named, project / "named")
+    shutil.rmtree(project / "runs")
+    assert cli.main(["report", "small"]) == 0
+    assert "docs/results/small.png" in capsys.readouterr().out
+    found = project / "runs" / "small" / "report"
+    tables = sorted(path.name for path in (project / "before").glob("*.csv"))
+    assert len(tables) >= 7
+    for folder in (found, project / "named"):
+        assert sorted(path.name for path in folder.glob("*.csv")) == tables
+        for name in (*tables, "headline.md"):
+            assert (folder / name).read_bytes() == (project / "before" / name).read_bytes(), name
+    text = (found / "report.md").read_text()
+    assert "12 of 12 runs have the hash" in text
+    assert "Read from the kept results docs/results/small.zip" in text
+    assert "No examples can be shown" in text
+    assert sorted(path.name for path in (project / "runs" / "small").iterdir()) == ["report"]  # no run counts as finished by it
+
+
 # ---- what may be missing ----
 
 

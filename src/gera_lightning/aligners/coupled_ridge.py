@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, regression_maps
+from gera_lightning.aligners.base import Maps, Samples, Setting
 from gera_lightning.aligners.kernel_ridge import RbfMap, rbf
 from gera_lightning.errors import UserError
-from gera_lightning.heads import Chain, Concat, Shift
+from gera_lightning.heads import Blocks, Chain, Concat, Identity, Shift
 
 
 def anchor_regression(x: Tensor, eps: float, penalty: float) -> Tensor:
@@ -40,8 +40,8 @@ class CoupledRidge:
     pairs, similarities that several pairs share are counted once. Kernel `exp(-d2 / eps)`; eps and lam are tuned together.
 
     With `predict` the same solve also predicts embeddings, `f(x) = r_a(x) X_b` and `g(x) = r_b(x) X_a`, which is kernel ridge regression
-    both ways, less their means over the pools: `z_a = [z; [n(f(x)); n(x)] / sqrt 2] / sqrt 2`, `z_b = [z; [n(x); n(g(x))] / sqrt 2] / sqrt 2`,
-    so the score is the mean of the coupled cosine and of the regressions' cosines. The composition is ours.
+    both ways, less their means over the pools: `z_a = [n(f(x)); sqrt 2 z; n(x)] / 2`, `z_b = [n(x); sqrt 2 z; n(g(x))] / 2`, so the score is
+    the mean of the coupled cosine and of the regressions' cosines. The composition is ours.
 
     Attributes:
         settings_tried: pairs of eps (a squared distance between unit rows) and lam (K having diagonal 1), the one to start from first.
@@ -66,18 +66,27 @@ class CoupledRidge:
 
     def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one linear solve a modality."""
+        n, dim_a, dim_b = len(samples.x_a), samples.x_a.shape[1], samples.x_b.shape[1]
         for setting in settings:
-            eps, penalty = setting["eps"], setting["penalty"]
-            coupled: list[nn.Module] = []
-            predicted: list[nn.Module] = []
-            for x, other, pool in ((samples.x_a, samples.x_b, samples.pool_a), (samples.x_b, samples.x_a, samples.pool_b)):
-                solve = anchor_regression(x, eps, penalty)
-                # the regression is linear in k, so its mean over the pool is that of k times the weights
-                mean = mean_kernel(pool if self.centered else pool[:0], x, eps)
-                for maps, weight in ((coupled, solve), (predicted, solve @ other)):
-                    maps.append(Chain(RbfMap(x, weight, eps), Shift(mean @ weight)))
-            if self.predict:
-                there, back = regression_maps(samples.x_a.shape[1], samples.x_b.shape[1], predicted[0], predicted[1])
-                yield Concat(coupled[0], there), Concat(coupled[1], back)
-            else:
-                yield coupled[0], coupled[1]
+            solve_a, mean_a = self._solve(samples.x_a, samples.pool_a, **setting)
+            solve_b, mean_b = self._solve(samples.x_b, samples.pool_b, **setting)
+
+            def regressed(x: Tensor, mean: Tensor, *targets: Tensor, eps: float = setting["eps"]) -> list[nn.Module]:
+                # one kernel serves all targets; the regression is linear in it, so its mean over the pool is that of k times the weights
+                weight = torch.cat(targets, dim=1)
+                return [RbfMap(x, weight, eps), Shift(mean @ weight)]
+
+            if not self.predict:
+                yield Chain(*regressed(samples.x_a, mean_a, solve_a)), Chain(*regressed(samples.x_b, mean_b, solve_b))
+                continue
+            # blocks [f(x); z; x] of a against [x; z; g(x)] of b, so that what a kernel gives stands together on either side
+            f_z = regressed(samples.x_a, mean_a, solve_a @ samples.x_b, solve_a)
+            z_g = regressed(samples.x_b, mean_b, solve_b, solve_b @ samples.x_a)
+            yield (
+                Concat(Chain(*f_z, Blocks([dim_b, n], [1, 2])), Identity(dim_a), shares=[3, 1]),
+                Concat(Identity(dim_b), Chain(*z_g, Blocks([n, dim_a], [2, 1])), shares=[1, 3]),
+            )
+
+    def _solve(self, x: Tensor, pool: Tensor, eps: float, penalty: float) -> tuple[Tensor, Tensor]:
+        """`(K + penalty I)^-1` of the pairs' rows, and their mean kernel to the pool (zero where nothing is subtracted)."""
+        return anchor_regression(x, eps, penalty), mean_kernel(pool if self.centered else pool[:0], x, eps)

@@ -1,7 +1,7 @@
 """Corpora: where raw items lie, and the rows of a store that they become. Tables only; nothing is decoded here.
 
 A corpus lists its rows (`row`, `item`, `path` or `text`, optional `group family label split`) in a fixed order, and says where an
-item's raw form is: a path, bytes, or a text. Rows of two corpora with the same `item` are a pair. An entry that cannot become a row
+item's raw form is: a text, a path, bytes, or what is read already. Rows of two corpora with the same `item` are a pair. An entry that cannot become a row
 is kept with the reason, so that nothing is dropped in silence.
 """
 
@@ -11,19 +11,23 @@ import csv
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from gera_lightning.data.splits import unit_hash
 from gera_lightning.data.store import check_rows
 from gera_lightning.errors import UserError, did_you_mean
 
 Folder = str | os.PathLike[str]
 MODALITIES = ("text", "audio", "image")
+Raw = str | Path | bytes | np.ndarray
+"""A text, a file, its bytes, or what is read already."""
 COLUMNS = ("row", "item", "path", "text", "group", "family", "label", "split")
 """Columns that a corpus may give a store."""
 SUFFIXES = {
@@ -36,7 +40,7 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class Skipped:
-    """An entry that is left out, and why."""
+    """An entry that is left out, or kept in part, and why."""
 
     row: str
     item: str
@@ -97,6 +101,8 @@ class Listing:
 class Corpus(ABC):
     """A source of raw items of one modality.
 
+    One whose items are files says so by `file` too: batches of sounds are formed by size, and a file that changed is noticed.
+
     Attributes:
         modality: `text`, `audio` or `image`.
         where: its main file or folder, for messages and the manifest.
@@ -110,8 +116,19 @@ class Corpus(ABC):
         """All rows, in a fixed order."""
 
     @abstractmethod
-    def raw(self, row: Mapping[str, Any]) -> str | Path | bytes:
-        """Where the item of a listed row is: its text, path or bytes."""
+    def raw(self, row: Mapping[str, Any]) -> Raw:
+        """The item of a listed row: its text, path or bytes, or an array that the encoder takes as it is."""
+
+    def file(self, row: Mapping[str, Any]) -> Path | None:  # noqa: ARG002
+        """The file that a listed row's item is read from; None where the table itself holds it, or it is not known."""
+        return None
+
+    def length(self, row: Mapping[str, Any]) -> int:
+        """By which batches are formed: characters of a text, bytes of a sound; images are all of one size."""
+        if self.modality == "text":
+            return len(str(row["text"]))
+        file = self.file(row) if self.modality == "audio" else None
+        return file.stat().st_size if file is not None and file.is_file() else 0
 
     def describe(self) -> dict[str, Any]:
         """What a store's manifest records of its source."""
@@ -141,6 +158,44 @@ def existing(key: str, path: Folder, kind: str = "file") -> Path:
     return found
 
 
+class TableCorpus(Corpus):
+    """A table of rows that is made already, as the builds of the shipped data make one.
+
+    Args:
+        rows: columns of a store.
+        modality: `text`, `audio` or `image`.
+        source: what the store's manifest says of where it comes from.
+        raw: the item of a row; its text by default.
+
+    Raises:
+        UserError: rows that break the contract of stores.
+    """
+
+    def __init__(
+        self, rows: pd.DataFrame, modality: str, source: Mapping[str, Any], raw: Callable[[Mapping[str, Any]], Raw] | None = None
+    ) -> None:
+        check_rows(rows, "rows")
+        self.rows, self.modality, self.source = rows.reset_index(drop=True), check_modality(modality), dict(source)
+        self._raw = raw or (lambda row: str(row["text"]))
+
+    def listing(self) -> Listing:
+        """The table."""
+        return Listing(self.rows, [])
+
+    def raw(self, row: Mapping[str, Any]) -> Raw:
+        """As the function that was given says."""
+        return self._raw(row)
+
+    def describe(self) -> dict[str, Any]:
+        """The source."""
+        return dict(self.source)
+
+
+def shuffled(rows: pd.DataFrame, salt: str) -> pd.DataFrame:
+    """Rows in the order of a hash of `salt` and their names, which tells nothing of them and is the same on every machine."""
+    return rows.iloc[rows["row"].map(lambda name: unit_hash(f"{salt}:{name}")).argsort(kind="stable")].reset_index(drop=True)
+
+
 class RowsAndFiles(Corpus):
     """A corpus whose raw items are texts of the table, or files below a folder."""
 
@@ -149,6 +204,10 @@ class RowsAndFiles(Corpus):
     def raw(self, row: Mapping[str, Any]) -> str | Path | bytes:
         """The row's text, or the path of its file."""
         return str(row["text"]) if self.modality == "text" else self.root / str(row["path"])
+
+    def file(self, row: Mapping[str, Any]) -> Path | None:
+        """The path that `raw` gives."""
+        return None if self.modality == "text" else self.root / str(row["path"])
 
 
 class Manifest(RowsAndFiles):

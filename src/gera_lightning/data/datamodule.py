@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +38,20 @@ class Modality:
         pool: unpaired rows `[N, D]`.
         preprocess: the preprocessing fitted on both.
         key: what identifies the rows, for caches: checksums, row subset, preprocessing.
+        pool_items: item of each pool row `[N]`.
     """
 
     pairs: Tensor
     pool: Tensor
     preprocess: Preprocessing
     key: dict[str, str]
+    pool_items: np.ndarray
+
+    def pool_subset(self, kept: np.ndarray) -> Modality:
+        """The same with some of the pool's rows, `kept` a mask `[N]`."""
+        return replace(
+            self, pool=self.pool[torch.from_numpy(kept)], pool_items=self.pool_items[kept], key={**self.key, "pool": _digest(kept)}
+        )
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def load_modality(store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *,
     x = preprocess(raw)
     mean = "none" if preprocess.mean is None else _digest(preprocess.mean.numpy())
     key = {"data": store.data_hash, "rows": _digest(np.concatenate([pairs, [-1], pool])), "mean": mean}
-    return Modality(x[: len(pairs)], x[len(pairs) :], preprocess, key)
+    return Modality(x[: len(pairs)], x[len(pairs) :], preprocess, key, store.rows["item"].to_numpy(dtype=str)[pool])
 
 
 def load_rows(store_a: EmbeddingStore, store_b: EmbeddingStore, draw: Draw, *, center: bool = True) -> TrainingRows:

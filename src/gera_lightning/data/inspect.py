@@ -26,11 +26,16 @@ class Scan:
 
     Attributes:
         norms: L2 norm of each row `[N]`, not finite where a value is not.
-        copies: rows that are an exact copy of an earlier one.
+        codes: a number of each row's values `[N]`, the same for exact copies.
     """
 
     norms: np.ndarray
-    copies: int
+    codes: np.ndarray
+
+    @property
+    def copies(self) -> int:
+        """Rows that are an exact copy of an earlier one."""
+        return len(self.codes) - len(np.unique(self.codes))
 
     @property
     def damaged(self) -> np.ndarray:
@@ -57,9 +62,23 @@ def scan(store: EmbeddingStore) -> Scan:
             norms.append(np.linalg.norm(part.astype(np.float64), axis=1))
         hashes.append(np.array([hash(row.tobytes()) for row in part + 0.0], dtype=np.int64))  # -0.0 and 0.0 are the same
     if not norms:
-        return Scan(np.empty(0), 0)
-    every = np.concatenate(hashes)
-    return Scan(np.concatenate(norms), len(every) - len(np.unique(every)))
+        return Scan(np.empty(0), np.empty(0, dtype=np.int64))
+    return Scan(np.concatenate(norms), np.concatenate(hashes))
+
+
+def largest_difference(fresh: EmbeddingStore, kept: EmbeddingStore) -> float:
+    """`max |x - y| / |y|` over the rows of `fresh`, against the rows of the same name of `kept`: 1e-3 or so is float16's rounding.
+
+    Raises:
+        UserError: a row that `kept` does not have, or another width.
+    """
+    number = pd.Series(range(len(kept)), index=kept.rows["row"])
+    missing = fresh.rows["row"][~fresh.rows["row"].isin(number.index)]
+    if len(missing) or fresh.dim != kept.dim:
+        what = f"row {missing.iloc[0]!r} is not in {kept.path}" if len(missing) else f"width {fresh.dim}, but {kept.path} has {kept.dim}"
+        raise UserError(f"{fresh.path}: {what}: other data or another encoder")
+    y = kept.read(number[fresh.rows["row"]].to_numpy())
+    return float((np.linalg.norm(fresh.read() - y, axis=1) / np.linalg.norm(y, axis=1)).max())
 
 
 def nearest(store: EmbeddingStore, rows: list[int], k: int) -> list[list[tuple[int, float]]]:
@@ -171,12 +190,12 @@ def _neighbor_lines(store: EmbeddingStore, found: Scan, examples: int, k: int, s
     chosen = sorted(np.random.default_rng(seed).choice(usable, min(examples, len(usable)), replace=False).tolist())
     lines = []
     for row, near in zip(chosen, nearest(store, chosen, k) if chosen else [], strict=True):
-        lines.append(f"nearest to   {_words(store.rows, row)}")
-        lines += [f"  {score:6.3f}     {_words(store.rows, other)}" for other, score in near]
+        lines.append(f"nearest to   {row_words(store.rows, row)}")
+        lines += [f"  {score:6.3f}     {row_words(store.rows, other)}" for other, score in near]
     return lines
 
 
-def _words(rows: pd.DataFrame, number: int) -> str:
+def row_words(rows: pd.DataFrame, number: int) -> str:
     """A row in words: its text, else its path, else its item."""
     record = rows.iloc[number]
     for column in ("text", "path"):

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gera_lightning.data.corpus import SUFFIXES, Folder, Listing, RowsAndFiles, Skipped, by_split, check_modality, existing, words_of
+from gera_lightning.data.corpus import (
+    SUFFIXES,
+    Corpus,
+    Folder,
+    Listing,
+    RowsAndFiles,
+    Skipped,
+    by_split,
+    check_modality,
+    existing,
+    words_of,
+)
 from gera_lightning.errors import UserError, did_you_mean
 
 
@@ -153,3 +165,59 @@ def _flickr_line(line: str) -> tuple[str, str]:
             caption = rest.partition("|")[2] if separator == "|" else rest
             return name.partition("#")[0].strip(), caption.strip().removeprefix('"').removesuffix('"').strip()
     return line.strip(), ""
+
+
+class WebDataset(Corpus):
+    """Tar files as webdataset and img2dataset write them: members of one name, `000000012.jpg` and `000000012.txt`, are an item.
+
+    `item` is `TAR/NAME`, `path` is `TAR.tar:OFFSET:SIZE` of the member that is embedded, so that nothing has to be unpacked. A sound or
+    image beside a text keeps that text in its row. A tar that was cut off gives what it holds up to there, and is named.
+
+    Args:
+        root: the folder of uncompressed tar files, in folders or not.
+        modality: `image`, `audio` or `text` (the `.txt` members).
+
+    Raises:
+        UserError: no such folder.
+    """
+
+    def __init__(self, root: Folder, modality: str) -> None:
+        self.root, self.modality, self.where = existing("root", root, "folder"), check_modality(modality), str(root)
+
+    def listing(self) -> Listing:
+        """All items, tar after tar in the order of their names, inside a tar in its own order."""
+        skipped = list[Skipped]()
+        entries = (entry for path in sorted(self.root.rglob("*.tar")) for entry in self._entries(path, skipped))
+        return Listing.of(entries, self.modality, self.where, skipped)
+
+    def _entries(self, path: Path, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
+        tar_name, items = path.relative_to(self.root).as_posix(), dict[str, dict[str, Any]]()
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    name, _, ending = Path(member.name).name.partition(".")
+                    entry = items.setdefault(name, {"item": f"{tar_name.removesuffix('.tar')}/{name}"})
+                    if f".{ending.lower()}" == ".txt" and (file := tar.extractfile(member)) is not None:
+                        entry["text"] = file.read().decode("utf-8", errors="replace").strip()
+                    if f".{ending.lower()}" in SUFFIXES[self.modality]:
+                        entry["path"] = f"{tar_name}:{member.offset_data}:{member.size}"
+        except (tarfile.TarError, OSError) as error:
+            skipped.append(Skipped(tar_name, "", tar_name, f"not readable to its end as a tar file ({' '.join(str(error).split())})"))
+        yield from ({"row": entry["item"], **entry} for entry in items.values() if "path" in entry)
+
+    def file(self, row: Mapping[str, Any]) -> Path | None:
+        """The tar."""
+        return None if self.modality == "text" else self.root / str(row["path"]).rsplit(":", 2)[0]
+
+    def length(self, row: Mapping[str, Any]) -> int:
+        """Characters of a text, bytes of a sound."""
+        return int(str(row["path"]).rsplit(":", 1)[1]) if self.modality == "audio" else super().length(row)
+
+    def raw(self, row: Mapping[str, Any]) -> str | bytes:
+        """The row's text, or its member's bytes."""
+        if self.modality == "text":
+            return str(row["text"])
+        tar_name, offset, size = str(row["path"]).rsplit(":", 2)
+        with open(self.root / tar_name, "rb") as file:
+            file.seek(int(offset))
+            return file.read(int(size))

@@ -59,7 +59,9 @@ class EmbeddingStore:
         self.path = Path(path)
         manifest_path = self.path / "manifest.json"
         if not manifest_path.is_file():
-            raise UserError(f"no embedding store at {str(self.path)!r} (manifest.json is missing): check the path, or build it")
+            inside = [folder.name for folder in store_folders(self.path)]
+            remedy = f"it holds {', '.join(inside)}: name one of them" if inside else "check the path, or build it"
+            raise UserError(f"no embedding store at {str(self.path)!r} (manifest.json is missing): {remedy}")
         try:
             self.manifest: dict[str, Any] = json.loads(manifest_path.read_text())
             self.dim = int(self.manifest["dim"])
@@ -153,6 +155,21 @@ class EmbeddingStore:
                 path = self.path / name
                 if not path.is_file() or file_sha256(path) != expected:
                     raise UserError(f"{path}: missing, or its checksum differs from the manifest: restore or rebuild the store")
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether a store is there and every file of it is as its manifest says."""
+    try:
+        EmbeddingStore(path).verify()
+    except (UserError, OSError):
+        return False
+    return True
+
+
+def store_folders(path: str | os.PathLike[str]) -> list[Path]:
+    """The folder itself where it is a store, else those of its folders that are: one a layer, as `embed` writes several of them."""
+    whole = Path(path)
+    return [whole] if (whole / "manifest.json").is_file() else sorted(file.parent for file in whole.glob("*/manifest.json"))
 
 
 def check_rows(table: pd.DataFrame, where: str) -> None:

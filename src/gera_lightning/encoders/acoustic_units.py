@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.torch
@@ -177,18 +177,29 @@ class AcousticUnits:
         return cls(tables, int(record["nearest"]), float(record["temperature"]), str(record.get("fitted_on", "")))
 
 
+class Frames(Protocol):
+    """Makes frames `[T, F]` of an item."""
+
+    name: str
+
+    def frames(self, audio: np.ndarray) -> np.ndarray:
+        """Frames of one item."""
+        ...
+
+
 class AcousticUnitEncoder:
     """speech_embedding frames pooled as a bag of acoustic units: audio to rows.
 
     Args:
         units: a fitted pooling, or the folder of one.
+        frames: what makes frames of an item; the speech_embedding network by default.
     """
 
     name = "speech_embedding+acoustic_units"
 
-    def __init__(self, units: AcousticUnits | str | os.PathLike[str]) -> None:
+    def __init__(self, units: AcousticUnits | str | os.PathLike[str], *, frames: Frames | None = None) -> None:
         self.units = units if isinstance(units, AcousticUnits) else AcousticUnits.load(units)
-        self.frames = SpeechEmbeddingFrames()
+        self.frames = frames or SpeechEmbeddingFrames()
         self.dim = self.units.dim
 
     def describe(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gera_lightning.encoders.layers import Layers
 from gera_lightning.errors import UserError
 
 Inputs = dict[str, Tensor]
@@ -46,6 +47,7 @@ class NetworkEncoder(ABC):
         pooling, preprocessing: in words, for the manifest.
         model: the network, in eval mode.
         batch_size: items a forward pass of `encode`.
+        layers: which of the network's layers make rows; None for a network without a choice.
     """
 
     name: str
@@ -55,6 +57,7 @@ class NetworkEncoder(ABC):
     preprocessing: str
     model: nn.Module
     batch_size: int
+    layers: Layers | None = None
 
     @abstractmethod
     def prepare(self, items: Sequence[Any]) -> Inputs:
@@ -62,7 +65,7 @@ class NetworkEncoder(ABC):
 
     @abstractmethod
     def pooled(self, inputs: Inputs) -> Tensor:
-        """Rows `[n, dim]`, float32, of prepared inputs on the network's device."""
+        """Rows `[n, dim]`, or `[n, L, dim]` of several layers, float32, of prepared inputs on the network's device."""
 
     @abstractmethod
     def size(self, item: Any) -> int:
@@ -84,14 +87,26 @@ class NetworkEncoder(ABC):
 
     @torch.inference_mode()
     def encode(self, items: Sequence[Any]) -> np.ndarray:
-        """Rows `[len(items), dim]`, float32; batches are formed by length, rows keep the given order."""
+        """Rows as `pooled` gives them, float32; batches are formed by length, rows keep the given order."""
         order = np.argsort([self.size(item) for item in items], kind="stable")
-        out = np.empty((len(items), self.dim), dtype=np.float32)
+        out = np.empty((len(items), *row_shape(self)), dtype=np.float32)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             inputs = {name: value.to(self.device) for name, value in self.prepare([items[i] for i in chosen]).items()}
             out[chosen] = self.pooled(inputs).cpu().numpy()
         return out
+
+
+def store_names(encoder: Encoder) -> list[str]:
+    """Folders of an encoder's stores below the one that is asked for: one a layer, or `[""]`, that folder itself."""
+    layers = getattr(encoder, "layers", None)
+    return layers.names if isinstance(layers, Layers) else [""]
+
+
+def row_shape(encoder: Encoder) -> tuple[int, ...]:
+    """Shape of an item's row: `(dim,)`, or `(L, dim)` of several layers."""
+    layers = getattr(encoder, "layers", None)
+    return (len(layers.chosen), encoder.dim) if isinstance(layers, Layers) and layers.several else (encoder.dim,)
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

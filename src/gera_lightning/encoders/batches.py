@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 
 from gera_lightning.data.corpus import Corpus, Skipped
 from gera_lightning.encoders.base import Encoder, Inputs, NetworkEncoder
-from gera_lightning.encoders.reading import Unreadable, read_audio, read_image
+from gera_lightning.encoders.reading import Unreadable, read_image, read_sound
 from gera_lightning.errors import UserError
 
 SAMPLE_RATE = 16_000
@@ -82,6 +81,7 @@ class Batch:
         positions: rows whose items were read.
         inputs: prepared tensors of a network, else the items.
         skipped: what could not be read.
+        cut: what was read in part only.
     """
 
     shard: int
@@ -89,6 +89,7 @@ class Batch:
     positions: list[int]
     inputs: Inputs | list[Any]
     skipped: list[Skipped]
+    cut: list[Skipped]
 
 
 class ItemBatches(Dataset[Batch]):
@@ -113,45 +114,42 @@ class ItemBatches(Dataset[Batch]):
             raise IndexError(number)
         shard, part, last = self.plan.step(number)
         self._open(shard)
-        positions, items, skipped = list[int](), list[Any](), list[Skipped]()
+        positions, items, skipped, cut = list[int](), list[Any](), list[Skipped](), list[Skipped]()
         for within in self._order[part]:
             record = self._records[within]
             try:
-                items.append(self._read(record))
+                items.append(self._read(record, cut))
                 positions.append(self.plan.rows(shard)[within])
             except Unreadable as error:
                 skipped.append(skip(record, error))
         if not isinstance(self.encoder, NetworkEncoder) or not items:
-            return Batch(shard, last, positions, items, skipped)
+            return Batch(shard, last, positions, items, skipped, cut)
         try:
-            return Batch(shard, last, positions, self.encoder.prepare(items), skipped)
+            return Batch(shard, last, positions, self.encoder.prepare(items), skipped, cut)
         except REFUSALS:  # one of them is at fault: which?
             positions, items, more = sift(self.encoder.prepare, positions, items, self.rows)
-            return Batch(shard, last, positions, self.encoder.prepare(items) if items else [], skipped + more)
+            return Batch(shard, last, positions, self.encoder.prepare(items) if items else [], skipped + more, cut)
 
     def _open(self, shard: int) -> None:
         if shard != self._shard:
             numbers = self.plan.rows(shard)
             self._records = records_of(self.rows.iloc[numbers.start : numbers.stop])
-            self._order = np.argsort([self._length(record) for record in self._records], kind="stable")
+            self._order = np.argsort([self.corpus.length(record) for record in self._records], kind="stable")
             self._shard = shard
 
-    def _length(self, record: Mapping[str, Any]) -> int:
-        """Of a text its characters, of a sound file its bytes; images are all of one size."""
-        if self.corpus.modality == "text":
-            return len(str(record["text"]))
-        if self.corpus.modality == "audio" and isinstance(raw := self.corpus.raw(record), Path):
-            return raw.stat().st_size if raw.is_file() else 0
-        return 0
-
-    def _read(self, record: Mapping[str, Any]) -> Any:
+    def _read(self, record: Mapping[str, Any], cut: list[Skipped]) -> Any:
+        """A row's item; one that is too long is cut, and named in `cut`."""
         raw = self.corpus.raw(record)
-        if self.corpus.modality == "text":
+        if self.corpus.modality == "text" or isinstance(raw, np.ndarray):
             return raw
         if self.corpus.modality == "image":
             return read_image(raw)
         rate = int(getattr(self.encoder, "sample_rate", SAMPLE_RATE))
-        return read_audio(raw, rate, getattr(self.encoder, "max_seconds", None))
+        most = getattr(self.encoder, "max_seconds", None)
+        audio, whole = read_sound(raw, rate, most)
+        if whole is not None:
+            cut.append(skip(record, f"cut to the first {most:g} s of {whole:.1f} s"))
+        return audio
 
 
 def records_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -160,7 +158,7 @@ def records_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def skip(record: Mapping[str, Any], reason: object) -> Skipped:
-    """A listed row that is left out."""
+    """A listed row that is left out, or kept in part."""
     return Skipped(str(record["row"]), str(record["item"]), str(record.get("path", "")), str(reason))
 
 

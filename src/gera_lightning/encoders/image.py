@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_size
 from gera_lightning.encoders.efficientnet_lite import on_white
-from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, revision_of
+from gera_lightning.encoders.layers import Layer, Layers
+from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
 from gera_lightning.errors import UserError, check_one_of
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class ImageEncoder(NetworkEncoder):
     """A `transformers` vision model as a frozen image encoder.
 
     Args:
-        checkpoint: hub name or local folder; of a two-tower checkpoint (CLIP, SigLIP) the vision tower is used.
+        checkpoint: hub name, local folder or `package:MODULE/FOLDER`; of a two-tower checkpoint (CLIP, SigLIP) the vision tower is used.
         name: how the store's manifest names it; the checkpoint's own name by default.
+        layer: whose states are pooled: a number, -1, several `[6, 9, 12]` or `all`, see `encoders.layers`; `pooler` has only -1.
         pooling: `cls`, `mean` (of the patches), `cls+mean` (twice the width), or `pooler`, the network's own pooled output.
             By default `cls`, or `pooler` for a network without a class token.
         normalize: L2-normalise the rows.
@@ -46,14 +48,17 @@ class ImageEncoder(NetworkEncoder):
         device: torch device.
 
     Raises:
-        UserError: a checkpoint that cannot be loaded or is no vision model, or a pooling that it cannot give.
+        UserError: a checkpoint that cannot be loaded or is no vision model, or a pooling or layer that it cannot give.
     """
+
+    layers: Layers
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         *,
         name: str | None = None,
+        layer: Layer = -1,
         pooling: str | None = None,
         normalize: bool = False,
         batch_size: int = 32,
@@ -63,6 +68,7 @@ class ImageEncoder(NetworkEncoder):
     ) -> None:
         from transformers import AutoImageProcessor
 
+        named, checkpoint = str(checkpoint), located(checkpoint)
         if pooling is not None:
             check_one_of("pooling", pooling, POOLINGS)
         whole: Any = load_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code, needs_pooler=pooling == "pooler")
@@ -81,8 +87,11 @@ class ImageEncoder(NetworkEncoder):
         self.pooling = pooling or ("cls" if self._class_token else "pooler")
         if "cls" in self.pooling and not self._class_token:
             raise UserError(f"pooling={pooling!r}: {checkpoint} has no class token; use mean or pooler")
+        self.layers = Layers.of(layer, int(model.config.num_hidden_layers))
+        if self.pooling == "pooler" and self.layers.inner:
+            raise UserError(f"layer={layer}: pooling=pooler is of the last layer alone; use cls or mean, or leave out layer")
         self.model = model.to(device)
-        self.name = name or str(checkpoint)
+        self.name = name or named
         self.revision = revision_of(checkpoint, whole.config, revision)
         self.dim = int(model.config.hidden_size) * (2 if self.pooling == "cls+mean" else 1)
         self.normalize, self.batch_size = normalize, check_batch_size(batch_size)
@@ -90,7 +99,7 @@ class ImageEncoder(NetworkEncoder):
 
     def settings(self) -> Mapping[str, Any]:
         """What else changes the rows."""
-        return {"normalize": self.normalize}
+        return {"layer": self.layers.record, "normalize": self.normalize}
 
     def size(self, item: Image) -> int:  # noqa: ARG002
         """All alike: the processor brings images to one size."""
@@ -102,16 +111,16 @@ class ImageEncoder(NetworkEncoder):
         return {"pixel_values": torch.cat(pixels)}
 
     def pooled(self, inputs: Inputs) -> Tensor:
-        """Rows `[n, dim]` of prepared images."""
-        out = self.model(**inputs)
-        states = out.last_hidden_state
-        post_norm = getattr(self.model, "post_layernorm", None)
+        """Rows `[n, dim]`, or `[n, L, dim]`, of prepared images."""
+        out = self.model(**inputs, output_hidden_states=self.layers.inner)
         if self.pooling == "pooler":
-            rows = out.pooler_output
-        else:  # CLIP's norm comes after the states it returns, SigLIP's before
-            if post_norm is not None and self._class_token:
-                states = post_norm(states)
-            rows = pool_patches(states, self.pooling, self._first_patch)
+            rows = self.layers.joined([out.pooler_output])
+        else:
+            states = self.layers.states(out)
+            post_norm = getattr(self.model, "post_layernorm", None)
+            if post_norm is not None and self._class_token and self.layers.chosen[-1] == self.layers.last:
+                states[-1] = post_norm(states[-1])  # CLIP's norm comes after the states it returns, SigLIP's before
+            rows = self.layers.joined([pool_patches(each, self.pooling, self._first_patch) for each in states])
         rows = rows.float()
         return torch.nn.functional.normalize(rows, dim=-1) if self.normalize else rows
 

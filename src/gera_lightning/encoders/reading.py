@@ -26,7 +26,15 @@ class Unreadable(Exception):
 
 
 def read_audio(source: Source, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
+    """Mono audio `[samples]`, float32, at `sample_rate`, cut to `max_seconds`: the first value of `read_sound`."""
+    return read_sound(source, sample_rate, max_seconds)[0]
+
+
+def read_sound(source: Source, sample_rate: int, max_seconds: float | None = None) -> tuple[np.ndarray, float | None]:
     """Mono audio `[samples]`, float32, at `sample_rate` (channels averaged, resampled by torchaudio), cut to `max_seconds`.
+
+    Returns:
+        The audio, and where it was cut its full length in seconds, else None.
 
     Raises:
         Unreadable: no file, an empty or truncated one, no audio, no samples, or samples that are not finite.
@@ -48,7 +56,7 @@ def read_audio(source: Source, sample_rate: int, max_seconds: float | None = Non
     mono = audio.mean(1)
     if not np.isfinite(mono).all():
         raise Unreadable("samples that are not finite")
-    return resampled(mono, rate, sample_rate)
+    return resampled(mono, rate, sample_rate), (expected / rate if wanted < expected else None)
 
 
 def resampled(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Audio encoders: models of `transformers` (wav2vec 2.0, HuBERT, WavLM and their kin, Whisper, CLAP) and torchaudio's bundles.
 
-Legend: `n` utterances, `S` samples, `T` frames, `D` width. Rows are means over an utterance's own frames of one layer: layer 0 is
-the input of the first transformer layer, k the output of layer k, -1 the last one's, after the network's final norm where it has one.
+Legend: `n` utterances, `S` samples, `T` frames, `L` layers, `D` width. Rows are means over an utterance's own frames of a layer.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_size, masked_mean
-from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, revision_of
+from gera_lightning.encoders.layers import Layer, Layers
+from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
 from gera_lightning.errors import UserError, did_you_mean
 
 FAMILIES = "wav2vec 2.0, HuBERT, WavLM, Whisper or CLAP"
@@ -71,7 +71,7 @@ class _Waves:
 
     def __init__(self, model: Any, extractor: Any) -> None:
         self.model, self.extractor, config = model, extractor, model.config
-        self.dim, self.layers = int(config.hidden_size), int(config.num_hidden_layers)
+        self.dim, self.last = int(config.hidden_size), int(config.num_hidden_layers)
         self.shortest = receptive_field(config.conv_kernel, config.conv_stride)
         self.max_seconds: float | None = None
         model.adapter = None  # some speech-recognition checkpoints shorten the last layer's frames by one
@@ -84,15 +84,15 @@ class _Waves:
         values = [np.asarray(self.extractor(wave, sampling_rate=rate)["input_values"][0], dtype=np.float32) for wave in waves]
         return padded(values, self.shortest)
 
-    def states(self, inputs: Inputs, layer: int) -> tuple[Tensor, Tensor]:
+    def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:
         waves, lengths = inputs["waves"], inputs["lengths"]
         if self.front is not None:
             self.front.lengths = lengths.tolist()
         mask = (torch.arange(waves.shape[1], device=waves.device) < lengths.unsqueeze(1)).long()
-        out = self.model(waves, attention_mask=mask, output_hidden_states=True)
-        states = out.hidden_states[layer] if layer < self.layers else out.last_hidden_state
+        out = self.model(waves, attention_mask=mask, output_hidden_states=layers.inner)
+        states = layers.states(out)
         frames = frames_of(lengths, self.model.config.conv_kernel, self.model.config.conv_stride)
-        return states, torch.arange(states.shape[1], device=waves.device) < frames.unsqueeze(1)
+        return states, torch.arange(states[0].shape[1], device=waves.device) < frames.unsqueeze(1)
 
 
 class _Whisper:
@@ -102,7 +102,7 @@ class _Whisper:
 
     def __init__(self, model: Any, extractor: Any) -> None:
         self.model, self.extractor = model.get_encoder(), extractor
-        self.dim, self.layers = int(model.config.d_model), int(model.config.encoder_layers)
+        self.dim, self.last = int(model.config.d_model), int(model.config.encoder_layers)
         self.max_seconds: float | None = extractor.n_samples / extractor.sampling_rate
 
     def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
@@ -110,12 +110,12 @@ class _Whisper:
         mels = self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")["input_features"]
         return {"mels": mels, "lengths": torch.tensor([len(wave) for wave in waves])}
 
-    def states(self, inputs: Inputs, layer: int) -> tuple[Tensor, Tensor]:
-        out = self.model(inputs["mels"], output_hidden_states=True)
-        states = out.hidden_states[layer] if layer < self.layers else out.last_hidden_state
+    def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:
+        out = self.model(inputs["mels"], output_hidden_states=layers.inner)
+        states = layers.states(out)
         hop = 2 * self.extractor.hop_length  # the second convolution halves the rate
         frames = torch.div(inputs["lengths"] + hop - 1, hop, rounding_mode="floor").clamp(min=1)
-        return states, torch.arange(states.shape[1], device=states.device) < frames.unsqueeze(1)
+        return states, torch.arange(states[0].shape[1], device=frames.device) < frames.unsqueeze(1)
 
 
 class _Clap:
@@ -125,7 +125,7 @@ class _Clap:
 
     def __init__(self, model: Any, extractor: Any) -> None:
         self.model, self.extractor = getattr(model, "audio_model", model), extractor
-        self.dim, self.layers = int(self.model.config.hidden_size), 0
+        self.dim, self.last = int(self.model.config.hidden_size), 0
         # longer sounds would be cropped at random, so they are cut before
         self.max_seconds: float | None = extractor.nb_max_samples / extractor.sampling_rate
 
@@ -133,11 +133,11 @@ class _Clap:
         rate = self.extractor.sampling_rate
         return {"mels": self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")["input_features"].float()}
 
-    def states(self, inputs: Inputs, layer: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:  # noqa: ARG002
         mels = inputs["mels"]  # `is_longer` of the extractor marks one sound at random where none is longer: not used
         longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=mels.device)
         rows = self.model(input_features=mels, is_longer=longer).pooler_output
-        return rows.unsqueeze(1), torch.ones(len(rows), 1, device=rows.device)
+        return [rows.unsqueeze(1)], torch.ones(len(rows), 1, device=rows.device)
 
 
 def _family(model: Any, extractor: Any, checkpoint: Checkpoint) -> _Waves | _Whisper | _Clap:
@@ -151,24 +151,12 @@ def _family(model: Any, extractor: Any, checkpoint: Checkpoint) -> _Waves | _Whi
     raise UserError(f"checkpoint={str(checkpoint)!r} is a {type(model).__name__}, not of the kind of {FAMILIES}")
 
 
-def chosen_layer(layer: int, layers: int, first: int = 0) -> int:
-    """A layer counted from the front.
-
-    Raises:
-        UserError: a layer that the network does not have.
-    """
-    found = layer + layers + 1 if layer < 0 else layer
-    if not first <= found <= layers:
-        raise UserError(f"layer={layer} is not one of {first} to {layers} (or -1, the last)")
-    return found
-
-
 class _AudioEncoder(NetworkEncoder):
     """What both audio encoders share: waves as items, cut to a length."""
 
     sample_rate: int
     max_seconds: float | None
-    layer: int
+    layers: Layers
     normalize: bool
 
     def size(self, item: np.ndarray) -> int:
@@ -177,14 +165,14 @@ class _AudioEncoder(NetworkEncoder):
 
     def settings(self) -> Mapping[str, Any]:
         """What else changes the rows."""
-        return {"layer": self.layer, "normalize": self.normalize, "sample_rate": self.sample_rate, "max_seconds": self.max_seconds}
+        return {"layer": self.layers.record, "normalize": self.normalize, "sample_rate": self.sample_rate, "max_seconds": self.max_seconds}
 
     def _cut(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         longest = None if self.max_seconds is None else round(self.max_seconds * self.sample_rate)
         return [np.asarray(item, dtype=np.float32)[:longest] for item in items]
 
-    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        rows = masked_mean(states, mask)
+    def _pool(self, states: Sequence[Tensor], mask: Tensor) -> Tensor:
+        rows = self.layers.joined([masked_mean(each, mask) for each in states])
         return nn.functional.normalize(rows, dim=-1) if self.normalize else rows
 
 
@@ -192,9 +180,9 @@ class SpeechEncoder(_AudioEncoder):
     """A `transformers` audio model as a frozen encoder of mono audio arrays at `sample_rate`.
 
     Args:
-        checkpoint: hub name or local folder.
+        checkpoint: hub name, local folder or `package:MODULE/FOLDER`.
         name: how the store's manifest names it; the checkpoint's own name by default.
-        layer: whose frames are averaged, see the module; CLAP has only -1.
+        layer: whose frames are averaged: a number, -1, several `[6, 9, 12]` or `all`, see `encoders.layers`; CLAP has only -1.
         normalize: L2-normalise the rows.
         max_seconds: longer audio is cut; Whisper (30 s) and CLAP (10 s) cut it themselves.
         batch_size: utterances a forward pass.
@@ -211,7 +199,7 @@ class SpeechEncoder(_AudioEncoder):
         checkpoint: Checkpoint,
         *,
         name: str | None = None,
-        layer: int = -1,
+        layer: Layer = -1,
         normalize: bool = False,
         max_seconds: float | None = 30.0,
         batch_size: int = 16,
@@ -221,6 +209,7 @@ class SpeechEncoder(_AudioEncoder):
     ) -> None:
         from transformers import AutoFeatureExtractor
 
+        named, checkpoint = str(checkpoint), located(checkpoint)
         model: Any = load_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         extractor = guarded(
             "its feature extractor",
@@ -229,8 +218,8 @@ class SpeechEncoder(_AudioEncoder):
         )
         self._network = _family(model, extractor, checkpoint)
         self.model = self._network.model.to(device)
-        self.layer = chosen_layer(layer, self._network.layers)
-        self.name = name or str(checkpoint)
+        self.layers = Layers.of(layer, self._network.last)
+        self.name = name or named
         self.revision = revision_of(checkpoint, model.config, revision)
         self.dim, self.sample_rate = self._network.dim, int(extractor.sampling_rate)
         limits = [limit for limit in (max_seconds, self._network.max_seconds) if limit is not None]
@@ -244,8 +233,8 @@ class SpeechEncoder(_AudioEncoder):
         return self._network.prepare(self._cut(items))
 
     def pooled(self, inputs: Inputs) -> Tensor:
-        """Rows `[n, dim]` of prepared waves."""
-        return self._pool(*self._network.states(inputs, self.layer))
+        """Rows `[n, dim]`, or `[n, L, dim]`, of prepared waves."""
+        return self._pool(*self._network.states(inputs, self.layers))
 
 
 class TorchaudioEncoder(_AudioEncoder):
@@ -253,7 +242,7 @@ class TorchaudioEncoder(_AudioEncoder):
 
     Args:
         bundle: its name, such as `HUBERT_BASE` or `WAVLM_BASE_PLUS`.
-        layer: whose frames are averaged: 1 to the number of layers, -1 the last; without the network's final norm.
+        layer: as of `SpeechEncoder`, from 1; without the network's final norm.
         normalize: L2-normalise the rows.
         max_seconds: longer audio is cut.
         batch_size: utterances a forward pass.
@@ -267,7 +256,7 @@ class TorchaudioEncoder(_AudioEncoder):
         self,
         bundle: str,
         *,
-        layer: int = -1,
+        layer: Layer = -1,
         normalize: bool = False,
         max_seconds: float | None = 30.0,
         batch_size: int = 16,
@@ -282,7 +271,7 @@ class TorchaudioEncoder(_AudioEncoder):
         model = guarded("its weights", bundle, lambda: found.get_model(dl_kwargs={"weights_only": True, "progress": False}))
         self._normalize_wave = bool(found._normalize_waveform)
         network: Any = model.model if hasattr(model, "normalize_waveform") else model  # its wrapper normalises over the whole batch
-        self.layer = chosen_layer(layer, int(found._params["encoder_num_layers"]), first=1)
+        self.layers = Layers.of(layer, int(found._params["encoder_num_layers"]), first=1)
         convolutions = network.feature_extractor.conv_layers
         self._shortest = receptive_field([c.kernel_size for c in convolutions], [c.stride for c in convolutions])
         self._alone = found._model_type == "WavLM"  # whose attention takes no mask
@@ -302,7 +291,7 @@ class TorchaudioEncoder(_AudioEncoder):
         return padded(waves, self._shortest)
 
     def pooled(self, inputs: Inputs) -> Tensor:
-        """Rows `[n, dim]` of prepared waves."""
+        """Rows `[n, dim]`, or `[n, L, dim]`, of prepared waves."""
         network: Any = self.model
         waves, lengths = inputs["waves"], inputs["lengths"]
         if self._alone:
@@ -316,11 +305,15 @@ class TorchaudioEncoder(_AudioEncoder):
             features = nn.utils.rnn.pad_sequence(parts, batch_first=True)
         else:
             features, frames = network.feature_extractor(waves, lengths)
-        states = network.encoder.extract_features(features, frames, self.layer)[-1]
-        return self._pool(states, torch.arange(states.shape[1], device=waves.device) < frames.unsqueeze(1))
+        states = self._chosen(network.encoder.extract_features(features, frames, self.layers.chosen[-1]))
+        return self._pool(states, torch.arange(states[0].shape[1], device=waves.device) < frames.unsqueeze(1))
 
     def _pooled_alone(self, wave: Tensor) -> Tensor:
-        """The row `[1, dim]` of one unpadded wave `[1, S]`."""
+        """The row `[1, dim]`, or `[1, L, dim]`, of one unpadded wave `[1, S]`."""
         network: Any = self.model
-        states = network.extract_features(wave, None, self.layer)[0][-1]
-        return self._pool(states, torch.ones(states.shape[:2], device=wave.device))
+        states = self._chosen(network.extract_features(wave, None, self.layers.chosen[-1])[0])
+        return self._pool(states, torch.ones(states[0].shape[:2], device=wave.device))
+
+    def _chosen(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Of the outputs of layers 1, 2, ... those that make rows."""
+        return [outputs[number - 1] for number in self.layers.chosen]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_size, masked_mean
-from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, revision_of
+from gera_lightning.encoders.layers import Layer, Layers
+from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
 from gera_lightning.errors import UserError, check_one_of
 
 POOLINGS = ("mean", "cls", "last", "max")
@@ -108,8 +109,9 @@ class TextEncoder(NetworkEncoder):
     """A `transformers` checkpoint as a frozen text encoder.
 
     Args:
-        checkpoint: hub name or local folder; a sentence-transformers folder says itself how it pools, normalises and cuts.
+        checkpoint: hub name, local folder or `package:MODULE/FOLDER`; a sentence-transformers folder says itself how it pools, normalises and cuts.
         name: how the store's manifest names it; the checkpoint's own name by default.
+        layer: whose states are pooled: a number, -1, several `[6, 9, 12]` or `all`, see `encoders.layers`.
         pooling: `mean`, `cls`, `last` or `max`; by default the folder's own, else `mean`.
         normalize: L2-normalise the rows; by default as the folder says, else True.
         max_tokens: longer texts are cut; by default the folder's own, else 256.
@@ -120,14 +122,17 @@ class TextEncoder(NetworkEncoder):
         device: torch device.
 
     Raises:
-        UserError: a checkpoint that cannot be loaded, or a value that is refused.
+        UserError: a checkpoint that cannot be loaded, a layer it does not have, or a value that is refused.
     """
+
+    layers: Layers
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         *,
         name: str | None = None,
+        layer: Layer = -1,
         pooling: str | None = None,
         normalize: bool | None = None,
         max_tokens: int | None = None,
@@ -139,6 +144,7 @@ class TextEncoder(NetworkEncoder):
     ) -> None:
         from transformers import AutoTokenizer
 
+        named, checkpoint = str(checkpoint), located(checkpoint)
         if pooling is not None:
             check_one_of("pooling", pooling, POOLINGS)
         own = sentence_settings(checkpoint, revision) if pooling is None or normalize is None or max_tokens is None else SentenceSettings()
@@ -153,9 +159,10 @@ class TextEncoder(NetworkEncoder):
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model: Any = load_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         self.model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(device)
-        self.name = name or str(checkpoint)
+        self.name = name or named
         self.revision = revision_of(checkpoint, model.config, revision)
         self.dim = int(model.config.hidden_size)
+        self.layers = Layers.of(layer, int(model.config.num_hidden_layers))
         self.pooling = pooling or own.pooling or "mean"
         self.normalize = normalize if normalize is not None else own.normalize is not False
         self.max_tokens = max_tokens or own.max_tokens or 256
@@ -165,7 +172,7 @@ class TextEncoder(NetworkEncoder):
 
     def settings(self) -> Mapping[str, Any]:
         """What else changes the rows."""
-        return {"normalize": self.normalize, "max_tokens": self.max_tokens, "prefix": self.prefix}
+        return {"layer": self.layers.record, "normalize": self.normalize, "max_tokens": self.max_tokens, "prefix": self.prefix}
 
     def size(self, item: str) -> int:
         """Characters."""
@@ -183,7 +190,8 @@ class TextEncoder(NetworkEncoder):
         return {**tokens, "pooled_mask": mask}
 
     def pooled(self, inputs: Inputs) -> Tensor:
-        """Rows `[n, dim]` of prepared texts."""
-        states = self.model(**{key: value for key, value in inputs.items() if key != "pooled_mask"}).last_hidden_state.float()
-        rows = pool_tokens(states, inputs["pooled_mask"], self.pooling)
+        """Rows `[n, dim]`, or `[n, L, dim]`, of prepared texts."""
+        read = {key: value for key, value in inputs.items() if key != "pooled_mask"}
+        out = self.model(**read, output_hidden_states=self.layers.inner)
+        rows = self.layers.joined([pool_tokens(states.float(), inputs["pooled_mask"], self.pooling) for states in self.layers.states(out)])
         return torch.nn.functional.normalize(rows, dim=-1) if self.normalize else rows

@@ -106,6 +106,21 @@ def _make_index(dim: int, factory: str, metric: str) -> Any:
         raise UserError(f"graph.index={factory!r} is not a FAISS index factory string ({reason}): 'Flat' is exact") from error
 
 
+def write_index(points: Tensor, path: Path, *, index: str = "Flat", metric: str = "ip") -> None:
+    """Write a FAISS index of points `[N, D]` to a file that `faiss.read_index` reads, whole or not at all.
+
+    Raises:
+        UserError: an index factory string that FAISS does not know.
+    """
+    import faiss
+
+    made, x = _make_index(points.shape[1], index, metric), _as_numpy(points)
+    if not made.is_trained:
+        made.train(x)
+    made.add(x)
+    replace_atomically(path, faiss.serialize_index(made).tobytes())
+
+
 def _as_numpy(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
 

@@ -56,11 +56,13 @@ class UnpairedLoss(nn.Module, ABC):
 
     Attributes:
         term: what it is logged as, `loss/<term>`.
+        warmup: steps until it has its full weight.
         reads_unpaired: whether a step needs unpaired rows for it.
         teacher: a closed form (`aligners.base.ClosedForm`) that must be fitted on the pairs first, see `taught`; None where there is none.
     """
 
     term: str = "unpaired"
+    warmup: int = 0
     reads_unpaired: bool = True
     teacher: Any = None
 

@@ -20,6 +20,9 @@ from matplotlib.ticker import MaxNLocator
 
 INK = "#1f2329"
 GREY = "#8a919b"
+FAINT = "#a4abb5"
+OTHERS = "other methods"
+CHANCE = "chance"
 COLORS = ("#2f7ed8", "#e8743b", "#17a673", "#c8489e", "#8a6fe0", "#b98a12", "#13a0b4", "#d6455d", "#7b9130", "#94725c")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)))
@@ -40,12 +43,18 @@ class Series:
 Style = Mapping[str, Mapping[str, Any]]
 
 
-def styles(methods: Sequence[str]) -> Style:
-    """A colour, marker and line for each method, the same in every figure."""
-    return {
+def styles(methods: Sequence[str], faint: Sequence[str] = ()) -> Style:
+    """A colour, marker and line for each method, the same in every figure; those of `faint` are thin and grey, one entry of a legend."""
+    looks = {
         name: {"color": COLORS[n % len(COLORS)], "marker": MARKERS[n % len(MARKERS)], "linestyle": DASHES[n // len(COLORS) % len(DASHES)]}
-        for n, name in enumerate(methods)
+        for n, name in enumerate(name for name in methods if name not in faint)
     }
+    return looks | {name: {"color": FAINT, "marker": "", "linestyle": "-", "linewidth": 0.8, "zorder": 1} for name in faint}
+
+
+def _label(name: str, style: Style) -> str:
+    """What a legend calls a method."""
+    return OTHERS if style[name]["color"] == FAINT else name
 
 
 def save(figure: Figure, target: str | Path | IO[str], kind: str, name: str, *, transparent: bool = False) -> None:
@@ -71,8 +80,12 @@ def _finish(figure: Figure, axes: Axes, title: str, xlabel: str, ylabel: str, le
     axes.set_xlabel(xlabel, color=INK, fontsize=10)
     axes.set_ylabel(ylabel, color=INK, fontsize=10)
     handles, labels = axes.get_legend_handles_labels()
-    if legend and handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+    entries = {label: handle for handle, label in zip(handles, labels, strict=True)}
+    entries |= {label: entries.pop(label) for label in (OTHERS, CHANCE) if label in entries}  # last
+    if legend and entries:
+        rows = (len(entries) + 1) // 2
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 2))  # a long legend does not squeeze the axes
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -89,13 +102,15 @@ def lines(series: Sequence[Series], style: Style, title: str, ylabel: str, *, le
     figure, axes = _panel()
     for one in series:
         look = style[one.label]
-        axes.plot(one.x, one.y, label=one.label, markersize=4.5, linewidth=1.8, **look)
+        axes.plot(one.x, one.y, label=_label(one.label, style), **{"markersize": 4.5, "linewidth": 1.8, **look})
+        if look["color"] == FAINT:
+            continue
         if len(one.x) > 1:
             axes.fill_between(one.x, one.low, one.high, color=look["color"], alpha=0.1, linewidth=0)
         elif np.isfinite(one.low).all():
             axes.vlines(one.x, one.low, one.high, color=look["color"], linewidth=1.5)
     if level is not None:
-        axes.axhline(level, color=GREY, linestyle=":", linewidth=1.5, label="chance")
+        axes.axhline(level, color=GREY, linestyle=":", linewidth=1.5, label=CHANCE)
     _budget_axis(axes, sorted({x for one in series for x in one.x}))
     if from_zero:
         axes.set_ylim(bottom=0)
@@ -113,7 +128,12 @@ def forest(series: Sequence[Series], style: Style, title: str, xlabel: str, span
         clear = one.low[0] > 0 or one.high[0] < 0
         axes.hlines(row, one.low[0], one.high[0], color=look["color"], linewidth=2)
         axes.plot(
-            one.x[0], row, marker=look["marker"], color=look["color"], markerfacecolor=look["color"] if clear else "none", markersize=7
+            one.x[0],
+            row,
+            marker=look["marker"] or "o",
+            color=look["color"],
+            markerfacecolor=look["color"] if clear else "none",
+            markersize=7,
         )
     axes.axvline(0, color=INK, linewidth=0.9)
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -155,13 +175,27 @@ def cost(series: Sequence[Series], style: Style, title: str, ylabel: str) -> Fig
     """Quality against seconds on a log axis, a line a method from its least to its most pairs, markers growing with them."""
     figure, axes = _panel()
     for one in series:
-        look = style[one.label]
+        look, name = style[one.label], _label(one.label, style)
+        sizes = np.linspace(18, 70, len(one.x)) if name != OTHERS else 8
         axes.plot(one.x, one.y, linewidth=1, color=look["color"], linestyle=look["linestyle"], alpha=0.7)
-        axes.scatter(one.x, one.y, s=np.linspace(18, 70, len(one.x)), color=look["color"], marker=look["marker"], label=one.label)
+        axes.scatter(one.x, one.y, s=sizes, color=look["color"], marker=look["marker"] or "o", label=name)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylim(bottom=0)
     return _finish(figure, axes, title, "seconds a run (tuning included)", ylabel)
+
+
+def tuning_curves(series: Sequence[Series], title: str) -> Figure:
+    """Held-out scores against steps, spaced as the stopping steps are: a line a budget, darker with more pairs."""
+    figure, axes = _panel(2.9)
+    for number, one in enumerate(series):
+        strength = 0.35 + 0.65 * (number + 1) / len(series)
+        axes.plot(one.x, one.y, label=one.label, color=COLORS[0], alpha=strength, marker=MARKERS[number % len(MARKERS)], markersize=4)
+    axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    steps = sorted({x for one in series for x in one.x})
+    axes.set_xticks(steps, [f"{step:g}" for step in steps])
+    axes.axhline(0, color=INK, linewidth=0.9)
+    return _finish(figure, axes, title, "steps", "held-out score less its best")
 
 
 def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
@@ -169,12 +203,16 @@ def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+    style = styles([str(name) for name in results["method"].unique()])
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9 if len(style) <= 6 else 11, 4 + 0.1 * max(0, len(style) - 18)), sharey=True, layout="constrained"
+    )
     for axis, direction, name in ((axes[0], "ab", "a → b"), (axes[1], "ba", "b → a")):
         for method, rows in results.groupby("method", sort=False):
+            look = style[str(method)]
             at = rows.groupby("budget")[f"{direction}/r@10"].agg(["mean", "std"]).fillna(0)
-            (line,) = axis.plot(at.index, at["mean"], marker="o", markersize=4, label=str(method))
-            axis.fill_between(at.index, at["mean"] - at["std"], at["mean"] + at["std"], color=line.get_color(), alpha=0.15, linewidth=0)
+            axis.plot(at.index, at["mean"], markersize=4, label=str(method), **look)
+            axis.fill_between(at.index, at["mean"] - at["std"], at["mean"] + at["std"], color=look["color"], alpha=0.12, linewidth=0)
         axis.axhline(results[f"{direction}/chance@10"].mean(), color="grey", linestyle=":", label="chance")
         axis.set_xscale("log")
         budgets = sorted(results["budget"].unique())
@@ -183,10 +221,13 @@ def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
         axis.set(title=name, xlabel="pairs")
         axis.grid(alpha=0.25)
     axes[0].set(ylabel="R@10", ylim=(0, None))
-    axes[1].legend(frameon=False)
+    if len(style) <= 6:
+        axes[1].legend(frameon=False)
+    else:
+        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp.png")
+    scratch = path.with_suffix(f".{os.getpid()}.tmp.png")  # several workers may end at once
     figure.savefig(scratch, dpi=130)
     plt.close(figure)
     os.replace(scratch, path)

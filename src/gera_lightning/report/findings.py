@@ -18,6 +18,8 @@ from gera_lightning.report.figures import Series
 from gera_lightning.report.sources import Sweep
 
 MEASURES = ("r@1", "r@5", "r@10", "mrr", "map", "median_rank", "hubness", "unseen/r@10", "zero_shot")
+SHOWN = 8
+PLAIN_FORM = ("gera_plain", "gera_off")
 WAYS = {"ab": "a → b", "ba": "b → a"}
 
 
@@ -49,8 +51,14 @@ class Findings:
 
     @cached_property
     def style(self) -> figures.Style:
-        """Looks of the methods, the reference first."""
-        return figures.styles(self.order)
+        """Looks of the methods, the reference first; of many methods only the shown ones stand out."""
+        return figures.styles(self.order, [name for name in self.order if name not in self.shown])
+
+    @cached_property
+    def shown(self) -> list[str]:
+        """Methods that stand out in figures: the reference, the baseline, and the best others, eight at most."""
+        wanted = [self.reference, self.baseline, *(name for name in PLAIN_FORM if name in self.sweep.methods), *self.sweep.methods]
+        return list(dict.fromkeys(wanted))[:SHOWN]
 
     @cached_property
     def order(self) -> list[str]:

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from gera_lightning.report.document import Block, Code, Example, Facts, Pictures, Report, Table, Text
 from gera_lightning.report.figures import INK, save
 
+LONG = 40
+"""Rows beyond which a table is folded until it is asked for."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --page: #ffffff; --tint: #f3f5f8; --mark: #0a7d4f; }
 @media (prefers-color-scheme: dark) {
@@ -32,6 +34,7 @@ caption { padding-bottom: 0.4rem; caption-side: top; }
 .pictures > figure { max-width: 470px; }
 figure { margin: 0; min-width: 0; }
 figure svg { width: 100%; height: auto; display: block; color: var(--ink); }
+summary { cursor: pointer; margin: 0.4rem 0; }
 .scroll { overflow-x: auto; margin: 0.8rem 0; }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.22rem 0.7rem 0.22rem 0; text-align: right; white-space: nowrap; }
@@ -88,11 +91,11 @@ def _table(table: Table) -> str:
     for number, row in enumerate(table.rows):
         cells = "".join(cell("td", at, text, (number, at) in table.strong) for at, text in enumerate(row))
         lines.append(f"<tr{' class=new' if number in table.breaks else ''}>{cells}</tr>")
+    caption, title = escape(table.caption), f"{len(table.rows)} rows"
+    grid = f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    grid = f"<details><summary>{title}</summary>{grid}</details>" if len(table.rows) > LONG else grid
     # a caption outside the scrolled box stays readable on a narrow screen
-    return (
-        f'<figure><figcaption>{escape(table.caption)}</figcaption><div class="scroll" tabindex="0"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></figure>"
-    )
+    return f"<figure><figcaption>{caption}</figcaption>{grid}</figure>"
 
 
 def _example(example: Example) -> str:

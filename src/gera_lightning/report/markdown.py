@@ -7,13 +7,13 @@ from gera_lightning.report.document import Block, Code, Example, Facts, Pictures
 
 def render(report: Report) -> str:
     """The whole text; figures are `<name>.png`, tables link to `<name>.csv`."""
-    parts = [f"# {_plain(report.title)}", _plain(report.lead)]
+    parts = [f"# {plain(report.title)}", plain(report.lead)]
     for section in report.sections:
-        parts += [f"## {_plain(section.title)}", *(_block(block) for block in section.blocks)]
+        parts += [f"## {plain(section.title)}", *(_block(block) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of data in a line of Markdown: no line breaks, no markup."""
     out = " ".join(text.split())
     for mark in "\\`*_{}[]<>#|":
@@ -24,27 +24,31 @@ def _plain(text: str) -> str:
 def _block(block: Block) -> str:
     match block:
         case Text(text):
-            return _plain(text)
+            return plain(text)
         case Facts(items):
-            return "\n".join(f"- {_plain(item)}" for item in items)
+            return "\n".join(f"- {plain(item)}" for item in items)
         case Code(text):
             return f"```\n{text}\n```"
         case Table():
             return _table(block)
         case Pictures(pictures):
-            return "\n\n".join(f"![{_plain(p.caption)}]({p.name}.png)\n\n*{_plain(p.caption)}*" for p in pictures)
+            return "\n\n".join(f"![{plain(p.caption)}]({p.name}.png)\n\n*{plain(p.caption)}*" for p in pictures)
         case Example(query, note, answers):
-            lines = [f"**{_plain(query)}** ({_plain(note)})", ""]
+            lines = [f"**{plain(query)}** ({plain(note)})", ""]
             for place, answer in enumerate(answers, start=1):
-                text = f"**{_plain(answer.text)}**" if answer.right else _plain(answer.text)
+                text = f"**{plain(answer.text)}**" if answer.right else plain(answer.text)
                 lines.append(f"{place}. {text} ({answer.score:.3f})")
             return "\n".join(lines)
 
 
 def _table(table: Table) -> str:
+    return f"{plain(table.caption)} Numbers: [{table.name}.csv]({table.name}.csv)\n\n{grid(table)}"
+
+
+def grid(table: Table) -> str:
+    """The table's lines alone."""
     rule = ["---"] * table.words + ["---:"] * (len(table.header) - table.words)
-    lines = [[_plain(cell) for cell in table.header], rule]
+    lines = [[plain(cell) for cell in table.header], rule]
     for number, row in enumerate(table.rows):
-        lines.append([f"**{_plain(cell)}**" if (number, at) in table.strong and cell else _plain(cell) for at, cell in enumerate(row)])
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{_plain(table.caption)} Numbers: [{table.name}.csv]({table.name}.csv)\n\n{text}"
+        lines.append([f"**{plain(cell)}**" if (number, at) in table.strong and cell else plain(cell) for at, cell in enumerate(row)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

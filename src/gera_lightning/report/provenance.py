@@ -11,6 +11,7 @@ import yaml
 
 from gera_lightning import config
 from gera_lightning.errors import UserError
+from gera_lightning.planning import reserving
 from gera_lightning.report.document import Block, Code, Facts
 from gera_lightning.report.sources import Sweep
 
@@ -32,14 +33,14 @@ def blocks(sweep: Sweep, experiment: str, folder: str | Path) -> list[Block]:
         f"Hash of the data (store a, store b): {sweep.data_hash}. Evaluated items: {sweep.split}.",
         *sweep.notes,
     ]
-    words, same, differing = _command(sweep, experiment, folder)
+    command, words, same, differing = _command(sweep, experiment, folder)
     facts.append(f"{same} of {len(sweep.runs)} runs have the hash that the command below gives them: same settings, same data.")
     if differing:
         facts.append(
             f"Not those of {', '.join(differing)}: their presets or settings were others; each run's own stand in its config.yaml."
         )
     shown = " ".join(words)
-    return [Facts(facts), Code(f'make train EXP={experiment} ARGS="{shown}"\nmake report EXP={experiment}')]
+    return [Facts(facts), Code(f'make {command} EXP={experiment} ARGS="{shown}"\nmake report EXP={experiment}')]
 
 
 def _installed() -> list[str]:
@@ -52,38 +53,45 @@ def _installed() -> list[str]:
     return out
 
 
-def _command(sweep: Sweep, experiment: str, folder: str | Path) -> tuple[list[str], int, list[str]]:
-    """Words after `gera train EXP`, how many runs they reproduce by hash, and the methods of those that they do not."""
+def _command(sweep: Sweep, experiment: str, folder: str | Path) -> tuple[str, list[str], int, list[str]]:
+    """`train` or, where a method has budgets of its own, `sweep`, the words after it and the experiment, how many runs they reproduce by
+    hash, and the methods of those that they do not."""
+    command = "sweep" if sweep.extra_budgets else "train"
     words = [f"{key}=[{','.join(map(str, values))}]" for key, values in _axes(sweep).items()]
     if sweep.split != "test":
         words.append(f"data.split={sweep.split}")
     same, wanted = _reproduced(sweep, experiment, folder, words)
     while wanted:  # what brings one method's runs back may serve another's too, or spoil it: take the best each time
-        trials = [[*words, *(word for word in more if word not in words)] for more in wanted.values()]
+        trials = [list(trial) for trial in dict.fromkeys((*words, *(w for w in more if w not in words)) for more in wanted.values())]
         outcomes = [(*_reproduced(sweep, experiment, folder, trial), trial) for trial in trials]
         best = max(outcomes, key=lambda outcome: outcome[0])
         if best[0] <= same:
             break
         same, wanted, words = best
-    return words, same, list(wanted)
+    return command, words, same, list(wanted)
 
 
 def _axes(sweep: Sweep) -> dict[str, list[Any]]:
-    return {"methods": sweep.methods, "budgets": sweep.budgets, "seeds": sweep.seeds}
+    if not sweep.extra_budgets:
+        return {"methods": sweep.methods, "budgets": sweep.budgets, "seeds": sweep.seeds}
+    extra = {f"sweep.extra_budgets.{name}": budgets for name, budgets in sweep.extra_budgets.items()}
+    return {"sweep.methods": sweep.methods, "budgets": sweep.compared, "sweep.seeds": sweep.seeds, **extra}
 
 
 def _reproduced(sweep: Sweep, experiment: str, folder: str | Path, words: list[str]) -> tuple[int, dict[str, list[str]]]:
     """How many runs have the hash of this command; for each method of the others, overrides that bring its settings nearer."""
     try:
-        loaded = config.load(experiment, words, folder=folder)
+        loaded = config.load(experiment, words, folder=folder, sweep=bool(sweep.extra_budgets))
     except UserError:
         return 0, {name: [] for name in sweep.methods}
     same, wanted = 0, {}
     for row in sweep.runs.to_dict("records"):
         settings = loaded.methods[row["method"]]
+        if row["budget"] in sweep.extra_budgets.get(row["method"], ()):
+            settings = reserving(settings, int(row["budget"]))
         given = config.config_hash(settings, data_hash=row["data_hash"], budget=int(row["budget"]), seed=int(row["seed"]))
         same += given == row["config_hash"]
-        if given != row["config_hash"]:
+        if given != row["config_hash"] and row["method"] not in wanted:  # one run tells what a method's others were set to
             record = row["folder"] / "config.yaml"
             used = _flat(yaml.safe_load(record.read_text())) if record.is_file() else {}
             mine = _flat(config.identity(settings))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gera_lightning.comparisons import Bootstrap, Comparison, compare, multipliers
-from gera_lightning.report import figures
+from gera_lightning.report import figures, headline
 from gera_lightning.report.document import Block, Facts, Picture, Pictures, Section, Text
 from gera_lightning.report.figures import Series
 from gera_lightning.report.findings import WAYS, Findings, Lines, with_sd
@@ -14,23 +16,30 @@ from gera_lightning.report.findings import WAYS, Findings, Lines, with_sd
 def short(findings: Findings) -> Section:
     """The findings in a sentence a budget."""
     items = []
-    for budget in findings.sweep.budgets:
+    for budget in findings.sweep.compared:
         rows, near = findings.rows(budget), findings.near_best[budget]
         best = rows.iloc[0]
         interval = findings.bootstrap.recall(best["method"], budget) if findings.bootstrap else None
         text = f"{budget} pairs: {best['method']} finds {best['both/r@10']:.1%} among the first 10"
         text += f" (95 % interval {interval.low:.1%} to {interval.high:.1%})" if interval else ""
-        others = [m for m in near if m != best["method"]]
+        others = [m for m in rows["method"] if m in near and m != best["method"]]
         if findings.bootstrap and len(rows) > 1:
-            text += f"; not significantly worse: {', '.join(others)}" if others else "; all others are significantly worse"
+            text += f"; not significantly worse: {_named(others)}" if others else "; all others are significantly worse"
         items.append(text + ".")
     seeds = len(findings.sweep.seeds)
-    blocks: list[Block] = [Facts(items)]
+    blocks: list[Block] = [Facts(items), headline.table(findings)]
     if seeds == 1:
         blocks.append(Text("One seed: intervals are over test items alone and say nothing about other draws of the pairs."))
     elif seeds < 5:
         blocks.append(Text(f"{seeds} seeds: intervals over so few seeds are too narrow. At least 5 are needed to report, 10 for claims."))
     return Section("In short", blocks)
+
+
+def _named(methods: Sequence[str], most: int = 5) -> str:
+    """`a, b and c`, or the first and how many more there are."""
+    if len(methods) > most + 1:
+        return f"{', '.join(methods[:most])} and {len(methods) - most} others"
+    return " and ".join(part for part in (", ".join(methods[:-1]), methods[-1]) if part)
 
 
 def recall(findings: Findings) -> Section:
@@ -67,7 +76,8 @@ def results(findings: Findings) -> Section:
         for place, (_, row) in enumerate(findings.rows(budget).iterrows()):
             method = str(row["method"])
             found = findings.bootstrap.recall(method, budget) if findings.bootstrap else None
-            mark = "" if method not in near or findings.bootstrap is None else "best" if place == 0 else "≈ best"
+            known = findings.bootstrap is not None and budget in findings.sweep.compared
+            mark = "" if method not in near or not known else "best" if place == 0 else "≈ best"
             values = {str(name): value for name, value in row.items()}
             cells = [method, str(row["seeds"]), with_sd(row, "both/r@10"), f"{found.low:.3f} to {found.high:.3f}" if found else "–", mark]
             cells += [with_sd(row, name) for name in ("ab/r@10", "ba/r@10", "both/r@1", "both/r@5", "both/mrr")]
@@ -141,7 +151,7 @@ def labels(findings: Findings) -> Section:
         return Section(title, [Text("There is no other method, or no run left its ranks.")])
     budgets = [n for n in findings.sweep.budgets if findings.bootstrap and findings.bootstrap.seeds_of(findings.baseline, n)]
     series = []
-    for method in findings.order:
+    for method in findings.shown:
         mine = [m for m in found if m.method == method]
         if mine:
             columns = ([float(m.budget) for m in mine], *([getattr(m, name) for m in mine] for name in ("value", "low", "high")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,18 @@ class Sweep:
         """Ascending."""
         return sorted({int(n) for n in self.runs["budget"]})
 
+    @cached_property
+    def compared(self) -> list[int]:
+        """Budgets at which methods can be compared: those of two methods or more, or all where each has its own."""
+        counts = self.runs.groupby("budget")["method"].nunique()
+        return [int(n) for n in counts.index[counts > 1]] or self.budgets
+
+    @cached_property
+    def extra_budgets(self) -> dict[str, list[int]]:
+        """The other budgets, by method: those of one method alone."""
+        alone = self.runs[~self.runs["budget"].isin(self.compared)]
+        return {str(name): sorted({int(n) for n in rows["budget"]}) for name, rows in alone.groupby("method")}
+
     @property
     def seeds(self) -> list[int]:
         """Ascending."""
@@ -48,6 +61,13 @@ class Sweep:
         shared = set.intersection(*(set(rows["budget"]) for _, rows in runs.groupby("method")))
         most = max(shared) if shared else runs.groupby("method")["budget"].transform("max")
         return runs[runs["budget"] == most].groupby("method")["recall"].mean().sort_values(ascending=False).index.tolist()
+
+    @cached_property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What each method's runs were set to, where their config.yaml is there."""
+        first = self.runs.drop_duplicates("method").set_index("method")["folder"]
+        paths = {str(name): folder / "config.yaml" for name, folder in first.items()}
+        return {name: _read_settings(path) for name, path in paths.items() if path.is_file()}
 
     @property
     def split(self) -> str:
@@ -96,10 +116,16 @@ def _about(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     """A run's folder, when it was finished (0: it is gone), and its settings without budget and seed."""
     run = folder / str(row["method"]) / f"b{row['budget']}-s{row['seed']}-{row['config_hash']}"
     record, config = run / "metrics.json", run / "config.yaml"
-    settings = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    settings = _read_settings(config) if config.is_file() else {}
     key = json.dumps({name: value for name, value in settings.items() if name not in ("budget", "seed")}, sort_keys=True, default=str)
     when = record.stat().st_mtime if record.is_file() else 0.0
     return {"folder": run, "time": when, "settings_key": key, "split": row.get("split", "test")}
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    # a sweep has a thousand of them: libyaml is ten times as fast where PyYAML was built with it
+    settings: dict[str, Any] = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return settings
 
 
 def _left_out(table: pd.DataFrame, kept: pd.Series, why: str, notes: list[str]) -> pd.DataFrame:

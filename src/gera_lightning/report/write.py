@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,13 @@ from gera_lightning import config
 from gera_lightning.comparisons import Bootstrap, load_hits
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.files import replace_atomically
-from gera_lightning.report import examples, figures, html, markdown, provenance, qualities, sections
+from gera_lightning.report import ablations, examples, figures, headline, html, kept, markdown, provenance, qualities, sections, tuning
 from gera_lightning.report.document import Report, Section
 from gera_lightning.report.findings import Findings
 from gera_lightning.report.sources import Sweep, load_sweep
 
-BASELINES = ("contrastive_linear", "contrastive", "contrastive_siglip", "ridge")
-WORDS = ("reference", "baseline", "draws")
+BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
+WORDS = ("reference", "baseline", "draws", "kept")
 
 
 def write_report(
@@ -25,9 +26,11 @@ def write_report(
     reference: str | None = None,
     baseline: str | None = None,
     draws: int = 2000,
+    kept_file: str | Path | None = None,
     folder: str | Path = "experiments",
 ) -> Path:
-    """Write `runs/<experiment>/report/`: `index.html` (one file, opens offline), `report.md`, a CSV a table, a PNG and an SVG a figure.
+    """Write `runs/<experiment>/report/`: `index.html` (one file, opens offline), `report.md`, a CSV a table, a PNG and an SVG a figure, and
+    `headline.md`, the first table for a README.
 
     Args:
         experiment: name of a file in `folder`, or a path to one; its finished runs are reported, whatever methods it names now.
@@ -35,6 +38,7 @@ def write_report(
         reference: method that the others are compared with; `gera` where it ran, else the best at the largest budget.
         baseline: method whose labels are counted; a contrastive one where it ran, else `ridge`, else the reference's weakest peer.
         draws: resamples of the bootstrap.
+        kept_file: report these kept results; by default the experiment's in `docs/results`, where it has no finished runs here.
         folder: where experiments lie.
 
     Returns:
@@ -44,31 +48,73 @@ def write_report(
         UserError: no finished runs, or a reference or baseline that did not run.
     """
     loaded = config.load(experiment, overrides, folder=folder)
-    sweep = load_sweep(Path(loaded.common.runs_dir) / loaded.name)
+    runs = Path(loaded.common.runs_dir) / loaded.name
+    with tempfile.TemporaryDirectory() as scratch:
+        sweep = _finished(runs, kept_file, Path(scratch))
+        findings = _findings(sweep, reference, baseline, draws)
+        parts = (sections.recall, sections.results, sections.differences, sections.labels, ablations.section, tuning.section)
+        report = Report(
+            sweep.name,
+            _lead(sweep),
+            [
+                sections.short(findings),
+                *(part(findings) for part in (*parts, qualities.unimodal, qualities.hubs, qualities.cost)),
+                examples.section(sweep, findings.reference, loaded.common),
+                Section("Where this comes from", provenance.blocks(sweep, experiment, folder)),
+            ],
+        )
+        pasted = headline.pasted(headline.table(findings), kept.picture_path(loaded.name).as_posix())
+        page = save(report, runs / "report")
+        replace_atomically(page.with_name("headline.md"), pasted.encode())
+        return page
+
+
+def _finished(runs: Path, kept_file: str | Path | None, scratch: Path) -> Sweep:
+    """The finished runs of an experiment, or those of its kept results, laid out in `scratch`."""
+    usual = kept.kept_path(runs.name)
+    if kept_file is None and not (runs / "results.jsonl").is_file() and usual.is_file():
+        kept_file = usual
+    if kept_file is None:
+        return load_sweep(runs)
+    kept.unpack(Path(kept_file), scratch / runs.name)
+    sweep = load_sweep(scratch / runs.name)
+    sweep.notes.append(f"Read from the kept results {kept_file}, which hold no aligners.")
+    return sweep
+
+
+def _findings(sweep: Sweep, reference: str | None, baseline: str | None, draws: int) -> Findings:
+    """Comparisons of the runs, reference and baseline chosen where none is given."""
     methods = sweep.methods
     for key, value in (("reference", reference), ("baseline", baseline)):
         if value is not None and value not in methods:
             raise UserError(f"{key}={value!r} has no finished run{did_you_mean(value, methods)}")
     reference = reference or ("gera" if "gera" in methods else methods[0])
-    baseline = baseline or next((name for name in BASELINES if name in methods), methods[-1])
+    longest = sorted((name for name in BASELINES if name in methods), key=lambda name: name not in sweep.extra_budgets)
     ranked = any((run / "ranks.parquet").exists() for run in sweep.runs["folder"])
     bootstrap = Bootstrap(load_hits(sweep.runs), draws) if ranked else None
-    findings = Findings(sweep, bootstrap, reference, baseline)
-    parts = (sections.short, sections.recall, sections.results, sections.differences, sections.labels)
-    report = Report(
-        sweep.name,
-        _lead(sweep),
-        [
-            *(part(findings) for part in (*parts, qualities.unimodal, qualities.hubs, qualities.cost)),
-            examples.section(sweep, reference, loaded.common),
-            Section("Where this comes from", provenance.blocks(sweep, experiment, folder)),
-        ],
-    )
-    return save(report, sweep.folder / "report")
+    return Findings(sweep, bootstrap, reference, baseline or [*longest, methods[-1]][0])
+
+
+def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str | Path = "experiments") -> Path:
+    """Keep an experiment's finished results, ranks included, in `docs/results/<experiment>.zip`, of which the report can be made again, and
+    its curve beside them.
+
+    Args:
+        experiment, overrides, folder: as for `write_report`, which this calls.
+
+    Raises:
+        UserError: no finished runs, or runs without ranks.
+    """
+    loaded = config.load(experiment, overrides, folder=folder)
+    runs, path = Path(loaded.common.runs_dir) / loaded.name, kept.kept_path(loaded.name)
+    kept.pack(load_sweep(runs), path)
+    page = write_report(experiment, overrides, folder=folder)
+    replace_atomically(kept.picture_path(loaded.name), page.with_name("recall_both.png").read_bytes())
+    return path
 
 
 def report_words(experiment: str, words: Sequence[str]) -> Path:
-    """`write_report` from the words of a command line: `reference=`, `baseline=` and `draws=` are its own, the others overrides.
+    """`write_report` from the words of a command line: `reference=`, `baseline=`, `draws=` and `kept=` are its own, the others overrides.
 
     Raises:
         UserError: as `write_report`, or draws that are no whole number.
@@ -78,7 +124,8 @@ def report_words(experiment: str, words: Sequence[str]) -> Path:
     if not draws.isdigit():
         raise UserError(f"draws={draws} must be a whole number, such as draws=2000")
     others = [word for word in words if word.partition("=")[0] not in WORDS]
-    return write_report(experiment, others, reference=own.get("reference"), baseline=own.get("baseline"), draws=int(draws))
+    kept_file, reference, baseline = (own.get(key) for key in ("kept", "reference", "baseline"))
+    return write_report(experiment, others, reference=reference, baseline=baseline, draws=int(draws), kept_file=kept_file)
 
 
 def _lead(sweep: Sweep) -> str:

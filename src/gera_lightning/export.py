@@ -1,0 +1,75 @@
+"""Both stores of a finished run in the shared space: two embedding stores, which autofaiss and clip-retrieval read, and a FAISS index each.
+
+The dot product of a row of a and a row of b is the aligner's score, whichever of the two is searched with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gera_lightning.aligners.aligner import Aligner, Rows
+from gera_lightning.data.store import write_store
+from gera_lightning.finished import finished_run
+from gera_lightning.geometry.neighbors import write_index
+
+
+@torch.inference_mode()
+def score_rows(aligner: Aligner, side: str, x: Rows) -> Tensor:
+    """Rows whose dot products with those of the other modality are scores.
+
+    `z` where the aligner scores by cosine; under a correction `[z_a; 1; -p_a]` and `[z_b; -p_b; 1]`, p what a row's hubness takes from
+    its scores, so that `[z_a; 1; -p_a] . [z_b; -p_b; 1] = cos(z_a, z_b) - p_a - p_b`.
+
+    Args:
+        aligner: of a finished run.
+        side: modality of the rows.
+        x: frozen embeddings `[n, D_in]`, or a store of them.
+
+    Returns:
+        `[n, D]`, or `[n, D + 2]` under a correction.
+    """
+    z = aligner.encode(side, x)
+    if aligner.space.correction is None:
+        return z
+    penalty = -aligner.space.correction.penalty(z, side).unsqueeze(1)
+    one = torch.ones_like(penalty)
+    return torch.cat([z, one, penalty] if side == "a" else [z, penalty, one], dim=1)
+
+
+def export(
+    target: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: str = "",
+    method: str = "",
+    budget: int | None = None,
+    dtype: str = "float32",
+    index: str = "Flat",
+) -> Path:
+    """Write `out/a`, `out/b` (stores) and `out/a.index`, `out/b.index` (FAISS, inner product; numbers are rows of the store).
+
+    Args:
+        target, overrides, method, budget: see `finished_run`.
+        out: folder; by default `export` in the run's folder.
+        dtype: of the stores, `float32` or `float16`.
+        index: FAISS index factory string.
+
+    Raises:
+        UserError: there is an export already, or as `finished_run`.
+    """
+    run = finished_run(target, overrides, method=method, budget=budget)
+    folder = Path(out) if out else run.folder / "export"
+    for side in "ab":
+        store = getattr(run.stores, side)
+        rows = score_rows(run.aligner, side, store).cpu()
+        encoder = {
+            "name": f"{store.encoder.get('name')} in the shared space of {run.folder.parent.name}/{run.folder.name}",
+            "metric": "dot product",
+        }
+        write_store(folder / side, rows.numpy(), store.rows, encoder=encoder, source=store.manifest.get("source") or {}, dtype=dtype)
+        write_index(rows, folder / f"{side}.index", index=index)
+    return folder

@@ -1,0 +1,61 @@
+"""The finished run that a name stands for: an experiment's best one, or that of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gera_lightning import config
+from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.errors import UserError
+from gera_lightning.report.sources import load_sweep
+from gera_lightning.run import Stores
+
+PREFERRED = "gera"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run's aligner, the stores it is of, and its folder."""
+
+    aligner: Aligner
+    stores: Stores
+    folder: Path
+
+
+def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = "", budget: int | None = None) -> Finished:
+    """What `target` stands for.
+
+    Args:
+        target: an experiment, whose run of the largest budget and least seed is taken; or a run's folder, or its `aligner` folder.
+        overrides: `key=value` words of the experiment, such as `runs_dir=...`.
+        method, budget: of an experiment's runs; by default `gera`, or where it was not run the method of the best recall, and the largest.
+
+    Raises:
+        UserError: no such experiment or run, or stores that hold other data than the run had.
+    """
+    folder = next((path for path in (Path(target), Path(target).parent) if target and (path / "aligner" / "aligner.json").is_file()), None)
+    if folder is not None:
+        aligner = Aligner.load(folder / "aligner")
+        experiment = config.load(str(aligner.about.get("experiment", "")), overrides)
+    else:
+        experiment = config.load(target, overrides)
+        folder = _best(Path(experiment.common.runs_dir) / experiment.name, method, budget)
+        aligner = Aligner.load(folder / "aligner")
+    stores = Stores.open(experiment.common)
+    if stores.data_hash != aligner.about.get("data_hash"):
+        raise UserError(f"{folder}: the stores of {experiment.name} now hold other data than this run had: train it again")
+    return Finished(aligner, stores, folder)
+
+
+def _best(folder: Path, method: str, budget: int | None) -> Path:
+    sweep = load_sweep(folder)
+    name = method or (PREFERRED if PREFERRED in sweep.methods else sweep.methods[0])
+    runs = sweep.runs[sweep.runs["method"] == name]
+    if budget is not None:
+        runs = runs[runs["budget"] == budget]
+    if not len(runs):
+        wanted = f"method={name}" + (f" budget={budget}" if budget is not None else "")
+        raise UserError(f"{wanted}: {folder} holds no such run (methods {', '.join(sweep.methods)}; budgets {sweep.budgets})")
+    return Path(runs.sort_values(["budget", "seed"], ascending=[False, True])["folder"].iloc[0])

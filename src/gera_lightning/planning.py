@@ -1,0 +1,145 @@
+"""What an experiment runs: the list of its runs, checked before any of them starts, and how long they may take."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gera_lightning.config import Config, Experiment
+from gera_lightning.data import splits
+from gera_lightning.errors import UserError
+from gera_lightning.run import Run, Stores
+from gera_lightning.train import check, reads_unpaired
+
+
+def plan(experiment: Experiment) -> list[Run]:
+    """All runs of an experiment, small budgets first, methods' extra budgets last; what a user can get wrong is checked here.
+
+    Raises:
+        UserError: a missing store, a budget beyond the items, a method's refused setting, or one that lacks unpaired rows.
+    """
+    stores = Stores.open(experiment.common)
+    for name, config in experiment.methods.items():
+        try:
+            check(config)
+        except UserError as error:
+            raise UserError(f"{error} (method {name})") from error
+    common = experiment.common
+    runs = [
+        Run(experiment.name, name, budget, seed, config, stores)
+        for budget in common.budgets
+        for seed in common.seeds
+        for name, config in experiment.methods.items()
+    ]
+    extra = sorted((n, name) for name, budgets in experiment.extra_budgets.items() for n in budgets if n not in common.budgets)
+    runs += [
+        Run(experiment.name, name, budget, seed, reserving(experiment.methods[name], budget), stores)
+        for budget, name in extra
+        for seed in common.seeds
+    ]
+    _check_pairs(experiment, stores, max(run.budget for run in runs))
+    _check_pools(runs)
+    return runs
+
+
+def reserving(config: Config, budget: int) -> Config:
+    """The settings of a run whose budget goes beyond `data.reserve`: all its items are set aside, the pools are what is left.
+
+    Its first items are those of the smaller budgets of its seed, since the reserve has no part in their order.
+    """
+    reserve = max(budget, config.data.reserve or 0)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, reserve=reserve))
+
+
+def _check_pairs(experiment: Experiment, stores: Stores, most: int) -> None:
+    """There are as many pairs as the largest budget asks for, and enough families in the smallest for every fold of tuning."""
+    common = experiment.common
+    matched = len(splits.matched_items(stores.a.rows, stores.b.rows, stores.split))
+    if most > matched:
+        key = f"budgets={common.budgets}" if most in common.budgets else f"sweep.extra_budgets={dict(experiment.extra_budgets)}"
+        raise UserError(f"{key}: {most} pairs are more than the {matched} train items with a row in both stores: lower it")
+    count = max(config.tuning.folds for config in experiment.methods.values())
+    for seed in common.seeds:  # budgets are nested: the smallest has the fewest families
+        items = pd.unique(stores.draw(common, max(common.budgets), seed).items)[: min(common.budgets)]
+        splits.folds(items, stores.split.families, count, seed)
+
+
+def _check_pools(runs: Sequence[Run]) -> None:
+    """A method that reads unpaired rows has some. How many rows a pool holds may depend on the seed, not whether there are any."""
+    sizes: dict[str, int] = {}
+    for run in runs:
+        reader = _pool_reader(run.config)
+        data = repr(run.config.data)
+        if reader is not None and data not in sizes:
+            drawn = run.stores.draw(run.config, run.budget, run.seed)
+            sizes[data] = min(len(drawn.pool_a), len(drawn.pool_b))
+        if reader is not None and sizes[data] < 2:
+            more = ", or set batch.paired_anchors=true" if reader == "geometric loss" else ""
+            raise UserError(
+                f"data.reserve={run.config.data.reserve} leaves no unpaired rows for the {reader} of {run.method}: "
+                f"lower it and the largest budget{more}"
+            )
+
+
+def _pool_reader(config: Config) -> str | None:
+    """What of a method cannot do without unpaired rows; None where nothing does."""
+    if any(choice for choices in config.filters.values() for choice in choices):
+        return "filters"
+    if config.closed_form is not None:
+        return None
+    if config.geometric_loss is not None and not config.batch.paired_anchors:
+        return "geometric loss"
+    return "unpaired_loss" if reads_unpaired(config) else None
+
+
+def describe(experiment: Experiment, runs: Sequence[Run]) -> str:
+    """How many of these runs are to do, and about how long they take on the sweep's workers, in a line.
+
+    A run is expected to take as long as the finished runs of its method at the nearest budget took.
+    """
+    waiting = [run for run in runs if experiment.common.overwrite or not run.finished]
+    text = f"{len(waiting)} of {len(runs)} runs are to do"
+    if not waiting:
+        return text
+    finished = pd.DataFrame(finished_rows(Path(experiment.common.runs_dir) / experiment.name))
+    expected = expected_seconds(waiting, finished.reindex(columns=["method", "budget", "seconds"]).dropna())
+    unknown = sum(math.isnan(seconds) for seconds in expected)
+    if unknown == len(waiting):
+        return f"{text}; how long they take is unknown until the first are in"
+    workers = experiment.common.sweep.workers
+    known = sum(seconds for seconds in expected if not math.isnan(seconds)) / workers
+    text += f"; about {_duration(known)}" + (f" with {workers} workers" if workers > 1 else "")
+    return text + (f", and {unknown} runs of methods that have none finished yet" if unknown else "")
+
+
+def expected_seconds(runs: Sequence[Run], finished: pd.DataFrame) -> list[float]:
+    """Median seconds of the finished runs (`method`, `budget`, `seconds`) of each run's method at the budget nearest by ratio.
+
+    NaN for a method without a finished run.
+    """
+    out = []
+    for run in runs:
+        mine = finished[finished["method"] == run.method]
+        far = abs((mine["budget"] / run.budget).map(math.log))
+        out.append(float(mine["seconds"][far == far.min()].median()) if len(mine) else math.nan)
+    return out
+
+
+def finished_rows(folder: Path) -> list[dict[str, Any]]:
+    """Result rows of the finished runs under an experiment's folder, in order of their paths."""
+    records = [path for path in sorted(folder.glob("*/*/metrics.json")) if path.parent.suffix != ".partial"]
+    return [json.loads(path.read_text()) for path in records]
+
+
+def _duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

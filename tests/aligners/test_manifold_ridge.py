@@ -1,0 +1,153 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.kernel_ridge import KernelRidge, rbf
+from gera_lightning.aligners.manifold_ridge import ManifoldRidge, graph_laplacian, manifold_kernel_path, manifold_ridge_path
+from gera_lightning.aligners.ridge import Ridge
+from gera_lightning.errors import UserError
+from gera_lightning.geometry.neighbors import knn_graph
+from gera_lightning.heads import build_map, describe_map
+
+
+def cloud(n, d, seed=0, dtype=torch.float64):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def samples(n=9, pool=12, dtype=torch.float64):
+    return Samples(cloud(n, 5, 0, dtype), cloud(n, 4, 1, dtype), cloud(pool, 5, 2, dtype), cloud(pool, 4, 3, dtype))
+
+
+def slow_laplacian(x, k):
+    """From all distances: joined where either is among the other's k nearest, heat weights over the median of the directed edges."""
+    x, n = np.asarray(x), len(x)
+    d2 = np.array([[((u - v) ** 2).sum() for v in x] for u in x])
+    near = [sorted((j for j in range(n) if j != i), key=lambda j, i=i: d2[i, j])[:k] for i in range(n)]
+    lengths = sorted(d2[i, j] for i in range(n) for j in near[i])
+    median = lengths[(len(lengths) - 1) // 2]  # torch takes the lower of two
+    out = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            if i != j and (j in near[i] or i in near[j]):
+                out[i, j] = -np.exp(-d2[i, j] / median)
+    return out - np.diag(out.sum(1))
+
+
+def test_the_laplacian_equals_slow_loops_and_sums_squares_over_edges():
+    x, f = cloud(9, 4), cloud(9, 3, 5)
+    found = graph_laplacian(knn_graph(x, 3, backend="torch")).to_dense()
+    np.testing.assert_allclose(found, slow_laplacian(x, 3), atol=1e-8)
+    edges = sum(-float(found[i, j]) * float((f[i] - f[j]).square().sum()) for i in range(9) for j in range(i))
+    assert float((f.T @ found @ f).trace()) == pytest.approx(edges)
+    torch.testing.assert_close(found.sum(1), torch.zeros(9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 5), (5, 12)])
+@pytest.mark.parametrize("smoothness", [0.0, 0.3, 5.0])
+def test_linear_maps_solve_the_normal_equations(n, d, smoothness):
+    x, y, rows = cloud(n, d), cloud(n, 3, 1), torch.cat([cloud(n, d), cloud(9, d, 2)])
+    lap = slow_laplacian(rows, 3)
+    penalties = [10.0, 0.1]
+    found = list(manifold_ridge_path(x, y, rows, torch.from_numpy(lap).to_sparse(), smoothness, penalties))
+    x, y, rows = x.numpy(), y.numpy(), rows.numpy()
+    rough = rows.T @ lap @ rows
+    metric = np.eye(d) + smoothness * d / np.trace(rough) * rough
+    level = np.trace(x @ np.linalg.inv(metric) @ x.T) / min(n, d)
+    for penalty, weight in zip(penalties, found, strict=True):
+        np.testing.assert_allclose(weight, np.linalg.solve(x.T @ x + penalty * level * metric, x.T @ y), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("smoothness", [0.0, 0.3, 5.0])
+def test_kernel_coefficients_solve_the_normal_equations_of_the_representer_theorem(smoothness):
+    """`(J K + lam (I + M K)) A = [Y; 0]`, J keeping the pairs: the form of Belkin et al., without the deformed kernel."""
+    x, y, more = cloud(7, 5), cloud(7, 3, 1), cloud(9, 5, 2)
+    rows = torch.cat([x, more])
+    kernel, lap = rbf(rows, rows, 9.0), slow_laplacian(rows, 3)
+    penalties = [1.0, 0.05]
+    found = list(manifold_kernel_path(y, kernel, torch.from_numpy(lap).to_sparse(), smoothness, penalties))
+    k = kernel.numpy()
+    m = smoothness * len(k) / np.trace(k @ lap @ k) * lap
+    keep = np.diag([1.0] * 7 + [0.0] * 9)
+    target = np.concatenate([y.numpy(), np.zeros((9, 3))])
+    level = np.trace((k - k @ np.linalg.inv(np.eye(16) + m @ k) @ m @ k)[:7, :7]) / 7
+    for penalty, weight in zip(penalties, found, strict=True):
+        expected = np.linalg.solve(keep @ k + penalty * level * (np.eye(16) + m @ k), target)
+        np.testing.assert_allclose(k @ weight.numpy(), k @ expected, rtol=1e-7, atol=1e-9)
+
+
+def test_without_smoothness_it_is_ridge_and_kernel_ridge():
+    given = samples()
+    for method, plain, setting in (
+        (ManifoldRidge(), Ridge(), {"penalty": 0.3}),
+        (ManifoldRidge(kernel=True, factor=2.0), KernelRidge(), {"penalty": 0.3, "factor": 2.0}),
+    ):
+        [found] = method.candidates(given, [{"penalty": 0.3, "smoothness": 0.0}])
+        [expected] = plain.candidates(given, [setting])
+        for side, x in (("a", given.pool_a), ("b", given.pool_b)):
+            number = "ab".index(side)
+            torch.testing.assert_close(found[number](x), expected[number](x))
+
+
+def test_of_equal_penalties_on_the_norm_the_smoother_map_varies_less_along_the_edges():
+    x, y, rows = cloud(7, 5), cloud(7, 3, 1), torch.cat([cloud(7, 5), cloud(20, 5, 2)])
+    lap = torch.from_numpy(slow_laplacian(rows, 4))
+    rough, found = rows.T @ lap @ rows, []
+    for smoothness in (0.0, 0.1, 1.0, 10.0):
+        metric = torch.eye(5) + smoothness * 5 / rough.trace() * rough
+        level = (x @ torch.linalg.inv(metric) @ x.T).trace() / 5
+        [weight] = manifold_ridge_path(x, y, rows, lap.to_sparse(), smoothness, [float(0.5 / level)])
+        found.append(float((weight.T @ rough @ weight).trace()))
+    assert all(more > 1.02 * less for more, less in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("direction", ["both", "a_to_b", "b_to_a"])
+def test_candidates_follow_their_settings_in_order_and_are_saved_by_kind(direction, kernel):
+    given, method = samples(), ManifoldRidge(direction, kernel=kernel, unpaired=10)
+    settings = method.settings(8, 9)
+    together = list(method.candidates(given, settings))
+    assert len(together) == len(settings) == 8
+    for setting, (map_a, map_b) in zip(settings, together, strict=True):
+        [(alone_a, alone_b)] = method.candidates(given, [setting])
+        torch.testing.assert_close(map_a(given.pool_a), alone_a(given.pool_a))
+        torch.testing.assert_close(map_b(given.pool_b), alone_b(given.pool_b))
+    again = build_map(describe_map(together[0][0])).double()
+    again.load_state_dict(together[0][0].state_dict())
+    torch.testing.assert_close(again(given.pool_a), together[0][0](given.pool_a))
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_rows_beyond_the_cap_are_not_read(kernel):
+    given, method = samples(), ManifoldRidge(kernel=kernel, unpaired=6)
+    cut = Samples(given.x_a, given.x_b, given.pool_a[:6], given.pool_b[:6])
+    whole, part = (next(iter(method.candidates(s, method.settings(1, 9)))) for s in (given, cut))
+    torch.testing.assert_close(whole[0](given.pool_a), part[0](given.pool_a), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_identical_rows_and_empty_pools_keep_the_maps_finite(kernel):
+    given = Samples(torch.ones(6, 5), cloud(6, 4, 1, torch.float32), torch.zeros(0, 5), torch.zeros(0, 4))
+    method = ManifoldRidge(kernel=kernel)
+    for map_a, map_b in method.candidates(given, method.settings(8, 6)):
+        assert map_a(cloud(3, 5, 2, torch.float32)).isfinite().all()
+        assert map_b(cloud(3, 4, 2, torch.float32)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"direction": "b"}, "direction='b'"),
+        ({"smallest": -1.0}, "smallest=-1.0"),
+        ({"smoothness": ()}, "smoothness"),
+        ({"smoothness": (-1.0,)}, "at least 0"),
+        ({"k": 0}, "k=0"),
+        ({"unpaired": -1}, "unpaired=-1"),
+        ({"factor": 0.0}, "factor=0.0"),
+    ],
+)
+def test_impossible_fields_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        ManifoldRidge(**settings)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from gera_lightning.report.ablations import _word, ablations
+
+
+def trained(**changes):
+    """A run's settings as its config.yaml has them, `a__b` for `a.b`."""
+    out = {
+        "experiment": "e",
+        "method": "m",
+        "budget": 10,
+        "seed": 0,
+        "data": {"pool_size": None, "shared_pools": False, "reserve": 100},
+        "graph": {"k": 16},
+        "geometric_loss": {"class": "x.GeometricLoss", "kernel": "heat"},
+        "geometric_weight": 1.0,
+        "optimizer": {"class": "torch.optim.AdamW", "lr": 1e-4},
+        "tuning": {"settings": 8},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            out[section] = {**out[section], name: value}
+        else:
+            out[section] = value
+    return out
+
+
+def test_methods_that_differ_in_a_few_settings_are_found_with_what_differs():
+    settings = {
+        "plain": trained(),
+        "k": trained(graph__k=64, method="k", budget=20, seed=3, data__reserve=50),
+        "kernel_and_pool": trained(geometric_loss__kernel="laplacian", data__pool_size=64),
+        "four": trained(graph__k=4, data__pool_size=64, data__shared_pools=True, optimizer__lr=1.0),
+        "peer": trained(unpaired_loss={"class": "x.Structure"}),
+        "same": trained(),
+    }
+    assert ablations(settings, "plain") == {
+        "k": {"graph.k": 64},
+        "kernel_and_pool": {"geometric_loss.kernel": "laplacian", "data.pool_size": 64},
+    }
+    assert ablations(settings, "nobody") == {}
+
+
+def test_a_section_that_one_lacks_is_one_change_with_its_weight():
+    settings = {"plain": trained(), "twin": trained(geometric_loss=None)}
+    assert ablations(settings, "plain") == {"twin": {"geometric_loss": None}}
+    assert ablations(settings, "twin") == {"plain": {"geometric_loss": {"class": "x.GeometricLoss", "kernel": "heat"}}}
+
+
+def test_what_is_tuned_is_no_fixed_value():
+    grid = {"grid": {"geometric_weight": [1, 10]}, "settings": 8}
+    settings = {"plain": trained(tuning=grid), "also": trained(tuning=grid, geometric_weight=5.0), "fixed": trained(geometric_weight=10.0)}
+    assert ablations(settings, "plain") == {"fixed": {"geometric_weight": 10.0}}
+    assert ablations(settings, "fixed") == {"plain": {"geometric_weight": "tuned: 1, 10"}, "also": {"geometric_weight": "tuned: 1, 10"}}
+
+
+def test_another_closed_form_is_another_method():
+    base = {"closed_form": {"class": "x.Ridge", "strength": 1}, "correction": {"class": "x.Csls", "weight": 0.5}}
+    settings = {
+        "gera": base,
+        "stronger": {**base, "closed_form": {"class": "x.Ridge", "strength": 2}},
+        "off": {**base, "correction": None},
+        "cca": {**base, "closed_form": {"class": "x.Cca", "strength": 1}},
+    }
+    assert set(ablations(settings, "gera")) == {"stronger", "off"}
+    assert ablations(settings, "gera")["off"] == {"correction": None}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "none"),
+        ([], "none"),
+        (True, "true"),
+        (0.5, "0.5"),
+        ("laplacian", "laplacian"),
+        ({"class": "a.b.Csls", "weight": 0.5}, "Csls weight 0.5"),
+        ([[], [{"class": "x.Beside", "filter": {"class": "x.Diffusion", "k": 4}}]], "none | Beside filter Diffusion k 4"),
+    ],
+)
+def test_a_setting_is_said_in_a_line(value, said):
+    assert _word(value) == said

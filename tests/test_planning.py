@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from gera_lightning.config import Experiment, load
+from gera_lightning.errors import UserError
+from gera_lightning.planning import describe, expected_seconds, finished_rows, plan
+from gera_lightning.run import Run, execute
+
+FILES: dict[str, dict[str, Any]] = {
+    "small.yaml": {
+        "data": {"synthetic": {"items": 90, "dim_a": 7, "dim_b": 6, "features": 16}},
+        "budgets": [10, 20],
+        "methods": ["twin", "ridge"],
+        "tuning": {"folds": 2, "settings": 2},
+        "trainer": {"max_steps": 2},
+        "sweep": {"seeds": [0, 1], "methods": ["twin", "ridge"]},
+    },
+    "methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
+    "methods/geometric.yaml": {"closed_form": None},
+    "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
+    "methods/filtered.yaml": {
+        "closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"},
+        "filters": {"b": [[], [{"class": "gera_lightning.geometry.diffusion.GraphDiffusion", "k": 4}]]},
+    },
+}
+
+
+@pytest.fixture
+def experiment(tmp_path: Path):
+    for name, values in FILES.items():
+        path = tmp_path / "experiments" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(values))
+
+    def make(*, sweep: bool = True, **overrides: Any) -> Experiment:
+        settings = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache"), **overrides}
+        words = {key.replace("__", "."): value for key, value in settings.items()}
+        return load("small", words, folder=tmp_path / "experiments", sweep=sweep)
+
+    return make
+
+
+def items(experiment) -> int:
+    """Train items of the experiment with a row in both stores."""
+    run = plan(experiment())[0]
+    return len(set(run.stores.a.rows["item"].iloc[run.stores.split.train_a]))
+
+
+def drawn(run: Run):
+    return run.stores.draw(run.config, run.budget, run.seed)
+
+
+# ---- extra budgets ----
+
+
+def test_extra_budgets_are_one_methods_alone_and_of_sweeps_alone(experiment):
+    ordinary = {run.hash for run in plan(experiment())}
+    loaded = experiment(sweep__extra_budgets={"twin": [40, 30, 20]})
+    runs = plan(loaded)
+    assert [(r.method, r.budget, r.seed) for r in runs[8:]] == [("twin", n, s) for n in (30, 40) for s in (0, 1)]
+    assert {run.hash for run in runs[:8]} == ordinary  # 20 is an ordinary budget: no run of it is added, none changes
+    assert len(plan(experiment(sweep=False, seeds=[0, 1], sweep__extra_budgets={"twin": [40]}))) == 8
+    assert len(plan(experiment(sweep__only="ridge", sweep__extra_budgets={"twin": [40]}))) == 4
+
+
+def test_an_extra_budget_goes_on_with_its_seeds_pairs_and_takes_them_from_the_pools(experiment):
+    most = items(experiment)
+    runs = {(r.budget, r.seed): drawn(r) for r in plan(experiment(sweep__extra_budgets={"twin": [30, most]})) if r.method == "twin"}
+    for seed in (0, 1):
+        small = runs[20, seed]
+        for budget in (30, most):
+            large = runs[budget, seed]
+            for name in ("items", "pairs_a", "pairs_b"):
+                assert len(getattr(large, name)) == budget
+                np.testing.assert_array_equal(getattr(large, name)[:20], getattr(small, name))
+        assert len(runs[30, seed].pool_a) < len(small.pool_a)
+        assert len(runs[most, seed].pool_a) == len(runs[most, seed].pool_b) == 0
+
+
+def test_a_method_without_use_for_pools_runs_on_all_train_items(experiment):
+    most = items(experiment)
+    [run] = [r for r in plan(experiment(sweep__extra_budgets={"twin": [most]})) if r.budget == most and r.seed == 0]
+    row = execute(run)
+    assert row["budget"] == most
+    assert 0 < row["ab/r@10"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"twn": [30]}, r"sweep\.extra_budgets\.twn.*'twin'"),
+        ({"twin": [1]}, r"sweep\.extra_budgets\.twin=\[1\]"),
+        ({"twin": []}, r"sweep\.extra_budgets\.twin=\[\]"),
+        ({"twin": [30, 30]}, "none twice"),
+        ({"twin": [9000]}, r"sweep\.extra_budgets=.*9000 pairs are more than the \d+ train items"),
+    ],
+)
+def test_impossible_extra_budgets_are_refused(experiment, extra, words):
+    with pytest.raises(UserError, match=words):
+        plan(experiment(sweep__extra_budgets=extra))
+
+
+@pytest.mark.parametrize(("method", "reader"), [("geometric", "geometric loss"), ("filtered", "filters")])
+def test_a_method_that_reads_unpaired_rows_is_refused_where_there_are_none(experiment, method, reader):
+    most = items(experiment)
+    chosen = {"sweep__methods": [method], "sweep__seeds": [0]}
+    with pytest.raises(UserError, match=rf"data\.reserve={most} leaves no unpaired rows for the {reader} of {method}"):
+        plan(experiment(**chosen, sweep__extra_budgets={method: [most]}))
+    assert len(plan(experiment(**chosen, sweep__extra_budgets={method: [most - 10]}))) == 3
+
+
+def test_a_budget_beyond_a_given_reserve_is_refused(experiment):
+    with pytest.raises(UserError, match=r"20 must lie between 2 and data\.reserve=15"):
+        plan(experiment(data__reserve=15))
+
+
+# ---- variants ----
+
+
+def test_a_variant_is_its_preset_with_some_keys_changed(experiment):
+    variants = {
+        "plain_k4": {"of": "geometric", "graph.k": 4, "data.shared_pools": True},
+        "off": {"of": "geometric", "geometric_loss": None},
+    }
+    loaded = experiment(sweep=False, methods=["geometric", "twin", *variants], variants=variants)
+    assert (loaded.methods["plain_k4"].graph.k, loaded.methods["geometric"].graph.k) == (4, 16)
+    assert loaded.methods["plain_k4"].data.shared_pools
+    assert loaded.methods["off"] == loaded.methods["twin"]
+    runs = {(r.method, r.budget): r for r in plan(loaded)}
+    assert runs["plain_k4", 10].folder.parent.name == "plain_k4"
+    np.testing.assert_array_equal(drawn(runs["plain_k4", 10]).items, drawn(runs["geometric", 10]).items)
+    assert len(drawn(runs["plain_k4", 10]).pool_a) > len(drawn(runs["geometric", 10]).pool_a)
+    assert runs["off", 20].hash == runs["twin", 20].hash
+
+
+def test_a_sweep_of_an_experiment_with_variants_runs_its_own_methods(experiment):
+    variants = {"plain_k4": {"of": "geometric", "graph.k": 4}}
+    assert experiment(sweep__methods=[], variants=variants, methods=["twin", "plain_k4"]).common.methods == ["twin", "plain_k4"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ({"graph.k": 4}, r"variants\.v\.of=None"),
+        ({"of": "geometrik"}, r"geometrik.*'geometric'"),
+        ({"of": "geometric", "graph.kk": 4}, r"graph\.kk.*'graph\.k'"),
+        ({"of": "geometric", "budgets": [10]}, "budgets is no setting of a method"),
+        ({"of": "geometric", "data.split": "dev"}, r"data\.split='dev' of method v.*all methods"),
+    ],
+)
+def test_impossible_variants_are_refused(experiment, variant, words):
+    with pytest.raises(UserError, match=words):
+        experiment(sweep=False, methods=["v"], variants={"v": variant})
+
+
+# ---- how long it takes ----
+
+
+def finish(run: Run, seconds: float | None) -> None:
+    run.folder.mkdir(parents=True)
+    row = {"method": run.method, "budget": run.budget, **({} if seconds is None else {"seconds": seconds})}
+    (run.folder / "metrics.json").write_text(json.dumps(row))
+
+
+def test_expected_time_is_the_median_at_the_budget_nearest_by_ratio(experiment):
+    runs = [r for r in plan(experiment(sweep__extra_budgets={"twin": [35]})) if r.seed == 0]
+    finished = pd.DataFrame(
+        [("twin", 10, 1.0), ("twin", 10, 2.0), ("twin", 10, 9.0), ("twin", 100, 50.0)], columns=["method", "budget", "seconds"]
+    )
+    found = {(r.method, r.budget): seconds for r, seconds in zip(runs, expected_seconds(runs, finished), strict=True)}
+    assert found["twin", 10] == found["twin", 20] == 2.0
+    assert found["twin", 35] == 50.0  # 35 is nearer to 100 than to 10 by ratio
+    assert np.isnan([found["ridge", 10], found["ridge", 20]]).all()
+
+
+def test_the_time_of_what_is_to_do_is_said_where_it_is_known(experiment):
+    loaded = experiment(sweep__workers=2)
+    runs = plan(loaded)
+    assert describe(loaded, runs) == "8 of 8 runs are to do; how long they take is unknown until the first are in"
+    finish(runs[0], 600.0)  # twin at 10 pairs
+    finish(runs[1], None)  # a row of an older version
+    assert describe(loaded, runs) == "6 of 8 runs are to do; about 15 min with 2 workers, and 3 runs of methods that have none finished yet"
+    finish(runs[3], 5.0)
+    assert describe(experiment(), runs) == "5 of 8 runs are to do; about 30 min"
+    assert len(finished_rows(runs[0].folder.parents[1])) == 3
+    assert describe(experiment(overwrite=True, sweep__only="ridge"), runs[3:4]) == "1 of 1 runs are to do; about 5 s"
+    for run in runs:
+        if not run.finished:
+            finish(run, 1.0)
+    assert describe(loaded, runs) == "0 of 8 runs are to do"

@@ -1,0 +1,188 @@
+"""Searching with, and exporting, what an experiment's best finished run has learnt."""
+
+from __future__ import annotations
+
+import shutil
+from io import StringIO
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from gera_lightning import cli
+from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.config import load
+from gera_lightning.data.store import EmbeddingStore, write_store
+from gera_lightning.errors import UserError
+from gera_lightning.export import export, score_rows
+from gera_lightning.finished import finished_run
+from gera_lightning.search import matching, search_words
+from gera_lightning.sweep import run_experiment
+from gera_lightning.words import own_words
+
+N = 80
+RIDGE = {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}}
+CSLS = {**RIDGE, "correction": {"class": "gera_lightning.aligners.space.Csls", "k": 3}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A project whose experiment has run: `gera` with a score correction and `ridge` without, at two budgets and seeds."""
+    folder = tmp_path_factory.mktemp("project")
+    x = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
+    for name, width in (("a", 6), ("b", 4)):
+        rows = pd.DataFrame({"row": [f"{name}{n}" for n in range(N)], "item": [f"i{n}" for n in range(N)]})
+        rows["text"] = [f"The {'sound' if name == 'a' else 'word'} number {n}" for n in range(N)]
+        rows["split"] = ["test" if n % 4 == 0 else "train" for n in range(N)]
+        write_store(
+            folder / name, x[:, :width], rows, encoder={"name": f"enc-{name}"}, source={"name": "test"}, dtype="float32", shard_rows=50
+        )
+    (folder / "experiments" / "methods").mkdir(parents=True)
+    for name, preset in (("gera", CSLS), ("ridge", RIDGE)):
+        (folder / "experiments" / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(preset))
+    settings = {"data": {"a": "a", "b": "b"}, "budgets": [10, 20], "seeds": [1, 0], "methods": ["ridge", "gera"], "tuning": {"folds": 2}}
+    (folder / "experiments" / "small.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_experiment(load("small"), Console(file=StringIO()))
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(finished)
+    return finished
+
+
+# ---- which run ----
+
+
+def test_an_experiment_stands_for_its_default_at_the_largest_budget_and_least_seed(project):
+    run = finished_run("small")
+    assert (run.aligner.about["method"], run.aligner.about["budget"], run.aligner.about["seed"]) == ("gera", 20, 0)
+    other = finished_run("small", method="ridge", budget=10)
+    assert (other.aligner.about["method"], other.aligner.about["budget"], other.aligner.about["seed"]) == ("ridge", 10, 0)
+
+
+@pytest.mark.parametrize("inner", ["", "/aligner"])
+def test_a_folder_stands_for_itself(project, inner):
+    [folder] = project.glob("runs/small/ridge/b10-s1-*")
+    run = finished_run(f"{folder}{inner}")
+    assert run.folder == folder
+    assert run.stores.a.path == Path("a")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "gerra"}, r"method=gerra.*methods .*gera"),
+        ({"budget": 15}, r"budget=15.*budgets \[10, 20\]"),
+        ({"overrides": ["runs_dir=nowhere"]}, "no results.jsonl"),
+        ({"overrides": ["data.b=a"]}, "hold other data than this run had"),
+    ],
+)
+def test_what_is_not_there_is_named(project, options, words):
+    with pytest.raises(UserError, match=words):
+        finished_run("small", **options)
+
+
+# ---- search ----
+
+
+def test_a_row_is_found_by_its_name_its_item_its_text_or_a_part_of_it(project):
+    rows = EmbeddingStore("a").rows
+    assert matching(rows, "a7").tolist() == [7]
+    assert matching(rows, "i7").tolist() == [7]
+    assert matching(rows, " the SOUND number 7 ").tolist() == [7]
+    assert matching(rows, "number 7").tolist() == [7, *range(70, 80)]
+    assert not len(matching(rows, "word"))
+    assert not len(matching(rows.drop(columns="text"), "num"))
+
+
+def test_the_matches_are_the_aligners_best_and_right_ones_carry_a_star(project):
+    run = finished_run("small")
+    first, query, *found = search_words("small", "i5", k=4).splitlines()
+    assert first == str(run.folder)
+    assert "The sound number 5" in query
+    scores = run.aligner.score(run.stores.a.read([5]), run.stores.b)[0]
+    best = scores.topk(4)
+    for line, value, number in zip(found, best.values.tolist(), best.indices.tolist(), strict=True):
+        assert line.startswith("b*" if number == 5 else "b ")
+        assert f"{value:.3f}" in line
+        assert f"The word number {number} " in line
+    assert any(line.startswith("b*") for line in search_words("small", "i5", k=N).splitlines())
+
+
+def test_the_side_that_knows_the_query_asks_unless_one_is_named(project):
+    assert search_words("small", "word number 12").splitlines()[2].startswith("a")
+    assert search_words("small", "i3", side="b").splitlines()[2].startswith("a")
+    with pytest.raises(UserError, match=r"'word number 12' is in no .* of a"):
+        search_words("small", "word number 12", side="a")
+    assert "(10 more rows of a match)" in search_words("small", "number 7")
+
+
+def test_the_commands_print_and_refuse(project, capsys, tmp_path):
+    assert cli.main(["search", "small", "sound number 5", "k=2", "runs_dir=runs"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    for arguments in (
+        ["search", "small"],
+        ["search", "small", ""],
+        ["search", "", "x"],
+        ["search", "small", "x", "k=0"],
+        ["search", "small", "qqq"],
+    ):
+        assert cli.main(arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert cli.main(["export", "small", "method=ridge", f"out={tmp_path / 'out'}"]) == 0
+    assert str(tmp_path / "out" / "b.index") in capsys.readouterr().out
+    assert cli.main(["export", "small", "method=ridge", f"out={tmp_path / 'out'}"]) == 2
+    assert "store" in capsys.readouterr().err
+
+
+def test_a_functions_own_words_are_parted_from_the_experiments():
+    own, rest = own_words(["k=3", "runs_dir=x", "data.split=dev", "side=b"], search_words)
+    assert own == {"k": 3, "side": "b"}
+    assert rest == ["runs_dir=x", "data.split=dev"]
+
+
+# ---- export ----
+
+
+@pytest.mark.parametrize("method", ["gera", "ridge"])
+def test_dot_products_of_exported_rows_are_scores(project, tmp_path, method):
+    run = finished_run("small", method=method)
+    folder = export("small", out=str(tmp_path / method), method=method)
+    a, b = EmbeddingStore(folder / "a"), EmbeddingStore(folder / "b")
+    scores = run.aligner.score(run.stores.a, run.stores.b)
+    torch.testing.assert_close(torch.from_numpy(a.read() @ b.read().T), scores, atol=1e-5, rtol=1e-4)
+    pd.testing.assert_frame_equal(a.rows, run.stores.a.rows)
+    assert "in the shared space of" in b.encoder["name"]
+    a.verify()
+
+
+def test_faiss_reads_the_index_and_finds_what_the_aligner_finds(project, tmp_path):
+    run = finished_run("small")
+    folder = export("small", out=str(tmp_path / "out"))
+    assert Aligner.load(run.folder / "aligner").space.correction is not None
+    for query, gallery, direction in (("a", "b", "ab"), ("b", "a", "ba")):
+        index = faiss.read_index(str(folder / f"{gallery}.index"))
+        values, found = index.search(score_rows(run.aligner, query, getattr(run.stores, query).read(slice(0, 9))).numpy(), 5)
+        expected, numbers = run.aligner.search(
+            getattr(run.stores, query).read(slice(0, 9)), getattr(run.stores, gallery), 5, direction=direction
+        )
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+        np.testing.assert_array_equal(found, numbers)
+
+
+def test_an_export_lies_in_the_runs_folder_and_takes_a_half_of_the_room_in_float16(project):
+    folder = export("small", dtype="float16")
+    try:
+        assert folder == finished_run("small").folder / "export"
+        assert np.load(folder / "a" / "emb_0000.npy").dtype == np.float16
+    finally:
+        shutil.rmtree(folder)
