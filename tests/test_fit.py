@@ -199,3 +199,12 @@ def test_mistakes_are_named_before_anything_runs(make, preset, words):
 def test_filters_are_part_of_a_runs_identity(make):
     plain, filtered = (make({"closed_form": RIDGE, **more}).config for more in ({}, {"filters": CHOICES}))
     assert config_hash(plain) != config_hash(filtered)
+
+
+@pytest.mark.parametrize(("enough", "used"), [(1, 1), (7, 1), (8, 2), (14, 2), (99, 2)])
+def test_of_a_large_budget_only_as_many_folds_are_used_as_settle_a_choice(make, tmp_path, enough, used):
+    task = task_of(make({"closed_form": RIDGE, "tuning": {"enough": enough}}), tmp_path)
+    parts = task.folds(np.arange(14))
+    assert [len(part) for part in parts] == [7] * used
+    scores = fitting.fold_scores(task, Ridge(), Ridge().settings(2, 14), np.arange(14))
+    assert scores.shape == (2, 7 * used)

@@ -189,3 +189,27 @@ def test_a_shipped_experiment_from_raw_files_to_a_result(
     assert (row["method"], row["budget"]) == ("ridge", 50)
     for direction in ("ab", "ba"):
         assert row[f"{direction}/mrr"] > 2.5 * np.mean(1 / np.arange(1, TEST + 1)), "partners are found well above chance"
+
+
+def test_all_layers_are_embedded_compared_and_one_is_aligned(
+    networks: Path, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [
+        *coco(tmp_path / "raw"),
+        *(f"data.{side}={tmp_path / side}" for side in "ab"),
+        *(f"embed.{side}.encoder.checkpoint={networks / name}" for side, name in (("a", "dinov2"), ("b", "mpnet"))),
+        *("embed.a.encoder.layer=all", "embed.b.encoder.layer=[1,-1]"),
+        *("embed.workers=0", "embed.accelerator=cpu", "embed.precision=32-true"),
+    ]
+    experiment = str(repository / "experiments" / "coco.yaml")
+    assert cli.main(["embed", experiment, *words]) == 0
+    assert f"{tmp_path / 'a'}: {ITEMS} rows of width 64, 3 layers" in capsys.readouterr().out
+    assert cli.main(["affinity", str(tmp_path / "a"), str(tmp_path / "b"), "k=5"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert {tuple(line[:2]) for line in lines} == {(f"layer_0{a}", f"layer_0{b}") for a in (0, 1, 2) for b in (1, 2)}
+    assert float(lines[0][2]) == max(float(line[2]) for line in lines) > 2 * float(lines[0][3])
+    best = [f"data.{side}={tmp_path / side / name}" for side, name in zip("ab", lines[0][:2], strict=True)]
+    small = ["methods=[ridge]", "budgets=[50]", "data.reserve=50", "seeds=[0]", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path}"]
+    assert cli.main(["train", experiment, *best, *small]) == 0
+    assert cli.main(["train", experiment, *small, f"data.a={tmp_path / 'a'}", f"data.b={tmp_path / 'b'}"]) == 2
+    assert "it holds layer_00, layer_01, layer_02: name one of them" in capsys.readouterr().err

@@ -108,6 +108,8 @@ class TuningConfig:
     """Parts of the budget's items, families kept whole."""
     used_folds: int | None = None
     """Train only this many of the folds (trained methods; all by default)."""
+    enough: int = 1000
+    """Held-out pairs that settle a choice: of a larger budget only as many folds are used as hold so many."""
     settings: int = 8
     """Settings evaluated, the same for every method: strengths of a closed form; of trained maps `grid` times stopping steps."""
     distractors: int = 2000
@@ -118,7 +120,7 @@ class TuningConfig:
 
     def __post_init__(self) -> None:
         _at_least("tuning.", 2, folds=self.folds)
-        _at_least("tuning.", 1, settings=self.settings, used_folds=self.used_folds)
+        _at_least("tuning.", 1, settings=self.settings, used_folds=self.used_folds, enough=self.enough)
         _at_least("tuning.", 0, distractors=self.distractors)
 
 

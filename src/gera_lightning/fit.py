@@ -58,8 +58,10 @@ class Task:
     memory: dict[tuple[str, int], FilteredModality] = field(default_factory=dict, repr=False, compare=False)
 
     def folds(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Parts of `positions` for cross-validation."""
-        return [positions[part] for part in splits.folds(self.rows.items[positions], self.families, self.config.tuning.folds, self.seed)]
+        """Parts of `positions` for cross-validation: all, or as many as hold out `tuning.enough` pairs together."""
+        parts = splits.folds(self.rows.items[positions], self.families, self.config.tuning.folds, self.seed)
+        held = np.cumsum([len(part) for part in parts])
+        return [positions[part] for part in parts[: int(np.searchsorted(held, self.config.tuning.enough)) + 1]]
 
     def without(self, held: np.ndarray) -> Task:
         """The task of a fold: pools without rows of the families that the pairs at `held` are of."""
