@@ -19,7 +19,7 @@ from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.config import config_hash, load
 from gera_lightning.data.datamodule import load_rows
 from gera_lightning.errors import UserError
-from gera_lightning.fit import Task, fit_closed_form, mix_filters
+from gera_lightning.fit import Task, choose_filters, fit_closed_form
 from gera_lightning.heads import Chain
 from gera_lightning.run import execute
 
@@ -68,7 +68,7 @@ def test_a_filtered_task_holds_the_filters_images(make, tmp_path):
     assert torch.equal(filtered.modality.pool, pool)
     assert torch.equal(filtered.modality.pairs, mapping(task.rows.a.pairs))
     assert filtered.modality.key != task.rows.a.key  # or the neighbour cache would answer with the unfiltered graph
-    on = task.through({"a": (0, 1), "b": (1, 0, 0)})
+    on = task.through({"a": 1, "b": 0})
     assert on.task.rows.a is filtered.modality  # fitted once
     assert on.task.rows.b is task.rows.b
     assert np.array_equal(on.task.rows.items, task.rows.items)
@@ -81,40 +81,21 @@ def filters_of(task):
     return tuple(CHOICES[side].index(key) for side, key in zip("ab", keys, strict=True))
 
 
-def test_mixed_filters_share_the_cosine(make, tmp_path):
-    task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
-    mixed = task.mixed("b", (0.5, 0.3, 0.2))
-    parts = [task.filtered("b", number).modality for number in range(3)]
-    for rows in ("pairs", "pool"):
-        mine, each = getattr(mixed.modality, rows), [getattr(part, rows) for part in parts]
-        torch.testing.assert_close(mine @ mine.T, sum(s * x @ x.T for s, x in zip((0.5, 0.3, 0.2), each, strict=True)))
-    torch.testing.assert_close(mixed.mapping(task.rows.b.pool), mixed.modality.pool)
-    assert task.mixed("b", (0, 0, 1)).modality is parts[2]
-
-
 @pytest.mark.parametrize(("best", "known"), [((0, 0), True), ((1, 0), True), ((0, 1), True), ((1, 2), False)])
-def test_clear_evidence_takes_each_modalitys_best_filter(make, tmp_path, monkeypatch, best, known):
+def test_each_modality_takes_the_filter_that_scores_best_on_held_out_pairs(make, tmp_path, monkeypatch, best, known):
     task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
     calls = []
 
-    def planted(task, method, settings, positions, shares):
-        calls.append((shares["a"].index(1), shares["b"].index(1)))
+    def planted(task, method, settings, positions, numbers):
+        calls.append((numbers["a"], numbers["b"]))
         return np.full((1, 14), -float(sum(mine != theirs for mine, theirs in zip(calls[-1], best, strict=True))))
 
     monkeypatch.setattr(fitting, "fold_scores", planted)
-    choice = mix_filters(task, Ridge(), np.arange(14))
-    assert (choice.tried, choice.chosen) == (4, {f"filter_a_{best[0]}": 1.0, f"filter_b_{best[1]}": 1.0})
+    choice = choose_filters(task, Ridge(), np.arange(14))
+    assert (choice.tried, choice.chosen) == (4, {"filter_a": best[0], "filter_b": best[1]})
     assert calls == [(0, 0), (1, 0), (0, 1), (0, 2)]
     assert (choice.scores is not None) == known
-    assert filters_of(task.through(choice.shares).task) == best
-
-
-def test_without_evidence_filters_stand_side_by_side(make, tmp_path, monkeypatch):
-    task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
-    monkeypatch.setattr(fitting, "fold_scores", lambda *_: np.zeros((1, 14)))
-    choice = mix_filters(task, Ridge(), np.arange(14))
-    np.testing.assert_allclose([*choice.shares["a"], *choice.shares["b"]], [1 / 2] * 2 + [1 / 3] * 3)
-    assert choice.scores is None
+    assert filters_of(task.through(choice.numbers).task) == best
 
 
 def test_a_fold_holds_no_pool_row_of_the_families_it_holds_out(make, tmp_path):
@@ -131,19 +112,19 @@ def test_a_fold_holds_no_pool_row_of_the_families_it_holds_out(make, tmp_path):
     assert fold.rows.a.key != task.rows.a.key
     assert fold.rows.b is task.rows.b  # nothing of b's pool is of these families
     own, _ = fit_filters([LocalCentering(clusters=3)], task.rows.a.pool[7:])
-    torch.testing.assert_close(fold.through({"a": (1,), "b": (1,)}).task.rows.a.pairs, own(task.rows.a.pairs))
+    torch.testing.assert_close(fold.through({"a": 0, "b": 0}).task.rows.a.pairs, own(task.rows.a.pairs))
 
 
 def test_one_choice_is_no_choice(make, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "fold_scores", lambda *_: pytest.fail("nothing to compare"))
-    choice = mix_filters(task_of(make({"closed_form": RIDGE, "filters": ONE}), tmp_path), Ridge(), np.arange(14))
-    assert (choice.shares, choice.tried, choice.chosen, choice.scores) == ({"a": (1.0,), "b": (1.0,)}, 0, {}, None)
+    choice = choose_filters(task_of(make({"closed_form": RIDGE, "filters": ONE}), tmp_path), Ridge(), np.arange(14))
+    assert (choice.numbers, choice.tried, choice.chosen, choice.scores) == ({"a": 0, "b": 0}, 0, {}, None)
 
 
 def test_filters_and_settings_share_the_number_of_evaluations(make, tmp_path):
     fitted = fit_closed_form(task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path))
     assert fitted.settings == 6
-    assert {key[:8] for key in fitted.chosen} == {"filter_a", "filter_b", "penalty"}
+    assert set(fitted.chosen) == {"filter_a", "filter_b", "penalty"}
     for filters in ({}, ONE):
         assert fit_closed_form(task_of(make({"closed_form": RIDGE, "filters": filters}), tmp_path)).settings == 6
 
@@ -154,23 +135,19 @@ def test_scores_that_the_choice_of_filters_left_are_not_computed_again(make, tmp
     scored = []
     honest = fitting.fold_scores
 
-    def counted(task, method, settings, positions, shares):
-        scored.append(([s["penalty"] for s in settings], shares))
-        return honest(task, method, settings, positions, shares)
+    def counted(task, method, settings, positions, numbers):
+        scored.append([s["penalty"] for s in settings])
+        return honest(task, method, settings, positions, numbers)
 
     monkeypatch.setattr(fitting, "fold_scores", counted)
-    monkeypatch.setattr(fitting.tuning, "shares", lambda scores: (0.0, 1.0, *[0.0] * (len(scores) - 2)))
     fitted = fit_closed_form(task)
+    numbers = {side: int(fitted.chosen[f"filter_{side}"]) for side in "ab"}
+    known = 0 in numbers.values()
+    penalties = [s["penalty"] for s in Ridge().settings(2 + known, 14)]
+    assert scored == [*[penalties[:1]] * 4, penalties[known:]]
     assert fitted.settings == 6
-    penalties = [s["penalty"] for s in Ridge().settings(2, 14)]
-    assert [tried for tried, _ in scored] == [*[penalties[:1]] * 4, penalties]  # the second of a with the second of b is new
-    scored.clear()
-    monkeypatch.setattr(fitting.tuning, "shares", lambda scores: (1.0, *[0.0] * (len(scores) - 1)))
-    again = fit_closed_form(task)
-    penalties = [s["penalty"] for s in Ridge().settings(3, 14)]
-    assert [tried for tried, _ in scored] == [*[penalties[:1]] * 4, penalties[1:]]  # the first with the first is known
-    _, settings, anew = fitting.cross_validated(task, Ridge(), np.arange(14), 3, None, scored[-1][1])
-    assert (settings, anew["penalty"]) == (3, again.chosen["penalty"])
+    _, settings, anew = fitting.cross_validated(task, Ridge(), np.arange(14), 2 + known, None, numbers)
+    assert (settings, anew["penalty"]) == (2 + known, fitted.chosen["penalty"])
 
 
 @pytest.mark.parametrize("preset", ["closed", "trained"])
@@ -198,8 +175,8 @@ def test_trained_maps_let_their_start_choose_the_filter(make, tmp_path, monkeypa
     start = {**RIDGE, "direction": "a_to_b"}
     run = make({"closed_form": None, "filters": CHOICES, "start": start})
     asked = []
-    honest = train.mix_filters
-    monkeypatch.setattr(train, "mix_filters", lambda *a: asked.append(a[1]) or honest(*a))
+    honest = train.choose_filters
+    monkeypatch.setattr(train, "choose_filters", lambda *a: asked.append(a[1]) or honest(*a))
     train.fit_trained(task_of(run, tmp_path / "run"))
     assert [type(method) for method in asked] == [Ridge]
 

@@ -109,15 +109,3 @@ def test_a_curve_is_mean_and_standard_error():
     assert found["scores"] == [round(-7 / 3, 4), -1.0]
     assert found["errors"] == [round(float(np.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2 / 3)), 4), 0.0]
     assert tuning.curve(np.array([[-1.0]])) == {"scores": [-1.0], "errors": [0.0]}
-
-
-def test_shares_follow_the_evidence():
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(3, 40))
-    weights = np.exp(tuning.EVIDENCE * scores.sum(1))
-    weights[weights / weights.sum() < tuning.LEAST_SHARE] = 0
-    np.testing.assert_allclose(tuning.shares(scores), weights / weights.sum())
-    np.testing.assert_allclose(tuning.shares(np.zeros((4, 9))), 0.25)
-    assert tuning.shares(np.array([[0.0] * 30, [-1.0] * 30])) == (1.0, 0.0)  # thirty pairs that are worse by a factor e in rank
-    more = [tuning.shares(np.array([[0.0] * n, [-0.1] * n]))[1] for n in (1, 10, 40)]
-    assert more == sorted(more, reverse=True)

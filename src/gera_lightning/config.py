@@ -242,7 +242,7 @@ class Config:
     """Methods that differ from a preset in a few keys, such as `{plain_k4: {of: gera_plain, graph.k: 4}}`."""
     filters: dict[str, Any] = field(default_factory=dict)
     """Filters of modality `a`'s and `b`'s features, fitted on its pool: a list of choices, each a list of parts that are applied in turn
-    (`[]` leaves the features as they are). Tuning mixes them by what they are worth to the pairs. Empty: no filter."""
+    (`[]` leaves the features as they are). Tuning takes the best choice of each modality for the pairs. Empty: no filter."""
     closed_form: Part | None = None
     """A closed-form aligner instead of a trained one: class and arguments."""
     head: Part = field(default_factory=lambda: {"class": "gera_lightning.heads.ResidualMLP"})

@@ -1,7 +1,7 @@
 """A method on its rows: what it is fitted on, what comes out, and the closed forms.
 
 A closed form is fitted for all its settings on each fold of the budget, the best one again on all pairs. Before that, where there are
-several choices of feature filters, its first setting weighs them in the same way, modality by modality.
+several choices of feature filters, its first setting decides between them in the same way, modality by modality.
 
 A fold is the real task in small: of the families that it holds out, pairs and pool rows are unseen, as those of the test items are.
 """
@@ -26,15 +26,13 @@ from gera_lightning.aligners.space import SharedSpace
 from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.datamodule import Modality, TrainingRows
-from gera_lightning.heads import Blocks, Chain, Concat, Identity
+from gera_lightning.heads import Chain
 from gera_lightning.parts import Part, build
 
 CORRECTION_ROWS = 1000
 """Pool rows that scores are corrected against while settings are compared: enough to rank settings, a fraction of the time."""
 Progress = Callable[[str, int, int], None]
 """Called with (what is under way, done, of how many)."""
-Shares = Mapping[str, Sequence[float]]
-"""Shares of each modality's choices of filters, summing to 1."""
 
 
 @dataclass(frozen=True)
@@ -101,25 +99,15 @@ class Task:
         known = self.memory.get((side, number))
         if known is None or known.modality.key != key:  # folds that leave the pool whole share it; of others one at a time is kept
             mapping, pool = fit_filters(build_filters(parts, side, number), modality.pool)
-            known = FilteredModality(_mapped(modality, mapping, pool, key), mapping)
+            with torch.no_grad():
+                pairs = mapping(modality.pairs)
+            known = FilteredModality(dataclasses.replace(modality, pairs=pairs, pool=pool, key=key), mapping)
             self.memory[side, number] = known
         return known
 
-    def mixed(self, side: str, shares: Sequence[float]) -> FilteredModality:
-        """Modality `side` as its choices of filters pass it on side by side, each with its share of the cosine."""
-        numbers = [number for number, share in enumerate(shares) if share > 0]
-        parts = [self.filtered(side, number) for number in numbers]
-        if len(parts) == 1:
-            return parts[0]
-        modality = getattr(self.rows, side)
-        mapping = Concat(*(part.mapping or Identity(modality.pool.shape[1]) for part in parts), shares=[shares[n] for n in numbers])
-        pool = Blocks([part.modality.pool.shape[1] for part in parts], mapping.shares)(torch.cat([p.modality.pool for p in parts], dim=1))
-        key = {**modality.key, "filters": json.dumps([self.choices(side), list(shares)], sort_keys=True)}
-        return FilteredModality(_mapped(modality, mapping, pool, key), mapping)
-
-    def through(self, shares: Shares) -> Filtered:
-        """The task on features that the choices of each modality's filters pass on, with these shares."""
-        return self.on(*(self.mixed(side, shares[side]) for side in "ab"))
+    def through(self, numbers: Mapping[str, int]) -> Filtered:
+        """The task on features that choice `numbers[side]` of each modality's filters passes on."""
+        return self.on(*(self.filtered(side, numbers[side]) for side in "ab"))
 
     def on(self, a: FilteredModality, b: FilteredModality) -> Filtered:
         """The task on filtered features."""
@@ -137,11 +125,6 @@ class FilteredModality:
 
     modality: Modality
     mapping: nn.Module | None
-
-
-def _mapped(modality: Modality, mapping: nn.Module, pool: Tensor, key: dict[str, str]) -> Modality:
-    with torch.no_grad():
-        return dataclasses.replace(modality, pairs=mapping(modality.pairs), pool=pool, key=key)
 
 
 @dataclass(frozen=True)
@@ -206,10 +189,10 @@ def fit_closed_form(task: Task) -> Fitted:
     assert task.config.closed_form is not None
     method: ClosedForm = build(task.config.closed_form, "closed_form")
     everything = np.arange(len(task.rows.items))
-    choice = mix_filters(task, method, everything)
-    filtered, known = task.through(choice.shares), choice.scores is not None
+    choice = choose_filters(task, method, everything)
+    filtered, known = task.through(choice.numbers), choice.scores is not None
     count = task.config.tuning.settings - choice.tried + known
-    maps, settings, setting = cross_validated(task, method, everything, count, choice.scores, choice.shares)
+    maps, settings, setting = cross_validated(task, method, everything, count, choice.scores, choice.numbers)
     space = shared_space(filtered.task, *maps)
     space.map_a, space.map_b = filtered.behind(*maps)
     return Fitted(space, 0, choice.tried + settings - known, {**choice.chosen, **setting})
@@ -217,39 +200,39 @@ def fit_closed_form(task: Task) -> Fitted:
 
 @dataclass(frozen=True)
 class FilterChoice:
-    """How the choices of filters are mixed, and what finding out took.
+    """The filters that were chosen, and what the choice took.
 
     Attributes:
-        shares: of each choice in its modality's cosine.
+        numbers: the chosen one's number, by modality.
         tried: combinations that were compared; 0 where there was but one.
-        chosen: the shares above 0 of the modalities that had a choice, for the result row.
-        scores: held-out pairs' scores `[1, n]` of this mixture under the method's first setting; None where it was not tried.
+        chosen: the numbers of the modalities that had a choice, for the result row.
+        scores: held-out pairs' scores `[1, n]` of the chosen combination under the method's first setting; None where it was not tried.
     """
 
-    shares: Shares
+    numbers: dict[str, int]
     tried: int
     chosen: dict[str, float]
     scores: np.ndarray | None
 
 
-def mix_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> FilterChoice:
-    """The mixture of filters that a closed form's first setting calls for on folds of these pairs.
+def choose_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> FilterChoice:
+    """The filters under which a closed form's first setting scores best on folds of these pairs.
 
-    The choices of each modality are compared with the other's first, and mixed by `tuning.shares`.
+    Each modality takes its own: its choices are compared with the other's first.
     """
-    count = {side: len(task.choices(side)) for side in "ab"}
-    only = {side: tuple(float(number == 0) for number in range(count[side])) for side in "ab"}
-    trials: list[Shares] = [only]
+    trials = [{"a": 0, "b": 0}]
     for side in "ab":
-        trials += [{**only, side: tuple(float(n == number) for n in range(count[side]))} for number in range(1, count[side])]
+        trials += [{**trials[0], side: number} for number in range(1, len(task.choices(side)))]
     if len(trials) == 1:
-        return FilterChoice(only, 0, {}, None)
+        return FilterChoice(trials[0], 0, {}, None)
     first = method.settings(1, len(positions))
     scores = [fold_scores(task, method, first, positions, trial) for trial in trials]
-    rest = {"a": scores[1 : count["a"]], "b": scores[count["a"] :]}
-    shares = {side: tuning.shares(np.concatenate([scores[0], *rest[side]])) for side in "ab"}
-    chosen = {f"filter_{side}_{n}": share for side in "ab" if count[side] > 1 for n, share in enumerate(shares[side]) if share > 0}
-    return FilterChoice(shares, len(trials), chosen, scores[trials.index(shares)] if shares in trials else None)
+    best = {}
+    for side, other in ("ab", "ba"):
+        mine = [number for number, trial in enumerate(trials) if trial[other] == 0]
+        best[side] = trials[mine[tuning.choose(np.concatenate([scores[number] for number in mine]))]][side]
+    chosen = {f"filter_{side}": float(best[side]) for side in "ab" if len(task.choices(side)) > 1}
+    return FilterChoice(best, len(trials), chosen, scores[trials.index(best)] if best in trials else None)
 
 
 def cross_validated(
@@ -258,7 +241,7 @@ def cross_validated(
     positions: np.ndarray,
     count: int,
     first_scores: np.ndarray | None = None,
-    shares: Shares | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> tuple[Maps, int, dict[str, float]]:
     """Maps fitted on these pairs, how many settings (`count` at most) were tried on folds of them, and the chosen one.
 
@@ -266,29 +249,29 @@ def cross_validated(
         task, method, positions: what is fitted on which pairs.
         count: settings to try.
         first_scores: scores of `method.settings(1)` on the same folds, where they are known already.
-        shares: of each modality's choices of filters; the maps are of what they pass on. None takes the rows as they are.
+        numbers: choice of each modality's filters; the maps are of what they pass on. None takes the rows as they are.
     """
     settings = method.settings(max(count, 1), len(positions))
     chosen = 0
     if len(settings) > 1:
         known = first_scores is not None and settings[0] == method.settings(1, len(positions))[0]
-        scores = fold_scores(task, method, settings[1:] if known else settings, positions, shares)
+        scores = fold_scores(task, method, settings[1:] if known else settings, positions, numbers)
         chosen = tuning.choose(np.concatenate([first_scores, scores]) if known and first_scores is not None else scores)
-    whole = task if shares is None else task.through(shares).task
+    whole = task if numbers is None else task.through(numbers).task
     [maps] = method.candidates(whole.samples(positions), [settings[chosen]])
     return maps, len(settings), dict(settings[chosen])
 
 
 def fold_scores(
-    task: Task, method: ClosedForm, settings: Sequence[Setting], positions: np.ndarray, shares: Shares | None = None
+    task: Task, method: ClosedForm, settings: Sequence[Setting], positions: np.ndarray, numbers: Mapping[str, int] | None = None
 ) -> np.ndarray:
-    """Scores of every held-out pair under every setting, `[settings, n]`; `shares` as in `cross_validated`."""
+    """Scores of every held-out pair under every setting, `[settings, n]`; `numbers` as in `cross_validated`."""
     scores, parts = [], task.folds(positions)
     for number, held in enumerate(parts):
         task.progress("tuning fold", number, len(parts))
         fold = task.without(held)
-        if shares is not None:
-            fold = fold.through(shares).task
+        if numbers is not None:
+            fold = fold.through(numbers).task
         spaces = (
             shared_space(fold, *maps, rows=CORRECTION_ROWS)
             for maps in method.candidates(fold.samples(np.setdiff1d(positions, held)), settings)

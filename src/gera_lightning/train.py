@@ -35,9 +35,9 @@ from gera_lightning.fit import (
     Fitted,
     Task,
     build_filters,
+    choose_filters,
     cross_validated,
     fit_closed_form,
-    mix_filters,
     shared_space,
 )
 from gera_lightning.geometry.neighbors import check_index
@@ -155,11 +155,11 @@ def _tuned(task: Task, choices: Sequence[tuple[dict[str, float], Config]], steps
 
 
 def _filtered(task: Task, positions: np.ndarray) -> Filtered:
-    """The task on filtered features; several choices of filters are mixed as the start's closed form calls for."""
+    """The task on filtered features; of several choices of filters the start's closed form takes the best."""
     if all(len(task.choices(side)) == 1 for side in "ab"):
-        return task.through({"a": (1.0,), "b": (1.0,)})
+        return task.through({"a": 0, "b": 0})
     assert task.config.start is not None  # `check` refuses that
-    return task.through(mix_filters(task, build(task.config.start, "start"), positions).shares)
+    return task.through(choose_filters(task, build(task.config.start, "start"), positions).numbers)
 
 
 def _train(

@@ -35,29 +35,6 @@ def held_out_score(space: SharedSpace, held_a: Tensor, held_b: Tensor, items: Te
     return (both[0] + both[1]) / 2
 
 
-EVIDENCE = 0.5
-"""How much of the summed scores counts in `shares`: the two directions of a pair and the pairs of a fold say partly the same."""
-LEAST_SHARE = 0.02
-"""Smaller shares are dropped: they cost as much as large ones."""
-
-
-def shares(scores: np.ndarray) -> tuple[float, ...]:
-    """Weights of settings by their evidence, `w_k ~ exp(EVIDENCE sum_i scores_ki)`, as model averaging weighs by the likelihood.
-
-    Few pairs leave the settings side by side where choosing would be chance; many pairs choose. `-log rank` stands for a log-likelihood.
-
-    Args:
-        scores: `[settings, n]` scores of the same n held-out pairs under each setting.
-
-    Returns:
-        weights that sum to 1, 0 where they would be below `LEAST_SHARE`.
-    """
-    weights = np.exp(EVIDENCE * (scores.sum(1) - scores.sum(1).max()))
-    weights = weights / weights.sum()
-    weights = np.where(weights < LEAST_SHARE, 0.0, weights)
-    return tuple(float(weight) for weight in weights / weights.sum())
-
-
 def choose(scores: np.ndarray) -> int:
     """The setting of the best mean score; of equals the first, which is the simplest.
 

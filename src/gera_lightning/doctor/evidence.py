@@ -18,7 +18,7 @@ from gera_lightning import tuning
 from gera_lightning.aligners.base import ClosedForm
 from gera_lightning.config import Experiment
 from gera_lightning.data.datamodule import load_rows
-from gera_lightning.fit import Task, fold_scores, mix_filters
+from gera_lightning.fit import Task, choose_filters, fold_scores
 from gera_lightning.parts import build
 from gera_lightning.run import Stores
 from gera_lightning.statistics import holm
@@ -101,14 +101,14 @@ def held_out_scores(task: Task) -> np.ndarray:
     """Score of every held-out pair `[n]`, each under the setting that the pairs of the other folds choose.
 
     So no pair has a say in the setting that it is scored under, and presets with many settings gain nothing by having them. Filters are
-    mixed by all pairs, as in a run: a preset with a choice of them is flattered a little.
+    chosen by all pairs, as in a run: a preset with a choice of them is flattered a little.
     """
     assert task.config.closed_form is not None
     method: ClosedForm = build(task.config.closed_form, "closed_form")
     everything = np.arange(len(task.rows.items))
-    choice = mix_filters(task, method, everything)
+    choice = choose_filters(task, method, everything)
     settings = method.settings(max(task.config.tuning.settings - choice.tried + 1, 1), len(everything))
-    scores = fold_scores(task, method, settings, everything, choice.shares)
+    scores = fold_scores(task, method, settings, everything, choice.numbers)
     fold = np.concatenate([np.full(len(held), number) for number, held in enumerate(task.folds(everything))])
     chosen = {number: tuning.choose(scores[:, fold != number]) for number in np.unique(fold)}
     return scores[[chosen[number] for number in fold], np.arange(len(fold))]
