@@ -89,7 +89,7 @@ def test_reading_settings_needs_no_torch():
 
 
 def test_every_field_has_its_docstring():
-    tree = ast.parse(Path(config.__file__).read_text())
+    tree = ast.parse(Path(config.settings.__file__).read_text())
     fields = 0
     for cls in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
         for field, after in zip(cls.body, [*cls.body[1:], None], strict=True):

@@ -30,7 +30,7 @@ ONLY_IN = {
     "faiss": {"geometry/neighbors.py"},
     "transformers": {"encoders"},
     "torchaudio": {"encoders"},
-    "omegaconf": {"config.py"},
+    "omegaconf": {"config/layers.py"},
     "submitit": {"cluster.py"},
     "matplotlib": {"report"},
     "lightning": {"data/datamodule.py", "module.py", "callbacks.py", "train.py", "run.py", "cli.py", "encoders"},

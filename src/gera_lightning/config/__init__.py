@@ -1,0 +1,31 @@
+"""Settings: a tree of typed dataclasses (`settings`), loaded from an experiment's file, method presets and overrides (`experiment`)."""
+
+from gera_lightning.config.experiment import Experiment, load
+from gera_lightning.config.grid import combinations
+from gera_lightning.config.identity import config_hash, identity
+from gera_lightning.config.settings import (
+    BatchConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    GraphConfig,
+    SweepConfig,
+    TrainerConfig,
+    TuningConfig,
+)
+
+__all__ = [
+    "BatchConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "Experiment",
+    "GraphConfig",
+    "SweepConfig",
+    "TrainerConfig",
+    "TuningConfig",
+    "combinations",
+    "config_hash",
+    "identity",
+    "load",
+]

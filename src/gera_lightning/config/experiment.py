@@ -1,0 +1,157 @@
+"""An experiment's file, its method presets and variants, and overrides, loaded together.
+
+Precedence, later wins: the defaults of the dataclass tree, the experiment's YAML, the method's preset, the command line. A section that
+a preset sets to null (the geometry-off twin sets `geometric_loss: null`) stays null: overrides below it do not reach that method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gera_lightning.config.grid import combinations, grid_left
+from gera_lightning.config.layers import defaults_of_parts, holds, merge, parse_overrides, read_yaml, typed
+from gera_lightning.config.settings import PARTS, RUNTIME_KEYS, TRAINED_KEYS, Config, DataConfig
+from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.parts import check_part
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A loaded experiment: its name, the settings common to all methods, one method's settings each, and methods' budgets beyond them."""
+
+    name: str
+    common: Config
+    methods: Mapping[str, Config]
+    extra_budgets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+def load(
+    experiment: str | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    folder: str | Path = "experiments",
+    sweep: bool = False,
+) -> Experiment:
+    """Load `folder/<experiment>.yaml` (or a path to a YAML file), its method presets and overrides.
+
+    Args:
+        experiment: name of a file in `folder`, a path ending in `.yaml`, or what such a file would hold.
+        overrides: `key=value` words as on the command line, or a mapping of dotted keys.
+        folder: where experiments lie; presets lie in `methods/` beside the file (or in `folder`).
+        sweep: take methods, seeds and extra budgets from the `sweep` section.
+
+    Raises:
+        UserError: an unknown experiment, preset or key (with the nearest known one), or a value that is refused.
+    """
+    path = _experiment_path(experiment, Path(folder)) if isinstance(experiment, str) else Path(folder) / "settings.yaml"
+    words = parse_overrides(overrides)
+    base = read_yaml(path) if isinstance(experiment, str) else dict(experiment)
+    common = typed(merge([base, *words]), str(path))
+    if common.data.reserve is None:
+        base_budgets = base.get("budgets") or Config().budgets
+        common.data.reserve = max(*base_budgets, *common.budgets)
+    if sweep:
+        common.methods, common.seeds = _swept_methods(common, path.parent / "methods"), common.sweep.seeds
+    methods = {}
+    for name in common.methods:
+        preset = _preset(name, path.parent / "methods", common.variants)
+        common_only = [key for key in RUNTIME_KEYS if key in preset]
+        if common_only:
+            raise UserError(f"method {name}: {common_only[0]} is no setting of a method: set it in {path}")
+        unreachable = {key for key, value in preset.items() if value is None} | _classless([base, preset, *words])
+        reachable = [word for word in words if next(iter(word)) not in unreachable]
+        settings = typed(merge([base, preset, *reachable]), f"method {name}")
+        settings.data.reserve = common.data.reserve
+        settings.tuning.grid = grid_left(settings.tuning.grid, [*parse_overrides(common.variants.get(name, {})), *reachable])
+        _check_parts(settings)
+        combinations(settings)
+        _check_same_data(name, settings.data, common.data)
+        methods[name] = settings
+    _check_unused(words, methods)
+    extra = {name: budgets for name, budgets in common.sweep.extra_budgets.items() if sweep and name in methods}
+    return Experiment(path.stem, common, methods, extra)
+
+
+def _swept_methods(common: Config, presets: Path) -> list[str]:
+    sweep = common.sweep
+    methods = sweep.methods or (common.methods if common.variants else sorted(path.stem for path in presets.glob("*.yaml")))
+    known = [*common.variants, *(path.stem for path in presets.glob("*.yaml"))]
+    for name in sweep.extra_budgets:
+        if name not in known:
+            raise UserError(f"sweep.extra_budgets.{name}: there is no such method{did_you_mean(name, known)}")
+    if not sweep.only:
+        return methods
+    return list(sweep.quick) if sweep.only == "quick" else [name.strip() for name in sweep.only.split(",") if name.strip()]
+
+
+def _experiment_path(experiment: str, folder: Path) -> Path:
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if not experiment:
+        raise UserError(
+            f"EXP is empty: name an experiment, such as EXP={known[0] if known else 'speech_text'} (there are: {', '.join(known)})"
+        )
+    path = Path(experiment) if experiment.endswith((".yaml", ".yml")) else folder / f"{experiment}.yaml"
+    if not path.is_file():
+        raise UserError(f"experiment {experiment!r}: there is no {path}{did_you_mean(experiment, known)}")
+    return path
+
+
+def _preset(name: str, folder: Path, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a method sets: its file, or a variant's changes over the file of the preset it is `of`."""
+    if name in variants:
+        changes = dict(variants[name])
+        of = changes.pop("of", None)
+        if not isinstance(of, str):
+            raise UserError(f"variants.{name}.of={of!r}: name the preset that it changes, such as of: gera")
+        return merge([_preset(of, folder, {}), *parse_overrides(changes)])
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = [*variants, *(p.stem for p in folder.glob("*.yaml"))]
+        raise UserError(f"methods: {name!r} has no preset {path}{did_you_mean(name, known)}")
+    return read_yaml(path)
+
+
+def _classless(layers: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Parts that no layer and no default names a class of: an argument in an override is meant for the methods that have the part."""
+    values = defaults_of_parts(merge(layers))
+    return {key for key in PARTS if isinstance(values.get(key), Mapping) and "class" not in values[key]}
+
+
+def _check_parts(config: Config) -> None:
+    for key, runtime in PARTS.items():
+        part = getattr(config, key)
+        if part is not None:
+            check_part(part, key, runtime)
+
+
+def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Config]) -> None:
+    """An override of a section that no chosen method has or reads is a mistake.
+
+    Raises:
+        UserError: naming it.
+    """
+    for word in words:
+        key = next(iter(word))
+        if key in PARTS and word[key] is not None and all(getattr(c, key) is None for c in methods.values()):
+            raise UserError(f"{key}: none of the methods {', '.join(methods)} has this section, so the override would do nothing")
+        for name in ("unpaired_weight", "batch.unpaired"):
+            if holds(word, name) and all(c.unpaired_loss is None for c in methods.values()):
+                raise UserError(f"{name}: none of the methods {', '.join(methods)} has an unpaired_loss, so the override would do nothing")
+        if key in TRAINED_KEYS and all(c.closed_form is not None for c in methods.values()):
+            raise UserError(
+                f"{key}: all of the methods {', '.join(methods)} are closed forms and read no {key}, so the override would do nothing"
+            )
+
+
+def _check_same_data(name: str, mine: DataConfig, common: DataConfig) -> None:
+    """Methods are compared on the same stores and items.
+
+    Raises:
+        UserError: a preset or a variant asks for others.
+    """
+    for key in ("a", "b", "synthetic", "split", "test_share"):
+        if getattr(mine, key) != getattr(common, key):
+            raise UserError(f"data.{key}={getattr(mine, key)!r} of method {name} is not that of all methods: set it in the experiment")

@@ -1,0 +1,41 @@
+"""What of the settings decides a run's result, and its hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from gera_lightning.config.settings import RUNTIME_KEYS, TRAINED_KEYS, Config
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The settings that decide a run's result, as plain values: what its hash is taken of."""
+    values = dataclasses.asdict(config)
+    skip = RUNTIME_KEYS + (TRAINED_KEYS if config.closed_form else ("closed_form",))
+    values = {key: value for key, value in values.items() if key not in skip}
+    if not config.filters:
+        values.pop("filters")
+    if not config.tuning.grid:
+        values["tuning"].pop("grid")
+    if config.mixup is None:  # a peer's section that a run lacks is no part of it, so runs from before there was one keep their hash
+        values.pop("mixup", None)
+    if config.unpaired_loss is None:
+        values.pop("unpaired_loss", None)
+        values.pop("unpaired_weight", None)
+    if config.unpaired_loss is None and "batch" in values:
+        values["batch"].pop("unpaired")
+    if "trainer" in values:  # how often it logs, and on what it runs, is not what it computes
+        for key in ("log_every_n_steps", "checkpoint_every_n_steps", "accelerator", "devices"):
+            values["trainer"].pop(key)
+    values["evaluation"].pop("chunk")
+    for key in ("a", "b", "synthetic"):  # the data's own hash stands for them
+        values["data"].pop(key)
+    return values
+
+
+def config_hash(config: Config, **more: Any) -> str:
+    """Eight hex digits of the identity of a run."""
+    text = json.dumps({**identity(config), **more}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
