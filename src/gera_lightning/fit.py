@@ -29,7 +29,7 @@ from gera_lightning.data.datamodule import Modality, TrainingRows
 from gera_lightning.heads import Chain
 from gera_lightning.parts import Part, build
 
-CORRECTION_ROWS = 1000
+CORRECTION_ROWS = 300
 """Pool rows that scores are corrected against while settings are compared: enough to rank settings, a fraction of the time."""
 Progress = Callable[[str, int, int], None]
 """Called with (what is under way, done, of how many)."""
