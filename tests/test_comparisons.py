@@ -49,6 +49,20 @@ def test_ranks_become_hits_by_item(tmp_path):
     assert bootstrap.by_seed[0, 0, 1, 1] == pytest.approx((2 / 3 + 2 / 3) / 2)
 
 
+def test_near_duplicates_are_drawn_together(tmp_path):
+    """Three items of a family are one thing to find; the recall itself still counts rows."""
+    folder = ranks(tmp_path / "one", [1.0, 11.0, 10.0, 1.0], [2.0, 11.0, 3.0, 12.0])
+    table = pd.read_parquet(folder / "ranks.parquet")
+    table.assign(family=table["item"].map({"i0": "f", "i1": "f", "i2": "f", "i3": "g"})).to_parquet(folder / "ranks.parquet")
+    found = load_hits(runs(("m", 100, 0, folder)))
+    assert found.rows.tolist() == [[3, 1], [3, 1]]
+    assert found.hits[0, 0, 0].tolist() == [[2, 1], [2, 0]]
+    bootstrap = Bootstrap(found, draws=200)
+    assert bootstrap.by_seed[0, 0, 0, 0] == pytest.approx(5 / 8)
+    both, f, g = 5 / 8, (2 / 3 + 2 / 3) / 2, (1 + 0) / 2  # families drawn: each once, or one of them twice
+    assert set(np.round(bootstrap.by_seed[1:, 0, 0, 0], 9)) == {round(v, 9) for v in (both, f, g)}
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     one = ranks(tmp_path / "one", [1.0, 2.0], [1.0, 2.0])
     two = ranks(tmp_path / "two", [1.0, 2.0, 3.0], [1.0, 2.0])

@@ -154,6 +154,7 @@ def test_a_perfect_and_a_collapsed_map(make_store, weight, value):
         assert found[f"{direction}/chance@10"] == pytest.approx(10 / 61)
     assert found["foscttm"] == pytest.approx(0 if value else 0.5)
     assert set(ranks["rank"]) == {1.0 if value else 31.0}
+    assert (ranks["family"] == ranks["item"]).all()  # the stores name none
 
 
 # ---- within a modality ----

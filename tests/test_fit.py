@@ -201,10 +201,19 @@ def test_filters_are_part_of_a_runs_identity(make):
     assert config_hash(plain) != config_hash(filtered)
 
 
-@pytest.mark.parametrize(("enough", "used"), [(1, 1), (7, 1), (8, 2), (14, 2), (99, 2)])
+@pytest.mark.parametrize(("enough", "used"), [(1, 2), (8, 2), (9, 3), (14, 4), (99, 4)])
 def test_of_a_large_budget_only_as_many_folds_are_used_as_settle_a_choice(make, tmp_path, enough, used):
-    task = task_of(make({"closed_form": RIDGE, "tuning": {"enough": enough}}), tmp_path)
+    """At least two, so that what is chosen can be held against pairs that did not choose it."""
+    task = task_of(make({"closed_form": RIDGE, "tuning": {"enough": enough, "folds": 4}}), tmp_path)
     parts = task.folds(np.arange(14))
-    assert [len(part) for part in parts] == [7] * used
+    assert [len(part) for part in parts] == [4, 4, 3, 3][:used]
     scores = fitting.fold_scores(task, Ridge(), Ridge().settings(2, 14), np.arange(14))
-    assert scores.shape == (2, 7 * used)
+    assert scores.shape == (2, sum(len(part) for part in parts))
+
+
+def test_a_finished_aligner_keeps_no_more_of_a_pool_than_it_needs(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "MOST_CORRECTION_ROWS", 9)
+    task = task_of(make({"closed_form": RIDGE, "correction": {"class": "gera_lightning.aligners.space.Csls", "k": 3}}), tmp_path)
+    maps = (torch.nn.Linear(8, 4), torch.nn.Linear(6, 4))
+    space = fitting.shared_space(task, *maps)
+    torch.testing.assert_close(space.correction.pool_a, space.embed("a", task.rows.a.pool[:9]))

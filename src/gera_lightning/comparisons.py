@@ -1,6 +1,6 @@
-"""Comparisons of methods over finished runs: a paired bootstrap over seeds and test items, Holm-corrected, and label multipliers.
+"""Comparisons of methods over finished runs: a paired bootstrap over seeds and families of test items, Holm-corrected, and label multipliers.
 
-Legend: `M` methods, `N` budgets, `S` seeds, `I` test items, `B` draws; axes of draws are `[B + 1]`, see `statistics`. Runs that are not
+Legend: `M` methods, `N` budgets, `S` seeds, `I` families of test items, `B` draws; axes of draws are `[B + 1]`, see `statistics`. Runs that are not
 there are NaN.
 """
 
@@ -34,12 +34,12 @@ DIRECTIONS = ("ab", "ba")
 
 @dataclass(frozen=True)
 class Hits:
-    """Which test items each run found.
+    """Which test items each run found, family by family: near-duplicates are found or missed together, so they are drawn together.
 
     Attributes:
         methods, budgets, seeds: labels of the first three axes.
-        hits: query rows of an item with rank <= top, `[M, N, S, 2, I]` (directions ab, ba); NaN: no such run.
-        rows: query rows of an item, `[2, I]`.
+        hits: query rows of a family with rank <= top, `[M, N, S, 2, I]` (directions ab, ba); NaN: no such run.
+        rows: query rows of a family, `[2, I]`.
     """
 
     methods: list[str]
@@ -75,7 +75,7 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
         path = Path(folder) / "ranks.parquet"
         if not path.exists():
             continue
-        counts = _counts_by_item(pd.read_parquet(path, columns=["direction", "item", "rank"]), top)
+        counts = _counts_by_family(pd.read_parquet(path), top)
         if first is None:
             first = counts
             cube = np.full((len(methods), len(budgets), len(seeds), 2, len(counts)), np.nan)
@@ -87,10 +87,12 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
     return Hits(methods, budgets, seeds, cube, first["rows"].to_numpy().T)
 
 
-def _counts_by_item(ranks: pd.DataFrame, top: int) -> pd.DataFrame:
-    """Columns `(hits, ab)`, `(hits, ba)`, `(rows, ab)`, `(rows, ba)` by item; 0 where a direction does not ask an item."""
+def _counts_by_family(ranks: pd.DataFrame, top: int) -> pd.DataFrame:
+    """Columns `(hits, ab)`, `(hits, ba)`, `(rows, ab)`, `(rows, ba)` by family (item, in ranks without); 0 where a direction asks none."""
     asked = ranks.assign(hits=(ranks["rank"] <= top).astype(float), rows=1.0)
-    table = asked.pivot_table(index="item", columns="direction", values=["hits", "rows"], aggfunc="sum", fill_value=0.0)
+    table = asked.pivot_table(
+        index="family" if "family" in ranks else "item", columns="direction", values=["hits", "rows"], aggfunc="sum", fill_value=0.0
+    )
     return table.reindex(columns=pd.MultiIndex.from_product([["hits", "rows"], DIRECTIONS]), fill_value=0.0)
 
 
@@ -118,9 +120,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """A paired bootstrap over seeds and test items: all methods and budgets meet the same drawn items and seeds.
+    """A paired bootstrap over seeds and families of test items: all methods and budgets meet the same drawn families and seeds.
 
-    With one seed only items are drawn. Few seeds give intervals that are too narrow: the drawn seeds' variance is `(S - 1)/S` of the
+    With one seed only families are drawn. Few seeds give intervals that are too narrow: the drawn seeds' variance is `(S - 1)/S` of the
     sample's.
 
     Args:
@@ -137,7 +139,7 @@ class Bootstrap:
 
     @cached_property
     def by_seed(self) -> np.ndarray:
-        """Recall of each run under each draw of items, `[B + 1, M, N, S]`."""
+        """Recall of each run under each draw of families, `[B + 1, M, N, S]`."""
         weights = resampling_weights(self.hits.rows.shape[1], self.draws, np.random.default_rng(self.seed))
         return resampled_recall(self.hits.hits, self.hits.rows, weights)
 

@@ -31,7 +31,7 @@ class HeldOut:
     """One modality's evaluated rows.
 
     Attributes:
-        rows: their table.
+        rows: their table; `family` is that of the split.
         x: frozen embeddings `[n, D]`.
         unseen: rows whose `group` (voice, renderer) has no training row, bool `[n]`.
     """
@@ -41,9 +41,10 @@ class HeldOut:
     unseen: np.ndarray
 
     @classmethod
-    def load(cls, store: EmbeddingStore, test: np.ndarray, train: np.ndarray) -> HeldOut:
-        """From row numbers of the two sides of the split."""
+    def load(cls, store: EmbeddingStore, test: np.ndarray, train: np.ndarray, families: pd.Series) -> HeldOut:
+        """From row numbers of the two sides of the split, and the family of every item."""
         rows = store.rows.iloc[test].reset_index(drop=True)
+        rows["family"] = families[rows["item"].to_numpy(dtype=str)].to_numpy()
         unseen = np.zeros(len(rows), dtype=bool)
         if "group" in rows:
             unseen = (rows["group"].notna() & ~rows["group"].isin(store.rows["group"].iloc[train].unique())).to_numpy(copy=True)
@@ -62,7 +63,8 @@ class HeldOutItems:
     @classmethod
     def load(cls, store_a: EmbeddingStore, store_b: EmbeddingStore, split: ItemSplit) -> HeldOutItems:
         """The test side of a split."""
-        a, b = HeldOut.load(store_a, split.test_a, split.train_a), HeldOut.load(store_b, split.test_b, split.train_b)
+        a = HeldOut.load(store_a, split.test_a, split.train_a, split.families)
+        b = HeldOut.load(store_b, split.test_b, split.train_b, split.families)
         names = np.concatenate([side.rows["item"].to_numpy(dtype=str) for side in (a, b)])
         numbers = torch.from_numpy(np.unique(names, return_inverse=True)[1])
         return cls(a, b, numbers[: len(a.rows)], numbers[len(a.rows) :])
@@ -74,7 +76,7 @@ def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfi
     Returns:
         result names to values (`ab/r@10`, `ba/median_rank`, `a/knn_overlap`, ...; `ab/unseen/...` for groups that training
         never saw; `ab/zero_shot`, see `zero_shot`; `foscttm`, the mean of both directions), and the ranks: direction, query row,
-        item, rank of the best positive, positives.
+        item, its family, rank of the best positive, positives.
     """
     a, b, chunk = held_out.a, held_out.b, settings.chunk
     z_a, z_b = aligner.encode_a(a.x), aligner.encode_b(b.x)
@@ -156,6 +158,7 @@ def _rank_table(direction: str, z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g
             "direction": direction,
             "row": rows["row"],
             "item": rows["item"],
+            "family": rows["family"],
             "rank": best_positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk).numpy(),
             "positives": counts[item_q].numpy(),
         }

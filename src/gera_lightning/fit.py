@@ -31,6 +31,8 @@ from gera_lightning.parts import Part, build
 
 CORRECTION_ROWS = 300
 """Pool rows that scores are corrected against while settings are compared: enough to rank settings, a fraction of the time."""
+MOST_CORRECTION_ROWS = 20_000
+"""Pool rows that a finished aligner corrects against at most: it keeps them, mapped."""
 Progress = Callable[[str, int, int], None]
 """Called with (what is under way, done, of how many)."""
 
@@ -58,10 +60,10 @@ class Task:
     memory: dict[tuple[str, int], FilteredModality] = field(default_factory=dict, repr=False, compare=False)
 
     def folds(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Parts of `positions` for cross-validation: all, or as many as hold out `tuning.enough` pairs together."""
+        """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out `tuning.enough` pairs together."""
         parts = splits.folds(self.rows.items[positions], self.families, self.config.tuning.folds, self.seed)
         held = np.cumsum([len(part) for part in parts])
-        return [positions[part] for part in parts[: int(np.searchsorted(held, self.config.tuning.enough)) + 1]]
+        return [positions[part] for part in parts[: max(2, int(np.searchsorted(held, self.config.tuning.enough)) + 1)]]
 
     def without(self, held: np.ndarray) -> Task:
         """The task of a fold: pools without rows of the families that the pairs at `held` are of."""
@@ -175,7 +177,11 @@ def build_filters(parts: Sequence[Part], side: str, number: int) -> list[Filter]
 
 @torch.inference_mode()
 def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | None = None) -> SharedSpace:
-    """Maps as they stand with the score correction that the config asks for, against `rows` of each pool (all by default)."""
+    """Maps as they stand with the score correction that the config asks for, against the first `rows` of each pool.
+
+    Pools are shuffled, so the first rows are a random part of them.
+    """
+    rows = MOST_CORRECTION_ROWS if rows is None else rows
     space = SharedSpace(map_a, map_b)
     if task.config.correction is not None:
         device = next((p.device for p in map_a.parameters()), torch.device("cpu"))
@@ -190,12 +196,11 @@ def fit_closed_form(task: Task) -> Fitted:
     method: ClosedForm = build(task.config.closed_form, "closed_form")
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
-    filtered, known = task.through(choice.numbers), choice.scores is not None
-    count = task.config.tuning.settings - choice.tried + known
+    filtered, count = task.through(choice.numbers), choice.left(task.config.tuning.settings)
     maps, settings, setting = cross_validated(task, method, everything, count, choice.scores, choice.numbers)
     space = shared_space(filtered.task, *maps)
     space.map_a, space.map_b = filtered.behind(*maps)
-    return Fitted(space, 0, choice.tried + settings - known, {**choice.chosen, **setting})
+    return Fitted(space, 0, choice.tried + settings - (choice.scores is not None), {**choice.chosen, **setting})
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,10 @@ class FilterChoice:
     tried: int
     chosen: dict[str, float]
     scores: np.ndarray | None
+
+    def left(self, settings: int) -> int:
+        """Settings of the closed form that may be compared under these filters, of `settings` evaluations in all."""
+        return max(settings - self.tried + (self.scores is not None), 1)
 
 
 def choose_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> FilterChoice:
@@ -251,7 +260,7 @@ def cross_validated(
         first_scores: scores of `method.settings(1)` on the same folds, where they are known already.
         numbers: choice of each modality's filters; the maps are of what they pass on. None takes the rows as they are.
     """
-    settings = method.settings(max(count, 1), len(positions))
+    settings = method.settings(count, len(positions))
     chosen = 0
     if len(settings) > 1:
         known = first_scores is not None and settings[0] == method.settings(1, len(positions))[0]

@@ -67,11 +67,15 @@ class CoupledRidge:
     def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one linear solve a modality."""
         n, dim_a, dim_b = len(samples.x_a), samples.x_a.shape[1], samples.x_b.shape[1]
+        means: dict[float, tuple[Tensor, Tensor]] = {}
         for setting in settings:
-            solve_a, mean_a = self._solve(samples.x_a, samples.pool_a, **setting)
-            solve_b, mean_b = self._solve(samples.x_b, samples.pool_b, **setting)
+            eps = setting["eps"]
+            if eps not in means:
+                means[eps] = self._mean(samples.pool_a, samples.x_a, eps), self._mean(samples.pool_b, samples.x_b, eps)
+            mean_a, mean_b = means[eps]
+            solve_a, solve_b = (anchor_regression(x, eps, setting["penalty"]) for x in (samples.x_a, samples.x_b))
 
-            def regressed(x: Tensor, mean: Tensor, *targets: Tensor, eps: float = setting["eps"]) -> list[nn.Module]:
+            def regressed(x: Tensor, mean: Tensor, *targets: Tensor, eps: float = eps) -> list[nn.Module]:
                 # one kernel serves all targets; the regression is linear in it, so its mean over the pool is that of k times the weights
                 weight = torch.cat(targets, dim=1)
                 return [RbfMap(x, weight, eps), Shift(mean @ weight)]
@@ -87,6 +91,6 @@ class CoupledRidge:
                 Concat(Identity(dim_b), Chain(*z_g, Blocks([n, dim_a], [2, 1])), shares=[1, 3]),
             )
 
-    def _solve(self, x: Tensor, pool: Tensor, eps: float, penalty: float) -> tuple[Tensor, Tensor]:
-        """`(K + penalty I)^-1` of the pairs' rows, and their mean kernel to the pool (zero where nothing is subtracted)."""
-        return anchor_regression(x, eps, penalty), mean_kernel(pool if self.centered else pool[:0], x, eps)
+    def _mean(self, pool: Tensor, x: Tensor, eps: float) -> Tensor:
+        """The pool's mean kernel to the pairs' rows; zero where nothing is subtracted."""
+        return mean_kernel(pool if self.centered else pool[:0], x, eps)

@@ -107,7 +107,7 @@ def held_out_scores(task: Task) -> np.ndarray:
     method: ClosedForm = build(task.config.closed_form, "closed_form")
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
-    settings = method.settings(max(task.config.tuning.settings - choice.tried + 1, 1), len(everything))
+    settings = method.settings(choice.left(task.config.tuning.settings), len(everything))
     scores = fold_scores(task, method, settings, everything, choice.numbers)
     fold = np.concatenate([np.full(len(held), number) for number, held in enumerate(task.folds(everything))])
     chosen = {number: tuning.choose(scores[:, fold != number]) for number in np.unique(fold)}

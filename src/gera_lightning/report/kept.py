@@ -27,7 +27,6 @@ from gera_lightning.report.sources import Sweep
 
 FOLDER = Path("docs") / "results"
 FILES = ("metrics.json", "config.yaml", "tuning.json")
-QUERY = ["direction", "row", "item", "positives"]
 
 
 def kept_path(name: str) -> Path:
@@ -52,8 +51,9 @@ def pack(sweep: Sweep, path: Path) -> None:
         found = pd.read_parquet(folder / "ranks.parquet") if (folder / "ranks.parquet").is_file() else None
         if found is not None:
             found = found.sort_values(["direction", "row"], ignore_index=True)
-            queries = found[QUERY] if queries is None else queries
-            if not found[QUERY].equals(queries):
+            asked = found.drop(columns="rank")
+            queries = asked if queries is None else queries
+            if not asked.equals(queries):
                 raise UserError(f"{folder}: asked other rows than the runs before it: runs to keep need the same stores and the same split")
         ranks.append(found["rank"].to_numpy() if found is not None else None)
         files = {name: (folder / name).read_text() for name in FILES if (folder / name).is_file()}
@@ -95,7 +95,9 @@ def unpack(path: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(path) as file:
             runs = json.loads(file.read("runs.json"))
-            queries = pd.read_csv(io.BytesIO(file.read("queries.csv")), dtype={"row": str, "item": str}, keep_default_na=False)
+            queries = pd.read_csv(
+                io.BytesIO(file.read("queries.csv")), dtype={"row": str, "item": str, "family": str}, keep_default_na=False
+            )
             ranks = np.load(io.BytesIO(file.read("ranks.npy")), allow_pickle=False)
         if ranks.shape != (len(runs), len(queries)):
             raise ValueError(f"{ranks.shape} ranks of {len(runs)} runs and {len(queries)} questions")
@@ -124,6 +126,5 @@ def _lay_out(folder: Path, run: dict[str, object], queries: pd.DataFrame, double
         if name in files:
             (folder / name).write_text(files[name])
     if (doubled >= 0).all():
-        table = queries.assign(rank=doubled / 2.0)[["direction", "row", "item", "rank", "positives"]]
-        table.to_parquet(folder / "ranks.parquet", index=False)
+        queries.assign(rank=doubled / 2.0).to_parquet(folder / "ranks.parquet", index=False)
     os.utime(folder / "metrics.json", (run["finished"], run["finished"]))  # type: ignore[arg-type]
