@@ -91,4 +91,6 @@ def main(experiment: str, budgets: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     main(sys.argv[1], [int(budget) for budget in sys.argv[2].split(",")])

@@ -220,7 +220,7 @@ class Config:
     """Numbers of paired items, swept over."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each seed fixes pairs, pools, start and batches."""
-    methods: list[str] = field(default_factory=lambda: ["gera_plain", "contrastive", "ridge"])
+    methods: list[str] = field(default_factory=lambda: ["gera", "gera_plain", "contrastive", "ridge"])
     """Presets in `methods/` beside the experiment's file, and names of `variants`."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Methods that differ from a preset in a few keys, such as `{plain_k4: {of: gera_plain, graph.k: 4}}`."""
