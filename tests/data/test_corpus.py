@@ -148,7 +148,13 @@ def test_a_folder_without_files_is_named(tmp_path: Path):
 
 
 def test_a_corpus_says_what_it_is(tmp_path: Path):
-    assert FolderOfFiles(tmp_path, "image").describe() == {"corpus": "FolderOfFiles", "modality": "image", "where": str(tmp_path)}
+    where = {"where": str(tmp_path), "root": str(tmp_path)}
+    assert FolderOfFiles(tmp_path, "image").describe() == {"corpus": "FolderOfFiles", "modality": "image", **where}
+    path = write(tmp_path, "csv")
+    (tmp_path / "other").mkdir()
+    here, there = Manifest(path, "audio").describe(), Manifest(path, "audio", root=tmp_path / "other").describe()
+    assert (here["root"], there["root"]) == (str(tmp_path), str(tmp_path / "other"))
+    assert Manifest(path, "text").describe() == {"corpus": "Manifest", "modality": "text", "where": str(path)}
 
 
 def test_a_table_that_is_made_already_is_listed_as_it_is():

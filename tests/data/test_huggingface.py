@@ -73,6 +73,11 @@ def test_audio_and_images_come_as_bytes(saved: Path):
     assert read_image(pictures.raw(rows.iloc[0])).size == (4, 5)
 
 
+def test_another_column_is_another_source(saved: Path):
+    one, other = (HuggingFaceDataset(saved / "one", "text", column=column) for column in ("text", "id"))
+    assert {**one.describe(), "column": "id"} == other.describe() != one.describe()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

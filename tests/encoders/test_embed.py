@@ -556,6 +556,18 @@ def test_a_store_made_otherwise_is_kept_unless_asked(tmp_path: Path):
     assert embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS, overwrite=True)[0].dim == 7
 
 
+def test_a_store_of_other_files_under_the_same_names_is_not_finished_before(tmp_path: Path):
+    for name in ("here", "there"):
+        tones(tmp_path / name)
+    soundfile.write(tmp_path / "there" / "0.wav", np.full(999, 0.5), 8_000)
+    (tmp_path / "table.csv").write_text("item,path\n" + "".join(f"{n},{n}.wav\n" for n in range(8)))
+    here, there = (Manifest(tmp_path / "table.csv", "audio", root=tmp_path / name) for name in ("here", "there"))
+    settings = EmbedConfig(accelerator="cpu")
+    embed_corpus(here, LoudnessEncoder(), tmp_path / "out", settings)
+    with pytest.raises(UserError, match="made otherwise"):
+        embed_corpus(there, LoudnessEncoder(), tmp_path / "out", settings)
+
+
 def test_foreign_vectors_are_never_overwritten(tmp_path: Path):
     (tmp_path / "out").mkdir()
     np.save(tmp_path / "out" / "emb_0000.npy", np.ones((2, 2)))

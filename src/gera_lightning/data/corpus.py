@@ -131,7 +131,7 @@ class Corpus(ABC):
         return file.stat().st_size if file is not None and file.is_file() else 0
 
     def describe(self) -> dict[str, Any]:
-        """What a store's manifest records of its source."""
+        """What a store's manifest records of its source: all that decides the raw items beside the rows, for by it a run is told from others."""
         return {"corpus": type(self).__name__, "modality": self.modality, "where": self.where}
 
 
@@ -208,6 +208,10 @@ class RowsAndFiles(Corpus):
     def file(self, row: Mapping[str, Any]) -> Path | None:
         """The path that `raw` gives."""
         return None if self.modality == "text" else self.root / str(row["path"])
+
+    def describe(self) -> dict[str, Any]:
+        """Also the folder of the files: the same table names other files below another."""
+        return super().describe() | ({} if self.modality == "text" else {"root": str(self.root)})
 
 
 class Manifest(RowsAndFiles):

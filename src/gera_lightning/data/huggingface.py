@@ -68,6 +68,10 @@ class HuggingFaceDataset(Corpus):
                 entries.append(entry | ({"text": texts[number]} if texts is not None else {}))
         return Listing.of(entries, self.modality, self.where)
 
+    def describe(self) -> dict[str, Any]:
+        """Also the column."""
+        return super().describe() | {"column": self.column}
+
     def raw(self, row: Mapping[str, Any]) -> str | Path | bytes:
         """The row's text, or the bytes (or path) that the dataset holds."""
         if self.modality == "text":
