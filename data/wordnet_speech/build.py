@@ -29,11 +29,10 @@ from synthesis import VOICES, check_voices, speak
 
 from gera_lightning.data.corpus import TableCorpus, shuffled
 from gera_lightning.data.inspect import largest_difference
-from gera_lightning.data.store import EmbeddingStore, is_whole
+from gera_lightning.data.store import SCRATCH, EmbeddingStore, is_whole
 from gera_lightning.encoders.acoustic_units import AcousticUnitEncoder, AcousticUnits
 from gera_lightning.encoders.embed import embed_corpus
 from gera_lightning.encoders.settings import EmbedConfig
-from gera_lightning.encoders.shards import SCRATCH
 from gera_lightning.encoders.speech_embedding import PADDING, SpeechEmbeddingFrames
 from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.errors import UserError

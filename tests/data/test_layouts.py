@@ -189,7 +189,9 @@ def test_webdataset_texts(tmp_path: Path):
 
 
 def test_webdataset_items_of_one_name_in_two_folders_are_two(tmp_path: Path):
-    members = {f"{start}{name}.{end}": f"{name} {end}".encode() for start, name in (("", "cat/1"), ("./", "dog/1")) for end in ("jpg", "txt")}
+    members = {
+        f"{start}{name}.{end}": f"{name} {end}".encode() for start, name in (("", "cat/1"), ("./", "dog/1")) for end in ("jpg", "txt")
+    }
     tar_of(tmp_path / "0.tar", members)
     pictures, texts = WebDataset(tmp_path, "image"), WebDataset(tmp_path, "text")
     rows = pictures.listing().rows.to_dict("records")
