@@ -463,14 +463,31 @@ def test_rows_that_are_not_finite_are_left_out(tmp_path: Path):
     assert "not finite in float16" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
 
-def test_another_run_begins_anew(tmp_path: Path):
+def test_another_run_begins_anew_where_no_shard_is_whole(tmp_path: Path):
     corpus = manifest(tmp_path)
     with pytest.raises(RuntimeError, match="stopped here"):
-        embed_corpus(corpus, CharacterEncoder(fail_at=12), tmp_path / "out", SETTINGS)
+        embed_corpus(corpus, CharacterEncoder(fail_at=2), tmp_path / "out", SETTINGS)
     [wider] = embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS)
     assert (len(wider), wider.dim) == (47, 7)
     embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "fresh", SETTINGS)
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_whole_shards_of_another_run_are_kept_unless_asked(tmp_path: Path):
+    corpus, path = manifest(tmp_path), tmp_path / "out"
+    with pytest.raises(RuntimeError, match="stopped here"):
+        embed_corpus(corpus, LayeredEncoder(fail_at=8), path, SETTINGS)
+    kept = content(path)
+    for other in (CharacterEncoder(dim=7), LayeredEncoder([0, 2])):
+        with pytest.raises(UserError, match=r"holds 20 rows of an unfinished run with other settings or items.*overwrite=true"):
+            embed_corpus(corpus, other, path, SETTINGS)
+        assert content(path) == kept
+    going_on = LayeredEncoder()
+    embed_corpus(corpus, going_on, path, SETTINGS)
+    assert going_on.passes == 14 - 6, "with the settings put back it goes on"
+    with pytest.raises(RuntimeError, match="stopped here"):
+        embed_corpus(corpus, LayeredEncoder(fail_at=8), path, SETTINGS, overwrite=True)
+    assert embed_corpus(corpus, CharacterEncoder(dim=7), path, SETTINGS, overwrite=True)[0].dim == 7
 
 
 class LayeredEncoder(CharacterEncoder):
