@@ -225,3 +225,6 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: `make data` goes on after the last whole chunk", file=sys.stderr)
+        sys.exit(130)

@@ -351,6 +351,25 @@ def test_what_cannot_be_read_is_named_and_the_rest_kept(tmp_path: Path):
     assert store.manifest["source"]["skipped"] == 7
 
 
+def test_a_tar_that_is_gone_in_mid_run_is_named(tmp_path: Path):
+    tones(tmp_path / "wav", 4)
+    (tmp_path / "tar").mkdir()
+    for n in range(4):
+        with tarfile.open(tmp_path / "tar" / f"{n}.tar", "w") as tar:
+            tar.add(tmp_path / "wav" / f"{n}.wav", f"{n}.wav")
+
+    class Losing(WebDataset):
+        def raw(self, row: Mapping[str, Any]) -> str | bytes:
+            (self.root / "2.tar").unlink(missing_ok=True)
+            return super().raw(row)
+
+    settings = EmbedConfig(accelerator="cpu", max_skipped=0.5)
+    [store] = embed_corpus(Losing(tmp_path / "tar", "audio"), LoudnessEncoder(), tmp_path / "out", settings)
+    assert store.rows["item"].tolist() == ["0/0", "1/1", "3/3"]
+    [line] = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    assert (json.loads(line)["item"], "No such file" in json.loads(line)["reason"]) == ("2/2", True)
+
+
 def test_what_is_cut_is_named_and_counted(tmp_path: Path):
     class Short(LoudnessEncoder):
         max_seconds = 0.06  # 480 samples: of the tones, 400 + 37 n samples long, the last five are longer

@@ -74,9 +74,9 @@ class Listing:
         columns: dict[str, list[str | None]] = {column: [] for column in COLUMNS}
         left_out, seen, count = list[Skipped](), set[tuple[str, str]](), dict[str, int]()
         for entry in entries:
-            item = str(entry.get("item") or "")
+            values = {key: words for key, value in entry.items() if key in COLUMNS and (words := text_of(value)) is not None}
+            item = values.get("item", "")
             number = count.get(item, 0)
-            values = {key: str(value) for key, value in entry.items() if key in COLUMNS and value is not None and str(value).strip()}
             if not item or raw not in values:
                 missing = "no item" if not item else f"no {raw}"
                 left_out.append(Skipped(values.get("row", f"{item}-{number}"), item, values.get("path", ""), missing))
@@ -286,6 +286,14 @@ def by_split(key: str, paths: Folder | Mapping[str, Folder], kind: str) -> dict[
     return {split: existing(f"{key}.{split}" if split else key, path, kind) for split, path in given.items()}
 
 
+def text_of(value: Any) -> str | None:
+    """A table's value as a store keeps it: None where it is missing or blank; whole numbers without a point, as tables with gaps give them."""
+    if isinstance(value, float | np.floating):
+        value = None if np.isnan(value) else int(value) if float(value).is_integer() else value
+    words = "" if value is None else str(value)
+    return words if words.strip() else None
+
+
 def words_of(paths: Folder | Mapping[str, Folder]) -> str:
     """One path, or several, in words."""
     return ", ".join(str(path) for path in paths.values()) if isinstance(paths, Mapping) else str(paths)
@@ -295,13 +303,18 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a CSV, TSV, JSONL or Parquet table as mappings; what is empty in a CSV is an empty text.
 
     Raises:
-        UserError: another format, or a table that is damaged.
+        UserError: another format, a table that is damaged, or a line with more fields than the header.
     """
     suffix = path.suffix.lower()
     try:
         if suffix in (".csv", ".tsv"):
             with open(path, newline="", encoding="utf-8-sig") as file:
-                yield from csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+                for record in reader:
+                    if None in record:  # else the rest of a text after its comma would be lost in silence
+                        separator = "tabs" if suffix == ".tsv" else "commas"
+                        raise UserError(f"{path}: line {reader.line_num} has more fields than the header: quote texts with {separator}")
+                    yield record
         elif suffix in (".jsonl", ".ndjson"):
             with open(path, encoding="utf-8") as file:
                 yield from (json.loads(line) for line in file if line.strip())

@@ -63,7 +63,7 @@ class HuggingFaceDataset(Corpus):
             texts = part[self.column][:] if self.modality == "text" else None
             for number in range(len(part)):
                 entry = {ours: values(number) for ours, values in columns.items()}
-                entry |= {"row": f"{name}/{number}", "item": str(items[number]) if items is not None else f"{name}/{number}"}
+                entry |= {"row": f"{name}/{number}", "item": items[number] if items is not None else f"{name}/{number}"}
                 entry |= {"path": f"{name}/{number}", "split": self.splits.get(name) if name else None}
                 entries.append(entry | ({"text": texts[number]} if texts is not None else {}))
         return Listing.of(entries, self.modality, self.where)
