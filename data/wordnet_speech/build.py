@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -97,7 +98,8 @@ def all_frames(rows: pd.DataFrame) -> list[np.ndarray]:
     check_voices(SpeechEmbeddingFrames())
     chunks = [rows.iloc[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar, ProcessPoolExecutor(os.cpu_count()) as workers:
+    hush = (signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C the workers end without a word; the parent tells
+    with Progress(*columns) as bar, ProcessPoolExecutor(os.cpu_count(), initializer=signal.signal, initargs=hush) as workers:
         task = bar.add_task("speaking", total=len(rows))
         for done in workers.map(chunk_frames, chunks):
             bar.advance(task, done)
