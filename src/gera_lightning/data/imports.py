@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning.data.corpus import COLUMNS, Skipped, read_records, text_of
+from gera_lightning.data.corpus import COLUMNS, Skipped
+from gera_lightning.data.records import read_records, text_of
 from gera_lightning.data.store import DTYPES, EmbeddingStore, StoreWriter, check_rows
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.files import replace_atomically
