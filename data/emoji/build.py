@@ -16,11 +16,10 @@ from rich.console import Console
 
 from gera_lightning.data.corpus import TableCorpus
 from gera_lightning.data.inspect import largest_difference
-from gera_lightning.data.store import EmbeddingStore, is_whole
+from gera_lightning.data.store import SCRATCH, EmbeddingStore, is_whole
 from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder
 from gera_lightning.encoders.embed import embed_corpus
 from gera_lightning.encoders.settings import EmbedConfig
-from gera_lightning.encoders.shards import SCRATCH
 from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.errors import UserError
 

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -29,11 +30,10 @@ from synthesis import VOICES, check_voices, speak
 
 from gera_lightning.data.corpus import TableCorpus, shuffled
 from gera_lightning.data.inspect import largest_difference
-from gera_lightning.data.store import EmbeddingStore, is_whole
+from gera_lightning.data.store import SCRATCH, EmbeddingStore, is_whole
 from gera_lightning.encoders.acoustic_units import AcousticUnitEncoder, AcousticUnits
 from gera_lightning.encoders.embed import embed_corpus
 from gera_lightning.encoders.settings import EmbedConfig
-from gera_lightning.encoders.shards import SCRATCH
 from gera_lightning.encoders.speech_embedding import PADDING, SpeechEmbeddingFrames
 from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.errors import UserError
@@ -98,7 +98,8 @@ def all_frames(rows: pd.DataFrame) -> list[np.ndarray]:
     check_voices(SpeechEmbeddingFrames())
     chunks = [rows.iloc[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar, ProcessPoolExecutor(os.cpu_count()) as workers:
+    hush = (signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C the workers end without a word; the parent tells
+    with Progress(*columns) as bar, ProcessPoolExecutor(os.cpu_count(), initializer=signal.signal, initargs=hush) as workers:
         task = bar.add_task("speaking", total=len(rows))
         for done in workers.map(chunk_frames, chunks):
             bar.advance(task, done)
@@ -226,3 +227,6 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: `make data` goes on after the last whole chunk", file=sys.stderr)
+        sys.exit(130)

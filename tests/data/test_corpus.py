@@ -107,6 +107,8 @@ def test_a_table_without_items_says_how_to_name_them(tmp_path: Path):
         ("t.parquet", b"PAR1 cut", "not readable as a table"),
         ("t.csv", b"item,text\n\xff\xfe,\n", "not readable as a table"),
         ("t.csv", b"item,text\n", "no column"),
+        ("t.csv", b'item,text\nx,"one, two"\ny,a cat, asleep\n', "line 3 has more fields than the header: quote texts with commas"),
+        ("t.tsv", b"item\ttext\nx\tone\ttwo\n", "line 2 has more fields than the header: quote texts with tabs"),
         ("t.csv", b"item,text\nx,\n", "no text items .1 are left out, the first: no text"),
     ],
 )
@@ -148,7 +150,13 @@ def test_a_folder_without_files_is_named(tmp_path: Path):
 
 
 def test_a_corpus_says_what_it_is(tmp_path: Path):
-    assert FolderOfFiles(tmp_path, "image").describe() == {"corpus": "FolderOfFiles", "modality": "image", "where": str(tmp_path)}
+    where = {"where": str(tmp_path), "root": str(tmp_path)}
+    assert FolderOfFiles(tmp_path, "image").describe() == {"corpus": "FolderOfFiles", "modality": "image", **where}
+    path = write(tmp_path, "csv")
+    (tmp_path / "other").mkdir()
+    here, there = Manifest(path, "audio").describe(), Manifest(path, "audio", root=tmp_path / "other").describe()
+    assert (here["root"], there["root"]) == (str(tmp_path), str(tmp_path / "other"))
+    assert Manifest(path, "text").describe() == {"corpus": "Manifest", "modality": "text", "where": str(path)}
 
 
 def test_a_table_that_is_made_already_is_listed_as_it_is():

@@ -67,10 +67,37 @@ def test_audio_and_images_come_as_bytes(saved: Path):
     rows = sounds.listing().rows
     assert rows["item"].tolist() == ["7", "8", "9"]
     np.testing.assert_allclose(read_audio(sounds.raw(rows.iloc[2]), 16_000), np.linspace(-0.5, 0.5, 800), atol=1e-6)
+    assert [sounds.length(row) for row in rows.to_dict("records")] == [len(sounds.raw(rows.iloc[0])), 0, len(sounds.raw(rows.iloc[2]))]
     with pytest.raises(Unreadable, match="empty"):
         read_audio(sounds.raw(rows.iloc[1]), 16_000)
     pictures = HuggingFaceDataset(saved / "one", "image")
     assert read_image(pictures.raw(rows.iloc[0])).size == (4, 5)
+
+
+def test_sounds_have_a_length_however_they_are_held(tmp_path: Path):
+    """Batches are formed by it. A column of the feature `Audio` would take the files in when it is saved, so this one has none."""
+    datasets = pytest.importorskip("datasets")
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.zeros(300 + 50 * ord(name[0])), 16_000)
+    file, packed = tmp_path / "a.wav", (tmp_path / "b.wav").read_bytes()
+    values = [{"bytes": None, "path": str(file)}, {"bytes": packed, "path": "b.wav"}, None, {"bytes": None, "path": "gone.wav"}]
+    datasets.Dataset.from_dict({"audio": values}).select([3, 1, 2, 0]).save_to_disk(str(tmp_path / "set"))
+    corpus = HuggingFaceDataset(tmp_path / "set", "audio")
+    rows = corpus.listing().rows.to_dict("records")
+    assert [corpus.length(row) for row in rows] == [0, len(packed), 0, file.stat().st_size]
+    assert [corpus.file(row) for row in rows] == [Path("gone.wav"), None, None, file]
+    assert [corpus.raw(row) for row in rows] == [Path("gone.wav"), packed, b"", file]
+
+
+def test_an_item_without_a_name_is_left_out_and_named(saved: Path):
+    listing = HuggingFaceDataset(saved / "one", "image", item="text").listing()
+    assert listing.rows["item"].tolist() == ["one", "three"]
+    assert [entry.reason for entry in listing.skipped] == ["no item"]
+
+
+def test_another_column_is_another_source(saved: Path):
+    one, other = (HuggingFaceDataset(saved / "one", "text", column=column) for column in ("text", "id"))
+    assert {**one.describe(), "column": "id"} == other.describe() != one.describe()
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,22 @@ def test_webdataset_texts(tmp_path: Path):
     tar_of(tmp_path / "00000.tar", MEMBERS)
     corpus = WebDataset(tmp_path, "text")
     rows = corpus.listing().rows
-    assert rows["item"].tolist() == ["00000/000000003", "00000/000000009"]
+    assert rows["item"].tolist() == ["00000/000000003", "00000/sub/000000009"]
     assert [corpus.raw(row) for row in rows.to_dict("records")] == ["caf\u00e9 in the rain", "a text without a picture"]
+
+
+def test_webdataset_items_of_one_name_in_two_folders_are_two(tmp_path: Path):
+    members = {
+        f"{start}{name}.{end}": f"{name} {end}".encode() for start, name in (("", "cat/1"), ("./", "dog/1")) for end in ("jpg", "txt")
+    }
+    tar_of(tmp_path / "0.tar", members)
+    pictures, texts = WebDataset(tmp_path, "image"), WebDataset(tmp_path, "text")
+    rows = pictures.listing().rows.to_dict("records")
+    assert [(row["item"], row["text"], pictures.raw(row)) for row in rows] == [
+        ("0/cat/1", "cat/1 txt", b"cat/1 jpg"),
+        ("0/dog/1", "dog/1 txt", b"dog/1 jpg"),
+    ]
+    assert texts.listing().rows["item"].tolist() == ["0/cat/1", "0/dog/1"]
 
 
 def test_a_tar_that_was_cut_off_gives_what_it_holds_and_is_named(tmp_path: Path):

@@ -298,6 +298,25 @@ def test_vectors_and_rows_must_match(tmp_path, x):
         StoreWriter(tmp_path / "s").append(x, table(4))
 
 
+@pytest.mark.parametrize("count", [8, 10])
+def test_as_many_vectors_as_rows_are_asked_for(tmp_path, count):
+    """Also where each shard's own numbers would agree: 10 vectors, 8 rows, 4 a shard."""
+    with pytest.raises(UserError, match=f"{count} vectors for {18 - count} rows: one each"):
+        write_store(tmp_path / "s", vectors(count), table(18 - count), encoder=ENCODER, source=SOURCE, shard_rows=4)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("value", [65_520, -1e6])  # 65,520 is the least that rounds to infinity
+def test_values_beyond_float16_are_refused(tmp_path, value):
+    x = vectors()
+    x[9, 2], x[3, 1] = value, np.inf  # what is not finite already is a matter of reading
+    with pytest.raises(UserError, match=r"row 'r9' has values beyond float16's 65504: write it with dtype=float32"):
+        write(tmp_path / "s", x, dtype="float16", shard_rows=7)
+    np.testing.assert_array_equal(write(tmp_path / "s", x, dtype="float32").read([9]), x[9:10])
+    x[9, 2] = 65_519
+    assert write(tmp_path / "half", x, dtype="float16").read([9])[0, 2] == 65_504
+
+
 @pytest.mark.parametrize("where", ["before the vectors", "in the vectors", "before the record", "in the record"])
 def test_an_interrupted_writer_goes_on_after_its_last_whole_shard(tmp_path, monkeypatch, where):
     whole = write(tmp_path / "whole", dtype="float32", shard_rows=7)
@@ -332,11 +351,24 @@ def test_an_interrupted_writer_goes_on_after_its_last_whole_shard(tmp_path, monk
 
 
 def test_a_writer_that_does_not_resume_starts_over(tmp_path):
-    StoreWriter(tmp_path / "s", "float32").append(vectors(7), table(7))
+    old = StoreWriter(tmp_path / "s", "float32")
+    for start in (0, 7):
+        old.append(vectors(7), table(7, start))
+    np.save(tmp_path / "s" / "emb_0002.npy", vectors())  # a shard that was being written
     writer = StoreWriter(tmp_path / "s", "float32", resume=False)
     assert writer.count == 0
     writer.append(vectors(3, seed=1), table(3))
     np.testing.assert_array_equal(writer.finish(ENCODER, SOURCE).read(), vectors(3, seed=1))
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["emb_0000.npy", "manifest.json", "rows_0000.parquet"]
+
+
+def test_a_half_written_run_of_embed_is_not_written_over(tmp_path):
+    (tmp_path / "s" / ".embed").mkdir(parents=True)
+    StoreWriter(tmp_path / "s").append(vectors(7), table(7))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir() if p.is_file()}
+    with pytest.raises(UserError, match="unfinished run of gera embed"):
+        write(tmp_path / "s", vectors(3, seed=1))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir() if p.is_file()} == before
 
 
 def test_folders_of_stores_are_found(tmp_path):

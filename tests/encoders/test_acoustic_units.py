@@ -153,6 +153,15 @@ def test_saved_tables_are_plain_safetensors(fitted: AcousticUnits, tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["mean", "whiten", "codebook", "idf", "center", "project"])
+def test_units_of_other_values_are_described_otherwise(fitted: AcousticUnits, name: str):
+    """By what an encoder says of itself a finished store is told from another's."""
+    tables = {**fitted.tables, name: fitted.tables[name].clone()}
+    tables[name].view(-1)[-1] += 0.5
+    other = AcousticUnits(tables, fitted.nearest, fitted.temperature)
+    assert {**other.describe(), "tables": fitted.describe()["tables"]} == fitted.describe() != other.describe()
+
+
 def test_encoder_is_frames_then_units(fitted: AcousticUnits):
     class Frames:
         name = "stub"

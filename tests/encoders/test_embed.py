@@ -351,6 +351,25 @@ def test_what_cannot_be_read_is_named_and_the_rest_kept(tmp_path: Path):
     assert store.manifest["source"]["skipped"] == 7
 
 
+def test_a_tar_that_is_gone_in_mid_run_is_named(tmp_path: Path):
+    tones(tmp_path / "wav", 4)
+    (tmp_path / "tar").mkdir()
+    for n in range(4):
+        with tarfile.open(tmp_path / "tar" / f"{n}.tar", "w") as tar:
+            tar.add(tmp_path / "wav" / f"{n}.wav", f"{n}.wav")
+
+    class Losing(WebDataset):
+        def raw(self, row: Mapping[str, Any]) -> str | bytes:
+            (self.root / "2.tar").unlink(missing_ok=True)
+            return super().raw(row)
+
+    settings = EmbedConfig(accelerator="cpu", max_skipped=0.5)
+    [store] = embed_corpus(Losing(tmp_path / "tar", "audio"), LoudnessEncoder(), tmp_path / "out", settings)
+    assert store.rows["item"].tolist() == ["0/0", "1/1", "3/3"]
+    [line] = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    assert (json.loads(line)["item"], "No such file" in json.loads(line)["reason"]) == ("2/2", True)
+
+
 def test_what_is_cut_is_named_and_counted(tmp_path: Path):
     class Short(LoudnessEncoder):
         max_seconds = 0.06  # 480 samples: of the tones, 400 + 37 n samples long, the last five are longer
@@ -463,14 +482,31 @@ def test_rows_that_are_not_finite_are_left_out(tmp_path: Path):
     assert "not finite in float16" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
 
-def test_another_run_begins_anew(tmp_path: Path):
+def test_another_run_begins_anew_where_no_shard_is_whole(tmp_path: Path):
     corpus = manifest(tmp_path)
     with pytest.raises(RuntimeError, match="stopped here"):
-        embed_corpus(corpus, CharacterEncoder(fail_at=12), tmp_path / "out", SETTINGS)
+        embed_corpus(corpus, CharacterEncoder(fail_at=2), tmp_path / "out", SETTINGS)
     [wider] = embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS)
     assert (len(wider), wider.dim) == (47, 7)
     embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "fresh", SETTINGS)
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_whole_shards_of_another_run_are_kept_unless_asked(tmp_path: Path):
+    corpus, path = manifest(tmp_path), tmp_path / "out"
+    with pytest.raises(RuntimeError, match="stopped here"):
+        embed_corpus(corpus, LayeredEncoder(fail_at=8), path, SETTINGS)
+    kept = content(path)
+    for other in (CharacterEncoder(dim=7), LayeredEncoder([0, 2])):
+        with pytest.raises(UserError, match=r"holds 20 rows of an unfinished run with other settings or items.*overwrite=true"):
+            embed_corpus(corpus, other, path, SETTINGS)
+        assert content(path) == kept
+    going_on = LayeredEncoder()
+    embed_corpus(corpus, going_on, path, SETTINGS)
+    assert going_on.passes == 14 - 6, "with the settings put back it goes on"
+    with pytest.raises(RuntimeError, match="stopped here"):
+        embed_corpus(corpus, LayeredEncoder(fail_at=8), path, SETTINGS, overwrite=True)
+    assert embed_corpus(corpus, CharacterEncoder(dim=7), path, SETTINGS, overwrite=True)[0].dim == 7
 
 
 class LayeredEncoder(CharacterEncoder):
@@ -554,6 +590,18 @@ def test_a_store_made_otherwise_is_kept_unless_asked(tmp_path: Path):
         embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS)
     assert content(tmp_path / "out") == before
     assert embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS, overwrite=True)[0].dim == 7
+
+
+def test_a_store_of_other_files_under_the_same_names_is_not_finished_before(tmp_path: Path):
+    for name in ("here", "there"):
+        tones(tmp_path / name)
+    soundfile.write(tmp_path / "there" / "0.wav", np.full(999, 0.5), 8_000)
+    (tmp_path / "table.csv").write_text("item,path\n" + "".join(f"{n},{n}.wav\n" for n in range(8)))
+    here, there = (Manifest(tmp_path / "table.csv", "audio", root=tmp_path / name) for name in ("here", "there"))
+    settings = EmbedConfig(accelerator="cpu")
+    embed_corpus(here, LoudnessEncoder(), tmp_path / "out", settings)
+    with pytest.raises(UserError, match="made otherwise"):
+        embed_corpus(there, LoudnessEncoder(), tmp_path / "out", settings)
 
 
 def test_foreign_vectors_are_never_overwritten(tmp_path: Path):

@@ -109,6 +109,34 @@ def test_images_become_rgb(tmp_path: Path, mode: str):
     assert image.tobytes() == read_image(png(mode)).tobytes()
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_upright(orientation: int):
+    """By the table of the EXIF standard: which corner of the stored pixels is the picture's upper left, and what runs along its top."""
+    stored = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(file, "PNG", exif=exif)
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: stored[::-1].swapaxes(0, 1),
+        7: stored[::-1, ::-1].swapaxes(0, 1),
+        8: stored[:, ::-1].swapaxes(0, 1),
+    }
+    np.testing.assert_array_equal(np.asarray(read_image(file.getvalue())), upright[orientation])
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, "PNG"), (np.uint16, "TIFF"), (np.int32, "TIFF"), (np.float32, "TIFF")])
+def test_more_than_8_bits_a_channel_are_refused(kind: type, suffix: str):
+    file = io.BytesIO()
+    Image.fromarray(np.arange(20, dtype=kind).reshape(4, 5) * 900).save(file, suffix)
+    with pytest.raises(Unreadable, match=r"pixels of mode [IF].*only 8 bits a channel are read"):
+        read_image(file.getvalue())
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"", "empty file"), (b"not an image", "not an image that can be decoded"), (png()[:600], "not an image that can be decoded")],

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from gera_lightning.encoders.speech import SpeechEncoder, TorchaudioEncoder, frames_of, receptive_field
+from gera_lightning.encoders.speech import SpeechEncoder
 from gera_lightning.errors import UserError
 
 RATE = 16_000
@@ -114,15 +112,6 @@ def test_rows_differ_between_layers_and_sounds(folders):
 def test_audio_below_one_frame_has_a_row(folders, samples: int):
     encoder = SpeechEncoder(folders["wav2vec2-stable"])
     assert np.isfinite(encoder.encode([PADDED[0][:samples], PADDED[1]])).all()
-
-
-@pytest.mark.parametrize(("kernels", "strides"), [((10, 8, 4), (5, 4, 4)), ((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))])
-def test_receptive_field_is_the_shortest_audio_with_a_frame(kernels, strides):
-    field = receptive_field(kernels, strides)
-    lengths = torch.tensor([field - 1, field, field + int(np.prod(strides))])
-    assert frames_of(lengths, kernels, strides).tolist() == [0, 1, 2]
-    stack = torch.nn.Sequential(*(torch.nn.Conv1d(1, 1, k, s) for k, s in zip(kernels, strides, strict=True)))
-    assert [stack(torch.zeros(1, 1, int(n))).shape[2] for n in lengths[1:]] == [1, 2]
 
 
 def test_long_audio_is_cut(folders):
@@ -271,70 +260,3 @@ def test_a_missing_feature_extractor_is_named(folders, tmp_path: Path):
     transformers.HubertModel.from_pretrained(folders["hubert"]).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="feature extractor"):
         SpeechEncoder(tmp_path)
-
-
-BUNDLES = ("HUBERT_BASE", "WAV2VEC2_LARGE_LV60K", "WAVLM_BASE")
-
-
-@pytest.fixture(params=BUNDLES)
-def bundle(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A bundle of torchaudio with a small network, its weights already where torch.hub would put them."""
-    from torchaudio import pipelines
-    from torchaudio.pipelines._wav2vec2 import utils
-
-    real = getattr(pipelines, request.param)
-    params = {
-        **real._params,
-        "extractor_conv_layer_config": [(8, 10, 5), (8, 8, 4), (8, 4, 4)],
-        "encoder_embed_dim": 16,
-        "encoder_num_layers": 3,
-        "encoder_num_heads": 2,
-        "encoder_ff_interm_features": 32,
-        "encoder_pos_conv_kernel": 8,
-        "encoder_pos_conv_groups": 2,
-    }
-    small = dataclasses.replace(real, _params=params)
-    monkeypatch.setattr(pipelines, request.param, small)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    torch.manual_seed(0)
-    network = utils._get_model(small._model_type, params)
-    weights = tmp_path / "hub" / "checkpoints" / Path(small._path).name
-    weights.parent.mkdir(parents=True)
-    torch.save(network.state_dict(), weights)
-    return request.param, small, weights
-
-
-@pytest.mark.parametrize("layer", [1, 3])
-def test_a_bundles_rows_are_its_own_in_any_company(bundle, layer: int):
-    name, found, _ = bundle
-    encoder = TorchaudioEncoder(name, layer=layer)
-    assert (encoder.dim, encoder.sample_rate, encoder.name) == (16, RATE, f"torchaudio/{name}")
-    model = found.get_model().eval()
-    for waves in (PADDED, UNPADDED):
-        rows = encoder.encode(waves)
-        for wave, row in zip(waves, rows, strict=True):
-            with torch.inference_mode():
-                states = model.extract_features(torch.from_numpy(wave)[None])[0][layer - 1][0].numpy()
-            np.testing.assert_allclose(row, states.mean(0), atol=1e-5)
-            np.testing.assert_allclose(row, encoder.encode([wave])[0], atol=1e-5)
-
-
-def test_a_bundles_layers_are_had_in_one_pass(bundle):
-    rows = TorchaudioEncoder(bundle[0], layer="all").encode(PADDED)
-    assert rows.shape == (5, 3, 16)
-    for layer in (1, 2, 3):
-        np.testing.assert_allclose(rows[:, layer - 1], TorchaudioEncoder(bundle[0], layer=layer).encode(PADDED), atol=1e-6)
-
-
-def test_a_bundles_pickle_may_hold_weights_only(bundle):
-    name, _, weights = bundle
-    torch.save({"weight": Path("anything")}, weights)
-    with pytest.raises(UserError, match="more than weights"):
-        TorchaudioEncoder(name)
-
-
-def test_an_unknown_bundle_or_layer_is_named(bundle):
-    with pytest.raises(UserError, match="did you mean 'HUBERT_BASE'"):
-        TorchaudioEncoder("HUBERT_BAES")
-    with pytest.raises(UserError, match="layer=0 is not one of 1 to 3"):
-        TorchaudioEncoder(bundle[0], layer=0)

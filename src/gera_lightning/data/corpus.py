@@ -7,8 +7,6 @@ is kept with the reason, so that nothing is dropped in silence.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gera_lightning.data.records import read_records, text_of
 from gera_lightning.data.splits import unit_hash
 from gera_lightning.data.store import check_rows
 from gera_lightning.errors import UserError, did_you_mean
@@ -74,9 +73,9 @@ class Listing:
         columns: dict[str, list[str | None]] = {column: [] for column in COLUMNS}
         left_out, seen, count = list[Skipped](), set[tuple[str, str]](), dict[str, int]()
         for entry in entries:
-            item = str(entry.get("item") or "")
+            values = {key: words for key, value in entry.items() if key in COLUMNS and (words := text_of(value)) is not None}
+            item = values.get("item", "")
             number = count.get(item, 0)
-            values = {key: str(value) for key, value in entry.items() if key in COLUMNS and value is not None and str(value).strip()}
             if not item or raw not in values:
                 missing = "no item" if not item else f"no {raw}"
                 left_out.append(Skipped(values.get("row", f"{item}-{number}"), item, values.get("path", ""), missing))
@@ -131,7 +130,7 @@ class Corpus(ABC):
         return file.stat().st_size if file is not None and file.is_file() else 0
 
     def describe(self) -> dict[str, Any]:
-        """What a store's manifest records of its source."""
+        """What a store's manifest records of its source: all that decides the raw items beside the rows, for by it a run is told from others."""
         return {"corpus": type(self).__name__, "modality": self.modality, "where": self.where}
 
 
@@ -209,6 +208,10 @@ class RowsAndFiles(Corpus):
         """The path that `raw` gives."""
         return None if self.modality == "text" else self.root / str(row["path"])
 
+    def describe(self) -> dict[str, Any]:
+        """Also the folder of the files: the same table names other files below another."""
+        return super().describe() | ({} if self.modality == "text" else {"root": str(self.root)})
+
 
 class Manifest(RowsAndFiles):
     """A table in a CSV, TSV, JSONL or Parquet file, one row an item.
@@ -285,30 +288,6 @@ def by_split(key: str, paths: Folder | Mapping[str, Folder], kind: str) -> dict[
 def words_of(paths: Folder | Mapping[str, Folder]) -> str:
     """One path, or several, in words."""
     return ", ".join(str(path) for path in paths.values()) if isinstance(paths, Mapping) else str(paths)
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a CSV, TSV, JSONL or Parquet table as mappings; what is empty in a CSV is an empty text.
-
-    Raises:
-        UserError: another format, or a table that is damaged.
-    """
-    suffix = path.suffix.lower()
-    try:
-        if suffix in (".csv", ".tsv"):
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                yield from csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
-        elif suffix in (".jsonl", ".ndjson"):
-            with open(path, encoding="utf-8") as file:
-                yield from (json.loads(line) for line in file if line.strip())
-        elif suffix == ".parquet":
-            table = pd.read_parquet(path)
-            for record in table.astype(object).where(table.notna(), None).to_dict("records"):
-                yield {str(key): value for key, value in record.items()}
-        else:
-            raise UserError(f"path={str(path)!r}: a table ends in .csv, .tsv, .jsonl or .parquet")
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: not readable as a table ({' '.join(str(error).split())[:200]}): mend the file") from error
 
 
 class FolderOfFiles(RowsAndFiles):

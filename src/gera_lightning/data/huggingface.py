@@ -63,20 +63,39 @@ class HuggingFaceDataset(Corpus):
             texts = part[self.column][:] if self.modality == "text" else None
             for number in range(len(part)):
                 entry = {ours: values(number) for ours, values in columns.items()}
-                entry |= {"row": f"{name}/{number}", "item": str(items[number]) if items is not None else f"{name}/{number}"}
+                entry |= {"row": f"{name}/{number}", "item": items[number] if items is not None else f"{name}/{number}"}
                 entry |= {"path": f"{name}/{number}", "split": self.splits.get(name) if name else None}
                 entries.append(entry | ({"text": texts[number]} if texts is not None else {}))
         return Listing.of(entries, self.modality, self.where)
+
+    def describe(self) -> dict[str, Any]:
+        """Also the column."""
+        return super().describe() | {"column": self.column}
 
     def raw(self, row: Mapping[str, Any]) -> str | Path | bytes:
         """The row's text, or the bytes (or path) that the dataset holds."""
         if self.modality == "text":
             return str(row["text"])
+        held, path = self._held(row)
+        return held.to_pybytes() if held else Path(path) if path else b""
+
+    def file(self, row: Mapping[str, Any]) -> Path | None:
+        """The path, where the dataset holds one in place of the bytes."""
+        held, path = (None, "") if self.modality == "text" else self._held(row)
+        return Path(path) if path and not held else None
+
+    def length(self, row: Mapping[str, Any]) -> int:
+        """Characters of a text, bytes of a sound, which are counted without being read."""
+        held = self._held(row)[0] if self.modality == "audio" else None
+        return len(held) if held else super().length(row)
+
+    def _held(self, row: Mapping[str, Any]) -> tuple[Any, str]:
+        """What the dataset stores of a sound or image: an Arrow buffer (no copy; None where there is none), and a path or ""."""
         name, _, number = str(row["path"]).rpartition("/")
-        value = self.undecoded[name][int(number)][self.column]
-        if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
-            return b""
-        return value["bytes"] or Path(value["path"])
+        value: Any = self.undecoded[name][int(number)].column(self.column)[0]
+        if not value.is_valid or not isinstance(value, Mapping):
+            return None, ""
+        return value["bytes"].as_buffer(), value["path"].as_py() or ""
 
 
 def _load_from_disk(path: Path) -> Any:
@@ -91,10 +110,11 @@ def _load_from_disk(path: Path) -> Any:
 
 
 def _undecoded(part: Any, column: str) -> Any:
-    """The column alone, its audio or images as they are stored: reading a row would decode all of its columns."""
+    """The column alone, as an Arrow table of audio or images as they are stored: reading a row would decode all of its columns."""
     feature = part.features[column]
     alone = part.select_columns([column])
-    return alone.cast_column(column, type(feature)(decode=False)) if hasattr(feature, "decode") else alone
+    alone = alone.cast_column(column, type(feature)(decode=False)) if hasattr(feature, "decode") else alone
+    return alone.with_format("arrow")
 
 
 def _words(part: Any, column: str) -> Callable[[int], Any]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning.data.corpus import COLUMNS, Skipped, read_records
+from gera_lightning.data.corpus import COLUMNS, Skipped
+from gera_lightning.data.records import read_records, text_of
 from gera_lightning.data.store import DTYPES, EmbeddingStore, StoreWriter, check_rows
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.files import replace_atomically
@@ -116,7 +117,7 @@ def _withdraw(writer: StoreWriter | None) -> None:
             (writer.path / name).unlink()  # type: ignore[union-attr]  # there are shards, so there is a writer
 
 
-def _vectors_of(path: Path, key: str | None) -> tuple[np.ndarray, list[str] | None]:
+def _vectors_of(path: Path, key: str | None) -> tuple[np.ndarray, list[Any] | None]:
     """Vectors `[n, D]` of a file, and ids where it holds them; a `.npy` file stays on disk."""
     suffix = path.suffix.lower()
     try:
@@ -126,7 +127,7 @@ def _vectors_of(path: Path, key: str | None) -> tuple[np.ndarray, list[str] | No
             with np.load(path, allow_pickle=False) as arrays:
                 chosen = _chosen(key, {name: arrays[name].ndim for name in arrays.files}, path)
                 own = next((arrays[name] for name in IDS if name in arrays.files and arrays[name].ndim == 1), None)
-                return _matrix(arrays[chosen], path), None if own is None else [str(value) for value in own]
+                return _matrix(arrays[chosen], path), None if own is None else own.tolist()
         if suffix == ".safetensors":
             return _matrix(_tensor(path, key), path), None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -163,7 +164,7 @@ def _matrix(vectors: np.ndarray, path: Path) -> np.ndarray:
     return vectors
 
 
-def _rows_of(ids: Folder | None, own: Sequence[str] | None, count: int, columns: Mapping[str, str] | None, path: Path) -> pd.DataFrame:
+def _rows_of(ids: Folder | None, own: Sequence[Any] | None, count: int, columns: Mapping[str, str] | None, path: Path) -> pd.DataFrame:
     if ids is None:
         records: list[dict[str, Any]] = [{"item": item} for item in (own if own is not None else map(str, range(count)))]
         where = str(path)
@@ -191,17 +192,11 @@ def rows_from(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], 
             raise UserError(
                 f"{where}: no column {columns.get(column, column)!r} for {column} (has {', '.join(sorted(known))}): name it, columns.{column}=THEIRS"
             )
-    table = pd.DataFrame({column: [_text(record.get(theirs)) for record in records] for column, theirs in chosen.items()})
+    table = pd.DataFrame({column: [text_of(record.get(theirs)) for record in records] for column, theirs in chosen.items()})
     if "row" not in table:
         table.insert(0, "row", table["item"].astype(str) + "-" + table.groupby("item", dropna=False).cumcount().astype(str))
     check_rows(table, where)
     return table
-
-
-def _text(value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and np.isnan(value)) or value == "":
-        return None
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def clip_retrieval_parts(folder: Path, side: str, columns: Mapping[str, str] | None = None) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:

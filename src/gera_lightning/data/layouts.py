@@ -170,8 +170,9 @@ def _flickr_line(line: str) -> tuple[str, str]:
 class WebDataset(Corpus):
     """Tar files as webdataset and img2dataset write them: members of one name, `000000012.jpg` and `000000012.txt`, are an item.
 
-    `item` is `TAR/NAME`, `path` is `TAR.tar:OFFSET:SIZE` of the member that is embedded, so that nothing has to be unpacked. A sound or
-    image beside a text keeps that text in its row. A tar that was cut off gives what it holds up to there, and is named.
+    `item` is `TAR/NAME`, the name with its folder inside the tar, as webdataset's own key; `path` is `TAR.tar:OFFSET:SIZE` of the member
+    that is embedded, so that nothing has to be unpacked. A sound or image beside a text keeps that text in its row. A tar that was cut
+    off gives what it holds up to there, and is named.
 
     Args:
         root: the folder of uncompressed tar files, in folders or not.
@@ -195,8 +196,10 @@ class WebDataset(Corpus):
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
-                    name, _, ending = Path(member.name).name.partition(".")
-                    entry = items.setdefault(name, {"item": f"{tar_name.removesuffix('.tar')}/{name}"})
+                    folder, _, base = member.name.removeprefix("./").rpartition("/")
+                    name, _, ending = base.partition(".")
+                    key = f"{folder}/{name}" if folder else name  # cat/1.jpg and dog/1.jpg are two items
+                    entry = items.setdefault(key, {"item": f"{tar_name.removesuffix('.tar')}/{key}"})
                     if f".{ending.lower()}" == ".txt" and (file := tar.extractfile(member)) is not None:
                         entry["text"] = file.read().decode("utf-8", errors="replace").strip()
                     if f".{ending.lower()}" in SUFFIXES[self.modality]:

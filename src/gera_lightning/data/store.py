@@ -32,6 +32,8 @@ VERSION = 1
 REQUIRED_COLUMNS = ("row", "item")
 SPLITS = ("train", "test", "both", "unused")
 DTYPES = ("float16", "float32")
+SCRATCH = ".embed"
+"""Folder that an unfinished run of `gera embed` keeps beside its shards."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,9 @@ class StoreWriter:
         path: folder to make or to go on in.
         dtype: `float16` or `float32`, how vectors are kept.
         resume: keep the whole shards of an interrupted writer; False drops them.
+
+    Raises:
+        UserError: an unknown dtype, a store at `path`, or with `resume=False` an unfinished run of `gera embed`.
     """
 
     def __init__(self, path: str | os.PathLike[str], dtype: str = "float16", *, resume: bool = True) -> None:
@@ -210,13 +215,17 @@ class StoreWriter:
         self.dtype = dtype
         if (self.path / "manifest.json").exists():
             raise UserError(f"{str(path)!r} holds a store already: remove it, or choose another folder")
+        if not resume and (self.path / SCRATCH).exists():
+            raise UserError(f"{str(path)!r} holds an unfinished run of gera embed: finish or remove it, or choose another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self.shards: list[Shard] = []
-        for record in sorted(self.path.glob("shard_*.json")):  # kept only until `finish`
-            if resume:
-                self.shards.append(Shard(**json.loads(record.read_text())))
-            else:
-                record.unlink()
+        records = sorted(self.path.glob("shard_*.json"))  # kept only until `finish`
+        if resume:
+            self.shards += [Shard(**json.loads(record.read_text())) for record in records]
+        elif records:  # without one the files of vectors are not ours to remove
+            for pattern in ("shard_*.json", "emb_*.npy", "rows_*.parquet"):
+                for file in self.path.glob(pattern):
+                    file.unlink()
 
     @property
     def count(self) -> int:
@@ -224,7 +233,11 @@ class StoreWriter:
         return sum(shard.count for shard in self.shards)
 
     def append(self, vectors: np.ndarray, rows: pd.DataFrame) -> None:
-        """Write one shard: `vectors` [n, D] and its `rows` (n rows)."""
+        """Write one shard: `vectors` [n, D] and its `rows` (n rows).
+
+        Raises:
+            UserError: rows that break the contract, another width than before, or values beyond float16.
+        """
         if vectors.ndim != 2 or len(vectors) != len(rows):
             raise ValueError(f"vectors {vectors.shape} and {len(rows)} rows do not match")
         check_rows(rows, str(self.path))
@@ -232,9 +245,17 @@ class StoreWriter:
             width = int(np.load(self.path / self.shards[0].vectors, mmap_mode="r", allow_pickle=False).shape[1])
             if vectors.shape[1] != width:
                 raise UserError(f"{self.path}: vectors of width {vectors.shape[1]} after a shard of width {width}: one encoder a store")
+        with np.errstate(over="ignore"):
+            kept = np.ascontiguousarray(vectors, dtype=self.dtype)
+        beyond = np.flatnonzero((np.isfinite(vectors) & ~np.isfinite(kept)).any(1))
+        if len(beyond):
+            name = rows["row"].iloc[beyond[0]]
+            raise UserError(
+                f"{self.path}: row {name!r} has values beyond {self.dtype}'s {np.finfo(kept.dtype).max:g}: write it with dtype=float32"
+            )
         number = len(self.shards)
         names = f"emb_{number:04d}.npy", f"rows_{number:04d}.parquet"
-        np.save(self.path / names[0], np.ascontiguousarray(vectors, dtype=self.dtype))
+        np.save(self.path / names[0], kept)
         rows.reset_index(drop=True).to_parquet(self.path / names[1], index=False)
         shard = Shard(*names, len(rows), *(file_sha256(self.path / name) for name in names))
         replace_atomically(self.path / f"shard_{number:04d}.json", json.dumps(vars(shard)).encode())
@@ -279,9 +300,11 @@ def write_store(
     """Write `vectors` [n, D] and `rows` as a new store, in shards of `shard_rows`.
 
     Raises:
-        UserError: a store is there already, or the rows break the contract.
+        UserError: a store is there already, the rows break the contract or are not as many as the vectors, or values beyond `dtype`.
     """
     check_rows(rows, str(path))
+    if len(vectors) != len(rows):
+        raise UserError(f"{str(path)!r}: {len(vectors)} vectors for {len(rows)} rows: one each, in the same order")
     writer = StoreWriter(path, dtype, resume=False)
     for start in range(0, len(rows), shard_rows):
         writer.append(vectors[start : start + shard_rows], rows.iloc[start : start + shard_rows])

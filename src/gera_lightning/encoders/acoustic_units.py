@@ -12,6 +12,7 @@ Everything is fitted on training utterances. The bag keeps what sounds occur, an
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -142,13 +143,15 @@ class AcousticUnits:
         return torch.cat(rows).numpy() if rows else np.empty((0, self.dim), dtype=np.float32)
 
     def describe(self) -> dict[str, Any]:
-        """What a store's manifest records of the pooling."""
+        """What a store's manifest records of the pooling; `tables` is a hash of their values, so rows of other units are told apart."""
+        values = b"".join(self.tables[name].numpy().tobytes() for name in sorted(self.tables))
         return {
             "pooling": "bag of acoustic units",
             "units": len(self.tables["codebook"]),
             "nearest": self.nearest,
             "temperature": round(self.temperature, 4),
             "dim": self.dim,
+            "tables": hashlib.sha256(values).hexdigest()[:16],
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -122,6 +122,8 @@ class ItemBatches(Dataset[Batch]):
                 positions.append(self.plan.rows(shard)[within])
             except Unreadable as error:
                 skipped.append(skip(record, error))
+            except OSError as error:  # such as a tar that is gone since it was listed
+                skipped.append(skip(record, f"not readable ({' '.join(str(error).split())})"))
         if not isinstance(self.encoder, NetworkEncoder) or not items:
             return Batch(shard, last, positions, items, skipped, cut)
         try:

@@ -70,18 +70,21 @@ def resampled(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def read_image(source: Source) -> Image:
-    """An image as RGB; what is transparent shows white.
+    """An image as RGB, upright as its EXIF orientation says; what is transparent shows white.
 
     Raises:
-        Unreadable: no file, an empty or truncated one, or no image.
+        Unreadable: no file, an empty or truncated one, no image, or one of more than 8 bits a channel, which Pillow would clip to white.
     """
     from PIL import Image as images
+    from PIL import ImageOps
 
     raw = _opened(source)
     try:
         with images.open(raw) as image:
             image.load()
-            return on_white(image)
+            if image.mode.startswith("I") or image.mode == "F":
+                raise Unreadable(f"pixels of mode {image.mode}, only 8 bits a channel are read")
+            return on_white(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, images.DecompressionBombError) as error:
         raise Unreadable(f"not an image that can be decoded ({_one_line(error)})") from error
 

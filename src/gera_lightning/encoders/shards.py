@@ -19,14 +19,13 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from gera_lightning.data.corpus import Corpus, Listing, Skipped
-from gera_lightning.data.store import EmbeddingStore, StoreWriter
+from gera_lightning.data.store import SCRATCH, EmbeddingStore, StoreWriter
 from gera_lightning.encoders.base import Encoder
 from gera_lightning.encoders.batches import records_of, skip
 from gera_lightning.encoders.settings import EmbedConfig
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
 
-SCRATCH = ".embed"
 SKIPPED = "skipped.jsonl"
 CUT = "cut.jsonl"
 
@@ -83,7 +82,10 @@ class Shards:
         corpus: where raw files are.
         listing: all rows, and what the corpus itself left out.
         settings: dtype and limits.
-        plan: what identifies the run; leftovers of another run are dropped.
+        plan: what identifies the run.
+
+    Raises:
+        UserError: whole shards of another run, vectors of no run, another process at work here, or too much that is skipped already.
     """
 
     def __init__(self, path: Path, folders: Sequence[Path], corpus: Corpus, listing: Listing, settings: EmbedConfig, plan: str) -> None:
@@ -99,6 +101,12 @@ class Shards:
         record = self.scratch / "plan.json"
         same = record.is_file() and json.loads(record.read_text()) == {"plan": plan}
         if not same:
+            if rows := _rows_in_shards(path):
+                self.lock.release()
+                raise UserError(
+                    f"{path} holds {rows:,} rows of an unfinished run with other settings or items: put them back, "
+                    "or replace them with overwrite=true"
+                )
             remove_store(path, keep=(self.scratch / "lock",))
         self._level()
         self.writers = [StoreWriter(folder, settings.dtype) for folder in folders]
@@ -205,6 +213,12 @@ class Shards:
         stores = [writer.finish(each, source) for writer, each in zip(self.writers, told, strict=True)]
         remove_scratch(self.path, self.folders)
         return stores
+
+
+def _rows_in_shards(path: Path) -> int:
+    """Rows in whole shards of an unfinished run."""
+    layers = [folder.glob("shard_*.json") for folder in (path, *path.glob("layer_*"))]
+    return max(sum(int(json.loads(record.read_text())["count"]) for record in records) for records in layers)
 
 
 def remove_store(path: Path, keep: Sequence[Path] = ()) -> None:
