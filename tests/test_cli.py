@@ -152,7 +152,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def record(experiment: config.Experiment, console: object = None) -> sweep.Outcome:
         seen.append((experiment, console))
-        return sweep.Outcome(pd.DataFrame(), "the table", Path("runs/small/curve.png"), Path("runs/small"))
+        return sweep.Outcome(pd.DataFrame(), "the table", Path("runs/small/curve.png"), Path("runs/small"), "bear in mind")
 
     monkeypatch.setattr(sweep, "run_experiment", record)
     return seen
@@ -174,7 +174,7 @@ def test_words_of_the_command_line_equal_keywords(project, capsys, asked):
     assert experiment != config.load("small")
     assert console is not None
     out = capsys.readouterr().out
-    for word in ("the table", "runs/small/curve.png", "runs/small/results.jsonl", "make tensorboard EXP=small"):
+    for word in ("the table", "runs/small/curve.png", "runs/small/results.jsonl", "make tensorboard EXP=small", "bear in mind"):
         assert word in out
 
 

@@ -11,7 +11,8 @@ import yaml
 
 from gera_lightning.config import Experiment, load
 from gera_lightning.errors import UserError
-from gera_lightning.planning import describe, expected_seconds, finished_rows, plan
+from gera_lightning.planning import describe, expected_seconds, plan
+from gera_lightning.results import finished_rows
 from gera_lightning.run import Run, execute
 
 FILES: dict[str, dict[str, Any]] = {

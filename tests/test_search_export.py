@@ -82,7 +82,7 @@ def test_a_folder_stands_for_itself(project, inner):
     [
         ({"method": "gerra"}, r"method=gerra.*methods .*gera"),
         ({"budget": 15}, r"budget=15.*budgets \[10, 20\]"),
-        ({"overrides": ["runs_dir=nowhere"]}, "no results.jsonl"),
+        ({"overrides": ["runs_dir=nowhere"]}, "no finished run"),
         ({"overrides": ["data.b=a"]}, "hold other data than this run had"),
     ],
 )

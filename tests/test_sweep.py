@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from rich.console import Console
 from gera_lightning import sweep
 from gera_lightning.config import Experiment, load
 from gera_lightning.errors import UserError
+from gera_lightning.results import collect
 from gera_lightning.run import Run
-from gera_lightning.sweep import collect, plan, run_experiment
+from gera_lightning.sweep import plan, run_experiment
 
 FILES: dict[str, dict[str, Any]] = {
     "small.yaml": {
@@ -119,6 +121,13 @@ def fake_row(run: Run) -> dict[str, Any]:
     return {**row, "seconds": 0.1}
 
 
+def write_row(run: Run, **more: Any) -> dict[str, Any]:
+    row = {**fake_row(run), **more}
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "metrics.json").write_text(json.dumps(row))
+    return row
+
+
 @pytest.fixture
 def executed(monkeypatch) -> list[Run]:
     """Runs that `execute` was called with; each leaves a result and nothing else."""
@@ -127,9 +136,7 @@ def executed(monkeypatch) -> list[Run]:
     def execute(run: Run, progress: Any) -> dict[str, Any]:
         done.append(run)
         progress("training", 1, 2)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / "metrics.json").write_text(json.dumps(fake_row(run)))
-        return fake_row(run)
+        return write_row(run)
 
     monkeypatch.setattr(sweep, "execute", execute)
     return done
@@ -285,3 +292,47 @@ def test_worker_processes_share_a_sweep(experiment, tmp_path, monkeypatch):
     assert outcome is not None
     assert len(outcome.results) == 4
     assert all(f"{m} b{b} s0" in screen.file.getvalue() for m in ("ridge", "procrustes") for b in (10, 20))
+
+
+def test_a_worker_that_failed_counts_though_results_of_before_are_there(experiment, executed, tmp_path, monkeypatch):
+    experiment()
+    loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__workers=2)
+    run_experiment(loaded)
+    monkeypatch.setattr(sweep, "_shard_command", lambda words, shard: [sys.executable, "-c", f"raise SystemExit({shard[0]})"])
+    with pytest.raises(UserError, match=r"exit codes of the workers: 1, 2\); the same command runs only those again"):
+        sweep.run_sweep(loaded, [])
+    loaded.common.overwrite = True
+    with pytest.raises(UserError, match=r"workers: 1, 2\); overwrite=true runs all of them again"):
+        sweep.run_sweep(loaded, [])
+
+
+# ---- at rest ----
+
+
+def plateaus(**methods: list[bool | None]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"method": name, "budget": 10, "seed": seed, "plateau": rest}
+            for name, seeds in methods.items()
+            for seed, rest in enumerate(seeds)
+        ]
+    )
+
+
+def test_a_method_is_named_where_most_of_its_seeds_still_rose():
+    table = plateaus(gera=[False, True, False], twin=[False, True], ridge=[None, None], rested=[True, True])
+    said = sweep.still_rising(pd.concat([table, table.assign(budget=20, plateau=True)]), "small")
+    assert said.startswith("most runs of gera at 10 pairs were still improving")
+    assert "trainer.max_steps in the experiment small or on the command line" in said
+    for quiet in (plateaus(twin=[False, True]), plateaus(ridge=[None]), table.drop(columns="plateau"), table[:0]):
+        assert sweep.still_rising(quiet, "small") == ""
+
+
+def test_a_finished_sweep_shows_its_table_though_methods_still_rose(experiment, executed, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "execute", lambda run, progress: write_row(run, plateau=False))
+    experiment()
+    outcome = sweep.run_sweep(swept(tmp_path, sweep__only="ridge", sweep__seeds=[0]), [])
+    assert outcome is not None
+    assert "ridge" in outcome.table
+    assert outcome.note.startswith("most runs of ridge at 10 pairs, ridge at 20 pairs")
+    assert sweep.run_sweep(swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__shard="1/2"), []).note == ""

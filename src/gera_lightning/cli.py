@@ -62,6 +62,8 @@ def _show(name: str, outcome: Outcome) -> None:
         print(f"results      {outcome.folder / 'results.jsonl'}")
         print(f"report       make report EXP={name}")
         print(f"TensorBoard  make tensorboard EXP={name}   (or: tensorboard --logdir {outcome.folder})")
+        if outcome.note:
+            print(f"note         {outcome.note}")
 
 
 def embed(experiment: str, overrides: Sequence[str]) -> None:
@@ -196,7 +198,9 @@ def _start_processes(devices: int) -> bool:
         return False
     from torch.distributed.run import main as torchrun
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    from gera_lightning.distributed import cores
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     torchrun(["--standalone", f"--nproc-per-node={count}", "-m", "gera_lightning.cli", *sys.argv[1:]])
     return True
 

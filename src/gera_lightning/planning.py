@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from gera_lightning.config import Config, Experiment
 from gera_lightning.data import splits
 from gera_lightning.errors import UserError
+from gera_lightning.results import finished_rows
 from gera_lightning.run import Run, Stores
 from gera_lightning.train import check, reads_unpaired
 
@@ -129,12 +128,6 @@ def expected_seconds(runs: Sequence[Run], finished: pd.DataFrame) -> list[float]
         far = abs((mine["budget"] / run.budget).map(math.log))
         out.append(float(mine["seconds"][far == far.min()].median()) if len(mine) else math.nan)
     return out
-
-
-def finished_rows(folder: Path) -> list[dict[str, Any]]:
-    """Result rows of the finished runs under an experiment's folder, in order of their paths."""
-    records = [path for path in sorted(folder.glob("*/*/metrics.json")) if path.parent.suffix != ".partial"]
-    return [json.loads(path.read_text()) for path in records]
 
 
 def _duration(seconds: float) -> str:
