@@ -111,7 +111,8 @@ def describe(experiment: Experiment, runs: Sequence[Run]) -> str:
     unknown = sum(math.isnan(seconds) for seconds in expected)
     if unknown == len(waiting):
         return f"{text}; how long they take is unknown until the first are in"
-    workers = experiment.common.sweep.workers
+    sweep = experiment.common.sweep
+    workers = sweep.workers * (sweep.jobs if sweep.submit else 1)
     known = sum(seconds for seconds in expected if not math.isnan(seconds)) / workers
     text += f"; about {_duration(known)}" + (f" with {workers} workers" if workers > 1 else "")
     return text + (f", and {unknown} runs of methods that have none finished yet" if unknown else "")

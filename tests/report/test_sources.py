@@ -70,6 +70,16 @@ def test_the_newest_settings_of_each_method_and_budget_stay(folder):
     assert "2 runs are left out: older settings" in load_sweep(folder).notes[0]
 
 
+def test_results_of_older_code_are_not_mixed_with_newer(folder):
+    for seed in (0, 1):
+        add(folder, seed=seed, hash8="old", when=100)
+    add(folder, seed=0, hash8="new", when=200, results=2)
+    assert kept(folder) == {("m", 10, 0, "new")}
+    add(folder, method="of_before", seed=0, when=50)
+    add(folder, method="of_before", seed=1, when=60, results=1)  # the number that rows without one have
+    assert len(kept(folder)) == 3
+
+
 def test_finished_folders_alone_count_whatever_results_jsonl_says(folder):
     """A sweep that was stopped, or still runs, has none, or one of before."""
     add(folder, seed=0)

@@ -101,12 +101,12 @@ def load_sweep(folder: Path) -> Sweep:
     latest = table.sort_values("time").groupby(["method", "budget"])["settings_key"].transform("last").reindex(table.index)
     table = _left_out(table, table["settings_key"] == latest, "older settings of their method and budget", notes)
     table = _left_out(table, ~table.sort_values("time").duplicated(KEY, keep="last"), "older than a run of the same seed", notes)
-    table = table.drop(columns=["time", "settings_key"]).sort_values(KEY, ignore_index=True)
+    table = table.drop(columns=["time", "settings_key", "results"], errors="ignore").sort_values(KEY, ignore_index=True)
     return Sweep(folder.name, folder, table, notes)
 
 
 def _row(record: Path) -> dict[str, Any]:
-    """A run's result row with its folder, when it was finished, and its settings without budget and seed."""
+    """A run's result row with its folder, when it was finished, and its settings and code without budget and seed."""
     run = record.parent
     try:
         row = json.loads(record.read_text())
@@ -116,7 +116,8 @@ def _row(record: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{record}: is no result ({error!r}): remove {run} and run that again") from error
     settings = _read_settings(run / "config.yaml") if (run / "config.yaml").is_file() else {}
-    key = json.dumps({name: value for name, value in settings.items() if name not in ("budget", "seed")}, sort_keys=True, default=str)
+    own = {name: value for name, value in settings.items() if name not in ("budget", "seed")}
+    key = json.dumps({**own, "results": row.get("results", 1)}, sort_keys=True, default=str)
     return {**row, "folder": run, "time": record.stat().st_mtime, "settings_key": key, "split": row.get("split", "test")}
 
 
