@@ -201,6 +201,24 @@ def test_what_stops_a_run_decides_the_code(project, capsys, monkeypatch, error, 
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize("word", ["overwrite=true", "overwrite=yes"])
+def test_what_begins_again_is_not_said_to_go_on(project, capsys, monkeypatch, word):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_experiment", stopped)
+    assert cli.main(["train", "small", word]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_sweep_on_several_devices_is_refused(project, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "run_sweep", lambda *_: None)
+    message = refused(capsys, "sweep", "small", "trainer.devices=2")
+    assert "trainer.devices=2" in message
+    assert "sweep.workers=2" in message
+    assert cli.main(["sweep", "small", "trainer.devices=1"]) == 0
+
+
 def test_our_own_bugs_keep_their_traceback(project, monkeypatch):
     def broken(*_: object) -> None:
         raise AssertionError("ours")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from gera_lightning import run as running
 from gera_lightning import sweep
 from gera_lightning.config import Experiment, load
 from gera_lightning.errors import UserError
@@ -272,6 +273,28 @@ def test_a_run_that_fails_is_named_and_stops_no_other(experiment, monkeypatch):
     assert len((runs[0].folder.parents[1] / "results.jsonl").read_text().splitlines()) == 7
     monkeypatch.setattr(sweep, "execute", honest)
     assert len(run_experiment(experiment()).results) == 8
+
+
+def test_an_unexpected_failure_leaves_its_traceback_until_the_run_is_whole(experiment, monkeypatch):
+    experiment(methods=["ridge"], budgets=[10], seeds=[0])
+    loaded = experiment(methods=["ridge"], budgets=[10], seeds=[0])
+    [run] = plan(loaded)
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "evaluate", lambda *_: 1 // 0)
+        screen = Console(file=StringIO(), width=300)
+        with pytest.raises(UserError, match=r"ZeroDivisionError: .*, see .*\.partial/error\.txt"):
+            run_experiment(loaded, screen)
+    kept = run.partial_folder / "error.txt"
+    assert f"see {kept}" in screen.file.getvalue().replace("\n", "")
+    assert "1 // 0" in kept.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "evaluate", lambda *_: (_ for _ in ()).throw(UserError("yours")))
+        with pytest.raises(UserError, match=r"\(UserError: yours\)$"):
+            run_experiment(loaded)
+    assert not kept.exists()
+    run_experiment(loaded)
+    assert run.finished
+    assert not list(run.folder.rglob("error.txt"))
 
 
 def test_worker_processes_share_a_sweep(experiment, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -23,9 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gera_lightning import cluster, distributed, report
 from gera_lightning.config import Experiment
 from gera_lightning.errors import UserError
+from gera_lightning.files import replace_atomically
 from gera_lightning.planning import describe, plan
 from gera_lightning.results import collect
-from gera_lightning.run import Run, execute
+from gera_lightning.run import ERROR, Run, execute
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
                 if distributed.world()[1] > 1:  # the other processes wait in it
                     raise
                 log.debug("%s failed", label, exc_info=True)
-                failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())}" + _kept_trace(run, error)
                 if display:
                     display.fail(label, failed[label])
                 continue
@@ -106,6 +108,19 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     return Outcome(results, report.results_table(results), curve, folder, note)
 
 
+def _kept_trace(run: Run, error: Exception) -> str:
+    """Keep where an unexpected failure came from in the run's folder, and say where that is."""
+    path = run.partial_folder / ERROR
+    if isinstance(error, UserError):
+        return ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, "".join(traceback.format_exception(error)).encode())
+    except OSError:  # a full disk may be what failed
+        return ""
+    return f", see {path}"
+
+
 def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | None = None) -> Outcome | None:
     """`run_experiment`, listed only under `sweep.dry_run`, shared among `sweep.workers` processes, or handed to a cluster by `sweep.submit`.
 
@@ -113,8 +128,16 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
         experiment: as `config.load(..., sweep=True)` gives it.
         words: the command line's words after `gera sweep`, which workers and jobs are started with.
         console: where progress goes.
+
+    Raises:
+        UserError: as `run_experiment`, or `overwrite` with `sweep.submit`.
     """
     settings = experiment.common.sweep
+    if settings.submit and experiment.common.overwrite:
+        raise UserError(
+            f"sweep.submit={settings.submit} with overwrite=true: a job that is preempted would begin again each time: "
+            f"remove {Path(experiment.common.runs_dir) / experiment.name}, or the runs to do again in it, and submit without overwrite"
+        )
     runs = plan(experiment)
     if settings.dry_run:
         waiting = [run for run in runs[settings.part] if experiment.common.overwrite or not run.finished]
