@@ -265,7 +265,7 @@ def test_a_run_that_fails_is_named_and_stops_no_other(experiment, monkeypatch):
 
     monkeypatch.setattr(sweep, "execute", broken)
     screen = Console(file=StringIO(), width=200)
-    with pytest.raises(UserError, match=r"1 of 8 runs failed.*ridge b10 s0 \(FloatingPointError: planted\)"):
+    with pytest.raises(UserError, match=r"1 of 8 runs failed.*ridge b10 s0 \(FloatingPointError: planted, see .*error\.txt\)$"):
         run_experiment(experiment(), screen)
     runs = plan(experiment())
     assert sum(run.finished for run in runs) == 7

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gera_lightning import cluster, distributed, report
 from gera_lightning.config import Experiment
+from gera_lightning.display import Display
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
 from gera_lightning.planning import describe, plan
 from gera_lightning.results import collect
 from gera_lightning.run import ERROR, Run, execute
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,24 +63,8 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     first = distributed.world()[0] == 0
     mine = sorted(set(range(len(runs))[experiment.common.sweep.part]) & set(waiting))
     display = Display(console, len(runs), len(runs) - len(waiting)) if console is not None and first else None
-    failed: dict[str, str] = {}
     with display or nullcontext():
-        for number in mine:
-            run = runs[number]
-            label = f"{run.method} b{run.budget} s{run.seed}"
-            progress: Callable[[str, int, int], None] = display.start(number + 1, label) if display else _ignore
-            try:
-                row = execute(run, progress)
-            except Exception as error:
-                if distributed.world()[1] > 1:  # the other processes wait in it
-                    raise
-                log.debug("%s failed", label, exc_info=True)
-                failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())}" + _kept_trace(run, error)
-                if display:
-                    display.fail(label, failed[label])
-                continue
-            if display:
-                display.finish(label, row)
+        failed = _execute_each(runs, mine, display)
     folder = Path(experiment.common.runs_dir) / experiment.name
     if not first:
         return Outcome(pd.DataFrame(), "", folder, folder)
@@ -98,6 +77,32 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
         )
     if not finished:  # a shard without runs, before any other shard's
         return Outcome(pd.DataFrame(), "", folder, folder)
+    return _outcome(experiment, finished, folder)
+
+
+def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | None) -> dict[str, str]:
+    """Execute the runs of these numbers; those that failed, with the reason."""
+    failed: dict[str, str] = {}
+    for number in mine:
+        run = runs[number]
+        label = f"{run.method} b{run.budget} s{run.seed}"
+        progress: Callable[[str, int, int], None] = display.start(number + 1, label) if display else _ignore
+        try:
+            row = execute(run, progress)
+        except Exception as error:
+            if distributed.world()[1] > 1:  # the other processes wait in it
+                raise
+            failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())}" + _kept_trace(run, error)
+            if display:
+                display.fail(label, failed[label])
+            continue
+        if display:
+            display.finish(label, row)
+    return failed
+
+
+def _outcome(experiment: Experiment, finished: Sequence[Run], folder: Path) -> Outcome:
+    """Table and pictures of finished runs."""
     results = pd.DataFrame([json.loads((run.folder / "metrics.json").read_text()) for run in finished])
     curve = folder / "curve.png"
     report.recall_curve(results, curve, title=experiment.name)
@@ -235,52 +240,3 @@ def _pass_lines_on(lines: Iterable[str], console: Console | None) -> None:
 
 def _ignore(what: str, done: int, total: int) -> None:
     """No display."""
-
-
-class Display(AbstractContextManager["Display"]):
-    """A live bar over all runs and one over the present run's steps; without a terminal, a line a finished run."""
-
-    def __init__(self, console: Console, total: int, skipped: int) -> None:
-        self.console = console
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.total = total
-        if skipped:
-            console.print(f"{skipped} of {total} runs are finished already (overwrite=true runs them again)")
-        self.all = self.bar.add_task("all runs", total=total, completed=skipped)
-        self.one = self.bar.add_task("", total=None)
-
-    def __enter__(self) -> Display:
-        self.bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
-
-    def start(self, number: int, label: str) -> Callable[[str, int, int], None]:
-        """Show a run; the returned function takes its progress."""
-        title = f"run {number} of {self.total}: {label}"
-        self.bar.reset(self.one, total=None, description=title)
-
-        def progress(what: str, done: int, total: int) -> None:
-            self.bar.update(self.one, description=f"{title}, {what}", completed=done, total=total)
-
-        return progress
-
-    def fail(self, label: str, reason: str) -> None:
-        """Count a failed run and say why."""
-        self.bar.advance(self.all)
-        self.console.print(f"{label:<28} FAILED {reason}", markup=False)
-
-    def finish(self, label: str, row: dict[str, Any]) -> None:
-        """Count a finished run and say what it reached."""
-        self.bar.advance(self.all)
-        self.console.print(f"{label:<28} R@10 {row['ab/r@10']:.3f} / {row['ba/r@10']:.3f}   {row['seconds']:.1f} s")
