@@ -548,16 +548,16 @@ def test_a_start_is_fitted_once_a_fold_whatever_the_grid(experiment, monkeypatch
     assert fitted == [7, 7, 14]
 
 
-def test_a_sweep_takes_a_run_that_still_improved_for_a_failed_one_and_a_training_only_marks_it(experiment, monkeypatch):
+def test_runs_that_still_improved_are_marked_and_named_beside_the_table(experiment, monkeypatch):
     loaded = experiment(methods=["twin", "ridge"], sweep__methods=["twin", "ridge"], sweep__seeds=[0])
     monkeypatch.setattr(train.tuning, "at_rest", lambda *_: False)
-    rows = run_experiment(loaded).results.set_index("method")
-    assert rows.loc["twin", "plateau"] is False or not rows.loc["twin", "plateau"]
-    for _ in range(2):  # again, when the run is finished already
-        with pytest.raises(
-            UserError, match=r"1 of 2 runs are kept but were still improving.*: twin b14 s0 \(step \d\). Raise trainer.max_steps"
-        ):
-            sweep.run_sweep(loaded, [])
+    for run in (lambda: run_experiment(loaded), lambda: sweep.run_sweep(loaded, [])):  # anew, and when the runs are finished already
+        outcome = run()
+        rows = outcome.results.set_index("method")
+        assert rows.loc["twin", "plateau"] is False
+        assert rows.loc["ridge", "plateau"] is None
+        assert outcome.note.startswith("most runs of twin at 14 pairs were still improving")
+        assert "ridge" in outcome.table
 
 
 def test_a_warm_up_beyond_the_last_step_is_refused_before_anything_runs(experiment):
