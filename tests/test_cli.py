@@ -152,7 +152,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def record(experiment: config.Experiment, console: object = None) -> sweep.Outcome:
         seen.append((experiment, console))
-        return sweep.Outcome(pd.DataFrame(), "the table", Path("runs/small/curve.png"), Path("runs/small"))
+        return sweep.Outcome(pd.DataFrame(), "the table", Path("runs/small/curve.png"), Path("runs/small"), "bear in mind")
 
     monkeypatch.setattr(sweep, "run_experiment", record)
     return seen
@@ -174,7 +174,7 @@ def test_words_of_the_command_line_equal_keywords(project, capsys, asked):
     assert experiment != config.load("small")
     assert console is not None
     out = capsys.readouterr().out
-    for word in ("the table", "runs/small/curve.png", "runs/small/results.jsonl", "make tensorboard EXP=small"):
+    for word in ("the table", "runs/small/curve.png", "runs/small/results.jsonl", "make tensorboard EXP=small", "bear in mind"):
         assert word in out
 
 
@@ -199,6 +199,24 @@ def test_what_stops_a_run_decides_the_code(project, capsys, monkeypatch, error, 
     monkeypatch.setattr(sweep, "run_experiment", stopped)
     assert cli.main(["train", "small"]) == code
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("word", ["overwrite=true", "overwrite=yes"])
+def test_what_begins_again_is_not_said_to_go_on(project, capsys, monkeypatch, word):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_experiment", stopped)
+    assert cli.main(["train", "small", word]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_sweep_on_several_devices_is_refused(project, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "run_sweep", lambda *_: None)
+    message = refused(capsys, "sweep", "small", "trainer.devices=2")
+    assert "trainer.devices=2" in message
+    assert "sweep.workers=2" in message
+    assert cli.main(["sweep", "small", "trainer.devices=1"]) == 0
 
 
 def test_our_own_bugs_keep_their_traceback(project, monkeypatch):

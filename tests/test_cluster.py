@@ -140,6 +140,13 @@ def test_without_waiting_the_commands_are_handed_over_and_the_way_to_the_table_i
     assert "gera sweep tiny" in capsys.readouterr().out
 
 
+def test_jobs_that_would_begin_again_when_preempted_are_refused(project, monkeypatch):
+    monkeypatch.setattr(cluster, "submit", lambda *_: pytest.fail("submitted"))
+    words = ["tiny", "sweep.submit=slurm", "overwrite=true"]
+    with pytest.raises(UserError, match=r"sweep\.submit=slurm with overwrite=true.*remove runs/tiny"):
+        sweep.run_sweep(load("tiny", words[1:], sweep=True), words)
+
+
 def test_a_shard_is_parted_among_jobs_and_workers_without_loss():
     jobs = SweepConfig(jobs=3).parted(3)
     slices = [SweepConfig(shard=part).part for job in jobs for part in SweepConfig(shard=job).parted(2)]

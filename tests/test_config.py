@@ -3,6 +3,8 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +153,33 @@ def test_the_reserve_is_the_largest_budget_of_file_and_command(folder):
         assert {c.data.reserve for c in (loaded.common, *loaded.methods.values())} == {reserve}, words
 
 
+def test_an_experiment_without_budgets_reserves_those_that_it_runs(folder):
+    for words, reserve in (([], max(Config().budgets)), (["budgets=[20]"], 20)):
+        assert load({"methods": ["closed"]}, words, folder=folder).common.data.reserve == reserve
+
+
+@pytest.mark.parametrize("name", ["summary", "report", "jobs"])
+def test_a_method_is_not_called_as_a_folder_beside_the_methods(folder, name):
+    with pytest.raises(UserError, match=rf"methods: '{name}' is the name of a folder"):
+        load("small", {"methods": [name], "variants": {name: {"of": "closed"}}}, folder=folder)
+    (folder / "methods" / f"{name}.yaml").write_text("")
+    with pytest.raises(UserError, match=rf"methods: '{name}' is the name of a folder"):
+        load("small", {"methods": [name]}, folder=folder)
+
+
+def test_another_algorithm_is_another_run_and_the_first_keeps_its_hashes(monkeypatch):
+    settings = Config()
+    text = json.dumps({**identity(settings), "budget": 10}, sort_keys=True, default=str)
+    hashes = {hashlib.sha256(text.encode()).hexdigest()[:8]}
+    module = sys.modules["gera_lightning.config.identity"]  # the package's own `identity` is the function
+    monkeypatch.setattr(module, "RESULTS", 1)
+    assert {config_hash(settings, budget=10)} == hashes
+    for number in (2, 3):
+        monkeypatch.setattr(module, "RESULTS", number)
+        hashes.add(config_hash(settings, budget=10))
+    assert len(hashes) == 3
+
+
 def test_an_experiment_may_be_a_path(folder, monkeypatch):
     by_name = load("small", folder=folder)
     assert load(str(folder / "small.yaml"), folder="nowhere") == by_name
@@ -221,6 +250,9 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
         ("budgets=[1.5]", ["budgets[0]=1.5", "Integer"]),
         ("budgets=null", ["budgets=None", "list"]),
         ("seeds=[-1]", ["seeds=-1", "at least 0"]),
+        ("sweep.seeds=[]", ["sweep.seeds=[]", "at least one"]),
+        ("sweep.seeds=[0,0]", ["sweep.seeds=[0, 0]", "none twice"]),
+        ("sweep.seeds=[-1]", ["sweep.seeds=-1", "at least 0"]),
         ("methods=[closd]", ["'closd'", "did you mean 'closed'"]),
         ("trainer=3", ["trainer=3", "section", "trainer.max_steps=..."]),
         ("trainer=null", ["trainer=None", "section"]),

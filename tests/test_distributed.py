@@ -324,3 +324,14 @@ def test_the_pair_loss_of_a_share_alone_is_another(one, tmp_path):
     """The joined batch matters: a process that looked at its own rows alone would not have passed."""
     case = replace(CASES["clip"], pairs=4)
     assert not torch.isclose(one_step(case, 0, tmp_path, 0, 1)["loss/pair"], one.ranks[0][1]["clip 0"]["loss/pair"], rtol=1e-3)
+
+
+# ---- cores ----
+
+
+def test_cores_are_those_of_the_job_not_of_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 9}, raising=False)
+    assert distributed.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert distributed.cores() == 64

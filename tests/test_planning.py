@@ -11,7 +11,8 @@ import yaml
 
 from gera_lightning.config import Experiment, load
 from gera_lightning.errors import UserError
-from gera_lightning.planning import describe, expected_seconds, finished_rows, plan
+from gera_lightning.planning import describe, expected_seconds, plan
+from gera_lightning.results import finished_rows
 from gera_lightning.run import Run, execute
 
 FILES: dict[str, dict[str, Any]] = {
@@ -122,6 +123,19 @@ def test_a_budget_beyond_a_given_reserve_is_refused(experiment):
         plan(experiment(data__reserve=15))
 
 
+def test_a_reserve_beyond_the_items_is_named_not_the_budgets(experiment):
+    with pytest.raises(
+        UserError, match=rf"^data\.reserve=5000 items set aside for pairs are more than the {items(experiment)} train items"
+    ):
+        plan(experiment(data__reserve=5000))
+
+
+def test_choices_of_filters_count_as_settings(experiment):
+    assert plan(experiment(sweep__methods=["filtered"], tuning__settings=2))
+    with pytest.raises(UserError, match=r"filters: 2 combinations are tried, more than tuning\.settings=1: .*\(method filtered\)"):
+        plan(experiment(sweep__methods=["filtered"], tuning__settings=1))
+
+
 # ---- variants ----
 
 
@@ -188,6 +202,8 @@ def test_the_time_of_what_is_to_do_is_said_where_it_is_known(experiment):
     finish(runs[0], 600.0)  # twin at 10 pairs
     finish(runs[1], None)  # a row of an older version
     assert describe(loaded, runs) == "6 of 8 runs are to do; about 15 min with 2 workers, and 3 runs of methods that have none finished yet"
+    submitted = experiment(sweep__workers=2, sweep__jobs=3, sweep__submit="local")
+    assert "; about 5 min with 6 workers," in describe(submitted, runs)
     finish(runs[3], 5.0)
     assert describe(experiment(), runs) == "5 of 8 runs are to do; about 30 min"
     assert len(finished_rows(runs[0].folder.parents[1])) == 3

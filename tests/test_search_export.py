@@ -82,13 +82,28 @@ def test_a_folder_stands_for_itself(project, inner):
     [
         ({"method": "gerra"}, r"method=gerra.*methods .*gera"),
         ({"budget": 15}, r"budget=15.*budgets \[10, 20\]"),
-        ({"overrides": ["runs_dir=nowhere"]}, "no results.jsonl"),
+        ({"overrides": ["runs_dir=nowhere"]}, "no finished run"),
         ({"overrides": ["data.b=a"]}, "hold other data than this run had"),
     ],
 )
 def test_what_is_not_there_is_named(project, options, words):
     with pytest.raises(UserError, match=words):
         finished_run("small", **options)
+
+
+def test_a_folder_names_its_stores_whatever_the_experiment_is_called_now(project, tmp_path):
+    [folder] = project.glob("runs/small/ridge/b10-s0-*")
+    (project / "experiments" / "small.yaml").rename(tmp_path / "small.yaml")
+    try:
+        run = finished_run(str(folder))
+        assert (run.stores.a.path, run.stores.b.path) == (Path("a"), Path("b"))
+        assert search_words(str(folder), "i5", k=2).startswith(str(folder))
+        shutil.copytree("b", tmp_path / "moved")
+        assert finished_run(str(folder), [f"data.b={tmp_path / 'moved'}"]).stores.b.path == tmp_path / "moved"
+        with pytest.raises(UserError, match=r"hold other data than this run had: name its stores by data\.a="):
+            finished_run(str(folder), ["data.b=a"])
+    finally:
+        (tmp_path / "small.yaml").rename(project / "experiments" / "small.yaml")
 
 
 # ---- search ----
@@ -186,3 +201,16 @@ def test_an_export_lies_in_the_runs_folder_and_takes_a_half_of_the_room_in_float
         assert np.load(folder / "a" / "emb_0000.npy").dtype == np.float16
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("options", [{"index": "Flatt"}, {"index": "IVF1000,Flat"}, {"dtype": "float8"}])
+def test_a_refused_export_leaves_nothing_behind(project, tmp_path, options):
+    [(word, value)] = options.items()
+    with pytest.raises(UserError, match=rf"{word}='{value}'"):
+        export("small", out=str(tmp_path / "out"), **options)
+    assert not list(tmp_path.iterdir())
+    assert export("small", out=str(tmp_path / "out")).is_dir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="out' holds a store or other files already"):
+        export("small", out=str(tmp_path / "out"), method="ridge")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 import yaml
 from rich.console import Console
 
+from gera_lightning import run as running
 from gera_lightning import sweep
 from gera_lightning.config import Experiment, load
 from gera_lightning.errors import UserError
+from gera_lightning.results import collect
 from gera_lightning.run import Run
-from gera_lightning.sweep import collect, plan, run_experiment
+from gera_lightning.sweep import plan, run_experiment
 
 FILES: dict[str, dict[str, Any]] = {
     "small.yaml": {
@@ -119,6 +122,13 @@ def fake_row(run: Run) -> dict[str, Any]:
     return {**row, "seconds": 0.1}
 
 
+def write_row(run: Run, **more: Any) -> dict[str, Any]:
+    row = {**fake_row(run), **more}
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "metrics.json").write_text(json.dumps(row))
+    return row
+
+
 @pytest.fixture
 def executed(monkeypatch) -> list[Run]:
     """Runs that `execute` was called with; each leaves a result and nothing else."""
@@ -127,9 +137,7 @@ def executed(monkeypatch) -> list[Run]:
     def execute(run: Run, progress: Any) -> dict[str, Any]:
         done.append(run)
         progress("training", 1, 2)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / "metrics.json").write_text(json.dumps(fake_row(run)))
-        return fake_row(run)
+        return write_row(run)
 
     monkeypatch.setattr(sweep, "execute", execute)
     return done
@@ -257,7 +265,7 @@ def test_a_run_that_fails_is_named_and_stops_no_other(experiment, monkeypatch):
 
     monkeypatch.setattr(sweep, "execute", broken)
     screen = Console(file=StringIO(), width=200)
-    with pytest.raises(UserError, match=r"1 of 8 runs failed.*ridge b10 s0 \(FloatingPointError: planted\)"):
+    with pytest.raises(UserError, match=r"1 of 8 runs failed.*ridge b10 s0 \(FloatingPointError: planted, see .*error\.txt\)$"):
         run_experiment(experiment(), screen)
     runs = plan(experiment())
     assert sum(run.finished for run in runs) == 7
@@ -265,6 +273,28 @@ def test_a_run_that_fails_is_named_and_stops_no_other(experiment, monkeypatch):
     assert len((runs[0].folder.parents[1] / "results.jsonl").read_text().splitlines()) == 7
     monkeypatch.setattr(sweep, "execute", honest)
     assert len(run_experiment(experiment()).results) == 8
+
+
+def test_an_unexpected_failure_leaves_its_traceback_until_the_run_is_whole(experiment, monkeypatch):
+    experiment(methods=["ridge"], budgets=[10], seeds=[0])
+    loaded = experiment(methods=["ridge"], budgets=[10], seeds=[0])
+    [run] = plan(loaded)
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "evaluate", lambda *_: 1 // 0)
+        screen = Console(file=StringIO(), width=300)
+        with pytest.raises(UserError, match=r"ZeroDivisionError: .*, see .*\.partial/error\.txt"):
+            run_experiment(loaded, screen)
+    kept = run.partial_folder / "error.txt"
+    assert f"see {kept}" in screen.file.getvalue().replace("\n", "")
+    assert "1 // 0" in kept.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "evaluate", lambda *_: (_ for _ in ()).throw(UserError("yours")))
+        with pytest.raises(UserError, match=r"\(UserError: yours\)$"):
+            run_experiment(loaded)
+    assert not kept.exists()
+    run_experiment(loaded)
+    assert run.finished
+    assert not list(run.folder.rglob("error.txt"))
 
 
 def test_worker_processes_share_a_sweep(experiment, tmp_path, monkeypatch):
@@ -285,3 +315,47 @@ def test_worker_processes_share_a_sweep(experiment, tmp_path, monkeypatch):
     assert outcome is not None
     assert len(outcome.results) == 4
     assert all(f"{m} b{b} s0" in screen.file.getvalue() for m in ("ridge", "procrustes") for b in (10, 20))
+
+
+def test_a_worker_that_failed_counts_though_results_of_before_are_there(experiment, executed, tmp_path, monkeypatch):
+    experiment()
+    loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__workers=2)
+    run_experiment(loaded)
+    monkeypatch.setattr(sweep, "_shard_command", lambda words, shard: [sys.executable, "-c", f"raise SystemExit({shard[0]})"])
+    with pytest.raises(UserError, match=r"exit codes of the workers: 1, 2\); the same command runs only those again"):
+        sweep.run_sweep(loaded, [])
+    loaded.common.overwrite = True
+    with pytest.raises(UserError, match=r"workers: 1, 2\); overwrite=true runs all of them again"):
+        sweep.run_sweep(loaded, [])
+
+
+# ---- at rest ----
+
+
+def plateaus(**methods: list[bool | None]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"method": name, "budget": 10, "seed": seed, "plateau": rest}
+            for name, seeds in methods.items()
+            for seed, rest in enumerate(seeds)
+        ]
+    )
+
+
+def test_a_method_is_named_where_most_of_its_seeds_still_rose():
+    table = plateaus(gera=[False, True, False], twin=[False, True], ridge=[None, None], rested=[True, True])
+    said = sweep.still_rising(pd.concat([table, table.assign(budget=20, plateau=True)]), "small")
+    assert said.startswith("most runs of gera at 10 pairs were still improving")
+    assert "trainer.max_steps in the experiment small or on the command line" in said
+    for quiet in (plateaus(twin=[False, True]), plateaus(ridge=[None]), table.drop(columns="plateau"), table[:0]):
+        assert sweep.still_rising(quiet, "small") == ""
+
+
+def test_a_finished_sweep_shows_its_table_though_methods_still_rose(experiment, executed, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "execute", lambda run, progress: write_row(run, plateau=False))
+    experiment()
+    outcome = sweep.run_sweep(swept(tmp_path, sweep__only="ridge", sweep__seeds=[0]), [])
+    assert outcome is not None
+    assert "ridge" in outcome.table
+    assert outcome.note.startswith("most runs of ridge at 10 pairs, ridge at 20 pairs")
+    assert sweep.run_sweep(swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__shard="1/2"), []).note == ""

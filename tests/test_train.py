@@ -56,7 +56,7 @@ FILES: dict[str, dict[str, Any]] = {
 }
 
 KEYS = {"experiment", "method", "budget", "seed", "config_hash", "data_hash", "seconds", "steps", "settings", "chosen", "plateau", "split"}
-KEYS |= {"peak_rss_mb", "version", "foscttm"}
+KEYS |= {"peak_rss_mb", "version", "results", "foscttm"}
 KEYS |= {f"{d}/{m}" for d in ("ab", "ba") for m in ("r@1", "r@5", "r@10", "mrr", "map", "median_rank", "chance@10", "hubness")}
 KEYS |= {f"{s}/{m}" for s in "ab" for m in ("knn_overlap", "trustworthiness", "continuity", "label_p@10/before", "label_p@10/after")}
 
@@ -233,6 +233,29 @@ def test_an_interrupted_training_goes_on_to_bit_identical_weights(experiment, mo
     assert {k: v for k, v in again.items() if k not in ("seconds", "peak_rss_mb")} == {
         k: v for k, v in row.items() if k not in ("seconds", "peak_rss_mb")
     }
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("", "{", "[1]", '{"steps": 4}', '{"steps": 4, "values": {}}', '{"steps": 5, "values": {}, "plateau": null}'),
+        '{"steps": 4, "values": {"geometric_weight": 2.0}, "plateau": null}',
+    ],
+)
+def test_a_choice_that_is_damaged_or_no_longer_there_is_made_anew(experiment, record):
+    run = only_run(experiment(methods=["twin"], tuning__settings=3))
+    row = execute(run)
+    whole = weights(run.folder)
+    shutil.rmtree(run.folder)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, interrupt_at("training", row["steps"]))
+    (run.partial_folder / "tuning.json").write_text(record)
+    seen = []
+    again = execute(run, lambda name, done, total: seen.append((name, done)))
+    assert ("fold 1/1", 9) in seen
+    assert [done for name, done in seen if name == "training"] == list(range(1, row["steps"] + 1))  # from no checkpoint of before
+    assert again["chosen"] == row["chosen"]
+    assert same(weights(run.folder), whole)
 
 
 def test_an_error_inside_training_is_passed_on(experiment):
@@ -525,16 +548,16 @@ def test_a_start_is_fitted_once_a_fold_whatever_the_grid(experiment, monkeypatch
     assert fitted == [7, 7, 14]
 
 
-def test_a_sweep_takes_a_run_that_still_improved_for_a_failed_one_and_a_training_only_marks_it(experiment, monkeypatch):
+def test_runs_that_still_improved_are_marked_and_named_beside_the_table(experiment, monkeypatch):
     loaded = experiment(methods=["twin", "ridge"], sweep__methods=["twin", "ridge"], sweep__seeds=[0])
     monkeypatch.setattr(train.tuning, "at_rest", lambda *_: False)
-    rows = run_experiment(loaded).results.set_index("method")
-    assert rows.loc["twin", "plateau"] is False or not rows.loc["twin", "plateau"]
-    for _ in range(2):  # again, when the run is finished already
-        with pytest.raises(
-            UserError, match=r"1 of 2 runs are kept but were still improving.*: twin b14 s0 \(step \d\). Raise trainer.max_steps"
-        ):
-            sweep.run_sweep(loaded, [])
+    for run in (lambda: run_experiment(loaded), lambda: sweep.run_sweep(loaded, [])):  # anew, and when the runs are finished already
+        outcome = run()
+        rows = outcome.results.set_index("method")
+        assert rows.loc["twin", "plateau"] is False
+        assert rows.loc["ridge", "plateau"] is None
+        assert outcome.note.startswith("most runs of twin at 14 pairs were still improving")
+        assert "ridge" in outcome.table
 
 
 def test_a_warm_up_beyond_the_last_step_is_refused_before_anything_runs(experiment):

@@ -2,7 +2,7 @@
 
     gera train EXPERIMENT [key=value ...]
 
-A mistake of the user's ends in one line on standard error and exit code 2; Ctrl-C in 130, and the same command goes on later.
+A mistake of the user's ends in one line on standard error and exit code 2; Ctrl-C in 130, and the same command goes on later (not under overwrite=true).
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ def sweep(experiment: str, overrides: Sequence[str]) -> None:
     from gera_lightning import config
 
     loaded = config.load(experiment, overrides, sweep=True)
+    if (count := _processes(loaded.common.trainer.devices)) > 1:
+        raise UserError(
+            f"trainer.devices={loaded.common.trainer.devices}: gera sweep runs each run on one device: set trainer.devices=1 and "
+            f"sweep.workers={count}, or take gera train, which trains one run on all devices"
+        )
     _quiet()
     from gera_lightning.sweep import run_sweep
 
@@ -62,6 +67,8 @@ def _show(name: str, outcome: Outcome) -> None:
         print(f"results      {outcome.folder / 'results.jsonl'}")
         print(f"report       make report EXP={name}")
         print(f"TensorBoard  make tensorboard EXP={name}   (or: tensorboard --logdir {outcome.folder})")
+        if outcome.note:
+            print(f"note         {outcome.note}")
 
 
 def embed(experiment: str, overrides: Sequence[str]) -> None:
@@ -185,18 +192,25 @@ COMMANDS = {
 }
 
 
-def _start_processes(devices: int) -> bool:
-    """With several devices, run this same command once a device under torchrun; True when that was done."""
+def _processes(devices: int) -> int:
+    """Processes that so many devices (-1: every GPU) ask this command to start; 1 where torchrun started it."""
     if devices == 1 or "LOCAL_RANK" in os.environ:
-        return False
+        return 1
     import torch
 
-    count = devices if devices > 0 else torch.cuda.device_count()
-    if count <= 1:
+    return max(1, devices if devices > 0 else torch.cuda.device_count())
+
+
+def _start_processes(devices: int) -> bool:
+    """With several devices, run this same command once a device under torchrun; True when that was done."""
+    count = _processes(devices)
+    if count == 1:
         return False
     from torch.distributed.run import main as torchrun
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    from gera_lightning.distributed import cores
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     torchrun(["--standalone", f"--nproc-per-node={count}", "-m", "gera_lightning.cli", *sys.argv[1:]])
     return True
 
@@ -243,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        again = any(word.partition("=")[0] == "overwrite" for word in overrides)
+        print("stopped" + ("" if again else "; the same command goes on from here"), file=sys.stderr)
         return 130
     return 0
 

@@ -25,6 +25,11 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+def cores() -> int:
+    """Processor cores that this process may use: a job's share of its machine, not the whole, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def initialize() -> None:
     """Join the process group when torchrun started us; nothing otherwise."""
     if launched() and not dist.is_initialized():

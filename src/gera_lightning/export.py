@@ -5,6 +5,8 @@ The dot product of a row of a and a row of b is the aligner's score, whichever o
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from gera_lightning.aligners.aligner import Aligner, Rows
 from gera_lightning.data.store import write_store
-from gera_lightning.finished import finished_run
+from gera_lightning.errors import UserError
+from gera_lightning.finished import Finished, finished_run
 from gera_lightning.geometry.neighbors import write_index
 
 
@@ -59,17 +62,32 @@ def export(
         index: FAISS index factory string.
 
     Raises:
-        UserError: there is an export already, or as `finished_run`.
+        UserError: something is there already, an index or a dtype that is refused, or as `finished_run`.
     """
     run = finished_run(target, overrides, method=method, budget=budget)
     folder = Path(out) if out else run.folder / "export"
-    for side in "ab":
-        store = getattr(run.stores, side)
-        rows = score_rows(run.aligner, side, store).cpu()
-        encoder = {
-            "name": f"{store.encoder.get('name')} in the shared space of {run.folder.parent.name}/{run.folder.name}",
-            "metric": "dot product",
-        }
-        write_store(folder / side, rows.numpy(), store.rows, encoder=encoder, source=store.manifest.get("source") or {}, dtype=dtype)
-        write_index(rows, folder / f"{side}.index", index=index)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{str(folder)!r} holds a store or other files already: remove it, or choose another folder by out=...")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:  # a whole export or none
+        whole = Path(scratch) / "export"
+        whole.mkdir()
+        for side in "ab":
+            _write_side(run, side, whole, dtype, index)
+        os.replace(whole, folder)
     return folder
+
+
+def _write_side(run: Finished, side: str, folder: Path, dtype: str, index: str) -> None:
+    """One modality's index and store."""
+    store = getattr(run.stores, side)
+    rows = score_rows(run.aligner, side, store).cpu()
+    try:
+        write_index(rows, folder / f"{side}.index", index=index)  # first: FAISS is the one that may refuse
+    except (UserError, RuntimeError) as error:  # unknown words, or too few rows to train it on
+        raise UserError(f"index={index!r}: FAISS cannot make it of {len(rows)} rows of width {rows.shape[1]}; 'Flat' is exact") from error
+    encoder = {
+        "name": f"{store.encoder.get('name')} in the shared space of {run.folder.parent.name}/{run.folder.name}",
+        "metric": "dot product",
+    }
+    write_store(folder / side, rows.numpy(), store.rows, encoder=encoder, source=store.manifest.get("source") or {}, dtype=dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gera_lightning import config
 from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.config.layers import merge, parse_overrides, read_yaml, typed
 from gera_lightning.errors import UserError
 from gera_lightning.report.sources import load_sweep
 from gera_lightning.run import Stores
@@ -38,15 +39,28 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
     folder = next((path for path in (Path(target), Path(target).parent) if target and (path / "aligner" / "aligner.json").is_file()), None)
     if folder is not None:
         aligner = Aligner.load(folder / "aligner")
-        experiment = config.load(str(aligner.about.get("experiment", "")), overrides)
+        settings = _recorded(folder, aligner, overrides)
     else:
         experiment = config.load(target, overrides)
-        folder = _best(Path(experiment.common.runs_dir) / experiment.name, method, budget)
+        settings = experiment.common
+        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget)
         aligner = Aligner.load(folder / "aligner")
-    stores = Stores.open(experiment.common)
+    stores = Stores.open(settings)
     if stores.data_hash != aligner.about.get("data_hash"):
-        raise UserError(f"{folder}: the stores of {experiment.name} now hold other data than this run had: train it again")
+        raise UserError(
+            f"{folder}: {stores.a.path} and {stores.b.path} hold other data than this run had: name its stores by data.a=... and "
+            "data.b=..., or train it again"
+        )
     return Finished(aligner, stores, folder)
+
+
+def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> config.Config:
+    """Settings with the data that a run was of, as its folder says; its experiment's, where the folder does not name the stores."""
+    stores = aligner.about.get("stores")
+    if stores is None:
+        return config.load(str(aligner.about.get("experiment", "")), overrides).common
+    data = {**read_yaml(folder / "config.yaml").get("data", {}), **stores}
+    return typed(merge([{"data": data}, *parse_overrides(overrides)]), str(folder))
 
 
 def _best(folder: Path, method: str, budget: int | None) -> Path:

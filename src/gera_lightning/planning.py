@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from gera_lightning.config import Config, Experiment
 from gera_lightning.data import splits
 from gera_lightning.errors import UserError
+from gera_lightning.results import finished_rows
 from gera_lightning.run import Run, Stores
 from gera_lightning.train import check, reads_unpaired
 
@@ -112,7 +111,8 @@ def describe(experiment: Experiment, runs: Sequence[Run]) -> str:
     unknown = sum(math.isnan(seconds) for seconds in expected)
     if unknown == len(waiting):
         return f"{text}; how long they take is unknown until the first are in"
-    workers = experiment.common.sweep.workers
+    sweep = experiment.common.sweep
+    workers = sweep.workers * (sweep.jobs if sweep.submit else 1)
     known = sum(seconds for seconds in expected if not math.isnan(seconds)) / workers
     text += f"; about {_duration(known)}" + (f" with {workers} workers" if workers > 1 else "")
     return text + (f", and {unknown} runs of methods that have none finished yet" if unknown else "")
@@ -129,12 +129,6 @@ def expected_seconds(runs: Sequence[Run], finished: pd.DataFrame) -> list[float]
         far = abs((mine["budget"] / run.budget).map(math.log))
         out.append(float(mine["seconds"][far == far.min()].median()) if len(mine) else math.nan)
     return out
-
-
-def finished_rows(folder: Path) -> list[dict[str, Any]]:
-    """Result rows of the finished runs under an experiment's folder, in order of their paths."""
-    records = [path for path in sorted(folder.glob("*/*/metrics.json")) if path.parent.suffix != ".partial"]
-    return [json.loads(path.read_text()) for path in records]
 
 
 def _duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gera_lightning import __version__, distributed
 from gera_lightning.aligners.aligner import Aligner
-from gera_lightning.config import Config, config_hash, identity
+from gera_lightning.config import RESULTS, Config, config_hash, identity
 from gera_lightning.data import splits
 from gera_lightning.data.datamodule import TrainingRows, load_rows
 from gera_lightning.data.store import EmbeddingStore
@@ -30,6 +30,9 @@ from gera_lightning.files import replace_atomically
 from gera_lightning.fit import Fitted, Progress, Task
 from gera_lightning.parts import build, check_part
 from gera_lightning.train import fit
+
+ERROR = "error.txt"
+"""In the folder of a run that failed unexpectedly: where it did."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def _execute(run: Run, progress: Progress, first: bool) -> dict[str, Any]:
         if run.config.overwrite:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).unlink(missing_ok=True)  # of an attempt before
         record = {"experiment": run.experiment, "method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
         replace_atomically(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False).encode())
     distributed.barrier()
@@ -169,6 +173,8 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         "budget": run.budget,
         "seed": run.seed,
         "data_hash": stores.data_hash,
+        # made data may be made anew from the experiment's settings, so its cached stores are no place to name
+        **({} if run.config.data.synthetic else {"stores": {"a": str(stores.a.path), "b": str(stores.b.path)}}),
         **{f"{key}_{side}": value for side, store in (("a", stores.a), ("b", stores.b)) for key, value in _encoder_facts(store).items()},
     }
     aligner = Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, about)
@@ -193,6 +199,7 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         "split": run.config.data.split,
         "peak_rss_mb": _peak_memory(),
         "version": __version__,
+        "results": RESULTS,
     }
     logger = TensorBoardLogger(folder, name="", version="")
     logger.log_metrics(measures, step=fitted.steps)

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gera_lightning import cluster, distributed, report
 from gera_lightning.config import Experiment
+from gera_lightning.display import Display
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
-from gera_lightning.planning import describe, finished_rows, plan
-from gera_lightning.run import Run, execute
-
-log = logging.getLogger(__name__)
+from gera_lightning.planning import describe, plan
+from gera_lightning.results import collect
+from gera_lightning.run import ERROR, Run, execute
 
 
 @dataclass(frozen=True)
@@ -40,12 +36,14 @@ class Outcome:
         table: the same for people.
         curve: path of the recall-against-budget picture.
         folder: where all runs of the experiment lie.
+        note: what to bear in mind with the table; mostly empty.
     """
 
     results: pd.DataFrame
     table: str
     curve: Path
     folder: Path
+    note: str = ""
 
 
 def run_experiment(experiment: Experiment, console: Console | None = None, runs: Sequence[Run] | None = None) -> Outcome:
@@ -65,24 +63,8 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     first = distributed.world()[0] == 0
     mine = sorted(set(range(len(runs))[experiment.common.sweep.part]) & set(waiting))
     display = Display(console, len(runs), len(runs) - len(waiting)) if console is not None and first else None
-    failed: dict[str, str] = {}
     with display or nullcontext():
-        for number in mine:
-            run = runs[number]
-            label = f"{run.method} b{run.budget} s{run.seed}"
-            progress: Callable[[str, int, int], None] = display.start(number + 1, label) if display else _ignore
-            try:
-                row = execute(run, progress)
-            except Exception as error:
-                if distributed.world()[1] > 1:  # the other processes wait in it
-                    raise
-                log.debug("%s failed", label, exc_info=True)
-                failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                if display:
-                    display.fail(label, failed[label])
-                continue
-            if display:
-                display.finish(label, row)
+        failed = _execute_each(runs, mine, display)
     folder = Path(experiment.common.runs_dir) / experiment.name
     if not first:
         return Outcome(pd.DataFrame(), "", folder, folder)
@@ -95,12 +77,53 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
         )
     if not finished:  # a shard without runs, before any other shard's
         return Outcome(pd.DataFrame(), "", folder, folder)
+    return _outcome(experiment, finished, folder)
+
+
+def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | None) -> dict[str, str]:
+    """Execute the runs of these numbers; those that failed, with the reason."""
+    failed: dict[str, str] = {}
+    for number in mine:
+        run = runs[number]
+        label = f"{run.method} b{run.budget} s{run.seed}"
+        progress: Callable[[str, int, int], None] = display.start(number + 1, label) if display else _ignore
+        try:
+            row = execute(run, progress)
+        except Exception as error:
+            if distributed.world()[1] > 1:  # the other processes wait in it
+                raise
+            failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())}" + _kept_trace(run, error)
+            if display:
+                display.fail(label, failed[label])
+            continue
+        if display:
+            display.finish(label, row)
+    return failed
+
+
+def _outcome(experiment: Experiment, finished: Sequence[Run], folder: Path) -> Outcome:
+    """Table and pictures of finished runs."""
     results = pd.DataFrame([json.loads((run.folder / "metrics.json").read_text()) for run in finished])
     curve = folder / "curve.png"
     report.recall_curve(results, curve, title=experiment.name)
+    note = ""
     if experiment.common.sweep.shard == "1/1":  # a shard leaves that to whoever sees all runs
         report.write_board(finished, results, folder)
-    return Outcome(results, report.results_table(results), curve, folder)
+        note = still_rising(results, experiment.name)
+    return Outcome(results, report.results_table(results), curve, folder, note)
+
+
+def _kept_trace(run: Run, error: Exception) -> str:
+    """Keep where an unexpected failure came from in the run's folder, and say where that is."""
+    path = run.partial_folder / ERROR
+    if isinstance(error, UserError):
+        return ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, "".join(traceback.format_exception(error)).encode())
+    except OSError:  # a full disk may be what failed
+        return ""
+    return f", see {path}"
 
 
 def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | None = None) -> Outcome | None:
@@ -110,8 +133,16 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
         experiment: as `config.load(..., sweep=True)` gives it.
         words: the command line's words after `gera sweep`, which workers and jobs are started with.
         console: where progress goes.
+
+    Raises:
+        UserError: as `run_experiment`, or `overwrite` with `sweep.submit`.
     """
     settings = experiment.common.sweep
+    if settings.submit and experiment.common.overwrite:
+        raise UserError(
+            f"sweep.submit={settings.submit} with overwrite=true: a job that is preempted would begin again each time: "
+            f"remove {Path(experiment.common.runs_dir) / experiment.name}, or the runs to do again in it, and submit without overwrite"
+        )
     runs = plan(experiment)
     if settings.dry_run:
         waiting = [run for run in runs[settings.part] if experiment.common.overwrite or not run.finished]
@@ -131,30 +162,38 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
             return None
         cluster.wait(jobs)
     elif settings.workers > 1:
-        _in_workers(words, settings.parted(settings.workers), console)
+        codes = _in_workers(words, settings.parted(settings.workers), console)
+        if any(codes) or not all(run.finished for run in runs[settings.part]):  # under overwrite a run that failed is finished from before
+            again = "overwrite=true runs all of them again" if experiment.common.overwrite else "the same command runs only those again"
+            raise UserError(f"some runs failed, see above (exit codes of the workers: {', '.join(map(str, codes))}); {again}")
     else:
-        return _rested(run_experiment(experiment, console, runs), settings.shard)
+        return run_experiment(experiment, console, runs)
     if not all(run.finished for run in runs[settings.part]):
-        raise UserError("some runs failed, see above; the same command runs only those again")
+        raise UserError("some runs failed, see the jobs' logs; the same command runs only those again")
     common = dataclasses.replace(experiment.common, overwrite=False)  # what others ran just now is not run again here
-    return _rested(run_experiment(dataclasses.replace(experiment, common=common), console, runs), settings.shard)
+    return run_experiment(dataclasses.replace(experiment, common=common), console, runs)
 
 
-def _rested(outcome: Outcome, shard: str) -> Outcome:
-    """The outcome, its trained runs all at rest: a method that was stopped while it still improved is not compared fairly.
+def still_rising(results: pd.DataFrame, name: str) -> str:
+    """A sentence on the methods and budgets most of whose seeds were stopped while they still improved; empty where there are none.
 
-    Raises:
-        UserError: naming the runs that were not, and the remedy; nothing is said of a shard alone.
+    Such a method is not compared fairly. One seed of several may rise by chance.
+
+    Args:
+        results: rows of finished runs; a run that cannot tell (closed forms, one stopping step) has no `plateau`.
+        name: of the experiment.
     """
-    rows = outcome.results
-    rising = rows[rows["plateau"].eq(False)] if "plateau" in rows and shard == "1/1" else rows[:0]
-    if len(rising):
-        names = ", ".join(f"{row.method} b{row.budget} s{row.seed} (step {row.steps})" for row in rising.itertuples())
-        raise UserError(
-            f"{len(rising)} of {len(rows)} runs are kept but were still improving at their last stopping step: {names}. Raise trainer.max_steps "
-            f"in these presets and run the sweep again; the held-out curves are in each run's tuning.json under {outcome.folder}"
-        )
-    return outcome
+    told = results.dropna(subset="plateau") if "plateau" in results else results[:0]
+    if not len(told):
+        return ""
+    share = told["plateau"].eq(False).groupby([told["method"], told["budget"]]).mean()
+    rising = [f"{method} at {budget} pairs" for method, budget in share.index[share > 0.5]]
+    if not rising:
+        return ""
+    return (
+        f"most runs of {', '.join(rising)} were still improving at their last stopping step: raise trainer.max_steps in the experiment "
+        f"{name} or on the command line, and run it again; the held-out curves are in each run's tuning.json"
+    )
 
 
 def _shard_command(words: Sequence[str], shard: str) -> list[str]:
@@ -162,9 +201,9 @@ def _shard_command(words: Sequence[str], shard: str) -> list[str]:
     return [sys.executable, "-m", "gera_lightning.cli", "sweep", *words, f"sweep.shard={shard}"]
 
 
-def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | None) -> None:
-    """This command once a shard, each with its share of the cores; what they print of runs is passed on."""
-    threads = str(max(1, (os.cpu_count() or 1) // len(shards)))
+def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | None) -> list[int]:
+    """This command once a shard, each with its share of the cores; what they print of runs is passed on. Their exit codes."""
+    threads = str(max(1, distributed.cores() // len(shards)))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     started = [
         subprocess.Popen(
@@ -183,6 +222,7 @@ def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | 
         for worker in started:
             worker.terminate()
         raise
+    return [worker.wait() for worker in started]
 
 
 def _pass_on(worker: subprocess.Popen[str], console: Console | None) -> None:
@@ -200,61 +240,3 @@ def _pass_lines_on(lines: Iterable[str], console: Console | None) -> None:
 
 def _ignore(what: str, done: int, total: int) -> None:
     """No display."""
-
-
-def collect(folder: Path) -> Path:
-    """Rebuild `results.jsonl` from the finished runs of an experiment, under a lock."""
-    path = folder / "results.jsonl"
-    with FileLock(folder / ".results.lock"):
-        rows = [json.dumps(row) for row in finished_rows(folder)]
-        replace_atomically(path, ("\n".join(rows) + "\n").encode())
-    return path
-
-
-class Display(AbstractContextManager["Display"]):
-    """A live bar over all runs and one over the present run's steps; without a terminal, a line a finished run."""
-
-    def __init__(self, console: Console, total: int, skipped: int) -> None:
-        self.console = console
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.total = total
-        if skipped:
-            console.print(f"{skipped} of {total} runs are finished already (overwrite=true runs them again)")
-        self.all = self.bar.add_task("all runs", total=total, completed=skipped)
-        self.one = self.bar.add_task("", total=None)
-
-    def __enter__(self) -> Display:
-        self.bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
-
-    def start(self, number: int, label: str) -> Callable[[str, int, int], None]:
-        """Show a run; the returned function takes its progress."""
-        title = f"run {number} of {self.total}: {label}"
-        self.bar.reset(self.one, total=None, description=title)
-
-        def progress(what: str, done: int, total: int) -> None:
-            self.bar.update(self.one, description=f"{title}, {what}", completed=done, total=total)
-
-        return progress
-
-    def fail(self, label: str, reason: str) -> None:
-        """Count a failed run and say why."""
-        self.bar.advance(self.all)
-        self.console.print(f"{label:<28} FAILED {reason}", markup=False)
-
-    def finish(self, label: str, row: dict[str, Any]) -> None:
-        """Count a finished run and say what it reached."""
-        self.bar.advance(self.all)
-        self.console.print(f"{label:<28} R@10 {row['ab/r@10']:.3f} / {row['ba/r@10']:.3f}   {row['seconds']:.1f} s")

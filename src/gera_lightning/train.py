@@ -66,6 +66,12 @@ def check(config: Config) -> None:
             raise UserError(
                 f"filters.{side}: trained maps that do not start from a closed form cannot choose between filters: keep one, or set start"
             )
+    tried = 1 + sum(len(choices) - 1 for choices in config.filters.values() if choices)
+    if tried > config.tuning.settings:
+        raise UserError(
+            f"filters: {tried} combinations are tried, more than tuning.settings={config.tuning.settings}: "
+            "take fewer choices, or raise tuning.settings for all methods"
+        )
     if config.closed_form is not None:
         build(config.closed_form, "closed_form")
         return
@@ -109,19 +115,37 @@ def fit_trained(task: Task) -> Fitted:
     task = filtered.task
     choices = combinations(task.config)
     steps = stopping_steps(task.config.trainer.max_steps, task.config.tuning.settings // len(choices))
-    kept = task.folder / "tuning.json"
-    if not kept.exists():
-        record = distributed.broadcast_object(_tuned(task, choices, steps))
-        if distributed.world()[0] == 0:
-            replace_atomically(kept, json.dumps(record, indent=1).encode())
-        distributed.barrier()
-    record = json.loads(kept.read_text())
+    record = _tuning(task, choices, steps)
     stop, values = int(record["steps"]), record["values"]
     task = dataclasses.replace(task, config=next(config for known, config in choices if known == values))
     module = _train(task, everything, stop, task.folder, partial(task.progress, "training")).cpu()
     space = shared_space(task, module.map_a, module.map_b)
     space.map_a, space.map_b = filtered.behind(module.map_a, module.map_b)
     return Fitted(space, stop, len(choices) * len(steps), {"steps": stop, **values}, record["plateau"])
+
+
+def _tuning(task: Task, choices: Sequence[tuple[dict[str, float], Config]], steps: list[int]) -> dict[str, Any]:
+    """What an interrupted run chose, or what is chosen now and kept in `tuning.json`; the same on all processes."""
+    kept, first = task.folder / "tuning.json", distributed.world()[0] == 0
+    record: dict[str, Any] | None = distributed.broadcast_object(_kept_choice(kept, choices, steps) if first else None)
+    if record is None:
+        if first:  # a checkpoint of an unknown choice is not gone on from
+            last_checkpoint(task.folder).unlink(missing_ok=True)
+        record = distributed.broadcast_object(_tuned(task, choices, steps))
+        if first:
+            replace_atomically(kept, json.dumps(record, indent=1).encode())
+        distributed.barrier()
+    return record
+
+
+def _kept_choice(path: Path, choices: Sequence[tuple[dict[str, float], Config]], steps: list[int]) -> dict[str, Any] | None:
+    """The record of an interrupted run; None where there is none that is whole and one of the present choices."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        known = record["steps"] in steps and any(values == record["values"] for values, _ in choices) and "plateau" in record
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if known else None
 
 
 def _tuned(task: Task, choices: Sequence[tuple[dict[str, float], Config]], steps: list[int]) -> dict[str, Any]:
@@ -178,7 +202,7 @@ def _train(
     distributed.barrier()
     data.setup("fit")
     module = build_module(task, positions, data, starts)
-    checkpoint = folder / "checkpoints" / "last.ckpt"
+    checkpoint = last_checkpoint(folder)
     final = not callbacks
     saver = [LastCheckpoint(checkpoint, config.trainer.checkpoint_every_n_steps)] if final else []
     trainer = make_trainer(config, folder, stop, [StepProgress(progress), *saver, *callbacks])
@@ -191,6 +215,11 @@ def _train(
         signal.signal(signal.SIGINT, handler)  # on Ctrl+C Lightning exits the process, and ignores any further one
         raise KeyboardInterrupt from leave
     return module
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Where a run's last training keeps its state."""
+    return folder / "checkpoints" / "last.ckpt"
 
 
 def data_module(task: Task, positions: np.ndarray, steps: int) -> AlignmentDataModule:

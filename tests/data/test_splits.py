@@ -290,7 +290,8 @@ def test_pools_may_be_empty():
 @pytest.mark.parametrize(
     ("budget", "reserve", "words"),
     [
-        (10, 51, ["budgets: 51 pairs", "50 train items", "lower the budget"]),
+        (10, 51, ["data.reserve=51 items", "50 train items", "lower it"]),
+        (51, 60, ["budgets: 51 pairs", "50 train items", "lower the budget"]),
         (21, 20, ["budgets: 21", "data.reserve=20", "change one"]),
         (1, 20, ["budgets: 1 ", "between 2 and"]),
         (0, 20, ["budgets: 0 ", "between 2 and"]),

@@ -12,7 +12,7 @@ from gera_lightning.report.sources import load_sweep
 
 
 def add(folder: Path, method="m", budget=10, seed=0, hash8="h0", when=100, settings=None, **more) -> None:
-    """A finished run and its line."""
+    """A finished run."""
     row = {"method": method, "budget": budget, "seed": seed, "config_hash": hash8, "data_hash": "d", "split": "test"}
     row |= {"ab/r@10": 0.5, "ba/r@10": 0.3, **more}
     run = folder / method / f"b{budget}-s{seed}-{hash8}"
@@ -20,8 +20,6 @@ def add(folder: Path, method="m", budget=10, seed=0, hash8="h0", when=100, setti
     (run / "config.yaml").write_text(yaml.safe_dump({"budget": budget, "seed": seed, "settings": settings or "same"}))
     (run / "metrics.json").write_text(json.dumps(row))
     os.utime(run / "metrics.json", (when, when))
-    with open(folder / "results.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 @pytest.fixture
@@ -72,18 +70,31 @@ def test_the_newest_settings_of_each_method_and_budget_stay(folder):
     assert "2 runs are left out: older settings" in load_sweep(folder).notes[0]
 
 
-def test_a_line_whose_folder_is_gone_does_not_count(folder):
+def test_results_of_older_code_are_not_mixed_with_newer(folder):
+    for seed in (0, 1):
+        add(folder, seed=seed, hash8="old", when=100)
+    add(folder, seed=0, hash8="new", when=200, results=2)
+    assert kept(folder) == {("m", 10, 0, "new")}
+    add(folder, method="of_before", seed=0, when=50)
+    add(folder, method="of_before", seed=1, when=60, results=1)  # the number that rows without one have
+    assert len(kept(folder)) == 3
+
+
+def test_finished_folders_alone_count_whatever_results_jsonl_says(folder):
+    """A sweep that was stopped, or still runs, has none, or one of before."""
     add(folder, seed=0)
     add(folder, seed=1)
-    (folder / "m" / "b10-s1-h0" / "metrics.json").unlink()
+    (folder / "results.jsonl").write_text("what an older sweep left\n")
+    (folder / "m" / "b10-s1-h0").rename(folder / "m" / "b10-s1-h0.partial")
     assert kept(folder) == {("m", 10, 0, "h0")}
     (folder / "m" / "b10-s0-h0" / "metrics.json").unlink()
     with pytest.raises(UserError, match="no finished run"):
         load_sweep(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"method": "m"}\n', "[1]\n"])
-def test_an_empty_or_damaged_file_is_named(folder, text):
-    (folder / "results.jsonl").write_text(text)
-    with pytest.raises(UserError, match=r"results\.jsonl: holds"):
+@pytest.mark.parametrize("text", ["", "{", '{"method": "m"}\n', "[1]\n", "7"])
+def test_a_damaged_record_is_named(folder, text):
+    add(folder)
+    (folder / "m" / "b10-s0-h0" / "metrics.json").write_text(text)
+    with pytest.raises(UserError, match=r"m/b10-s0-h0/metrics\.json: is no result"):
         load_sweep(folder)

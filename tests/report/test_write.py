@@ -78,10 +78,13 @@ def written(finished: Path) -> Path:
 
 
 def rewrite(project: Path, change) -> None:
-    """Change the rows of results.jsonl."""
-    path = project / "runs" / "small" / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("\n".join(json.dumps(row) for row in (change(row) for row in rows) if row is not None) + "\n")
+    """Change the result rows of all runs; a run without one is removed."""
+    for path in (project / "runs" / "small").glob("*/*/metrics.json"):
+        row = change(json.loads(path.read_text()))
+        if row is None:
+            shutil.rmtree(path.parent)
+        else:
+            path.write_text(json.dumps(row))
 
 
 class Reader(HTMLParser):
@@ -370,7 +373,7 @@ def test_mistakes_are_named(project):
     with pytest.raises(UserError, match="draws=10 are too few"):
         write(project, draws=10)
     shutil.rmtree(project / "runs")
-    with pytest.raises(UserError, match=r"no results\.jsonl.*make train EXP=small"):
+    with pytest.raises(UserError, match=r"no finished run.*make train EXP=small"):
         write(project)
 
 

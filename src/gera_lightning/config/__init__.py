@@ -2,7 +2,7 @@
 
 from gera_lightning.config.experiment import Experiment, load
 from gera_lightning.config.grid import combinations
-from gera_lightning.config.identity import config_hash, identity
+from gera_lightning.config.identity import RESULTS, config_hash, identity
 from gera_lightning.config.settings import (
     BatchConfig,
     Config,
@@ -15,6 +15,7 @@ from gera_lightning.config.settings import (
 )
 
 __all__ = [
+    "RESULTS",
     "BatchConfig",
     "Config",
     "DataConfig",

@@ -17,6 +17,9 @@ from gera_lightning.config.settings import PARTS, RUNTIME_KEYS, TRAINED_KEYS, Co
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.parts import check_part
 
+RESERVED = ("summary", "report", "jobs")
+"""Folders that lie beside those of the methods: TensorBoard's summary, the report, the logs of a cluster's jobs."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -51,8 +54,7 @@ def load(
     base = read_yaml(path) if isinstance(experiment, str) else dict(experiment)
     common = typed(merge([base, *words]), str(path))
     if common.data.reserve is None:
-        base_budgets = base.get("budgets") or Config().budgets
-        common.data.reserve = max(*base_budgets, *common.budgets)
+        common.data.reserve = max([*(base.get("budgets") or ()), *common.budgets])
     if sweep:
         common.methods, common.seeds = _swept_methods(common, path.parent / "methods"), common.sweep.seeds
     methods = {}
@@ -101,6 +103,8 @@ def _experiment_path(experiment: str, folder: Path) -> Path:
 
 def _preset(name: str, folder: Path, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a method sets: its file, or a variant's changes over the file of the preset it is `of`."""
+    if name in RESERVED:
+        raise UserError(f"methods: {name!r} is the name of a folder beside the methods' in runs/: call the method otherwise")
     if name in variants:
         changes = dict(variants[name])
         of = changes.pop("of", None)

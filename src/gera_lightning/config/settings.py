@@ -16,6 +16,12 @@ def _at_least(where: str, low: float, **values: float | None) -> None:
             raise UserError(f"{where}{key}={value} must be at least {low}")
 
 
+def _listed(**lists: list[Any]) -> None:
+    for key, values in lists.items():
+        if not values or len(set(values)) != len(values):
+            raise UserError(f"{key}={values} must hold at least one value, none twice")
+
+
 @dataclass
 class DataConfig:
     """The two stores, and how their items are split, paired and pooled."""
@@ -184,6 +190,8 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         _at_least("sweep.", 1, workers=self.workers, jobs=self.jobs)
+        _listed(**{"sweep.seeds": self.seeds})
+        _at_least("sweep.", 0, seeds=min(self.seeds))
         for name, budgets in self.extra_budgets.items():
             if not budgets or min(budgets) < 2 or len(set(budgets)) != len(budgets):
                 raise UserError(f"sweep.extra_budgets.{name}={budgets} must hold numbers of pairs, at least 2, none twice")
@@ -273,9 +281,7 @@ class Config:
     """Run again what is finished already."""
 
     def __post_init__(self) -> None:
-        for key, values in (("budgets", self.budgets), ("seeds", self.seeds), ("methods", self.methods)):
-            if not values or len(set(values)) != len(values):
-                raise UserError(f"{key}={values} must hold at least one value, none twice")
+        _listed(budgets=self.budgets, seeds=self.seeds, methods=self.methods)
         _at_least("", 2, **{"budgets": min(self.budgets)})
         _at_least("", 0, **{"seeds": min(self.seeds), "geometric_weight": self.geometric_weight, "unpaired_weight": self.unpaired_weight})
         _at_least("", 1, dim=self.dim)

@@ -181,14 +181,8 @@ def draw(
         UserError: a budget beyond the reserve, or a reserve beyond the items.
     """
     items = matched_items(rows_a, rows_b, split)
-    if reserve > len(items):
-        raise UserError(f"budgets: {reserve} pairs are more than the {len(items)} train items with a row in both stores: lower the budget")
-    if not 1 < budget <= reserve:
-        raise UserError(
-            f"budgets: {budget} must lie between 2 and data.reserve={reserve}, the items set aside for pairs: change one of them"
-        )
-    rng = np.random.default_rng([seed, 0])
-    order = rng.permutation(items)
+    _check_reserve(budget, reserve, len(items))
+    order = np.random.default_rng([seed, 0]).permutation(items)
     by_item_a = _rows_by_item(rows_a, split.train_a, seed, 1)
     by_item_b = _rows_by_item(rows_b, split.train_b, seed, 2)
     chosen = order[:budget]
@@ -208,6 +202,18 @@ def draw(
         pool_a=_pool(by_item_a, outside_a, items, pool_size, seed, 3),
         pool_b=_pool(by_item_b, outside_b, items, pool_size, seed, 4),
     )
+
+
+def _check_reserve(budget: int, reserve: int, matched: int) -> None:
+    beyond = f"more than the {matched} train items with a row in both stores"
+    if budget > matched:
+        raise UserError(f"budgets: {budget} pairs are {beyond}: lower the budget")
+    if reserve > matched:
+        raise UserError(f"data.reserve={reserve} items set aside for pairs are {beyond}: lower it")
+    if not 1 < budget <= reserve:
+        raise UserError(
+            f"budgets: {budget} must lie between 2 and data.reserve={reserve}, the items set aside for pairs: change one of them"
+        )
 
 
 def _rows_by_item(rows: pd.DataFrame, train: np.ndarray, seed: int, salt: int) -> dict[str, np.ndarray]:

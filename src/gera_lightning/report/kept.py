@@ -105,8 +105,6 @@ def unpack(path: Path, folder: Path) -> None:
             _lay_out(folder / _inside(run["folder"]), run, queries, doubled)
     except (zipfile.BadZipFile, lzma.LZMAError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, or no kept results ({error}): take it from the repository again") from error
-    rows = [json.dumps(json.loads(run["files"]["metrics.json"])) for run in runs]
-    replace_atomically(folder / "results.jsonl", ("\n".join(rows) + "\n").encode())
 
 
 def _inside(name: str) -> Path:

@@ -12,8 +12,10 @@ import pandas as pd
 import yaml
 
 from gera_lightning.errors import UserError
+from gera_lightning.results import finished_records
 
 KEY = ["method", "budget", "seed"]
+NEEDED = (*KEY, "config_hash", "data_hash", "ab/r@10", "ba/r@10")
 
 
 @dataclass(frozen=True)
@@ -81,45 +83,42 @@ class Sweep:
 
 
 def load_sweep(folder: Path) -> Sweep:
-    """Read an experiment's results.jsonl.
+    """Read the finished runs of an experiment, also of one that is still running.
 
     Where runs of other data, of the other split or of older settings lie there too, the newest run decides: its data and split, and
     for each method and budget the settings of its newest run.
 
     Raises:
-        UserError: nothing finished there, or a line that is no result.
+        UserError: nothing finished there, or a record that is no result.
     """
-    path = folder / "results.jsonl"
-    if not path.is_file():
-        raise UserError(f"{folder}: no results.jsonl, so no finished run: run `make train EXP={folder.name}` first, or give runs_dir=...")
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        table = pd.DataFrame([{**row, **_about(folder, row)} for row in rows])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: holds a line that is no result ({error!r}): train one run again, which rebuilds it") from error
-    notes: list[str] = []
-    if len(table):
-        table = _left_out(table, table["time"] > 0, "their run folders are gone", notes)
+    table = pd.DataFrame([_row(path) for path in finished_records(folder)])
     if not len(table):
-        raise UserError(f"{path}: holds no finished run: run `make train EXP={folder.name}` first")
+        raise UserError(f"{folder}: holds no finished run: run `make train EXP={folder.name}` first, or give runs_dir=...")
+    notes: list[str] = []
     newest = table.iloc[int(table["time"].to_numpy().argmax())]
     table = _left_out(table, table["data_hash"] == newest["data_hash"], "other data than the newest run's", notes)
     table = _left_out(table, table["split"] == newest["split"], f"not evaluated on `{newest['split']}` as the newest run", notes)
     latest = table.sort_values("time").groupby(["method", "budget"])["settings_key"].transform("last").reindex(table.index)
     table = _left_out(table, table["settings_key"] == latest, "older settings of their method and budget", notes)
     table = _left_out(table, ~table.sort_values("time").duplicated(KEY, keep="last"), "older than a run of the same seed", notes)
-    table = table.drop(columns=["time", "settings_key"]).sort_values(KEY, ignore_index=True)
+    table = table.drop(columns=["time", "settings_key", "results"], errors="ignore").sort_values(KEY, ignore_index=True)
     return Sweep(folder.name, folder, table, notes)
 
 
-def _about(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
-    """A run's folder, when it was finished (0: it is gone), and its settings without budget and seed."""
-    run = folder / str(row["method"]) / f"b{row['budget']}-s{row['seed']}-{row['config_hash']}"
-    record, config = run / "metrics.json", run / "config.yaml"
-    settings = _read_settings(config) if config.is_file() else {}
-    key = json.dumps({name: value for name, value in settings.items() if name not in ("budget", "seed")}, sort_keys=True, default=str)
-    when = record.stat().st_mtime if record.is_file() else 0.0
-    return {"folder": run, "time": when, "settings_key": key, "split": row.get("split", "test")}
+def _row(record: Path) -> dict[str, Any]:
+    """A run's result row with its folder, when it was finished, and its settings and code without budget and seed."""
+    run = record.parent
+    try:
+        row = json.loads(record.read_text())
+        missing = [name for name in NEEDED if name not in row]
+        if missing:
+            raise KeyError(missing[0])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record}: is no result ({error!r}): remove {run} and run that again") from error
+    settings = _read_settings(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    own = {name: value for name, value in settings.items() if name not in ("budget", "seed")}
+    key = json.dumps({**own, "results": row.get("results", 1)}, sort_keys=True, default=str)
+    return {**row, "folder": run, "time": record.stat().st_mtime, "settings_key": key, "split": row.get("split", "test")}
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gera_lightning.report import ablations, examples, figures, headline, html, 
 from gera_lightning.report.document import Report, Section
 from gera_lightning.report.findings import Findings
 from gera_lightning.report.sources import Sweep, load_sweep
+from gera_lightning.results import finished_records
 
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
 WORDS = ("reference", "baseline", "draws", "kept")
@@ -72,7 +73,7 @@ def write_report(
 def _finished(runs: Path, kept_file: str | Path | None, scratch: Path) -> Sweep:
     """The finished runs of an experiment, or those of its kept results, laid out in `scratch`."""
     usual = kept.kept_path(runs.name)
-    if kept_file is None and not (runs / "results.jsonl").is_file() and usual.is_file():
+    if kept_file is None and not finished_records(runs) and usual.is_file():
         kept_file = usual
     if kept_file is None:
         return load_sweep(runs)
