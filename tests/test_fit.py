@@ -19,9 +19,10 @@ from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.config import config_hash, load
 from gera_lightning.data.datamodule import load_rows
 from gera_lightning.errors import UserError
-from gera_lightning.fit import Task, choose_filters, fit_closed_form
+from gera_lightning.fit import choose_filters, fit_closed_form
 from gera_lightning.heads import Chain
 from gera_lightning.run import execute
+from gera_lightning.task import Task
 
 CENTER = {"class": "gera_lightning.aligners.filters.LocalCentering", "clusters": 3}
 DIFFUSE = {"class": "gera_lightning.geometry.diffusion.GraphDiffusion", "k": 4}

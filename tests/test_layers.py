@@ -13,11 +13,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # from the ground up; a module may import from its own level and from those before it
 LEVELS = [
     {"errors", "files", "parts", "distributed", "cluster", "__init__"},
-    {"geometry", "heads"},
+    {"geometry", "heads", "results", "display"},
     {"objectives", "metrics", "statistics", "words", "data"},
     {"aligners", "comparisons"},
     {"module", "encoders", "affinity", "config"},
-    {"tuning", "evaluation", "callbacks", "fit"},
+    {"tuning", "evaluation", "callbacks", "task", "fit"},
     {"train"},
     {"run"},
     {"report", "planning", "doctor"},

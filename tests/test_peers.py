@@ -31,7 +31,6 @@ from gera_lightning.aligners.cca import Cca
 from gera_lightning.config import Config, combinations, config_hash, identity, load
 from gera_lightning.data.datamodule import AlignmentDataModule, Modality, TrainingRows
 from gera_lightning.errors import UserError
-from gera_lightning.fit import Task
 from gera_lightning.heads import Preprocessing, ResidualMLP
 from gera_lightning.module import AlignmentModule
 from gera_lightning.objectives.base import UnpairedLoss
@@ -42,6 +41,7 @@ from gera_lightning.objectives.structure import StructureLoss
 from gera_lightning.objectives.transport import TransportLoss
 from gera_lightning.parts import build
 from gera_lightning.sweep import plan, run_experiment
+from gera_lightning.task import Task
 from gera_lightning.train import build_module, check, stopping_steps
 
 METHODS = Path(__file__).parents[1] / "experiments" / "methods"

@@ -25,9 +25,9 @@ from gera_lightning.data import splits
 from gera_lightning.data.datamodule import AlignmentDataModule, load_rows
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.errors import UserError
-from gera_lightning.fit import Progress, Task
 from gera_lightning.run import Run, Stores, execute
 from gera_lightning.sweep import run_experiment
+from gera_lightning.task import Progress, Task
 from gera_lightning.train import build_module, data_module, fit, stopping_steps
 
 ALIGNERS = "gera_lightning.aligners"

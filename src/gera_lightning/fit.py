@@ -1,4 +1,4 @@
-"""A method on its rows: what it is fitted on, what comes out, and the closed forms.
+"""Closed forms on their rows: the choice of filters and settings inside the budget, and what comes out.
 
 A closed form is fitted for all its settings on each fold of the budget, the best one again on all pairs. Before that, where there are
 several choices of feature filters, its first setting decides between them in the same way, modality by modality.
@@ -8,143 +8,23 @@ A fold is the real task in small: of the families that it holds out, pairs and p
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gera_lightning import tuning
-from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
-from gera_lightning.aligners.filters import Filter, fit_filters
+from gera_lightning.aligners.base import ClosedForm, Maps, Setting
 from gera_lightning.aligners.space import SharedSpace
-from gera_lightning.config import Config
-from gera_lightning.data import splits
-from gera_lightning.data.datamodule import Modality, TrainingRows
-from gera_lightning.heads import Chain
-from gera_lightning.parts import Part, build
+from gera_lightning.parts import build
+from gera_lightning.task import Task
 
 CORRECTION_ROWS = 300
 """Pool rows that scores are corrected against while settings are compared: enough to rank settings, a fraction of the time."""
 MOST_CORRECTION_ROWS = 20_000
 """Pool rows that a finished aligner corrects against at most: it keeps them, mapped."""
-Progress = Callable[[str, int, int], None]
-"""Called with (what is under way, done, of how many)."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a method is fitted on, and where it keeps its state.
-
-    Attributes:
-        config: the method's settings.
-        rows: training rows of the budget.
-        families: family of every item: folds keep them whole.
-        seed: fixes folds, start and batches.
-        folder: for checkpoints and TensorBoard events; an interrupted training in it goes on.
-        progress: told of what is under way.
-        memory: filtered pools that may be asked for again.
-    """
-
-    config: Config
-    rows: TrainingRows
-    families: pd.Series
-    seed: int
-    folder: Path
-    progress: Progress
-    memory: dict[tuple[str, int], FilteredModality] = field(default_factory=dict, repr=False, compare=False)
-
-    def folds(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out `tuning.enough` pairs together."""
-        parts = splits.folds(self.rows.items[positions], self.families, self.config.tuning.folds, self.seed)
-        held = np.cumsum([len(part) for part in parts])
-        return [positions[part] for part in parts[: max(2, int(np.searchsorted(held, self.config.tuning.enough)) + 1)]]
-
-    def without(self, held: np.ndarray) -> Task:
-        """The task of a fold: pools without rows of the families that the pairs at `held` are of."""
-        families, sides = np.unique(self.families[self.rows.items[held]]), {}
-        for side in "ab":
-            modality = getattr(self.rows, side)
-            kept = ~np.isin(self.families[modality.pool_items].to_numpy(), families)
-            sides[side] = modality if kept.all() else modality.pool_subset(kept)
-        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **sides))
-
-    def samples(self, positions: np.ndarray) -> Samples:
-        """Rows for a closed form, these pairs and all pool rows."""
-        a, b = self.rows.a, self.rows.b
-        return Samples(a.pairs[positions], b.pairs[positions], a.pool, b.pool)
-
-    def held_out(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of a, rows of b and item numbers of held-out pairs."""
-        return self.rows.a.pairs[positions], self.rows.b.pairs[positions], self.rows.item_numbers[positions]
-
-    def distractors(self) -> tuple[Tensor, Tensor]:
-        """The first rows of each pool; pools are shuffled, and no pool row has its partner in the other gallery."""
-        count = self.config.tuning.distractors
-        return self.rows.a.pool[:count], self.rows.b.pool[:count]
-
-    def choices(self, side: str) -> Sequence[Sequence[Part]]:
-        """The choices of filters of modality `side`; none is one choice, to leave the features as they are."""
-        return self.config.filters.get(side) or [[]]
-
-    def filtered(self, side: str, number: int) -> FilteredModality:
-        """Modality `side` as choice `number` of its filters passes it on."""
-        parts, modality = self.choices(side)[number], getattr(self.rows, side)
-        if not parts:
-            return FilteredModality(modality, None)
-        key = {**modality.key, "filters": json.dumps(parts, sort_keys=True)}
-        known = self.memory.get((side, number))
-        if known is None or known.modality.key != key:  # folds that leave the pool whole share it; of others one at a time is kept
-            mapping, pool = fit_filters(build_filters(parts, side, number), modality.pool)
-            with torch.no_grad():
-                pairs = mapping(modality.pairs)
-            known = FilteredModality(dataclasses.replace(modality, pairs=pairs, pool=pool, key=key), mapping)
-            self.memory[side, number] = known
-        return known
-
-    def through(self, numbers: Mapping[str, int]) -> Filtered:
-        """The task on features that choice `numbers[side]` of each modality's filters passes on."""
-        return self.on(*(self.filtered(side, numbers[side]) for side in "ab"))
-
-    def on(self, a: FilteredModality, b: FilteredModality) -> Filtered:
-        """The task on filtered features."""
-        return Filtered(dataclasses.replace(self, rows=dataclasses.replace(self.rows, a=a.modality, b=b.modality)), (a.mapping, b.mapping))
-
-
-@dataclass(frozen=True)
-class FilteredModality:
-    """A modality's training rows behind its filters.
-
-    Attributes:
-        modality: the filters' images.
-        mapping: the filters' map; None where they leave features as they are.
-    """
-
-    modality: Modality
-    mapping: nn.Module | None
-
-
-@dataclass(frozen=True)
-class Filtered:
-    """A task on filtered features.
-
-    Attributes:
-        task: its rows are the filters' images.
-        maps: the filters of both modalities; None where features are left as they are.
-    """
-
-    task: Task
-    maps: tuple[nn.Module | None, nn.Module | None]
-
-    def behind(self, map_a: nn.Module, map_b: nn.Module) -> Maps:
-        """Maps of frozen rows: the filters, then the given maps."""
-        a, b = (inner if first is None else Chain(first, inner) for first, inner in zip(self.maps, (map_a, map_b), strict=True))
-        return a, b
 
 
 @dataclass(frozen=True)
@@ -164,15 +44,6 @@ class Fitted:
     settings: int
     chosen: dict[str, float]
     plateau: bool | None = None
-
-
-def build_filters(parts: Sequence[Part], side: str, number: int) -> list[Filter]:
-    """The filters of one choice, number `number` of modality `side` in the config's `filters`.
-
-    Raises:
-        UserError: naming the part that is refused.
-    """
-    return [build(part, f"filters.{side}[{number}][{i}]") for i, part in enumerate(parts)]
 
 
 @torch.inference_mode()

@@ -27,8 +27,9 @@ from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.errors import UserError
 from gera_lightning.evaluation import HeldOutItems, evaluate
 from gera_lightning.files import replace_atomically
-from gera_lightning.fit import Fitted, Progress, Task
+from gera_lightning.fit import Fitted
 from gera_lightning.parts import build, check_part
+from gera_lightning.task import Progress, Task
 from gera_lightning.train import fit
 
 ERROR = "error.txt"

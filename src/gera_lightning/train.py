@@ -29,22 +29,13 @@ from gera_lightning.config import Config, TrainerConfig, combinations
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
-from gera_lightning.fit import (
-    CORRECTION_ROWS,
-    Filtered,
-    Fitted,
-    Task,
-    build_filters,
-    choose_filters,
-    cross_validated,
-    fit_closed_form,
-    shared_space,
-)
+from gera_lightning.fit import CORRECTION_ROWS, Fitted, choose_filters, cross_validated, fit_closed_form, shared_space
 from gera_lightning.geometry.neighbors import check_index
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
 from gera_lightning.objectives.base import UnpairedLoss
 from gera_lightning.parts import build
+from gera_lightning.task import Filtered, Task, build_filters
 
 CALIBRATION_PATCHES = 512
 Starts = tuple[dict[str, Tensor | None], int]

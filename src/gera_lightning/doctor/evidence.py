@@ -18,10 +18,11 @@ from gera_lightning import tuning
 from gera_lightning.aligners.base import ClosedForm
 from gera_lightning.config import Experiment
 from gera_lightning.data.datamodule import load_rows
-from gera_lightning.fit import Task, choose_filters, fold_scores
+from gera_lightning.fit import choose_filters, fold_scores
 from gera_lightning.parts import build
 from gera_lightning.run import Stores
 from gera_lightning.statistics import holm
+from gera_lightning.task import Task
 
 LEVEL = 0.01
 
