@@ -136,7 +136,7 @@ def test_a_sweep_leaves_whole_run_folders_and_result_rows(experiment, tmp_path):
         assert list(run.glob("events.out.tfevents.*"))
         assert (run / "checkpoints" / "last.ckpt").is_file() == trained
         ranks = pd.read_parquet(run / "ranks.parquet")
-        assert list(ranks.columns) == ["direction", "row", "item", "rank", "positives"]
+        assert list(ranks.columns) == ["direction", "row", "item", "rank", "positives", "family"]
         for direction in ("ab", "ba"):
             mine = ranks[ranks["direction"] == direction]
             assert (mine["rank"] <= 10).mean() == row[f"{direction}/r@10"]

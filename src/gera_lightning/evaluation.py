@@ -76,7 +76,7 @@ def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfi
     Returns:
         result names to values (`ab/r@10`, `ba/median_rank`, `a/knn_overlap`, ...; `ab/unseen/...` for groups that training
         never saw; `ab/zero_shot`, see `zero_shot`; `foscttm`, the mean of both directions), and the ranks: direction, query row,
-        item, its family, rank of the best positive, positives.
+        item, rank of the best positive, positives, family of the item.
     """
     a, b, chunk = held_out.a, held_out.b, settings.chunk
     z_a, z_b = aligner.encode_a(a.x), aligner.encode_b(b.x)
@@ -158,9 +158,9 @@ def _rank_table(direction: str, z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g
             "direction": direction,
             "row": rows["row"],
             "item": rows["item"],
-            "family": rows["family"],
             "rank": best_positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk).numpy(),
             "positives": counts[item_q].numpy(),
+            "family": rows["family"],
         }
     )
     return table[table["positives"] > 0]
