@@ -317,7 +317,7 @@ def test_one_seed_and_one_method(project):
     rewrite(project, lambda row: row if row["seed"] == 0 and row["method"] == "gera" else None)
     folder = write(project)
     text = (folder / "report.md").read_text()
-    assert "One seed: intervals are over test items alone" in text
+    assert "One seed: intervals are over families of test items alone" in text
     assert "There is nothing to compare" in text
     results = pd.read_csv(folder / "results.csv")
     assert results["both/r@10/sd"].isna().all()

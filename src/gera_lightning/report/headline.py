@@ -38,7 +38,7 @@ def table(findings: Findings) -> Table:
     seeds = len(sweep.seeds)
     caption = (
         f"R@10, mean of both directions and of {seeds} seed{'s' if seeds > 1 else ''}. {BETTER} {findings.reference} is significantly better, "
-        f"{WORSE} significantly worse (paired bootstrap over seeds and test items, Holm over a column's methods); bold: a column's highest."
+        f"{WORSE} significantly worse (paired bootstrap over seeds and families of test items, Holm over a column's methods); bold: a column's highest."
     )
     header = ["R@10 at", *(f"{budget} pairs" if not number else str(budget) for number, budget in enumerate(sweep.compared))]
     return Table("headline", caption, header, rows, pd.DataFrame(numbers), 1, frozenset(strong))

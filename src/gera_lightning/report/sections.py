@@ -29,7 +29,7 @@ def short(findings: Findings) -> Section:
     seeds = len(findings.sweep.seeds)
     blocks: list[Block] = [Facts(items), headline.table(findings)]
     if seeds == 1:
-        blocks.append(Text("One seed: intervals are over test items alone and say nothing about other draws of the pairs."))
+        blocks.append(Text("One seed: intervals are over families of test items alone and say nothing about other draws of the pairs."))
     elif seeds < 5:
         blocks.append(Text(f"{seeds} seeds: intervals over so few seeds are too narrow. At least 5 are needed to report, 10 for claims."))
     return Section("In short", blocks)
@@ -60,7 +60,7 @@ def recall(findings: Findings) -> Section:
 def _bands(findings: Findings) -> str:
     if findings.bootstrap is None:
         return "Bands: one standard deviation over seeds."
-    over = "seeds and test items" if len(findings.sweep.seeds) > 1 else "test items"
+    over = "seeds and families of test items" if len(findings.sweep.seeds) > 1 else "families of test items"
     return f"Bands: 95 % bootstrap intervals over {over}."
 
 
