@@ -21,7 +21,7 @@ from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder
 from gera_lightning.encoders.embed import embed_corpus
 from gera_lightning.encoders.settings import EmbedConfig
 from gera_lightning.encoders.text import TextEncoder
-from gera_lightning.errors import UserError
+from gera_lightning.errors import UserError, exit_code
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".build" / HERE.name
@@ -99,11 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: `make data` begins the store that it was at again", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(exit_code(main, "interrupted: `make data` begins the store that it was at again"))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from gera_lightning import __version__
-from gera_lightning.errors import UserError
+from gera_lightning.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from gera_lightning.sweep import Outcome
@@ -251,16 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     experiment, overrides = options.experiment, list(options.overrides)
     if "=" in experiment:  # no experiment was named
         experiment, overrides = "", [experiment, *overrides]
-    try:
-        COMMANDS[options.command](experiment, overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        again = any(word.partition("=")[0] == "overwrite" for word in overrides)
-        print("stopped" + ("" if again else "; the same command goes on from here"), file=sys.stderr)
-        return 130
-    return 0
+    again = any(word.partition("=")[0] == "overwrite" for word in overrides)
+    stopped = "stopped" + ("" if again else "; the same command goes on from here")
+    return exit_code(lambda: COMMANDS[options.command](experiment, overrides), stopped)
 
 
 if __name__ == "__main__":

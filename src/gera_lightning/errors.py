@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(Exception):
@@ -11,6 +12,24 @@ class UserError(Exception):
 
     The command line prints it as one line and exits with code 2; from Python it is an ordinary exception.
     """
+
+
+def exit_code(command: Callable[[], object], stopped: str) -> int:
+    """Run a command line's work: 0, or 2 after a user's mistake and 130 after Ctrl-C, each with one line on standard error.
+
+    Args:
+        command: the work.
+        stopped: what to say after Ctrl-C.
+    """
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+    return 0
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -97,12 +97,17 @@ def _pool_reader(config: Config) -> str | None:
     return "unpaired_loss" if reads_unpaired(config) else None
 
 
+def to_do(experiment: Experiment, runs: Sequence[Run]) -> list[int]:
+    """Numbers of those of `runs` that are not finished, or of all under `overwrite`."""
+    return [number for number, run in enumerate(runs) if experiment.common.overwrite or not run.finished]
+
+
 def describe(experiment: Experiment, runs: Sequence[Run]) -> str:
     """How many of these runs are to do, and about how long they take on the sweep's workers, in a line.
 
     A run is expected to take as long as the finished runs of its method at the nearest budget took.
     """
-    waiting = [run for run in runs if experiment.common.overwrite or not run.finished]
+    waiting = [runs[number] for number in to_do(experiment, runs)]
     text = f"{len(waiting)} of {len(runs)} runs are to do"
     if not waiting:
         return text

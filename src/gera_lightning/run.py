@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from gera_lightning import __version__, distributed
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import RESULTS, Config, config_hash, identity
+from gera_lightning.config.layers import flat
 from gera_lightning.data import splits
 from gera_lightning.data.datamodule import TrainingRows, load_rows
 from gera_lightning.data.store import EmbeddingStore
@@ -204,7 +205,7 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
     }
     logger = TensorBoardLogger(folder, name="", version="")
     logger.log_metrics(measures, step=fitted.steps)
-    logger.log_hyperparams(_flat({"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}), measures)
+    logger.log_hyperparams(flat({"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}), measures)
     logger.finalize("success")
     replace_atomically(folder / "metrics.json", (json.dumps(row, indent=1) + "\n").encode())
     if run.folder.exists():
@@ -215,13 +216,6 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
 
 def _encoder_facts(store: EmbeddingStore) -> dict[str, Any]:
     return {"dim": store.dim, "encoder": store.encoder.get("name"), "revision": store.encoder.get("revision")}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
 
 
 def _reset_peak_memory() -> None:

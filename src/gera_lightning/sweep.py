@@ -22,7 +22,7 @@ from gera_lightning.config import Experiment
 from gera_lightning.display import Display
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
-from gera_lightning.planning import describe, plan
+from gera_lightning.planning import describe, plan, to_do
 from gera_lightning.results import collect
 from gera_lightning.run import ERROR, Run, execute
 
@@ -59,7 +59,7 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     """
     distributed.initialize()
     runs = plan(experiment) if runs is None else runs
-    waiting = distributed.broadcast_object([i for i, run in enumerate(runs) if experiment.common.overwrite or not run.finished])
+    waiting = distributed.broadcast_object(to_do(experiment, runs))
     first = distributed.world()[0] == 0
     mine = sorted(set(range(len(runs))[experiment.common.sweep.part]) & set(waiting))
     display = Display(console, len(runs), len(runs) - len(waiting)) if console is not None and first else None
@@ -144,14 +144,14 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
             f"remove {Path(experiment.common.runs_dir) / experiment.name}, or the runs to do again in it, and submit without overwrite"
         )
     runs = plan(experiment)
+    mine = runs[settings.part]
     if settings.dry_run:
-        waiting = [run for run in runs[settings.part] if experiment.common.overwrite or not run.finished]
-        for run in waiting:
+        for run in (mine[number] for number in to_do(experiment, mine)):
             print(f"{run.method} b{run.budget} s{run.seed}  {run.folder}")
-        print(describe(experiment, runs[settings.part]))
+        print(describe(experiment, mine))
         return None
     if console is not None:
-        console.print(describe(experiment, runs[settings.part]), highlight=False)
+        console.print(describe(experiment, mine), highlight=False)
     if settings.submit:
         folder = Path(experiment.common.runs_dir) / experiment.name / "jobs"
         commands = [[*_shard_command(words, shard), "sweep.submit=''"] for shard in settings.parted(settings.jobs)]
@@ -163,12 +163,12 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
         cluster.wait(jobs)
     elif settings.workers > 1:
         codes = _in_workers(words, settings.parted(settings.workers), console)
-        if any(codes) or not all(run.finished for run in runs[settings.part]):  # under overwrite a run that failed is finished from before
+        if any(codes) or not all(run.finished for run in mine):  # under overwrite a run that failed is finished from before
             again = "overwrite=true runs all of them again" if experiment.common.overwrite else "the same command runs only those again"
             raise UserError(f"some runs failed, see above (exit codes of the workers: {', '.join(map(str, codes))}); {again}")
     else:
         return run_experiment(experiment, console, runs)
-    if not all(run.finished for run in runs[settings.part]):
+    if not all(run.finished for run in mine):
         raise UserError("some runs failed, see the jobs' logs; the same command runs only those again")
     common = dataclasses.replace(experiment.common, overwrite=False)  # what others ran just now is not run again here
     return run_experiment(dataclasses.replace(experiment, common=common), console, runs)

@@ -62,6 +62,16 @@ def log_spaced(first: float, last: float, count: int) -> list[float]:
     return [first * (last / first) ** (i / (count - 1)) for i in range(count)]
 
 
+def check_range(smallest: float, largest: float) -> None:
+    """Refuse a range of penalties that is none.
+
+    Raises:
+        UserError: naming both ends.
+    """
+    if not 0 < smallest <= largest:
+        raise UserError(f"smallest={smallest} must be above 0 and at most largest={largest}")
+
+
 DIRECTIONS = ("both", "a_to_b", "b_to_a")
 """Which way a regression goes: into b's space, into a's, or both with their cosines averaged."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, grid, log_spaced
+from gera_lightning.aligners.base import Maps, Samples, Setting, check_range, grid, log_spaced
 from gera_lightning.errors import UserError
 from gera_lightning.heads import Linear, normalized, saved_as
 
@@ -102,8 +102,7 @@ class Cca:
     largest: float = 1e1
 
     def __post_init__(self) -> None:
-        if not 0 < self.smallest <= self.largest:
-            raise UserError(f"smallest={self.smallest} must be above 0 and at most largest={self.largest}")
+        check_range(self.smallest, self.largest)
         if not self.dims or not 0 < min(self.dims) <= max(self.dims) <= 1:
             raise UserError(f"dims={self.dims} must be shares in (0, 1]")
 

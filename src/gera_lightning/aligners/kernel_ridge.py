@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, grid, log_spaced, regression_maps
+from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
 from gera_lightning.errors import UserError
 from gera_lightning.heads import saved_as
 
@@ -21,6 +21,11 @@ def rbf(x: Tensor, y: Tensor, eps: Tensor | float) -> Tensor:
     """`exp(-|x_i - y_j|^2 / eps)`, `[m, D], [n, D] -> [m, n]`."""
     d2 = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T
     return torch.exp(-d2.clamp(min=0) / eps)
+
+
+def median_d2(x: Tensor) -> float:
+    """Median squared distance between rows `[n, D]`, the scale of a kernel's bandwidth; 1 for a single row."""
+    return float(torch.pdist(x).square().median().clamp(min=1e-6)) if len(x) > 1 else 1.0
 
 
 @saved_as("rbf")
@@ -78,8 +83,7 @@ class KernelRidge:
 
     def __post_init__(self) -> None:
         check_direction(self.direction)
-        if not 0 < self.smallest <= self.largest:
-            raise UserError(f"smallest={self.smallest} must be above 0 and at most largest={self.largest}")
+        check_range(self.smallest, self.largest)
         if not self.factors or min(self.factors) <= 0:
             raise UserError(f"factors={self.factors} must be above 0")
 
@@ -103,8 +107,7 @@ class _Fits:
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
-        d2 = torch.pdist(x).square() if len(x) > 1 else torch.ones(1)
-        self.scale = float(d2.median().clamp(min=1e-6))
+        self.scale = median_d2(x)
         self.bases: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, factor: float, penalty: float) -> RbfMap:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, grid, log_spaced, regression_maps
-from gera_lightning.aligners.kernel_ridge import RbfMap, rbf
+from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
+from gera_lightning.aligners.kernel_ridge import RbfMap, median_d2, rbf
 from gera_lightning.aligners.ridge import ridge_path
 from gera_lightning.errors import UserError
 from gera_lightning.geometry.diffusion import edge_weights
@@ -128,8 +128,7 @@ class ManifoldRidge:
 
     def __post_init__(self) -> None:
         check_direction(self.direction)
-        if not 0 < self.smallest <= self.largest:
-            raise UserError(f"smallest={self.smallest} must be above 0 and at most largest={self.largest}")
+        check_range(self.smallest, self.largest)
         if not self.smoothness or min(self.smoothness) < 0:
             raise UserError(f"smoothness={self.smoothness} must hold values of at least 0")
         for key, value, low in (("factor", self.factor, 1e-6), ("k", self.k, 1), ("unpaired", self.unpaired, 0)):
@@ -153,7 +152,7 @@ class ManifoldRidge:
         """Maps x -> y, one a setting."""
         rows = torch.cat([x, pool[: self.unpaired]])
         laplacian = graph_laplacian(knn_graph(rows, min(self.k, len(rows) - 1)))
-        eps = self.factor * _median_d2(x)
+        eps = self.factor * median_d2(x)
         kernel = rbf(rows, rows, eps) if self.kernel else None
         found: dict[int, nn.Module] = {}
         for smoothness in dict.fromkeys(setting["smoothness"] for setting in settings):
@@ -166,7 +165,3 @@ class ManifoldRidge:
                 weights = manifold_ridge_path(x, y, rows, laplacian, smoothness, penalties)
                 found |= {number: Linear(*weight.shape, weight=weight) for number, weight in zip(mine, weights, strict=True)}
         return [found[number] for number in range(len(settings))]
-
-
-def _median_d2(x: Tensor) -> float:
-    return float(torch.pdist(x).square().median().clamp(min=1e-6)) if len(x) > 1 else 1.0

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, grid, log_spaced, regression_maps
-from gera_lightning.errors import UserError
+from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
 from gera_lightning.heads import Linear
 
 
@@ -52,8 +51,7 @@ class Ridge:
 
     def __post_init__(self) -> None:
         check_direction(self.direction)
-        if not 0 < self.smallest <= self.largest:
-            raise UserError(f"smallest={self.smallest} must be above 0 and at most largest={self.largest}")
+        check_range(self.smallest, self.largest)
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
         """`count` penalties, the strongest first."""

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gera_lightning.config.layers import holds, merge
+from gera_lightning.config.layers import flat, holds, merge
 from gera_lightning.config.settings import PARTS, Config
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.parts import check_part
@@ -19,7 +19,7 @@ def combinations(config: Config) -> list[tuple[dict[str, float], Config]]:
     Raises:
         UserError: a key that no trained method has, or values that are refused.
     """
-    grid = _flat_grid(config.tuning.grid)
+    grid = flat(config.tuning.grid)
     if grid and config.closed_form is not None:
         raise UserError(f"tuning.grid: a closed form brings its own settings and reads no {next(iter(grid))}: remove it")
     for key, values in grid.items():
@@ -71,13 +71,5 @@ def _with_values(config: Config, values: Mapping[str, float]) -> Config:
 
 def grid_left(grid: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The grid with dotted keys, less the keys that later layers set themselves and do not put into the grid."""
-    own = _flat_grid(merge(later).get("tuning", {}).get("grid", {}))
-    return {key: values for key, values in _flat_grid(grid).items() if key in own or not any(holds(word, key) for word in later)}
-
-
-def _flat_grid(grid: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to values; sections may be nested or dotted."""
-    out: dict[str, Any] = {}
-    for key, value in grid.items():
-        out |= _flat_grid(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
+    own = flat(merge(later).get("tuning", {}).get("grid", {}))
+    return {key: values for key, values in flat(grid).items() if key in own or not any(holds(word, key) for word in later)}

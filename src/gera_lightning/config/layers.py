@@ -131,6 +131,14 @@ def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
             raise UserError(f"{full}={value!r} is a part: set {full}.class=... and its arguments")
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings by dotted key; keys may be dotted already."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return out
+
+
 def holds(values: Any, key: str) -> bool:
     """Whether a nested mapping has a dotted key."""
     for name in key.split("."):

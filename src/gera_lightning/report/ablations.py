@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from gera_lightning.comparisons import Comparison, compare
+from gera_lightning.config.layers import flat
 from gera_lightning.report.document import Block, Section, Table, Text
 from gera_lightning.report.findings import Findings, number
 
@@ -52,20 +53,12 @@ def ablations(settings: Mapping[str, Mapping[str, Any]], base: str) -> dict[str,
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings by dotted key, what was tuned as `tuned: values`, what a run does not read left out."""
-    values = {key: value for key, value in _flat(settings) if key not in ABOUT_A_RUN and not key.startswith("tuning.grid")}
+    values = {key: value for key, value in flat(settings).items() if key not in ABOUT_A_RUN and not key.startswith("tuning.grid")}
     for key, choices in (settings.get("tuning", {}).get("grid") or {}).items():
         values[key] = f"tuned: {', '.join(map(str, choices))}"
     if settings.get("geometric_loss") is None:
         values.pop("geometric_weight", None)
     return values
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" != "tuning.grid":
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _changes(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 The file is a zip of
 
 - `runs.json`      a list, one object a run: its `folder` (`<method>/<run>`), when it was `finished`, and the `files` of the run as text
-- `queries.csv`    the questions that all runs answered: direction, row, item, positives
+- `queries.csv`    the questions that all runs answered: the columns of `ranks.parquet` but the rank
 - `ranks.npy`      `[runs, queries]` twice the rank of the best positive (ties stand at half ranks), -1: a run without ranks
 
 Twice a rank fits 16 bits up to 16,000 answers. Every member has a checksum, so a damaged file is refused.

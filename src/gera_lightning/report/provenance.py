@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from gera_lightning import config
+from gera_lightning.config.layers import flat
 from gera_lightning.errors import UserError
 from gera_lightning.planning import reserving
 from gera_lightning.report.document import Block, Code, Facts
@@ -93,17 +94,10 @@ def _reproduced(sweep: Sweep, experiment: str, folder: str | Path, words: list[s
         same += given == row["config_hash"]
         if given != row["config_hash"] and row["method"] not in wanted:  # one run tells what a method's others were set to
             record = row["folder"] / "config.yaml"
-            used = _flat(yaml.safe_load(record.read_text())) if record.is_file() else {}
-            mine = _flat(config.identity(settings))
+            used = flat(yaml.safe_load(record.read_text())) if record.is_file() else {}
+            mine = flat(config.identity(settings))
             wanted[row["method"]] = [f"{key}={_word(value)}" for key, value in used.items() if key in mine and mine[key] != value]
     return same, wanted
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
 
 
 def _word(value: Any) -> str:
