@@ -21,7 +21,7 @@ from gera_lightning.aligners.filters import Beside, Filter, LocalCentering, fit_
 from gera_lightning.aligners.space import Csls, SharedSpace
 from gera_lightning.config import load
 from gera_lightning.data import splits
-from gera_lightning.data.datamodule import TrainingRows, load_rows
+from gera_lightning.data.rows import TrainingRows, load_rows
 from gera_lightning.evaluation import HeldOutItems
 from gera_lightning.geometry.diffusion import GraphDiffusion
 from gera_lightning.metrics import best_positive_ranks

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from gera_lightning.data.store import EmbeddingStore, write_store
 
@@ -44,3 +46,17 @@ def make_store(tmp_path: Path) -> Callable[..., EmbeddingStore]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_yaml() -> Callable[[Path, Mapping[str, Any]], Path]:
+    """Write files of YAML under a folder: `write_yaml(folder, {"small.yaml": {...}, "methods/ridge.yaml": {...}})`."""
+
+    def write(folder: Path, files: Mapping[str, Any]) -> Path:
+        for name, values in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(yaml.safe_dump(values))
+        return folder
+
+    return write

@@ -37,13 +37,9 @@ FILES = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, write_yaml) -> Path:
     """An `experiments/` of one experiment and three presets."""
-    for name, values in FILES.items():
-        path = tmp_path / "experiments" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(values))
-    return tmp_path / "experiments"
+    return write_yaml(tmp_path / "experiments", FILES)
 
 
 # ---- what is shipped ----

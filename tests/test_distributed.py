@@ -23,7 +23,8 @@ from torch import Tensor
 
 from gera_lightning import distributed
 from gera_lightning.config import load
-from gera_lightning.data.datamodule import AlignmentDataModule, Modality, TrainingRows
+from gera_lightning.data.datamodule import AlignmentDataModule
+from gera_lightning.data.rows import Modality, TrainingRows
 from gera_lightning.heads import Preprocessing, ResidualMLP
 from gera_lightning.module import AlignmentModule
 from gera_lightning.objectives.contrastive import ClipLoss, SiglipLoss
@@ -175,12 +176,8 @@ class Result:
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("experiments")
-    for name, values in FILES.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(yaml.safe_dump(values))
-    return str(folder / "small.yaml")
+def experiment(tmp_path_factory: pytest.TempPathFactory, write_yaml: Any) -> str:
+    return str(write_yaml(tmp_path_factory.mktemp("experiments"), FILES) / "small.yaml")
 
 
 @pytest.fixture(scope="module")

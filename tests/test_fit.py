@@ -17,7 +17,7 @@ from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.filters import LocalCentering, fit_filters
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.config import config_hash, load
-from gera_lightning.data.datamodule import load_rows
+from gera_lightning.data.rows import load_rows
 from gera_lightning.errors import UserError
 from gera_lightning.fit import choose_filters, fit_closed_form
 from gera_lightning.heads import Chain

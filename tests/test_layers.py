@@ -18,6 +18,7 @@ LEVELS = [
     {"aligners", "comparisons"},
     {"module", "encoders", "affinity", "config"},
     {"tuning", "evaluation", "callbacks", "task", "fit"},
+    {"assembly"},
     {"train"},
     {"run"},
     {"report", "planning", "doctor"},
@@ -33,7 +34,7 @@ ONLY_IN = {
     "omegaconf": {"config/layers.py"},
     "submitit": {"cluster.py"},
     "matplotlib": {"report"},
-    "lightning": {"data/datamodule.py", "module.py", "callbacks.py", "train.py", "run.py", "cli.py", "encoders"},
+    "lightning": {"data/datamodule.py", "module.py", "callbacks.py", "assembly.py", "train.py", "run.py", "cli.py", "encoders"},
 }
 """Library to the files or folders that alone import it: the mathematics works without Lightning, OmegaConf or YAML."""
 

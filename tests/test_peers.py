@@ -28,8 +28,10 @@ from gera_lightning import distributed
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.cca import Cca
+from gera_lightning.assembly import build_module, check
 from gera_lightning.config import Config, combinations, config_hash, identity, load
-from gera_lightning.data.datamodule import AlignmentDataModule, Modality, TrainingRows
+from gera_lightning.data.datamodule import AlignmentDataModule
+from gera_lightning.data.rows import Modality, TrainingRows
 from gera_lightning.errors import UserError
 from gera_lightning.heads import Preprocessing, ResidualMLP
 from gera_lightning.module import AlignmentModule
@@ -42,7 +44,7 @@ from gera_lightning.objectives.transport import TransportLoss
 from gera_lightning.parts import build
 from gera_lightning.sweep import plan, run_experiment
 from gera_lightning.task import Task
-from gera_lightning.train import build_module, check, stopping_steps
+from gera_lightning.train import stopping_steps
 
 METHODS = Path(__file__).parents[1] / "experiments" / "methods"
 TERMS = {

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from gera_lightning.config import Experiment, load
 from gera_lightning.errors import UserError
@@ -35,11 +34,8 @@ FILES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def experiment(tmp_path: Path):
-    for name, values in FILES.items():
-        path = tmp_path / "experiments" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(values))
+def experiment(tmp_path: Path, write_yaml):
+    write_yaml(tmp_path / "experiments", FILES)
 
     def make(*, sweep: bool = True, **overrides: Any) -> Experiment:
         settings = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache"), **overrides}

@@ -17,18 +17,20 @@ import torch
 import yaml
 from torch import Tensor
 
-from gera_lightning import sweep, train
+from gera_lightning import assembly, sweep, train
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.ridge import ridge_path
+from gera_lightning.assembly import build_module, check, data_module
 from gera_lightning.config import Config, Experiment, load
 from gera_lightning.data import splits
-from gera_lightning.data.datamodule import AlignmentDataModule, load_rows
+from gera_lightning.data.datamodule import AlignmentDataModule
+from gera_lightning.data.rows import load_rows
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.errors import UserError
 from gera_lightning.run import Run, Stores, execute
 from gera_lightning.sweep import run_experiment
 from gera_lightning.task import Progress, Task
-from gera_lightning.train import build_module, data_module, fit, stopping_steps
+from gera_lightning.train import fit, stopping_steps
 
 ALIGNERS = "gera_lightning.aligners"
 FILES: dict[str, dict[str, Any]] = {
@@ -62,12 +64,9 @@ KEYS |= {f"{s}/{m}" for s in "ab" for m in ("knn_overlap", "trustworthiness", "c
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> Callable[..., Experiment]:
+def experiment(tmp_path: Path, write_yaml: Any) -> Callable[..., Experiment]:
     """The small experiment under `tmp_path`, with overrides."""
-    for name, values in FILES.items():
-        path = tmp_path / "experiments" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(values))
+    write_yaml(tmp_path / "experiments", FILES)
 
     def make(**overrides: Any) -> Experiment:
         runs, cache = str(tmp_path / "runs"), str(tmp_path / "cache")
@@ -542,8 +541,8 @@ def test_a_run_with_a_grid_goes_on_from_its_kept_choice(experiment):
 
 def test_a_start_is_fitted_once_a_fold_whatever_the_grid(experiment, monkeypatch, tmp_path):
     run = only_run(experiment(methods=["started"], **GRID))
-    honest, fitted = train.cross_validated, []
-    monkeypatch.setattr(train, "cross_validated", lambda *given: (fitted.append(len(given[2])), honest(*given))[1])
+    honest, fitted = assembly.cross_validated, []
+    monkeypatch.setattr(assembly, "cross_validated", lambda *given: (fitted.append(len(given[2])), honest(*given))[1])
     fit(task_of(run, tmp_path))
     assert fitted == [7, 7, 14]
 
@@ -588,7 +587,7 @@ def test_the_learning_rate_follows_a_cosine_over_all_steps_and_matrices_alone_de
 
 
 def test_every_part_is_built_once_before_anything_runs(experiment):
-    train.check(only_run(experiment(methods=["geometric"])).config)
+    check(only_run(experiment(methods=["geometric"])).config)
     for overrides, words in (
         ({"head__hidden": 0}, "head: hidden=0"),
         ({"pair_loss__temperature": -1.0}, "pair_loss: temperature=-1.0"),
@@ -599,4 +598,4 @@ def test_every_part_is_built_once_before_anything_runs(experiment):
         with pytest.raises(UserError, match=words):
             sweep.plan(experiment(methods=["geometric"], **overrides))
     with pytest.raises(UserError, match="k=0"):
-        train.check(Config(correction={"class": f"{ALIGNERS}.space.Csls", "k": 0}))
+        check(Config(correction={"class": f"{ALIGNERS}.space.Csls", "k": 0}))

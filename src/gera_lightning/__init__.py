@@ -9,7 +9,7 @@ The map of the package:
 - `encoders`    frozen pretrained encoders: raw items to embedding stores
 - `module`      the LightningModule; `metrics` retrieval and neighbourhood metrics
 - `statistics`  intervals and corrections; `comparisons` of finished runs; `report` tables, figures and the page of an experiment
-- `config`      the typed settings; `task` what a method is fitted on; `fit` closed forms; `train` trained maps; `run` one run and its folder;
+- `config`      the typed settings; `task` what a method is fitted on; `fit` closed forms; `assembly` and `train` trained maps; `run` one run and its folder;
                 `results` of finished runs; `planning` and `sweep` many runs, `display` of their progress, `cluster` as jobs; `cli` the command
 - `doctor`      whether two stores can be aligned; `finished` the run that a name stands for, `search` with it, `export` it
 """

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from gera_lightning.assembly import check, reads_unpaired
 from gera_lightning.config import Config, Experiment
 from gera_lightning.data import splits
 from gera_lightning.errors import UserError
 from gera_lightning.results import finished_rows
 from gera_lightning.run import Run, Stores
-from gera_lightning.train import check, reads_unpaired
 
 
 def plan(experiment: Experiment) -> list[Run]:

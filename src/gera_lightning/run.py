@@ -22,7 +22,7 @@ from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import RESULTS, Config, config_hash, identity
 from gera_lightning.config.layers import flat
 from gera_lightning.data import splits
-from gera_lightning.data.datamodule import TrainingRows, load_rows
+from gera_lightning.data.rows import TrainingRows, load_rows
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.errors import UserError

@@ -17,7 +17,7 @@ from gera_lightning.aligners.base import Maps, Samples
 from gera_lightning.aligners.filters import Filter, fit_filters
 from gera_lightning.config import Config
 from gera_lightning.data import splits
-from gera_lightning.data.datamodule import Modality, TrainingRows
+from gera_lightning.data.rows import Modality, TrainingRows
 from gera_lightning.heads import Chain
 from gera_lightning.parts import Part, build
 

@@ -1,6 +1,4 @@
-"""Trained maps: the place where settings become a LightningModule, its data and its Trainer.
-
-Maps are trained on each fold of the budget to the end, once for each combination of the values that `tuning.grid` names; the best
+"""Training of maps: on each fold of the budget to the end, once for each combination of the values that `tuning.grid` names; the best
 combination and stopping step are looked up, and maps are trained again on all pairs with them.
 """
 
@@ -8,85 +6,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from lightning import Callback
 
 from gera_lightning import distributed, tuning
+from gera_lightning.assembly import Starts, build_module, data_module, linear_starts, make_trainer
 from gera_lightning.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
-from gera_lightning.config import Config, TrainerConfig, combinations
-from gera_lightning.data.datamodule import AlignmentDataModule
-from gera_lightning.errors import UserError
+from gera_lightning.config import Config, combinations
 from gera_lightning.files import replace_atomically
-from gera_lightning.fit import CORRECTION_ROWS, Fitted, choose_filters, cross_validated, fit_closed_form, shared_space
-from gera_lightning.geometry.neighbors import check_index
-from gera_lightning.heads import Identity, Linear
+from gera_lightning.fit import CORRECTION_ROWS, Fitted, choose_filters, fit_closed_form, shared_space
 from gera_lightning.module import AlignmentModule
-from gera_lightning.objectives.base import UnpairedLoss
 from gera_lightning.parts import build
-from gera_lightning.task import Filtered, Task, build_filters
-
-CALIBRATION_PATCHES = 512
-Starts = tuple[dict[str, Tensor | None], int]
-"""Linear start of each map, None for a random one, and the shared width."""
-
-
-def check(config: Config) -> None:
-    """Build every part of a method once, at toy size: what a user can get wrong shows here, before anything is written.
-
-    Raises:
-        UserError: naming the section, and what refuses which value.
-    """
-    if config.correction is not None:
-        build(config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
-    for side, choices in config.filters.items():
-        for number, parts in enumerate(choices):
-            build_filters(parts, side, number)
-        if len(choices) > 1 and config.closed_form is None and config.start is None:
-            raise UserError(
-                f"filters.{side}: trained maps that do not start from a closed form cannot choose between filters: keep one, or set start"
-            )
-    tried = 1 + sum(len(choices) - 1 for choices in config.filters.values() if choices)
-    if tried > config.tuning.settings:
-        raise UserError(
-            f"filters: {tried} combinations are tried, more than tuning.settings={config.tuning.settings}: "
-            "take fewer choices, or raise tuning.settings for all methods"
-        )
-    if config.closed_form is not None:
-        build(config.closed_form, "closed_form")
-        return
-    if config.start is not None:
-        build(config.start, "start")
-    for _, chosen in combinations(config):
-        _check_trained(chosen)
-
-
-def _check_trained(config: Config) -> None:
-    head = build(config.head, "head", 2, 2, weight=None, generator=torch.Generator())
-    build(config.pair_loss, "pair_loss")
-    build(config.optimizer, "optimizer", [{"params": list(head.parameters())}])
-    if config.geometric_loss is not None:
-        build(config.geometric_loss, "geometric_loss")
-        check_index(config.graph.backend, config.graph.index)
-    if config.mixup is not None:
-        build(config.mixup, "mixup")
-    if config.unpaired_loss is not None:
-        warmup, steps = unpaired_loss(config).warmup, config.trainer.max_steps
-        if warmup > steps:
-            raise UserError(f"unpaired_loss.warmup={warmup} reaches beyond trainer.max_steps={steps}: lower the one or raise the other")
-    with tempfile.TemporaryDirectory() as folder:
-        make_trainer(config, Path(folder), 1, [])
+from gera_lightning.task import Filtered, Task
 
 
 def stopping_steps(max_steps: int, count: int) -> list[int]:
@@ -146,7 +83,7 @@ def _tuned(task: Task, choices: Sequence[tuple[dict[str, float], Config]], steps
     scores: list[list[np.ndarray]] = [[] for _ in choices]
     for number, held in enumerate(parts):
         positions, fold = np.setdiff1d(everything, held), task.without(held)
-        starts = _starts(fold, positions)  # no value of the grid changes it
+        starts = linear_starts(fold, positions)  # no value of the grid changes it
         for place, (_, config) in enumerate(choices):
             watch = HeldOutWatch(
                 lambda module, fold=fold: shared_space(fold, module.map_a, module.map_b, CORRECTION_ROWS),  # type: ignore[misc]
@@ -211,150 +148,3 @@ def _train(
 def last_checkpoint(folder: Path) -> Path:
     """Where a run's last training keeps its state."""
     return folder / "checkpoints" / "last.ckpt"
-
-
-def data_module(task: Task, positions: np.ndarray, steps: int) -> AlignmentDataModule:
-    """The stream of `steps` steps on these pairs, as the config asks for."""
-    config = task.config
-    return AlignmentDataModule(
-        task.rows,
-        positions=positions,
-        pairs_per_step=config.batch.pairs,
-        anchors_per_step=config.batch.anchors,
-        k=config.graph.k if config.geometric_loss is not None else None,
-        unpaired_per_step=config.batch.unpaired if reads_unpaired(config) else None,
-        paired_anchors=config.batch.paired_anchors,
-        max_steps=steps,
-        seed=task.seed,
-        cache_dir=Path(config.cache_dir) / "knn",
-        backend=config.graph.backend,
-        index=config.graph.index,
-        shard=config.graph.shard,
-    )
-
-
-def build_module(task: Task, positions: np.ndarray, data: AlignmentDataModule, starts: Starts | None = None) -> AlignmentModule:
-    """The LightningModule of a run: maps from their start (fitted here unless it is given), losses, bandwidths chosen on frozen patches."""
-    config = task.config
-    torch.manual_seed(task.seed)
-    weights, dim = starts or _starts(task, positions)
-    maps = {}
-    for number, side in enumerate("ab"):
-        generator = torch.Generator().manual_seed(2 * task.seed + number)
-        width = getattr(task.rows, side).pairs.shape[1]
-        maps[side] = build(config.head, "head", width, dim, weight=weights[side], generator=generator)
-    losses: dict[str, Any] = {"a": None, "b": None}
-    scales = {"a": 1.0, "b": 1.0}
-    for side, graph in data.graphs.items():
-        assert config.geometric_loss is not None
-        scales[side] = graph.edge_scale
-        sample = graph.patches(torch.arange(min(CALIBRATION_PATCHES, len(graph))))
-        losses[side] = build(config.geometric_loss, "geometric_loss").calibrated(data.points(side)[sample], graph.edge_scale)
-    return AlignmentModule(
-        maps["a"],
-        maps["b"],
-        build(config.pair_loss, "pair_loss"),
-        geometric_a=losses["a"],
-        geometric_b=losses["b"],
-        scale_a=scales["a"],
-        scale_b=scales["b"],
-        weight=config.geometric_weight,
-        unpaired_loss=None if config.unpaired_loss is None else _taught(task, positions),
-        unpaired_weight=config.unpaired_weight,
-        mixup=None if config.mixup is None else build(config.mixup, "mixup"),
-        optimizer=lambda groups: build(config.optimizer, "optimizer", groups),
-        schedule_steps=config.trainer.max_steps,
-        seed=task.seed,
-    )
-
-
-def unpaired_loss(config: Config) -> UnpairedLoss:
-    """The loss that `config.unpaired_loss` names, its teacher not yet fitted.
-
-    Raises:
-        UserError: a refused value, or a class that is no loss of a step.
-    """
-    assert config.unpaired_loss is not None
-    loss = build(config.unpaired_loss, "unpaired_loss")
-    if not isinstance(loss, UnpairedLoss):
-        raise UserError(
-            f"unpaired_loss.class={config.unpaired_loss['class']!r} is no loss of a step: "
-            "take a subclass of gera_lightning.objectives.base.UnpairedLoss, such as gera_lightning.objectives.structure.StructureLoss"
-        )
-    return loss
-
-
-def reads_unpaired(config: Config) -> bool:
-    """Whether a trained method's steps hold unpaired rows without neighbours."""
-    return config.unpaired_loss is not None and unpaired_loss(config).reads_unpaired
-
-
-def _taught(task: Task, positions: np.ndarray) -> UnpairedLoss:
-    """The unpaired loss, its teacher fitted on these pairs, the teacher's setting chosen on folds of them."""
-    loss = unpaired_loss(task.config)
-    if loss.teacher is None:
-        return loss
-    maps, _, _ = cross_validated(task, loss.teacher, positions, task.config.tuning.settings)
-    return loss.taught(*maps)
-
-
-def _starts(task: Task, positions: np.ndarray) -> Starts:
-    """Linear starts of both maps and the shared width: none and `dim`, or those of a closed form fitted on the same pairs.
-
-    The start is scaled to images of unit mean square norm, so that a penalty's shrinkage does not weigh against the residual.
-    """
-    if task.config.start is None:
-        return {"a": None, "b": None}, task.config.dim
-    maps, _, _ = cross_validated(task, build(task.config.start, "start"), positions, task.config.tuning.settings)
-    starts: dict[str, Tensor | None] = {}
-    for side, mapping in zip("ab", maps, strict=True):
-        weight = _linear_weight(mapping)
-        norm = (getattr(task.rows, side).pairs[positions] @ weight).square().sum(1).mean().sqrt()
-        starts[side] = weight / norm.clamp(min=1e-6)
-    assert starts["a"] is not None
-    return starts, starts["a"].shape[1]
-
-
-def _linear_weight(mapping: nn.Module) -> Tensor:
-    if isinstance(mapping, Linear):
-        return mapping.weight.detach()
-    if isinstance(mapping, Identity):
-        return torch.eye(mapping.dim)
-    raise UserError("start: maps start from a linear closed form in one space, such as start.direction=a_to_b")
-
-
-def make_trainer(config: Config, folder: Path, stop: int, callbacks: list[Callback]) -> Trainer:
-    """Lightning's Trainer for one training.
-
-    Raises:
-        UserError: a word that Lightning does not know, or hardware that is not there.
-    """
-    size = distributed.world()[1]
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    try:
-        return _trainer(config.trainer, folder, stop, callbacks, size, local)
-    except (ValueError, MisconfigurationException) as error:
-        raise UserError(f"trainer: Lightning refuses these settings ({' '.join(str(error).split())})") from error
-
-
-def _trainer(settings: TrainerConfig, folder: Path, stop: int, callbacks: list[Callback], size: int, local: int) -> Trainer:
-    return Trainer(
-        max_steps=stop,
-        max_epochs=-1,
-        accelerator=settings.accelerator,
-        devices=local if size > 1 else 1,
-        num_nodes=size // local if size > 1 else 1,
-        strategy="ddp" if size > 1 else "auto",
-        precision=settings.precision,  # type: ignore[arg-type]
-        gradient_clip_val=settings.gradient_clip_val,
-        log_every_n_steps=settings.log_every_n_steps,
-        logger=TensorBoardLogger(folder, name="", version=""),
-        callbacks=callbacks,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-    )

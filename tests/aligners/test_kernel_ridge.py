@@ -45,15 +45,8 @@ def test_maps_equal_scikit_learn(setting, dtype):
 
 
 @pytest.mark.parametrize("direction", ["both", "a_to_b", "b_to_a"])
-def test_candidates_follow_their_settings_in_order(direction):
-    given, method = samples(), KernelRidge(direction)
-    settings = method.settings(8, 10)
-    together = list(method.candidates(given, settings))
-    assert len(together) == len(settings) == 8
-    for setting, (map_a, map_b) in zip(settings, together, strict=True):
-        [(alone_a, alone_b)] = method.candidates(given, [setting])
-        torch.testing.assert_close(map_a(given.pool_a), alone_a(given.pool_a))
-        torch.testing.assert_close(map_b(given.pool_b), alone_b(given.pool_b))
+def test_candidates_follow_their_settings_in_order(direction, in_order):
+    in_order(KernelRidge(direction), samples(), 10)
 
 
 def test_a_small_penalty_interpolates_the_pairs_and_a_large_one_shrinks_to_nothing():

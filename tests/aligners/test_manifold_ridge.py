@@ -105,15 +105,9 @@ def test_of_equal_penalties_on_the_norm_the_smoother_map_varies_less_along_the_e
 
 @pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("direction", ["both", "a_to_b", "b_to_a"])
-def test_candidates_follow_their_settings_in_order_and_are_saved_by_kind(direction, kernel):
+def test_candidates_follow_their_settings_in_order_and_are_saved_by_kind(direction, kernel, in_order):
     given, method = samples(), ManifoldRidge(direction, kernel=kernel, unpaired=10)
-    settings = method.settings(8, 9)
-    together = list(method.candidates(given, settings))
-    assert len(together) == len(settings) == 8
-    for setting, (map_a, map_b) in zip(settings, together, strict=True):
-        [(alone_a, alone_b)] = method.candidates(given, [setting])
-        torch.testing.assert_close(map_a(given.pool_a), alone_a(given.pool_a))
-        torch.testing.assert_close(map_b(given.pool_b), alone_b(given.pool_b))
+    together = in_order(method, given, 9)
     again = build_map(describe_map(together[0][0])).double()
     again.load_state_dict(together[0][0].state_dict())
     torch.testing.assert_close(again(given.pool_a), together[0][0](given.pool_a))

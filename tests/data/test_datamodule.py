@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gera_lightning.data import datamodule
-from gera_lightning.data.datamodule import AlignmentDataModule, Batch, Modality, Patches, RowStream, TrainingRows, load_modality, load_rows
+from gera_lightning.data.datamodule import AlignmentDataModule, Batch, Patches, RowStream
+from gera_lightning.data.rows import Modality, TrainingRows, load_modality, load_rows
 from gera_lightning.data.splits import Draw, draw, split_items
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.errors import UserError

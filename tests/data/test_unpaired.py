@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.data.datamodule import AlignmentDataModule, Modality, TrainingRows
+from gera_lightning.data.datamodule import AlignmentDataModule
+from gera_lightning.data.rows import Modality, TrainingRows
 from gera_lightning.errors import UserError
 from gera_lightning.heads import Preprocessing
 

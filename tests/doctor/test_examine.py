@@ -162,7 +162,7 @@ def test_chance_is_the_mean_over_all_ranks():
 
 def test_no_pair_has_a_say_in_its_own_setting(views, tmp_path, monkeypatch):
     """With planted scores: the setting of each fold is the one that is best on the others."""
-    from gera_lightning.data.datamodule import load_rows
+    from gera_lightning.data.rows import load_rows
     from gera_lightning.task import Task
 
     a, b = views

@@ -17,7 +17,7 @@ from scipy.stats import ttest_1samp
 from gera_lightning import tuning
 from gera_lightning.aligners.base import ClosedForm
 from gera_lightning.config import Experiment
-from gera_lightning.data.datamodule import load_rows
+from gera_lightning.data.rows import load_rows
 from gera_lightning.fit import choose_filters, fold_scores
 from gera_lightning.parts import build
 from gera_lightning.run import Stores

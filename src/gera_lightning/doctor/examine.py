@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from gera_lightning import config
-from gera_lightning.data.datamodule import load_modality
 from gera_lightning.data.inspect import Scan, scan
+from gera_lightning.data.rows import load_modality
 from gera_lightning.data.splits import matched_items, split_items
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.doctor.evidence import Evidence, gather, smallest_budget

@@ -1,0 +1,79 @@
+"""The rows that a run may see: each modality's paired and unpaired rows, preprocessed.
+
+Legend: `n` pairs, `N` pool rows, `D` width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gera_lightning.data.splits import Draw
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.heads import Preprocessing
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One modality's training rows, preprocessed.
+
+    Attributes:
+        pairs: paired rows `[n, D]`.
+        pool: unpaired rows `[N, D]`.
+        preprocess: the preprocessing fitted on both.
+        key: what identifies the rows, for caches: checksums, row subset, preprocessing.
+        pool_items: item of each pool row `[N]`.
+    """
+
+    pairs: Tensor
+    pool: Tensor
+    preprocess: Preprocessing
+    key: dict[str, str]
+    pool_items: np.ndarray
+
+    def pool_subset(self, kept: np.ndarray) -> Modality:
+        """The same with some of the pool's rows, `kept` a mask `[N]`."""
+        return replace(
+            self, pool=self.pool[torch.from_numpy(kept)], pool_items=self.pool_items[kept], key={**self.key, "pool": _digest(kept)}
+        )
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What a run may see: both modalities and the item of each pair."""
+
+    a: Modality
+    b: Modality
+    items: np.ndarray
+
+    @property
+    def item_numbers(self) -> Tensor:
+        """A number for each pair, equal where the item is: `[n]`."""
+        return torch.from_numpy(np.unique(self.items, return_inverse=True)[1])
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def load_modality(store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *, center: bool = True) -> Modality:
+    """Read one modality's paired and unpaired rows and fit its preprocessing on them, and on nothing else."""
+    raw = torch.from_numpy(store.read(np.concatenate([pairs, pool])))
+    preprocess = Preprocessing.fit(raw, center)
+    x = preprocess(raw)
+    mean = "none" if preprocess.mean is None else _digest(preprocess.mean.numpy())
+    key = {"data": store.data_hash, "rows": _digest(np.concatenate([pairs, [-1], pool])), "mean": mean}
+    return Modality(x[: len(pairs)], x[len(pairs) :], preprocess, key, store.rows["item"].to_numpy(dtype=str)[pool])
+
+
+def load_rows(store_a: EmbeddingStore, store_b: EmbeddingStore, draw: Draw, *, center: bool = True) -> TrainingRows:
+    """The training rows of one draw."""
+    return TrainingRows(
+        a=load_modality(store_a, draw.pairs_a, draw.pool_a, center=center),
+        b=load_modality(store_b, draw.pairs_b, draw.pool_b, center=center),
+        items=draw.items,
+    )
