@@ -16,8 +16,9 @@ from gera_lightning import cli, config, sweep
 from gera_lightning.comparisons import Bootstrap, compare, load_hits, multipliers
 from gera_lightning.data.store import write_store
 from gera_lightning.errors import UserError
+from gera_lightning.report.kept import unpack
 from gera_lightning.report.sources import load_sweep
-from gera_lightning.report.write import report_words, write_report
+from gera_lightning.report.write import keep_results, report_words, write_report
 
 N = 120
 METHODS = {
@@ -308,6 +309,26 @@ def test_a_report_of_kept_results_has_the_same_tables(project, monkeypatch, caps
     assert "Read from the kept results docs/results/small.zip" in text
     assert "No examples can be shown" in text
     assert sorted(path.name for path in (project / "runs" / "small").iterdir()) == ["report"]  # no run counts as finished by it
+
+
+def test_what_was_kept_before_stays_where_no_newer_run_takes_its_place(project, monkeypatch):
+    monkeypatch.chdir(project)
+    keep_results("small")
+    runs = project / "runs" / "small"
+    shutil.rmtree(runs / "ridge")
+    [again] = (runs / "gera").glob("b20-s1-*")
+    record = json.loads((again / "metrics.json").read_text()) | {"ab/r@10": 0.125}
+    (again / "metrics.json").write_text(json.dumps(record))
+    path = keep_results("small")
+    assert "3 methods, 2 budgets, 2 seeds, 12 runs" in (runs / "report" / "report.md").read_text()
+    assert len(list(runs.glob("*/*/aligner"))) == 8  # what lies in runs is only read
+    unpack(path, project / "again" / "small")
+    kept = load_sweep(project / "again" / "small").runs.set_index(["method", "budget", "seed"])
+    assert len(kept) == 12
+    assert kept.loc[("gera", 20, 1), "ab/r@10"] == 0.125
+    shutil.rmtree(runs)
+    with pytest.raises(UserError, match=r"runs/small: holds no finished run"):
+        keep_results("small")
 
 
 # ---- what may be missing ----

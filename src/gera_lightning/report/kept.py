@@ -15,6 +15,7 @@ import io
 import json
 import lzma
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import pandas as pd
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
 from gera_lightning.report.sources import Sweep
+from gera_lightning.results import finished_records
 
 FOLDER = Path("docs") / "results"
 FILES = ("metrics.json", "config.yaml", "tuning.json")
@@ -105,6 +107,16 @@ def unpack(path: Path, folder: Path) -> None:
             _lay_out(folder / _inside(run["folder"]), run, queries, doubled)
     except (zipfile.BadZipFile, lzma.LZMAError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, or no kept results ({error}): take it from the repository again") from error
+
+
+def lay_over(runs: Path, folder: Path) -> None:
+    """Add the finished runs of an experiment's folder `runs` to runs that `unpack` laid out in `folder`; the same run's is replaced."""
+    for record in finished_records(runs):
+        place = folder / record.parent.relative_to(runs)
+        if place.exists():
+            shutil.rmtree(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(record.parent.absolute(), target_is_directory=True)
 
 
 def _inside(name: str) -> Path:

@@ -93,7 +93,7 @@ def load_sweep(folder: Path) -> Sweep:
     """
     table = pd.DataFrame([_row(path) for path in finished_records(folder)])
     if not len(table):
-        raise UserError(f"{folder}: holds no finished run: run `make train EXP={folder.name}` first, or give runs_dir=...")
+        raise no_runs(folder)
     notes: list[str] = []
     newest = table.iloc[int(table["time"].to_numpy().argmax())]
     table = _left_out(table, table["data_hash"] == newest["data_hash"], "other data than the newest run's", notes)
@@ -103,6 +103,11 @@ def load_sweep(folder: Path) -> Sweep:
     table = _left_out(table, ~table.sort_values("time").duplicated(KEY, keep="last"), "older than a run of the same seed", notes)
     table = table.drop(columns=["time", "settings_key", "results"], errors="ignore").sort_values(KEY, ignore_index=True)
     return Sweep(folder.name, folder, table, notes)
+
+
+def no_runs(folder: Path) -> UserError:
+    """That nothing is finished in an experiment's folder."""
+    return UserError(f"{folder}: holds no finished run: run `make train EXP={folder.name}` first, or give runs_dir=...")
 
 
 def _row(record: Path) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from gera_lightning.files import replace_atomically
 from gera_lightning.report import ablations, examples, figures, headline, html, kept, markdown, provenance, qualities, sections, tuning
 from gera_lightning.report.document import Report, Section
 from gera_lightning.report.findings import Findings
-from gera_lightning.report.sources import Sweep, load_sweep
+from gera_lightning.report.sources import Sweep, load_sweep, no_runs
 from gera_lightning.results import finished_records
 
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
+DRAWS = 2000
 WORDS = ("reference", "baseline", "draws", "kept")
 
 
@@ -26,7 +27,7 @@ def write_report(
     *,
     reference: str | None = None,
     baseline: str | None = None,
-    draws: int = 2000,
+    draws: int = DRAWS,
     kept_file: str | Path | None = None,
     folder: str | Path = "experiments",
 ) -> Path:
@@ -49,25 +50,33 @@ def write_report(
         UserError: no finished runs, or a reference or baseline that did not run.
     """
     loaded = config.load(experiment, overrides, folder=folder)
-    runs = Path(loaded.common.runs_dir) / loaded.name
     with tempfile.TemporaryDirectory() as scratch:
-        sweep = _finished(runs, kept_file, Path(scratch))
-        findings = _findings(sweep, reference, baseline, draws)
-        parts = (sections.recall, sections.results, sections.differences, sections.labels, ablations.section, tuning.section)
-        report = Report(
-            sweep.name,
-            _lead(sweep),
-            [
-                sections.short(findings),
-                *(part(findings) for part in (*parts, qualities.unimodal, qualities.hubs, qualities.cost)),
-                examples.section(sweep, findings.reference, loaded.common),
-                Section("Where this comes from", provenance.blocks(sweep, experiment, folder)),
-            ],
-        )
-        pasted = headline.pasted(headline.table(findings), kept.picture_path(loaded.name).as_posix())
-        page = save(report, runs / "report")
-        replace_atomically(page.with_name("headline.md"), pasted.encode())
-        return page
+        sweep = _finished(_runs(loaded), kept_file, Path(scratch))
+        return _write(loaded, sweep, _findings(sweep, reference, baseline, draws), experiment, folder)
+
+
+def _runs(loaded: config.Experiment) -> Path:
+    """Where an experiment's runs lie."""
+    return Path(loaded.common.runs_dir) / loaded.name
+
+
+def _write(loaded: config.Experiment, sweep: Sweep, findings: Findings, experiment: str, folder: str | Path) -> Path:
+    """The report's files, in the experiment's folder of runs."""
+    parts = (sections.recall, sections.results, sections.differences, sections.labels, ablations.section, tuning.section)
+    report = Report(
+        sweep.name,
+        _lead(sweep),
+        [
+            sections.short(findings),
+            *(part(findings) for part in (*parts, qualities.unimodal, qualities.hubs, qualities.cost)),
+            examples.section(sweep, findings.reference, loaded.common),
+            Section("Where this comes from", provenance.blocks(sweep, experiment, folder)),
+        ],
+    )
+    pasted = headline.pasted(headline.table(findings), kept.picture_path(loaded.name).as_posix())
+    page = save(report, _runs(loaded) / "report")
+    replace_atomically(page.with_name("headline.md"), pasted.encode())
+    return page
 
 
 def _finished(runs: Path, kept_file: str | Path | None, scratch: Path) -> Sweep:
@@ -98,7 +107,8 @@ def _findings(sweep: Sweep, reference: str | None, baseline: str | None, draws: 
 
 def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str | Path = "experiments") -> Path:
     """Keep an experiment's finished results, ranks included, in `docs/results/<experiment>.zip`, of which the report can be made again, and
-    its curve beside them.
+    its curve beside them. Results kept before stay where no newer run takes their place (`sources.load_sweep` says which are comparable),
+    so a sweep may be kept part by part.
 
     Args:
         experiment, overrides, folder: as for `write_report`, which this calls.
@@ -107,9 +117,17 @@ def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str 
         UserError: no finished runs, or runs without ranks.
     """
     loaded = config.load(experiment, overrides, folder=folder)
-    runs, path = Path(loaded.common.runs_dir) / loaded.name, kept.kept_path(loaded.name)
-    kept.pack(load_sweep(runs), path)
-    page = write_report(experiment, overrides, folder=folder)
+    runs, path = _runs(loaded), kept.kept_path(loaded.name)
+    if not finished_records(runs):
+        raise no_runs(runs)
+    with tempfile.TemporaryDirectory() as scratch:
+        every = Path(scratch) / loaded.name
+        if path.is_file():
+            kept.unpack(path, every)
+        kept.lay_over(runs, every)
+        sweep = load_sweep(every)
+        kept.pack(sweep, path)
+        page = _write(loaded, sweep, _findings(sweep, None, None, DRAWS), experiment, folder)
     replace_atomically(kept.picture_path(loaded.name), page.with_name("recall_both.png").read_bytes())
     return path
 
@@ -121,7 +139,7 @@ def report_words(experiment: str, words: Sequence[str]) -> Path:
         UserError: as `write_report`, or draws that are no whole number.
     """
     own = dict(word.split("=", 1) for word in words if word.partition("=")[0] in WORDS and "=" in word)
-    draws = own.pop("draws", "2000")
+    draws = own.pop("draws", str(DRAWS))
     if not draws.isdigit():
         raise UserError(f"draws={draws} must be a whole number, such as draws=2000")
     others = [word for word in words if word.partition("=")[0] not in WORDS]
