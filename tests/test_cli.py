@@ -211,6 +211,18 @@ def test_what_begins_again_is_not_said_to_go_on(project, capsys, monkeypatch, wo
     assert capsys.readouterr().err == "stopped\n"
 
 
+def test_commands_that_begin_again_are_not_said_to_go_on(capsys, monkeypatch):
+    def stopped(first: str, rest: object) -> None:
+        """Stop."""
+        raise KeyboardInterrupt
+
+    assert set(cli.GO_ON) < set(cli.COMMANDS)
+    for name in set(cli.COMMANDS) - set(cli.GO_ON):
+        monkeypatch.setitem(cli.COMMANDS, name, stopped)
+        assert cli.main([name, "x", "y"]) == 130
+        assert capsys.readouterr().err == "stopped\n"
+
+
 def test_a_sweep_on_several_devices_is_refused(project, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "run_sweep", lambda *_: None)
     message = refused(capsys, "sweep", "small", "trainer.devices=2")

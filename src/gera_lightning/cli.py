@@ -191,6 +191,9 @@ COMMANDS = {
     "keep": keep,
 }
 
+GO_ON = ("train", "sweep", "embed")
+"""Commands that go on from where they were stopped; the others begin again."""
+
 
 def _processes(devices: int) -> int:
     """Processes that so many devices (-1: every GPU) ask this command to start; 1 where torchrun started it."""
@@ -251,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     experiment, overrides = options.experiment, list(options.overrides)
     if "=" in experiment:  # no experiment was named
         experiment, overrides = "", [experiment, *overrides]
-    again = any(word.partition("=")[0] == "overwrite" for word in overrides)
+    again = options.command not in GO_ON or any(word.partition("=")[0] == "overwrite" for word in overrides)
     stopped = "stopped" + ("" if again else "; the same command goes on from here")
     return exit_code(lambda: COMMANDS[options.command](experiment, overrides), stopped)
 

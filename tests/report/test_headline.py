@@ -42,11 +42,15 @@ def test_the_reference_is_first_and_marks_say_who_is_significantly_apart(finding
     assert "of 3 seeds" in shown.caption
 
 
-def test_without_ranks_nothing_is_marked_and_a_method_may_lack_a_budget(findings):
+def test_without_ranks_nothing_is_marked_and_a_method_may_lack_a_budget_or_seeds(findings):
     runs = findings.sweep.runs
     runs = runs[(runs["method"] != "far") | (runs["budget"] == 50)]
     shown = headline.table(Findings(Sweep("e", findings.sweep.folder, runs), None, "gera", "near"))
     assert shown.rows[-1] == ["far", ".200", "–"]
+    assert "of 3 seeds" in shown.caption
+    runs = runs[(runs["method"] != "near") | (runs["seed"] == 0)]
+    uneven = headline.table(Findings(Sweep("e", findings.sweep.folder, runs), None, "gera", "gera_off"))
+    assert "of 1 to 3 seeds" in uneven.caption
     assert not any(mark in cell for row in shown.rows for cell in row for mark in "*†")
 
 

@@ -35,9 +35,11 @@ def table(findings: Findings) -> Table:
                 strong.add((place, column))
             numbers.append({"method": method, "budget": budget, "both/r@10": value, "mark": mark})
         rows.append(cells)
-    seeds = len(sweep.seeds)
+    counts = sweep.runs[sweep.runs["budget"].isin(sweep.compared)].groupby(["method", "budget"])["seed"].nunique()
+    few, many = int(counts.min()), int(counts.max())
+    seeds = f"{few} seed{'s' if few > 1 else ''}" if few == many else f"{few} to {many} seeds"
     caption = (
-        f"R@10, mean of both directions and of {seeds} seed{'s' if seeds > 1 else ''}. {BETTER} {findings.reference} is significantly better, "
+        f"R@10, mean of both directions and of {seeds}. {BETTER} {findings.reference} is significantly better, "
         f"{WORSE} significantly worse (paired bootstrap over seeds and families of test items, Holm over a column's methods); bold: a column's highest."
     )
     header = ["R@10 at", *(f"{budget} pairs" if not number else str(budget) for number, budget in enumerate(sweep.compared))]

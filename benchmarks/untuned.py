@@ -1,0 +1,92 @@
+"""The default on data that nothing was tuned on: halves of handwritten digits, words against sentence embeddings, the made views.
+
+    python benchmarks/untuned.py            # or some of: digits words synthetic
+
+Makes the stores in `.cache/untuned`, sweeps `gera`, its twin `gera_off`, `ridge` and `contrastive` over five seeds, and prints their
+recall and whether `gera` is anywhere significantly worse. The digits are scikit-learn's, 1,797 of 8 x 8 pixels, the left half one
+modality and the right half the other. The words are the shipped WordNet sentences, as the leading directions of their tf-idf, which
+is fitted on training rows.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from rich.console import Console
+from sklearn.datasets import load_digits
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from gera_lightning import config
+from gera_lightning.data.store import EmbeddingStore, write_store
+from gera_lightning.report.write import write_report
+from gera_lightning.sweep import run_sweep
+
+FOLDER = Path(".cache") / "untuned"
+PRESETS = Path("experiments") / "methods"
+SENTENCES = Path("data") / "wordnet_speech" / "text"
+METHODS = ["gera", "gera_off", "ridge", "contrastive"]
+
+
+def _store(name: str, x: np.ndarray, rows: pd.DataFrame, encoder: str, source: str) -> None:
+    """Write a store in place of an earlier one."""
+    shutil.rmtree(FOLDER / name, ignore_errors=True)
+    write_store(FOLDER / name, x, rows, encoder={"name": encoder}, source={"name": source}, dtype="float32")
+
+
+def make_digits() -> dict[str, object]:
+    """Left halves against right halves."""
+    digits = load_digits()
+    items = [f"digit{number:04d}" for number in range(len(digits.target))]
+    for name, pixels in (("left", digits.images[:, :, :4]), ("right", digits.images[:, :, 4:])):
+        rows = pd.DataFrame({"row": [f"{item}-{name}" for item in items], "item": items, "label": digits.target.astype(str)})
+        x = pixels.reshape(len(items), -1).astype(np.float32)
+        _store(name, x, rows, "pixels", "sklearn digits")
+    return {"data": {"a": str(FOLDER / "left"), "b": str(FOLDER / "right")}, "budgets": [25, 50, 100, 200, 400]}
+
+
+def make_words() -> dict[str, object]:
+    """Bags of words against sentence embeddings."""
+    store = EmbeddingStore(SENTENCES)
+    rows, train = store.rows, (store.rows["split"] == "train").to_numpy()
+    tfidf, svd = TfidfVectorizer(sublinear_tf=True, min_df=2), TruncatedSVD(384, random_state=0)
+    counts = tfidf.fit(rows["text"][train]).transform(rows["text"])
+    x = svd.fit(counts[train]).transform(counts).astype(np.float32)
+    rows = rows.assign(row=rows["row"] + "-words")
+    _store("words", x, rows, "tf-idf", str(SENTENCES))
+    return {"data": {"a": str(FOLDER / "words"), "b": str(SENTENCES)}, "budgets": [100, 300, 1000]}
+
+
+def make_synthetic() -> dict[str, object]:
+    """The experiment `synthetic`."""
+    return dict(yaml.safe_load((PRESETS.parent / "synthetic.yaml").read_text()))
+
+
+MAKERS = {"digits": make_digits, "words": make_words, "synthetic": make_synthetic}
+
+
+def main(names: list[str]) -> None:
+    """Make, sweep and report each."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if not (FOLDER / "methods").exists():
+        (FOLDER / "methods").symlink_to(PRESETS.absolute(), target_is_directory=True)
+    for name in names:
+        path = FOLDER / f"{name}.yaml"
+        common = {"trainer": {"max_steps": 100}, "batch": {"anchors": 32}, "tuning": {"used_folds": 2}}
+        path.write_text(yaml.safe_dump({**common, **MAKERS[name](), "sweep": {"methods": METHODS}}))
+        run_sweep(config.load(str(path), ["sweep.workers=2"], sweep=True), [str(path), "sweep.workers=2"], Console())
+        page = write_report(str(path))
+        print((page.parent / "headline.md").read_text())
+        print(pd.read_csv(page.parent / "differences.csv").to_string())
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or list(MAKERS)
+    if not set(wanted) <= set(MAKERS):
+        sys.exit(__doc__)
+    main(wanted)
