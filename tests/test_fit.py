@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -82,10 +83,18 @@ def filters_of(task):
     return tuple(CHOICES[side].index(key) for side, key in zip("ab", keys, strict=True))
 
 
+def rising():
+    """An agreement that every further filter betters."""
+    counted = itertools.count()
+    return lambda *_: float(next(counted))
+
+
 @pytest.mark.parametrize(("best", "known"), [((0, 0), True), ((1, 0), True), ((0, 1), True), ((1, 2), False)])
 def test_each_modality_takes_the_filter_that_scores_best_on_held_out_pairs(make, tmp_path, monkeypatch, best, known):
     task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
     calls = []
+
+    monkeypatch.setattr(fitting, "kernel_alignment", rising())
 
     def planted(task, method, settings, positions, numbers):
         calls.append((numbers["a"], numbers["b"]))
@@ -97,6 +106,32 @@ def test_each_modality_takes_the_filter_that_scores_best_on_held_out_pairs(make,
     assert calls == [(0, 0), (1, 0), (0, 1), (0, 2)]
     assert (choice.scores is not None) == known
     assert filters_of(task.through(choice.numbers).task) == best
+
+
+def test_a_filter_under_which_the_modalities_agree_less_is_not_compared_by_rank(make, tmp_path, monkeypatch):
+    """However well it ranks; and it counts as tried."""
+    task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
+    agreement = {(0, 0): 0.2, (1, 0): 0.1, (0, 1): 0.2, (0, 2): 0.3}
+    seen, ranked = [], []
+
+    def planted_agreement(pairs_a, pairs_b):
+        numbers = tuple(
+            next(n for n in range(len(task.choices(side))) if torch.equal(task.filtered(side, n).modality.pairs, pairs))
+            for side, pairs in (("a", pairs_a), ("b", pairs_b))
+        )
+        seen.append(numbers)
+        return agreement[numbers]
+
+    def planted_scores(task, method, settings, positions, numbers):
+        ranked.append((numbers["a"], numbers["b"]))
+        return np.full((1, 14), float(sum(numbers.values()) == 1))  # what is out would win
+
+    monkeypatch.setattr(fitting, "kernel_alignment", planted_agreement)
+    monkeypatch.setattr(fitting, "fold_scores", planted_scores)
+    choice = choose_filters(task, Ridge(), np.arange(14))
+    assert seen == [(0, 0), (1, 0), (0, 1), (0, 2)]
+    assert ranked == [(0, 0), (0, 2)]
+    assert (choice.numbers, choice.tried) == ({"a": 0, "b": 0}, 4)
 
 
 def test_a_fold_holds_no_pool_row_of_the_families_it_holds_out(make, tmp_path):
@@ -141,6 +176,7 @@ def test_scores_that_the_choice_of_filters_left_are_not_computed_again(make, tmp
         return honest(task, method, settings, positions, numbers)
 
     monkeypatch.setattr(fitting, "fold_scores", counted)
+    monkeypatch.setattr(fitting, "kernel_alignment", rising())
     fitted = fit_closed_form(task)
     numbers = {side: int(fitted.chosen[f"filter_{side}"]) for side in "ab"}
     known = 0 in numbers.values()

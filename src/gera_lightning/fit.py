@@ -1,7 +1,8 @@
 """Closed forms on their rows: the choice of filters and settings inside the budget, and what comes out.
 
 A closed form is fitted for all its settings on each fold of the budget, the best one again on all pairs. Before that, where there are
-several choices of feature filters, its first setting decides between them in the same way, modality by modality.
+several choices of feature filters, its first setting decides in the same way, modality by modality, between those under which the
+modalities' similarities agree better than without.
 
 A fold is the real task in small: of the families that it holds out, pairs and pool rows are unseen, as those of the test items are.
 """
@@ -18,6 +19,7 @@ from torch import nn
 from gera_lightning import tuning
 from gera_lightning.aligners.base import ClosedForm, Maps, Setting
 from gera_lightning.aligners.space import SharedSpace
+from gera_lightning.geometry.alignment import kernel_alignment
 from gera_lightning.parts import build
 from gera_lightning.task import Task
 
@@ -80,7 +82,7 @@ class FilterChoice:
 
     Attributes:
         numbers: the chosen one's number, by modality.
-        tried: combinations that were compared; 0 where there was but one.
+        tried: combinations that were compared, by agreement or by rank; 0 where there was but one.
         chosen: the numbers of the modalities that had a choice, for the result row.
         scores: held-out pairs' scores `[1, n]` of the chosen combination under the method's first setting; None where it was not tried.
     """
@@ -98,21 +100,31 @@ class FilterChoice:
 def choose_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> FilterChoice:
     """The filters under which a closed form's first setting scores best on folds of these pairs.
 
-    Each modality takes its own: its choices are compared with the other's first.
+    Each modality takes its own: its choices are compared with the other's first, by two kinds of evidence. A choice under which the pairs'
+    similarities agree less across the modalities than under the first (`alignment.kernel_alignment`) is out; of the others, held-out
+    pairs' ranks decide. Ranks alone are few and noisy, agreement alone is blind to what tells near neighbours apart.
     """
     trials = [{"a": 0, "b": 0}]
     for side in "ab":
         trials += [{**trials[0], side: number} for number in range(1, len(task.choices(side)))]
     if len(trials) == 1:
         return FilterChoice(trials[0], 0, {}, None)
+    agreement = [_agreement(task, trial, positions) for trial in trials]
+    likely = [trials[0], *(trial for trial, found in zip(trials[1:], agreement[1:], strict=True) if found > agreement[0])]
     first = method.settings(1, len(positions))
-    scores = [fold_scores(task, method, first, positions, trial) for trial in trials]
+    scores = [fold_scores(task, method, first, positions, trial) for trial in likely]
     best = {}
     for side, other in ("ab", "ba"):
-        mine = [number for number, trial in enumerate(trials) if trial[other] == 0]
-        best[side] = trials[mine[tuning.choose(np.concatenate([scores[number] for number in mine]))]][side]
+        mine = [number for number, trial in enumerate(likely) if trial[other] == 0]
+        best[side] = likely[mine[tuning.choose(np.concatenate([scores[number] for number in mine]))]][side]
     chosen = {f"filter_{side}": float(best[side]) for side in "ab" if len(task.choices(side)) > 1}
-    return FilterChoice(best, len(trials), chosen, scores[trials.index(best)] if best in trials else None)
+    return FilterChoice(best, len(trials), chosen, scores[likely.index(best)] if best in likely else None)
+
+
+def _agreement(task: Task, numbers: Mapping[str, int], positions: np.ndarray) -> float:
+    """How far the modalities agree on which pairs are alike, behind these filters."""
+    a, b = (task.filtered(side, numbers[side]).modality.pairs[positions] for side in "ab")
+    return kernel_alignment(a, b)
 
 
 def cross_validated(
