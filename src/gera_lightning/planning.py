@@ -13,6 +13,7 @@ from gera_lightning.assembly import check, reads_unpaired
 from gera_lightning.config import Config, Experiment
 from gera_lightning.data import splits
 from gera_lightning.errors import UserError
+from gera_lightning.report.kept import kept_path, kept_rows
 from gera_lightning.results import finished_rows
 from gera_lightning.run import Run, Stores
 
@@ -105,14 +106,18 @@ def to_do(experiment: Experiment, runs: Sequence[Run]) -> list[int]:
 def describe(experiment: Experiment, runs: Sequence[Run]) -> str:
     """How many of these runs are to do, and about how long they take on the sweep's workers, in a line.
 
-    A run is expected to take as long as the finished runs of its method at the nearest budget took.
+    A run is expected to take as long as the finished runs of its method at the nearest budget took, or, where there are none here, as those
+    of the experiment's kept results, on whatever machine that was.
     """
     waiting = [runs[number] for number in to_do(experiment, runs)]
     text = f"{len(waiting)} of {len(runs)} runs are to do"
     if not waiting:
         return text
-    finished = pd.DataFrame(finished_rows(Path(experiment.common.runs_dir) / experiment.name))
-    expected = expected_seconds(waiting, finished.reindex(columns=["method", "budget", "seconds"]).dropna())
+    here, kept = (
+        pd.DataFrame(rows).reindex(columns=["method", "budget", "seconds"]).dropna()
+        for rows in (finished_rows(Path(experiment.common.runs_dir) / experiment.name), kept_rows(kept_path(experiment.name)))
+    )
+    expected = expected_seconds(waiting, pd.concat([here, kept[~kept["method"].isin(here["method"])]]))
     unknown = sum(math.isnan(seconds) for seconds in expected)
     if unknown == len(waiting):
         return f"{text}; how long they take is unknown until the first are in"

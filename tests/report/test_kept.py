@@ -12,7 +12,7 @@ import yaml
 
 from gera_lightning.comparisons import load_hits
 from gera_lightning.errors import UserError
-from gera_lightning.report.kept import pack, unpack
+from gera_lightning.report.kept import kept_rows, pack, unpack
 from gera_lightning.report.sources import load_sweep
 
 ROWS = {"ab": ["007", "007", "NA", "é,\n|"], "ba": ["007", "NA", "é,\n|"]}
@@ -111,6 +111,23 @@ def test_runs_of_other_questions_or_without_ranks_cannot_be_kept(folder, tmp_pat
     with pytest.raises(UserError, match="overwrite=true"):
         pack(load_sweep(folder), tmp_path / "kept.zip")
     assert not (tmp_path / "kept.zip").exists()
+
+
+def test_rows_are_read_by_themselves_and_damage_is_no_rows(folder, tmp_path):
+    path = tmp_path / "kept.zip"
+    pack(load_sweep(folder), path)
+    rows = kept_rows(path)
+    assert sorted((row["method"], row["budget"], row["seed"]) for row in rows) == [
+        ("k", 10, 0),
+        ("k", 10, 1),
+        ("k", 20, 0),
+        ("m", 10, 0),
+        ("m", 10, 1),
+    ]
+    assert {row["seconds"] for row in rows} == {1.25}
+    path.write_bytes(path.read_bytes()[:300])
+    assert kept_rows(path) == []
+    assert kept_rows(tmp_path / "nowhere.zip") == []
 
 
 # ---- damage ----

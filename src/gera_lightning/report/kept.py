@@ -109,6 +109,15 @@ def unpack(path: Path, folder: Path) -> None:
         raise UserError(f"{path}: damaged, or no kept results ({error}): take it from the repository again") from error
 
 
+def kept_rows(path: Path) -> list[dict[str, object]]:
+    """Result rows of kept results; none where there is no such file, or one that cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return [json.loads(run["files"]["metrics.json"]) for run in json.loads(file.read("runs.json"))]
+    except (OSError, zipfile.BadZipFile, lzma.LZMAError, EOFError, ValueError, KeyError, TypeError):
+        return []
+
+
 def lay_over(runs: Path, folder: Path) -> None:
     """Add the finished runs of an experiment's folder `runs` to runs that `unpack` laid out in `folder`; the same run's is replaced."""
     for record in finished_records(runs):
