@@ -219,8 +219,10 @@ def _check_reserve(budget: int, reserve: int, matched: int) -> None:
 def _rows_by_item(rows: pd.DataFrame, train: np.ndarray, seed: int, salt: int) -> dict[str, np.ndarray]:
     """Row numbers of each train item, in an order drawn from the seed."""
     shuffled = np.random.default_rng([seed, salt]).permutation(train)
-    numbers = pd.Series(shuffled, index=rows["item"].to_numpy(dtype=str)[shuffled])
-    return {str(item): group.to_numpy() for item, group in numbers.groupby(level=0)}
+    items = rows["item"].to_numpy(dtype=str)[shuffled]
+    order = np.argsort(items, kind="stable")  # an item's rows stay in the drawn order
+    names, starts = np.unique(items[order], return_index=True)
+    return dict(zip(names.tolist(), np.split(shuffled[order], starts[1:]), strict=True))
 
 
 def _pool(by_item: dict[str, np.ndarray], outside: np.ndarray, matched: np.ndarray, size: int | None, seed: int, salt: int) -> np.ndarray:
