@@ -62,7 +62,7 @@ def test_a_collapsed_map_ranks_as_chance_does():
     z, item = torch.ones(n, 3), torch.arange(n)
     ranks = metrics.best_positive_ranks(z, z, item, item)
     assert ranks.tolist() == [(n + 1) / 2] * n  # the mean rank of a random order
-    found = metrics.retrieval(z, z, item, item)
+    found = metrics.retrieval(metrics.rank_positives(z, z, item, item), item, item)
     assert found["r@1"] == found["r@10"] == 0.0
     assert found["median_rank"] == 51.0
     assert metrics.foscttm(z, z, item, item) == pytest.approx(0.5)
@@ -111,7 +111,7 @@ def test_measures_in_parts_equal_those_at_once_and_skip_queries_without_a_positi
 
 def test_retrieval_joins_ranks_and_chance():
     case = CASES["some without"]
-    found, ranks = metrics.retrieval(*case, chunk=5), slow_ranks(*case)
+    found, ranks = metrics.retrieval(metrics.rank_positives(*case, chunk=5), *case[2:]), slow_ranks(*case)
     ranks = ranks[~np.isnan(ranks)]
     assert 0 < len(ranks) < 12
     for k in (1, 5, 10):
@@ -264,8 +264,10 @@ def slow_map(z_q, z_g, item_q, item_g):
 @pytest.mark.parametrize("chunk", [4, 100])
 @pytest.mark.parametrize("case", ["one positive", "several positives", "some without"])
 def test_average_precision_equals_slow_loops(case, chunk):
-    assert metrics.mean_average_precision(*CASES[case], chunk=chunk) == pytest.approx(slow_map(*CASES[case]), abs=1e-12)
-    assert metrics.retrieval(*CASES[case])["map"] == pytest.approx(slow_map(*CASES[case]))
+    assert metrics.mean_average_precision(metrics.rank_positives(*CASES[case], chunk=chunk)) == pytest.approx(
+        slow_map(*CASES[case]), abs=1e-12
+    )
+    assert metrics.retrieval(metrics.rank_positives(*CASES[case]), *CASES[case][2:])["map"] == pytest.approx(slow_map(*CASES[case]))
 
 
 def test_average_precision_equals_scikit_learns():
@@ -274,29 +276,47 @@ def test_average_precision_equals_scikit_learns():
     z_q, z_g, item_q, item_g = rows(40), rows(50, seed=1), items(40, 7), items(50, 7, 1)
     scores = (z_q @ z_g.T).numpy()
     theirs = [average_precision_score((item_g == item).numpy(), row) for item, row in zip(item_q, scores, strict=True)]
-    assert metrics.mean_average_precision(z_q, z_g, item_q, item_g) == pytest.approx(np.mean(theirs))
+    assert metrics.mean_average_precision(metrics.rank_positives(z_q, z_g, item_q, item_g)) == pytest.approx(np.mean(theirs))
 
 
 @pytest.mark.parametrize("case", ["one positive", "collapsed"])
 def test_average_precision_of_one_positive_is_the_reciprocal_rank(case):
     ranks = slow_ranks(*CASES[case])
-    assert metrics.mean_average_precision(*CASES[case]) == pytest.approx(np.nanmean(1 / ranks))
+    assert metrics.mean_average_precision(metrics.rank_positives(*CASES[case])) == pytest.approx(np.nanmean(1 / ranks))
 
 
 @pytest.mark.parametrize("chunk", [3, 100])
 def test_ranks_of_all_positives_equal_slow_loops(chunk):
     z_q, z_g, item_q, item_g = CASES["ties"]
-    slow, fast = [], []
+    slow = []
     for i, item in enumerate(item_q.tolist()):
         scores = (z_g @ z_q[i]).tolist()
         own = [scores[j] for j in range(len(z_g)) if item_g[j] == item]
         for s in own:
             # ties at the mean rank
             slow.append((i, *(np.mean([1 + sum(t > s for t in among), sum(t >= s for t in among)]) for among in (scores, own))))
-    for query, rank, among in metrics.positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk):
-        fast += zip(query.tolist(), rank.tolist(), among.tolist(), strict=True)
+    found = metrics.rank_positives(z_q, z_g, item_q, item_g, chunk=chunk)
+    fast = list(zip(found.query.tolist(), found.rank.tolist(), found.among.tolist(), strict=True))
     assert len(slow) > len(set(slow))  # there are ties
     assert sorted(fast) == sorted(slow)
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+@pytest.mark.parametrize("case", CASES)
+def test_the_best_of_all_positives_is_ranked_among_the_negatives(case, chunk):
+    np.testing.assert_array_equal(metrics.rank_positives(*CASES[case], chunk=chunk).best, slow_ranks(*CASES[case]))
+
+
+def test_a_ranking_of_some_queries_is_that_of_these_queries_alone():
+    z_q, z_g, item_q, item_g = CASES["some without"]
+    asked = torch.arange(12) % 3 > 0
+    found, alone = (
+        metrics.rank_positives(z_q, z_g, item_q, item_g).of(asked),
+        metrics.rank_positives(z_q[asked], z_g, item_q[asked], item_g),
+    )
+    for name in ("best", "query", "rank", "among"):
+        torch.testing.assert_close(getattr(found, name), getattr(alone, name), equal_nan=True, rtol=0, atol=0)
+    assert found.size == alone.size == 6
 
 
 # ---- same-modality retrieval ----

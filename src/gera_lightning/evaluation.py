@@ -14,6 +14,7 @@ from gera_lightning.config import EvaluationConfig
 from gera_lightning.data.splits import ItemSplit
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.metrics import (
+    Ranking,
     best_positive_ranks,
     chance,
     foscttm_one_way,
@@ -21,6 +22,7 @@ from gera_lightning.metrics import (
     hubness,
     knn_overlap,
     label_precision,
+    rank_positives,
     retrieval,
     trustworthiness,
 )
@@ -87,19 +89,20 @@ def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfi
     for direction, (z_q, z_g, item_q, item_g, query, gallery) in sides.items():
         with torch.inference_mode():
             z_q, z_g = aligner.space.queries(z_q).cpu(), aligner.space.gallery(direction[1], z_g).cpu()
-        out |= {f"{direction}/{name}": value for name, value in retrieval(z_q, z_g, item_q, item_g, chunk=chunk).items()}
+        ranking = rank_positives(z_q, z_g, item_q, item_g, chunk=chunk)
+        out |= {f"{direction}/{name}": value for name, value in retrieval(ranking, item_q, item_g).items()}
         out[f"{direction}/hubness"] = hubness(z_q, z_g)
         if query.unseen.any():
             asked = torch.from_numpy(query.unseen)
-            found = retrieval(z_q[asked], z_g, item_q[asked], item_g, chunk=chunk)
+            found = retrieval(ranking.of(asked), item_q[asked], item_g)
             out |= {f"{direction}/unseen/{name}": value for name, value in found.items()}
         if gallery.unseen.any():
             kept = torch.from_numpy(gallery.unseen)
-            found = retrieval(z_q, z_g[kept], item_q, item_g[kept], chunk=chunk)
+            found = retrieval(rank_positives(z_q, z_g[kept], item_q, item_g[kept], chunk=chunk), item_q, item_g[kept])
             out |= {f"{direction}/unseen/{name}": value for name, value in found.items()}
         out |= {f"{direction}/{name}": value for name, value in zero_shot(z_q, z_g, query.rows, gallery.rows, chunk=chunk).items()}
-        ways.append(foscttm_one_way(z_q, z_g, item_q, item_g, chunk=chunk))
-        tables.append(_rank_table(direction, z_q, z_g, item_q, item_g, query.rows, chunk))
+        ways.append(foscttm_one_way(ranking))
+        tables.append(_rank_table(direction, ranking, item_q, item_g, query.rows))
     out["foscttm"] = float(np.mean(ways))
     for side, z, held, item in (("a", z_a, a, item_a), ("b", z_b, b, item_b)):
         frozen = aligner.preprocess[side].cpu()(held.x)
@@ -151,14 +154,14 @@ def zero_shot(z_q: Tensor, z_g: Tensor, queries: pd.DataFrame, gallery: pd.DataF
     return {"zero_shot": float((found <= 1).double().mean()), "zero_shot_chance": chance(label_q.numpy(), label_g.numpy(), 1)}
 
 
-def _rank_table(direction: str, z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, rows: pd.DataFrame, chunk: int) -> pd.DataFrame:
+def _rank_table(direction: str, ranking: Ranking, item_q: Tensor, item_g: Tensor, rows: pd.DataFrame) -> pd.DataFrame:
     counts = torch.bincount(item_g, minlength=int(max(item_q.max(), item_g.max())) + 1)
     table = pd.DataFrame(
         {
             "direction": direction,
             "row": rows["row"],
             "item": rows["item"],
-            "rank": best_positive_ranks(z_q, z_g, item_q, item_g, chunk=chunk).numpy(),
+            "rank": ranking.best.numpy(),
             "positives": counts[item_q].numpy(),
             "family": rows["family"],
         }
