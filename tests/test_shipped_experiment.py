@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+from gera_lightning import config
+
 
 def test_the_shipped_experiment_trains_reports_and_is_not_run_twice(tmp_path, repository):
     words = [
@@ -33,3 +35,13 @@ def test_the_shipped_experiment_trains_reports_and_is_not_run_twice(tmp_path, re
     assert again.returncode == 0
     assert "2 of 2 runs are finished already" in again.stdout
     assert (folder / "results.jsonl").read_text().splitlines() == [json.dumps(row) for row in rows]
+
+
+def test_every_shipped_variant_differs_from_what_it_is_of(repository):
+    seen = 0
+    for path in sorted((repository / "experiments").glob("*.yaml")):
+        loaded = config.load(str(path))
+        for name, variant in loaded.common.variants.items():
+            assert config.identity(loaded.methods[name]) != config.identity(loaded.methods[variant["of"]]), name
+            seen += 1
+    assert seen > 10
