@@ -45,8 +45,7 @@ def make_digits() -> dict[str, object]:
     items = [f"digit{number:04d}" for number in range(len(digits.target))]
     for name, pixels in (("left", digits.images[:, :, :4]), ("right", digits.images[:, :, 4:])):
         rows = pd.DataFrame({"row": [f"{item}-{name}" for item in items], "item": items, "label": digits.target.astype(str)})
-        x = pixels.reshape(len(items), -1).astype(np.float32)
-        _store(name, x, rows, "pixels", "sklearn digits")
+        _store(name, pixels.reshape(len(items), -1).astype(np.float32), rows, "pixels", "sklearn digits")
     return {"data": {"a": str(FOLDER / "left"), "b": str(FOLDER / "right")}, "budgets": [25, 50, 100, 200, 400]}
 
 
@@ -79,7 +78,8 @@ def main(names: list[str]) -> None:
         path = FOLDER / f"{name}.yaml"
         common = {"trainer": {"max_steps": 100}, "batch": {"anchors": 32}, "tuning": {"used_folds": 2}}
         path.write_text(yaml.safe_dump({**common, **MAKERS[name](), "sweep": {"methods": METHODS}}))
-        run_sweep(config.load(str(path), ["sweep.workers=2"], sweep=True), [str(path), "sweep.workers=2"], Console())
+        words = ["sweep.workers=2"]
+        run_sweep(config.load(str(path), words, sweep=True), [str(path), *words], Console())
         page = write_report(str(path))
         print((page.parent / "headline.md").read_text())
         print(pd.read_csv(page.parent / "differences.csv").to_string())

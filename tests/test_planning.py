@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gera_lightning import planning
 from gera_lightning.config import Experiment, load
 from gera_lightning.errors import UserError
 from gera_lightning.planning import describe, expected_seconds, plan
@@ -211,12 +210,11 @@ def test_the_time_of_what_is_to_do_is_said_where_it_is_known(experiment):
     assert describe(loaded, runs) == "0 of 8 runs are to do"
 
 
-def test_before_the_first_run_the_kept_results_say_how_long_it_takes(experiment, monkeypatch):
+def test_before_the_first_run_those_elsewhere_say_how_long_it_takes(experiment):
     loaded = experiment()
     runs = plan(loaded)
     rows = [{"method": method, "budget": budget, "seconds": 60.0} for method in ("twin", "ridge") for budget in (10, 20)]
-    monkeypatch.setattr(planning, "kept_rows", lambda path: rows if path.name == f"{loaded.name}.zip" else [])
-    assert describe(loaded, runs) == "8 of 8 runs are to do; about 8 min"
+    assert describe(loaded, runs, rows) == "8 of 8 runs are to do; about 8 min"
     finish(runs[0], 600.0)  # what ran here counts more
     assert runs[0].method == "twin"
-    assert describe(loaded, runs) == "7 of 8 runs are to do; about 34 min"
+    assert describe(loaded, runs, rows) == "7 of 8 runs are to do; about 34 min"

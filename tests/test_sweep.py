@@ -251,6 +251,15 @@ def test_a_dry_run_lists_what_would_run_and_runs_nothing(experiment, tmp_path, c
     assert not any(run.folder.exists() for run in plan(loaded))
 
 
+def test_before_the_first_run_its_kept_results_say_how_long_a_sweep_takes(experiment, tmp_path, monkeypatch, capsys):
+    experiment()
+    loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__dry_run=True)
+    rows = [{"method": "ridge", "budget": 10, "seconds": 60.0}]
+    monkeypatch.setattr(sweep, "kept_rows", lambda path: rows if path.name == f"{loaded.name}.zip" else [])
+    sweep.run_sweep(loaded, ["small"])
+    assert "2 of 2 runs are to do; about 2 min" in capsys.readouterr().out
+
+
 def test_a_run_that_fails_is_named_and_stops_no_other(experiment, monkeypatch):
     honest = sweep.execute
 

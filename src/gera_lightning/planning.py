@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +13,6 @@ from gera_lightning.assembly import check, reads_unpaired
 from gera_lightning.config import Config, Experiment
 from gera_lightning.data import splits
 from gera_lightning.errors import UserError
-from gera_lightning.report.kept import kept_path, kept_rows
 from gera_lightning.results import finished_rows
 from gera_lightning.run import Run, Stores
 
@@ -103,21 +102,25 @@ def to_do(experiment: Experiment, runs: Sequence[Run]) -> list[int]:
     return [number for number, run in enumerate(runs) if experiment.common.overwrite or not run.finished]
 
 
-def describe(experiment: Experiment, runs: Sequence[Run]) -> str:
+def describe(experiment: Experiment, runs: Sequence[Run], elsewhere: Sequence[Mapping[str, object]] = ()) -> str:
     """How many of these runs are to do, and about how long they take on the sweep's workers, in a line.
 
     A run is expected to take as long as the finished runs of its method at the nearest budget took, or, where there are none here, as those
-    of the experiment's kept results, on whatever machine that was.
+    of `elsewhere`, on whatever machine that was.
+
+    Args:
+        experiment, runs: what is swept.
+        elsewhere: result rows of runs that do not lie here, such as kept ones.
     """
     waiting = [runs[number] for number in to_do(experiment, runs)]
     text = f"{len(waiting)} of {len(runs)} runs are to do"
     if not waiting:
         return text
-    here, kept = (
+    here, there = (
         pd.DataFrame(rows).reindex(columns=["method", "budget", "seconds"]).dropna()
-        for rows in (finished_rows(Path(experiment.common.runs_dir) / experiment.name), kept_rows(kept_path(experiment.name)))
+        for rows in (finished_rows(Path(experiment.common.runs_dir) / experiment.name), elsewhere)
     )
-    expected = expected_seconds(waiting, pd.concat([here, kept[~kept["method"].isin(here["method"])]]))
+    expected = expected_seconds(waiting, pd.concat([here, there[~there["method"].isin(here["method"])]]))
     unknown = sum(math.isnan(seconds) for seconds in expected)
     if unknown == len(waiting):
         return f"{text}; how long they take is unknown until the first are in"

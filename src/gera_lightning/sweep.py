@@ -23,6 +23,7 @@ from gera_lightning.display import Display
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
 from gera_lightning.planning import describe, plan, to_do
+from gera_lightning.report.kept import kept_path, kept_rows
 from gera_lightning.results import collect
 from gera_lightning.run import ERROR, Run, execute
 
@@ -145,13 +146,14 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
         )
     runs = plan(experiment)
     mine = runs[settings.part]
+    told = describe(experiment, mine, kept_rows(kept_path(experiment.name)))
     if settings.dry_run:
         for run in (mine[number] for number in to_do(experiment, mine)):
             print(f"{run.method} b{run.budget} s{run.seed}  {run.folder}")
-        print(describe(experiment, mine))
+        print(told)
         return None
     if console is not None:
-        console.print(describe(experiment, mine), highlight=False)
+        console.print(told, highlight=False)
     if settings.submit:
         folder = Path(experiment.common.runs_dir) / experiment.name / "jobs"
         commands = [[*_shard_command(words, shard), "sweep.submit=''"] for shard in settings.parted(settings.jobs)]

@@ -29,6 +29,8 @@ from gera_lightning.results import finished_records
 
 FOLDER = Path("docs") / "results"
 FILES = ("metrics.json", "config.yaml", "tuning.json")
+DAMAGE = (zipfile.BadZipFile, lzma.LZMAError, EOFError, ValueError, KeyError, TypeError)
+"""What reading a damaged file raises."""
 
 
 def kept_path(name: str) -> Path:
@@ -105,7 +107,7 @@ def unpack(path: Path, folder: Path) -> None:
             raise ValueError(f"{ranks.shape} ranks of {len(runs)} runs and {len(queries)} questions")
         for run, doubled in zip(runs, ranks, strict=True):
             _lay_out(folder / _inside(run["folder"]), run, queries, doubled)
-    except (zipfile.BadZipFile, lzma.LZMAError, EOFError, ValueError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: damaged, or no kept results ({error}): take it from the repository again") from error
 
 
@@ -114,7 +116,7 @@ def kept_rows(path: Path) -> list[dict[str, object]]:
     try:
         with zipfile.ZipFile(path) as file:
             return [json.loads(run["files"]["metrics.json"]) for run in json.loads(file.read("runs.json"))]
-    except (OSError, zipfile.BadZipFile, lzma.LZMAError, EOFError, ValueError, KeyError, TypeError):
+    except (OSError, *DAMAGE):
         return []
 
 
