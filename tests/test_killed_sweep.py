@@ -81,6 +81,17 @@ def test_after_sigkill_the_same_command_finishes_what_was_left_and_that_alone(pr
     assert set(left) <= {".results.lock"}
 
 
+def test_what_a_killed_process_was_writing_is_not_left_in_the_finished_run(project):
+    [run] = plan(load("tiny", {"methods": ["ridge"], "budgets": [10]}))
+    half_written = [run.partial_folder / ".config.yaml.1.tmp", run.partial_folder / "checkpoints" / ".last.ckpt.1.tmp"]
+    for path in half_written:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    execute(run)
+    assert run.finished
+    assert not list(run.folder.rglob("*.tmp"))
+
+
 def test_a_run_that_another_process_is_at_is_waited_for_and_not_done_twice(project, monkeypatch):
     [run] = plan(load("tiny", {"methods": ["ridge"], "budgets": [10]}))
     first = execute(run)

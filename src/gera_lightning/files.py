@@ -24,3 +24,9 @@ def replace_atomically(path: Path, data: bytes) -> None:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove what `replace_atomically` of processes that were killed left under a folder, in which nobody may be writing."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)

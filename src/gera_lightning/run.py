@@ -27,7 +27,7 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.errors import UserError
 from gera_lightning.evaluation import HeldOutItems, evaluate
-from gera_lightning.files import replace_atomically
+from gera_lightning.files import remove_scratch, replace_atomically
 from gera_lightning.fit import Fitted
 from gera_lightning.parts import build, check_part
 from gera_lightning.task import Progress, Task
@@ -150,6 +150,7 @@ def _execute(run: Run, progress: Progress, first: bool) -> dict[str, Any]:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)  # of an attempt before
+        remove_scratch(folder)  # likewise, where it was killed while it wrote
         record = {"experiment": run.experiment, "method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
         replace_atomically(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False).encode())
     distributed.barrier()
