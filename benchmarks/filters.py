@@ -24,7 +24,7 @@ from gera_lightning.data import splits
 from gera_lightning.data.rows import TrainingRows, load_rows
 from gera_lightning.evaluation import HeldOutItems
 from gera_lightning.geometry.diffusion import GraphDiffusion
-from gera_lightning.metrics import best_positive_ranks
+from gera_lightning.metrics import rank_positives
 from gera_lightning.run import Stores
 
 SPLITS, SHARE = 10, 0.2
@@ -65,8 +65,8 @@ def recall(rows: TrainingRows, held_out: HeldOutItems, filters: tuple[list[Filte
     space.correction = Csls(weight=0.5, pool_a=space.embed("a", pool_a), pool_b=space.embed("b", pool_b))
     z_a = space.embed("a", first_a(rows.a.preprocess(held_out.a.x)))
     z_b = space.embed("b", first_b(rows.b.preprocess(held_out.b.x)))
-    there = best_positive_ranks(space.queries(z_a), space.gallery("b", z_b), held_out.item_a, held_out.item_b)
-    back = best_positive_ranks(space.queries(z_b), space.gallery("a", z_a), held_out.item_b, held_out.item_a)
+    there = rank_positives(space.queries(z_a), space.gallery("b", z_b), held_out.item_a, held_out.item_b).best
+    back = rank_positives(space.queries(z_b), space.gallery("a", z_a), held_out.item_b, held_out.item_a).best
     return float(((there <= 10).float().mean() + (back <= 10).float().mean()) / 2)
 
 

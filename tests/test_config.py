@@ -257,6 +257,7 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
         ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0", "at least 1"]),
         ("trainer.checkpoint_every_n_steps=0", ["trainer.checkpoint_every_n_steps=0", "at least 1"]),
         ("trainer.devices=0", ["trainer.devices=0", "at least 1", "-1"]),
+        ("trainer.precision=bf16-true", ["trainer.precision='bf16-true'", "did you mean 'bf16-mixed'"]),
         ("overwrite=perhaps", ["overwrite=perhaps", "bool"]),
         ("runs_dir=${nothing}", ["runs_dir", "nothing"]),
         ("head=Linear", ["head='Linear'", "head.class=..."]),

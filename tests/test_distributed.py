@@ -332,3 +332,20 @@ def test_cores_are_those_of_the_job_not_of_the_machine(monkeypatch):
     assert distributed.cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert distributed.cores() == 64
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, ["0", "1", "2"]), ("4, 6,7", ["4", "6", "7"]), ("MIG-a,MIG-b,MIG-c", ["MIG-a", "MIG-b", "MIG-c"])]
+)
+def test_gpus_are_named_as_the_environment_names_them(monkeypatch, visible, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert distributed.gpus() == expected
+
+
+def test_without_a_gpu_there_is_none_to_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert distributed.gpus() == []

@@ -25,8 +25,13 @@ CASES = {
     "several positives": (rows(12), rows(15, seed=1), items(12, 5), items(15, 5, 1)),
     "some without": (rows(12), rows(6, seed=1), items(12, 9), items(6, 9, 1)),
     "ties": (tied(20), tied(25, seed=1), items(20, 6), items(25, 6, 1)),
+    "many positives": (tied(30), tied(40, seed=1), items(30, 2), items(40, 2, 1)),
     "collapsed": (torch.ones(7, 2), torch.ones(11, 2), torch.arange(7), torch.arange(11)),
 }
+
+
+def best_ranks(*case, **settings):
+    return metrics.rank_positives(*case, **settings).best
 
 
 def slow_ranks(z_q, z_g, item_q, item_g):
@@ -46,21 +51,19 @@ def slow_ranks(z_q, z_g, item_q, item_g):
 
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_equal_slow_loops(case):
-    np.testing.assert_array_equal(metrics.best_positive_ranks(*CASES[case]), slow_ranks(*CASES[case]))
+    np.testing.assert_array_equal(best_ranks(*CASES[case]), slow_ranks(*CASES[case]))
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 7, 100])
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_in_parts_equal_ranks_at_once(case, chunk):
-    torch.testing.assert_close(
-        metrics.best_positive_ranks(*CASES[case], chunk=chunk), metrics.best_positive_ranks(*CASES[case]), equal_nan=True, rtol=0, atol=0
-    )
+    torch.testing.assert_close(best_ranks(*CASES[case], chunk=chunk), best_ranks(*CASES[case]), equal_nan=True, rtol=0, atol=0)
 
 
 def test_a_collapsed_map_ranks_as_chance_does():
     n = 101
     z, item = torch.ones(n, 3), torch.arange(n)
-    ranks = metrics.best_positive_ranks(z, z, item, item)
+    ranks = best_ranks(z, z, item, item)
     assert ranks.tolist() == [(n + 1) / 2] * n  # the mean rank of a random order
     found = metrics.retrieval(metrics.rank_positives(z, z, item, item), item, item)
     assert found["r@1"] == found["r@10"] == 0.0
@@ -71,15 +74,32 @@ def test_a_collapsed_map_ranks_as_chance_does():
 def test_ranks_do_not_see_the_order_of_rows():
     z_q, z_g, item_q, item_g = CASES["ties"]
     order = torch.randperm(len(z_g), generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(
-        metrics.best_positive_ranks(z_q, z_g[order], item_q, item_g[order]), metrics.best_positive_ranks(z_q, z_g, item_q, item_g)
-    )
-    ranks = metrics.best_positive_ranks(z_q, z_g, item_q, item_g)
-    torch.testing.assert_close(metrics.best_positive_ranks(z_q.flip(0), z_g, item_q.flip(0), item_g), ranks.flip(0))
+    torch.testing.assert_close(best_ranks(z_q, z_g[order], item_q, item_g[order]), best_ranks(z_q, z_g, item_q, item_g))
+    ranks = best_ranks(z_q, z_g, item_q, item_g)
+    torch.testing.assert_close(best_ranks(z_q.flip(0), z_g, item_q.flip(0), item_g), ranks.flip(0))
+
+
+def test_a_large_gallery_is_scored_in_parts(monkeypatch):
+    monkeypatch.setattr(metrics, "CELLS", 50)  # two queries of 25 gallery rows
+    case = CASES["ties"]
+    np.testing.assert_array_equal(best_ranks(*case), slow_ranks(*case))
+
+
+@pytest.mark.parametrize("case", ["one positive", "several positives", "many positives"])
+def test_rows_that_are_no_numbers_rank_behind_all_others_and_a_diverged_map_as_chance_does(case):
+    z_q, z_g, item_q, item_g = (part.clone() for part in CASES[case])
+    z_g[0] = torch.nan
+    lowest = z_g.clone()
+    lowest[0] = 0
+    z_low, g_low = torch.cat([z_q, torch.ones(len(z_q), 1)], 1), torch.cat([lowest, torch.zeros(len(z_g), 1)], 1)
+    g_low[0, -1] = -1e6
+    np.testing.assert_array_equal(best_ranks(z_q, z_g, item_q, item_g), slow_ranks(z_low, g_low, item_q, item_g))
+    diverged = best_ranks(z_q * torch.nan, z_g * torch.nan, item_q, item_g)
+    np.testing.assert_array_equal(diverged, slow_ranks(z_q * 0, lowest * 0, item_q, item_g))
 
 
 def test_no_queries_have_no_ranks():
-    assert metrics.best_positive_ranks(torch.zeros(0, 2), torch.zeros(3, 2), torch.zeros(0).long(), torch.arange(3)).shape == (0,)
+    assert best_ranks(torch.zeros(0, 2), torch.zeros(3, 2), torch.zeros(0).long(), torch.arange(3)).shape == (0,)
 
 
 # ---- measures from ranks ----
@@ -286,8 +306,9 @@ def test_average_precision_of_one_positive_is_the_reciprocal_rank(case):
 
 
 @pytest.mark.parametrize("chunk", [3, 100])
-def test_ranks_of_all_positives_equal_slow_loops(chunk):
-    z_q, z_g, item_q, item_g = CASES["ties"]
+@pytest.mark.parametrize("case", ["ties", "many positives"])
+def test_ranks_of_all_positives_equal_slow_loops(case, chunk):
+    z_q, z_g, item_q, item_g = CASES[case]
     slow = []
     for i, item in enumerate(item_q.tolist()):
         scores = (z_g @ z_q[i]).tolist()
@@ -299,12 +320,6 @@ def test_ranks_of_all_positives_equal_slow_loops(chunk):
     fast = list(zip(found.query.tolist(), found.rank.tolist(), found.among.tolist(), strict=True))
     assert len(slow) > len(set(slow))  # there are ties
     assert sorted(fast) == sorted(slow)
-
-
-@pytest.mark.parametrize("chunk", [4, 100])
-@pytest.mark.parametrize("case", CASES)
-def test_the_best_of_all_positives_is_ranked_among_the_negatives(case, chunk):
-    np.testing.assert_array_equal(metrics.rank_positives(*CASES[case], chunk=chunk).best, slow_ranks(*CASES[case]))
 
 
 def test_a_ranking_of_some_queries_is_that_of_these_queries_alone():

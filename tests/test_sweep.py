@@ -322,6 +322,18 @@ def test_worker_processes_share_a_sweep(experiment, tmp_path, monkeypatch):
     assert all(f"{m} b{b} s0" in screen.file.getvalue() for m in ("ridge", "procrustes") for b in (10, 20))
 
 
+@pytest.mark.parametrize(("gpus", "expected"), [([], [None] * 3), (["4", "7"], ["4", "7", "4"])])
+def test_each_worker_has_a_gpu_of_its_own_where_there_are_enough(experiment, tmp_path, monkeypatch, gpus, expected):
+    experiment()
+    monkeypatch.setattr(sweep.distributed, "gpus", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    note = "import os, sys; open(sys.argv[1], 'w').write(os.environ.get('CUDA_VISIBLE_DEVICES', 'none'))"
+    monkeypatch.setattr(sweep, "_shard_command", lambda words, shard: [sys.executable, "-c", note, str(tmp_path / f"worker{shard[0]}")])
+    with pytest.raises(UserError, match="some runs failed"):  # these workers run nothing
+        sweep.run_sweep(swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__workers=3), [])
+    assert [(tmp_path / f"worker{number}").read_text() for number in (1, 2, 3)] == [gpu or "none" for gpu in expected]
+
+
 def test_a_worker_that_failed_counts_though_results_of_before_are_there(experiment, executed, tmp_path, monkeypatch):
     experiment()
     loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__workers=2)

@@ -525,6 +525,18 @@ def test_values_of_the_grid_are_chosen_with_the_stopping_step(experiment, monkey
         assert len(curve["errors"]) == 3
 
 
+def test_a_learning_rate_under_which_training_diverges_is_not_chosen(experiment):
+    row = execute(only_run(experiment(methods=["twin"], **{**GRID, "tuning__grid": {"optimizer.lr": [1e30, 0.005]}})))
+    assert row["chosen"]["optimizer.lr"] == 0.005
+
+
+def test_a_run_whose_training_diverged_is_an_error_not_a_row(experiment):
+    run = only_run(experiment(methods=["twin"], optimizer__lr=1e30))
+    with pytest.raises(UserError, match=r"diverged in training: lower optimizer\.lr"):
+        execute(run)
+    assert not run.finished
+
+
 def test_a_run_with_a_grid_goes_on_from_its_kept_choice(experiment):
     run = only_run(experiment(methods=["twin"], **GRID))
     row = execute(run)
@@ -593,7 +605,7 @@ def test_every_part_is_built_once_before_anything_runs(experiment):
         ({"pair_loss__temperature": -1.0}, "pair_loss: temperature=-1.0"),
         ({"geometric_loss__kernel": "haet"}, "geometric_loss: kernel='haet'"),
         ({"optimizer__lr": -1.0}, "optimizer: "),
-        ({"trainer__precision": "7-true"}, "trainer: "),
+        ({"trainer__accelerator": "abacus"}, "trainer: "),
     ):
         with pytest.raises(UserError, match=words):
             sweep.plan(experiment(methods=["geometric"], **overrides))

@@ -6,11 +6,14 @@ Legend: `B` rows of the global batch, `w` processes; process r holds rows r::w, 
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+LONGEST_WAIT = timedelta(days=7)
 
 
 def launched() -> bool:
@@ -30,12 +33,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus() -> list[str]:
+    """GPUs that this process may use, each as `CUDA_VISIBLE_DEVICES` names it."""
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(number) for number in range(count)]
+
+
 def initialize() -> None:
-    """Join the process group when torchrun started us; nothing otherwise."""
+    """Join the process group when torchrun started us; nothing otherwise.
+
+    The others wait for the first process while it builds graphs, tunes and evaluates: no limit of minutes ends that.
+    """
     if launched() and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
 
 
 def broadcast_object(value: Any) -> Any:

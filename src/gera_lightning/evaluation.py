@@ -15,7 +15,6 @@ from gera_lightning.data.splits import ItemSplit
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.metrics import (
     Ranking,
-    best_positive_ranks,
     chance,
     foscttm_one_way,
     group_recall,
@@ -150,7 +149,7 @@ def zero_shot(z_q: Tensor, z_g: Tensor, queries: pd.DataFrame, gallery: pd.DataF
         return {}
     labels = pd.factorize(pd.concat([queries["label"][asked], gallery["label"][names]]))[0].astype(np.int64)
     label_q, label_g = torch.from_numpy(labels[: asked.sum()]), torch.from_numpy(labels[asked.sum() :])
-    found = best_positive_ranks(z_q[torch.from_numpy(asked)], z_g[torch.from_numpy(names)], label_q, label_g, chunk=chunk)
+    found = rank_positives(z_q[torch.from_numpy(asked)], z_g[torch.from_numpy(names)], label_q, label_g, chunk=chunk).best
     return {"zero_shot": float((found <= 1).double().mean()), "zero_shot_chance": chance(label_q.numpy(), label_g.numpy(), 1)}
 
 

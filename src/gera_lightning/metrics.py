@@ -19,32 +19,10 @@ from torchmetrics import Metric
 from gera_lightning.geometry.neighbors import search
 
 TOP = (1, 5, 10)
-
-
-def best_positive_ranks(z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, *, chunk: int = 4096) -> Tensor:
-    """Rank of each query's best positive among the gallery, `[n]` float64, best 1, ties at the mean rank.
-
-    `1 + #{negatives above s*} + #{negatives equal to s*} / 2`, `s*` the best positive's score: a collapsed space, all scores
-    equal, ranks in the middle. Queries without a positive get NaN.
-
-    Args:
-        z_q, z_g: rows whose dot product is the score `[n, D]`, `[N, D]`.
-        item_q, item_g: item numbers; equal numbers are positives.
-        chunk: queries scored at once; the result does not depend on it.
-    """
-    ranks = []
-    for start in range(0, len(z_q), chunk):
-        scores = z_q[start : start + chunk] @ z_g.T
-        positive = item_q[start : start + chunk].unsqueeze(1) == item_g.unsqueeze(0)
-        ranks.append(_best_ranks(scores, positive, ~positive))
-    return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.float64)
-
-
-def _best_ranks(scores: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """Rank of the best positive among the negatives, ties at the mean rank, NaN without a positive: `[n, N]` each `-> [n]` float64."""
-    best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
-    above, equal = _count((scores > best) & negative), _count((scores == best) & negative)
-    return (1 + above.double() + equal.double() / 2).masked_fill(~positive.any(1), torch.nan)
+FEW = 8
+"""Positives of a query up to which they are counted against one by one; sorting the row is faster above."""
+CELLS = 2**26
+"""Scores that are held at once at most: of a large gallery fewer queries are scored at a time."""
 
 
 def _count(found: Tensor) -> Tensor:
@@ -91,7 +69,8 @@ class Ranking:
     """Where the positives of some queries rank in a gallery: best 1, ties at the mean rank, float64.
 
     Attributes:
-        best: rank of each query's best positive among the negatives, as `best_positive_ranks`, `[n]`.
+        best: rank of each query's best positive among the negatives, `1 + #{negatives above it} + #{negatives equal to it} / 2`,
+            NaN for a query without a positive, `[n]`.
         query: number of the query of each (query, positive) pair `[P]`.
         rank: rank of its positive in the gallery `[P]`.
         among: rank of its positive among the query's positives `[P]`.
@@ -111,35 +90,44 @@ class Ranking:
 
 
 def rank_positives(z_q: Tensor, z_g: Tensor, item_q: Tensor, item_g: Tensor, *, chunk: int = 4096) -> Ranking:
-    """Rank all positives of each query.
+    """Rank all positives of each query; a collapsed space, all scores equal, ranks in the middle.
+
+    A score that is no number, of a row that a diverged map gave, is the lowest. Queries without a positive are not scored.
 
     Args:
         z_q, z_g: rows whose dot product is the score `[n, D]`, `[N, D]`.
         item_q, item_g: item numbers; equal numbers are positives.
-        chunk: queries scored at once.
+        chunk: queries scored at once at most; the result does not depend on it.
     """
-    best, rank, among = ([torch.empty(0, dtype=torch.float64)] for _ in range(3))
-    query = [torch.empty(0, dtype=torch.int64)]
-    for start in range(0, len(z_q), chunk):
-        scores = z_q[start : start + chunk] @ z_g.T
-        positive = item_q[start : start + chunk].unsqueeze(1) == item_g.unsqueeze(0)
-        count = positive.sum(1)
-        own = scores.masked_fill(~positive, -torch.inf).topk(max(1, int(count.max())), dim=1).values
+    best = torch.full((len(z_q),), torch.nan, dtype=torch.float64)
+    query, rank, among = [torch.empty(0, dtype=torch.int64)], [best[:0]], [best[:0]]
+    asked = torch.isin(item_q, item_g).nonzero()[:, 0]
+    for rows in asked.split(max(1, min(chunk, CELLS // max(len(z_g), 1)))) if len(asked) else ():
+        scores = z_q[rows] @ z_g.T
+        scores.nan_to_num_(nan=torch.finfo(scores.dtype).min)
+        positive = item_q[rows].unsqueeze(1) == item_g.unsqueeze(0)
+        count = _count(positive)
+        own = scores.masked_fill(~positive, -torch.inf).topk(int(count.max()), dim=1).values
         real = torch.arange(own.shape[1], device=own.device) < count.unsqueeze(1)
         in_all, in_own = _mean_ranks(scores, own), _mean_ranks(own, own)
         # no other positive stands above the best, but some may be level with it
-        best.append((in_all[:, 0] - in_own[:, 0] + 1).masked_fill(count == 0, torch.nan).cpu())
-        query.append(start + real.nonzero()[:, 0].cpu())
+        best[rows.cpu()] = (in_all[:, 0] - in_own[:, 0] + 1).cpu()
+        query.append(rows[real.nonzero()[:, 0]].cpu())
         rank.append(in_all[real].cpu())
         among.append(in_own[real].cpu())
-    return Ranking(torch.cat(best), torch.cat(query), torch.cat(rank), torch.cat(among), len(z_g))
+    return Ranking(best, torch.cat(query), torch.cat(rank), torch.cat(among), len(z_g))
 
 
 def _mean_ranks(scores: Tensor, values: Tensor) -> Tensor:
     """Ranks of `values [n, p]` in their rows of `scores [n, N]`, where they stand too: largest 1, ties at the mean rank, `[n, p]`."""
-    columns = values.split(1, dim=1)
-    above, equal = ([_count(compare(scores, value)) for value in columns] for compare in (torch.gt, torch.eq))
-    return torch.stack(above, dim=1).double() + (torch.stack(equal, dim=1).double() + 1) / 2
+    if values.shape[1] > FEW:
+        ordered = scores.sort(1).values
+        after, before = (torch.searchsorted(ordered, values, right=right) for right in (True, False))
+        above, equal = scores.shape[1] - after, after - before
+    else:
+        columns = values.split(1, dim=1)
+        above, equal = (torch.stack([_count(compare(scores, value)) for value in columns], dim=1) for compare in (torch.gt, torch.eq))
+    return above.double() + (equal.double() + 1) / 2
 
 
 def retrieval(ranking: Ranking, item_q: Tensor, item_g: Tensor) -> dict[str, float]:
@@ -235,6 +223,13 @@ def trustworthiness(x: Tensor, z: Tensor, k: int = 10, *, most: int = 2000) -> f
     return float(manifold.trustworthiness(x.cpu().numpy()[kept], z.cpu().numpy()[kept], n_neighbors=k)) if k > 0 else 1.0
 
 
+def _best_ranks(scores: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Rank of the best positive among the negatives, ties at the mean rank: `[n, N]` each `-> [n]` float64."""
+    best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+    above, equal = _count((scores > best) & negative), _count((scores == best) & negative)
+    return 1 + above.double() + equal.double() / 2
+
+
 def label_precision(z: Tensor, item: Tensor, label: Tensor, k: int = 10, *, chunk: int = 4096) -> float:
     """Share of each row's k nearest rows of other items that have its label; where scores tie at the k-th place, the expected share.
 
@@ -281,6 +276,5 @@ def group_recall(z: Tensor, item: Tensor, group: Tensor, top: int = 10, *, chunk
         own = slice(start, start + chunk)
         same = item[own].unsqueeze(1) == item.unsqueeze(0)
         positive = same & (group[own].unsqueeze(1) != group.unsqueeze(0)) & (group[own] >= 0).unsqueeze(1) & (group >= 0).unsqueeze(0)
-        ranks = _best_ranks(z[own] @ z.T, positive, ~same)
-        hits.append((ranks <= top)[positive.any(1)].cpu())
+        hits.append((_best_ranks(z[own] @ z.T, positive, ~same) <= top)[positive.any(1)].cpu())
     return float(torch.cat(hits).double().mean())

@@ -204,17 +204,17 @@ def _shard_command(words: Sequence[str], shard: str) -> list[str]:
 
 
 def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | None) -> list[int]:
-    """This command once a shard, each with its share of the cores; what they print of runs is passed on. Their exit codes."""
-    threads = str(max(1, distributed.cores() // len(shards)))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    """This command once a shard, each with its share of the cores and one of the GPUs; what they print of runs is passed on. Their exit codes."""
+    share = {"OMP_NUM_THREADS": str(max(1, distributed.cores() // len(shards)))}
+    gpus = distributed.gpus()
     started = [
         subprocess.Popen(
             [*_shard_command(words, shard), "sweep.workers=1"],
-            env=environment,
+            env={**os.environ, **share, **({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})},
             stdout=subprocess.PIPE,
             text=True,
         )
-        for shard in shards
+        for number, shard in enumerate(shards)
     ]
     try:
         with ThreadPoolExecutor(len(started)) as readers:

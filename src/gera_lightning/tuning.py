@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gera_lightning.aligners.space import SharedSpace
-from gera_lightning.metrics import best_positive_ranks
+from gera_lightning.metrics import rank_positives
 
 
 @torch.inference_mode()
@@ -30,8 +30,8 @@ def held_out_score(space: SharedSpace, held_a: Tensor, held_b: Tensor, items: Te
     both = []
     for query, target, more in (("a", "b", len(pool_b)), ("b", "a", len(pool_a))):
         item_g = torch.cat([items, torch.full((more,), -1, dtype=items.dtype, device=items.device)])
-        ranks = best_positive_ranks(space.queries(z[query][: len(items)]), space.gallery(target, z[target]), items, item_g)
-        both.append(-ranks.log())
+        ranking = rank_positives(space.queries(z[query][: len(items)]), space.gallery(target, z[target]), items, item_g)
+        both.append(-ranking.best.log())
     return (both[0] + both[1]) / 2
 
 

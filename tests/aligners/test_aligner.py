@@ -211,6 +211,16 @@ def test_rows_of_another_width_encoder_or_shape_are_refused(make_store):
         aligner.search(cloud(2, D_A), cloud(2, D_B), direction="aa")
 
 
+def test_values_that_are_not_finite_are_named_whether_they_came_in_or_a_map_made_them():
+    maps, x = fitted("Ridge"), cloud(5, D_A)
+    x[3, 1] = torch.inf
+    with pytest.raises(UserError, match="embedding 3 is not finite"):
+        make(maps).encode("a", x, chunk=2)
+    diverged = Linear(D_A, D_B, weight=torch.full((D_A, D_B), torch.nan))
+    with pytest.raises(UserError, match="embedding 0 has no finite image: the map of modality a diverged"):
+        make((diverged, maps[1])).encode_a(cloud(5, D_A))
+
+
 def test_a_folder_without_an_aligner_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing.*aligner\.json is missing"):
         Aligner.load(tmp_path / "nothing")

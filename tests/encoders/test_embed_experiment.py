@@ -39,6 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["bare"], "no embed section"),
         (["mine", "embed.precison=16-mixed"], "did you mean 'embed.precision'"),
+        (["mine", "embed.precision=bf16-true"], "embed.precision='bf16-true' is not one of 32-true, bf16-mixed, 16-mixed"),
         (["mine", "embed.a.corpse={}"], "did you mean 'embed.a.corpus'"),
         (["mine", "embed.a.corpus=texts"], "embed.a.corpus='texts' is a part: set embed.a.corpus.class=..."),
         (["mine", "embed.b.encoder=null"], "embed.b.encoder.class is missing"),

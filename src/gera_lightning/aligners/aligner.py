@@ -67,7 +67,7 @@ class Aligner:
         """Unit rows `[n, D]` in the shared space from frozen embeddings of modality `side`, `chunk` rows at a time.
 
         Raises:
-            UserError: rows of another width, or a store of another encoder.
+            UserError: rows of another width, a store of another encoder, or values that are not finite.
         """
         dim = self.about.get(f"dim_{side}")
         if isinstance(x, EmbeddingStore):
@@ -89,6 +89,12 @@ class Aligner:
         for start in range(0, rows, chunk):
             part = torch.from_numpy(x.read(slice(start, start + chunk))) if isinstance(x, EmbeddingStore) else x[start : start + chunk]
             parts.append(self.space.embed(side, self.preprocess[side](part.to(device))))
+            lost = (~parts[-1].isfinite().all(1)).nonzero()[:, 0]
+            if len(lost):
+                what = f"embedding {start + int(lost[0])}"
+                if part[lost.cpu()].isfinite().all():
+                    raise UserError(f"{what} has no finite image: the map of modality {side} diverged in training: lower optimizer.lr")
+                raise UserError(f"{what} is not finite: embed it again or leave it out")
         return torch.cat(parts) if parts else self.space.embed(side, torch.zeros(0, width, device=device))
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gera_lightning.encoders.settings import EmbedConfig
+from gera_lightning.encoders.settings import PRECISIONS, EmbedConfig
 from gera_lightning.errors import UserError, check_one_of
 from gera_lightning.parts import Part
 
@@ -125,7 +125,7 @@ class TrainerConfig:
     devices: int = 1
     """Processes on this machine; more than one are started by torchrun. -1: one a GPU."""
     precision: str = "32-true"
-    """Lightning's precision word, such as `bf16-mixed`."""
+    """`32-true`, `bf16-mixed` or `16-mixed`."""
     gradient_clip_val: float | None = 1.0
     """Largest gradient norm."""
     log_every_n_steps: int = 10
@@ -136,6 +136,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _at_least("trainer.", 1, max_steps=self.max_steps, log_every_n_steps=self.log_every_n_steps)
         _at_least("trainer.", 1, checkpoint_every_n_steps=self.checkpoint_every_n_steps)
+        check_one_of("trainer.precision", self.precision, PRECISIONS)
         if self.devices < 1 and self.devices != -1:
             raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for every GPU")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gera_lightning.errors import UserError
+from gera_lightning.errors import UserError, check_one_of
 from gera_lightning.parts import Part
 
 DTYPES = ("float16", "float32")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Words of Lightning's for a network's arithmetic; its weights stay in 32 bits."""
 
 
 @dataclass
@@ -33,7 +35,7 @@ class EmbedConfig:
     dtype: str = "float16"
     """How vectors are kept: `float16` or `float32`."""
     precision: str = "32-true"
-    """Lightning's precision word, such as `bf16-mixed`."""
+    """`32-true`, `bf16-mixed` or `16-mixed`."""
     accelerator: str = "auto"
     """`auto`, `cpu`, `gpu`, ..."""
     devices: int = 1
@@ -49,8 +51,8 @@ class EmbedConfig:
         if self.shard_rows < 1 or self.workers < 0:
             key, low = ("shard_rows", 1) if self.shard_rows < 1 else ("workers", 0)
             raise UserError(f"embed.{key}={getattr(self, key)} must be at least {low}")
-        if self.dtype not in DTYPES:
-            raise UserError(f"embed.dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
+        check_one_of("embed.dtype", self.dtype, DTYPES)
+        check_one_of("embed.precision", self.precision, PRECISIONS)
         if self.devices < 1 and self.devices != -1:
             raise UserError(f"embed.devices={self.devices} must be at least 1, or -1 for every GPU")
         if not 0 <= self.max_skipped <= 1:
