@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gera_lightning.config import load
-from gera_lightning.geometry.neighbors import knn_graph
+from gera_lightning.geometry.neighbors import SearchSettings, knn_graph
 from gera_lightning.objectives.geometric import GeometricLoss
 from gera_lightning.run import execute
 from gera_lightning.sweep import plan
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 def test_the_graph_on_the_device_is_that_of_the_cpu(backend):
     x = torch.nn.functional.normalize(torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    here, there = knn_graph(x, 10, backend="torch"), knn_graph(x.cuda(), 10, backend=backend)
+    here, there = (knn_graph(v, 10, how=SearchSettings(name)) for v, name in ((x, "torch"), (x.cuda(), backend)))
     shared = (here.indices.unsqueeze(2) == there.indices.cpu().unsqueeze(1)).any(2).float().mean()
     assert float(shared) > 0.999  # ties and rounding
     torch.testing.assert_close(there.distances2.cpu(), here.distances2, rtol=1e-3, atol=1e-4)

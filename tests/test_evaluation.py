@@ -103,6 +103,19 @@ def test_unseen_groups_are_asked_for_and_searched_alone(held):
     assert found["ba/unseen/chance@10"] == pytest.approx(10 / 12)
 
 
+def test_where_both_modalities_have_unseen_groups_these_search_each_other(make_store):
+    a = make_store("a", cloud(48, D_A).numpy(), item=ITEMS_A, split=SPLIT_A, group=VOICES)
+    renderers = ["r" if n < 12 or n % 2 else "new" for n in range(23)]
+    b = make_store("b", cloud(23, D_B, 1).numpy(), item=ITEMS_B, split=SPLIT_B, group=renderers)
+    held, aligner = HeldOutItems.load(a, b, split_items(a.rows, b.rows)), make_aligner()
+    found, _ = evaluate(aligner, held, EvaluationConfig())
+    table = aligner.score(held.a.x[held.a.unseen], held.b.x[held.b.unseen]).numpy()
+    items_a, items_b = np.array(ITEMS_A[24:])[held.a.unseen], np.array(ITEMS_B[12:])[held.b.unseen]
+    assert 0 < len(items_b) < 11
+    for direction, ranks in (("ab", slow_ranks(table, items_a, items_b)), ("ba", slow_ranks(table.T, items_b, items_a))):
+        assert found[f"{direction}/unseen/mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks.values()]))
+
+
 def test_there_are_no_unseen_measures_without_groups(make_store):
     a = make_store("a", cloud(24, D_A).numpy(), split=["train", "test"] * 12)
     b = make_store("b", cloud(24, D_B, 1).numpy(), split=["train", "test"] * 12)

@@ -19,7 +19,7 @@ from gera_lightning.config import Config, TrainerConfig, combinations
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
 from gera_lightning.fit import cross_validated
-from gera_lightning.geometry.neighbors import check_index
+from gera_lightning.geometry.neighbors import SearchSettings
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
 from gera_lightning.objectives.base import UnpairedLoss
@@ -31,8 +31,12 @@ Starts = tuple[dict[str, Tensor | None], int]
 """Linear start of each map, None for a random one, and the shared width."""
 
 
-def check(config: Config) -> None:
+def check(config: Config, dims: tuple[int, int] = (8, 8)) -> None:
     """Build every part of a method once, at toy size: what a user can get wrong shows here, before anything is written.
+
+    Args:
+        config: the method's settings.
+        dims: widths of both modalities' rows, which an index of their neighbours must fit.
 
     Raises:
         UserError: naming the section, and what refuses which value.
@@ -58,16 +62,17 @@ def check(config: Config) -> None:
     if config.start is not None:
         build(config.start, "start")
     for _, chosen in combinations(config):
-        _check_trained(chosen)
+        _check_trained(chosen, dims)
 
 
-def _check_trained(config: Config) -> None:
+def _check_trained(config: Config, dims: tuple[int, int]) -> None:
     head = build(config.head, "head", 2, 2, weight=None, generator=torch.Generator())
     build(config.pair_loss, "pair_loss")
     build(config.optimizer, "optimizer", [{"params": list(head.parameters())}])
     if config.geometric_loss is not None:
         build(config.geometric_loss, "geometric_loss")
-        check_index(config.graph.backend, config.graph.index)
+        for dim in dims:
+            search_settings(config).check(dim)
     if config.mixup is not None:
         build(config.mixup, "mixup")
     if config.unpaired_loss is not None:
@@ -92,10 +97,14 @@ def data_module(task: Task, positions: np.ndarray, steps: int) -> AlignmentDataM
         max_steps=steps,
         seed=task.seed,
         cache_dir=Path(config.cache_dir) / "knn",
-        backend=config.graph.backend,
-        index=config.graph.index,
-        shard=config.graph.shard,
+        search=search_settings(config),
     )
+
+
+def search_settings(config: Config) -> SearchSettings:
+    """How a method's neighbour graphs are built."""
+    graph = config.graph
+    return SearchSettings(graph.backend, graph.index, graph.nprobe, graph.shard)
 
 
 def build_module(task: Task, positions: np.ndarray, data: AlignmentDataModule, starts: Starts | None = None) -> AlignmentModule:

@@ -91,14 +91,12 @@ def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfi
         ranking = rank_positives(z_q, z_g, item_q, item_g, chunk=chunk)
         out |= {f"{direction}/{name}": value for name, value in retrieval(ranking, item_q, item_g).items()}
         out[f"{direction}/hubness"] = hubness(z_q, z_g)
-        if query.unseen.any():
-            asked = torch.from_numpy(query.unseen)
-            found = retrieval(ranking.of(asked), item_q[asked], item_g)
-            out |= {f"{direction}/unseen/{name}": value for name, value in found.items()}
-        if gallery.unseen.any():
-            kept = torch.from_numpy(gallery.unseen)
-            found = retrieval(rank_positives(z_q, z_g[kept], item_q, item_g[kept], chunk=chunk), item_q, item_g[kept])
-            out |= {f"{direction}/unseen/{name}": value for name, value in found.items()}
+        if query.unseen.any() or gallery.unseen.any():  # of both modalities' rows, where both have such groups
+            asked, kept = (torch.from_numpy(side.unseen if side.unseen.any() else ~side.unseen) for side in (query, gallery))
+            among = ranking if kept.all() else rank_positives(z_q, z_g[kept], item_q, item_g[kept], chunk=chunk)
+            if len(among.of(asked).query):
+                found = retrieval(among.of(asked), item_q[asked], item_g[kept])
+                out |= {f"{direction}/unseen/{name}": value for name, value in found.items()}
         out |= {f"{direction}/{name}": value for name, value in zero_shot(z_q, z_g, query.rows, gallery.rows, chunk=chunk).items()}
         ways.append(foscttm_one_way(ranking))
         tables.append(_rank_table(direction, ranking, item_q, item_g, query.rows))

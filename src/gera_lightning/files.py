@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -13,20 +16,29 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def replace_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def appearing_whole(path: Path) -> Iterator[Path]:
+    """A scratch file to write, which is `path` afterwards: a reader sees the old file or the whole new one, never a part.
+
+    Its name is that of no other writer, on this machine or another one of the same file system.
+    """
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with open(scratch, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield scratch
+        with open(scratch, "rb") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 
 
+def replace_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, as `appearing_whole`."""
+    with appearing_whole(path) as scratch:
+        scratch.write_bytes(data)
+
+
 def remove_scratch(folder: Path) -> None:
-    """Remove what `replace_atomically` of processes that were killed left under a folder, in which nobody may be writing."""
+    """Remove what `appearing_whole` of processes that were killed left under a folder, in which nobody may be writing."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)

@@ -82,9 +82,12 @@ class Preprocessing(nn.Module):
         self.register_buffer("mean", mean)
 
     @classmethod
-    def fit(cls, x: Tensor, center: bool = True) -> Preprocessing:
-        """From training rows `[n, D]`."""
-        return cls(normalized(x).mean(0, dtype=torch.float64).to(x.dtype) if center else None)
+    def fit(cls, x: Tensor, center: bool = True, chunk: int = 16384) -> Preprocessing:
+        """From training rows `[n, D]`, `chunk` of them at a time."""
+        if not center:
+            return cls(None)
+        total = torch.stack([normalized(rows).sum(0, dtype=torch.float64) for rows in x.split(chunk)]).sum(0)
+        return cls((total / len(x)).to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, D] -> [n, D]`."""

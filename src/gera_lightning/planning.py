@@ -26,7 +26,7 @@ def plan(experiment: Experiment) -> list[Run]:
     stores = Stores.open(experiment.common)
     for name, config in experiment.methods.items():
         try:
-            check(config)
+            check(config, (stores.a.dim, stores.b.dim))
         except UserError as error:
             raise UserError(f"{error} (method {name})") from error
     common = experiment.common

@@ -27,7 +27,7 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.errors import UserError
 from gera_lightning.evaluation import HeldOutItems, evaluate
-from gera_lightning.files import remove_scratch, replace_atomically
+from gera_lightning.files import appearing_whole, remove_scratch, replace_atomically
 from gera_lightning.fit import Fitted
 from gera_lightning.parts import build, check_part
 from gera_lightning.task import Progress, Task
@@ -183,9 +183,8 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
     aligner = Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, about)
     aligner.save(folder / "aligner")
     measures, ranks = evaluate(aligner, stores.held_out, run.config.evaluation)
-    scratch = folder / ".ranks.parquet.tmp"
-    ranks.to_parquet(scratch, index=False)
-    os.replace(scratch, folder / "ranks.parquet")
+    with appearing_whole(folder / "ranks.parquet") as scratch:
+        ranks.to_parquet(scratch, index=False)
     row: dict[str, Any] = {
         "experiment": run.experiment,
         "method": run.method,

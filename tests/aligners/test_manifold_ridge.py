@@ -9,7 +9,7 @@ from gera_lightning.aligners.kernel_ridge import KernelRidge, rbf
 from gera_lightning.aligners.manifold_ridge import ManifoldRidge, graph_laplacian, manifold_kernel_path, manifold_ridge_path
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.errors import UserError
-from gera_lightning.geometry.neighbors import knn_graph
+from gera_lightning.geometry.neighbors import SearchSettings, knn_graph
 from gera_lightning.heads import build_map, describe_map
 
 
@@ -38,7 +38,7 @@ def slow_laplacian(x, k):
 
 def test_the_laplacian_equals_slow_loops_and_sums_squares_over_edges():
     x, f = cloud(9, 4), cloud(9, 3, 5)
-    found = graph_laplacian(knn_graph(x, 3, backend="torch")).to_dense()
+    found = graph_laplacian(knn_graph(x, 3, how=SearchSettings("torch"))).to_dense()
     np.testing.assert_allclose(found, slow_laplacian(x, 3), atol=1e-8)
     edges = sum(-float(found[i, j]) * float((f[i] - f[j]).square().sum()) for i in range(9) for j in range(i))
     assert float((f.T @ found @ f).trace()) == pytest.approx(edges)

@@ -280,6 +280,25 @@ def test_paired_rows_are_anchors_only_when_asked(make):
         assert found.all() if expected else not found.any()
 
 
+def test_held_out_pairs_are_no_anchors_of_a_training_on_the_others(make):
+    """Nor do two trainings on other pairs share a graph."""
+    for kept in (np.arange(0, BUDGET, 2), np.arange(1, BUDGET, 2)):
+        data = make(paired_anchors=True, anchors_per_step=256, positions=kept)
+        points = data.gather(data.step_rows(0)).patches_a.points
+        found = (points.unsqueeze(1) == data.rows.a.pairs).all(-1).any(0)
+        assert np.flatnonzero(found).tolist() == kept.tolist()
+        assert len(points) == len(data.rows.a.pool) + len(kept)
+
+
+def test_the_copy_of_the_rows_goes_when_training_ends(make):
+    data = make(unpaired_per_step=4)
+    batch = data.gather(data.step_rows(0))
+    assert data._resident is not None
+    data.teardown("fit")
+    assert data._resident is None
+    torch.testing.assert_close(data.gather(data.step_rows(0)).unpaired_a.rows, batch.unpaired_a.rows)
+
+
 def test_without_a_geometric_loss_no_graph_is_built(make, tmp_path):
     data = make(k=None)
     batch = data.gather(data.step_rows(0))

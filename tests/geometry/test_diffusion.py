@@ -8,7 +8,7 @@ import torch
 from gera_lightning.errors import UserError
 from gera_lightning.geometry.diffusion import DiffusionOperator, GraphDiffusion, effective_neighbors, patch_operator
 from gera_lightning.geometry.kernels import BANDWIDTHS, KERNELS, squared_distances
-from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
+from gera_lightning.geometry.neighbors import NeighborGraph, SearchSettings, knn_graph
 
 
 def cloud(n=40, d=6, seed=0, dtype=torch.float64):
@@ -109,7 +109,7 @@ def slow_graph_operator(graph: NeighborGraph, eps, alpha):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_graph_diffusion_equals_slow_loops(alpha, steps):
     x = cloud(30)
-    graph = knn_graph(x, 4, backend="torch")
+    graph = knn_graph(x, 4, how=SearchSettings("torch"))
     diffusion = GraphDiffusion(factor=1.5, alpha=alpha, steps=steps)
     p = slow_graph_operator(graph, 1.5 * graph.edge_scale, alpha)
     np.testing.assert_allclose(diffusion.operator(graph).to_dense(), p, rtol=1e-6)
@@ -119,7 +119,7 @@ def test_graph_diffusion_equals_slow_loops(alpha, steps):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_out_of_sample_equals_slow_loops(steps):
     pool, new = cloud(30), cloud(5, seed=1)
-    graph = knn_graph(pool, 4, backend="torch")
+    graph = knn_graph(pool, 4, how=SearchSettings("torch"))
     diffusion = GraphDiffusion(k=4, factor=1.5, alpha=1.0, steps=steps, strength=0.3)
     eps = 1.5 * graph.edge_scale
     source = np.linalg.matrix_power(slow_graph_operator(graph, eps, 1.0), steps - 1) @ pool.numpy()
@@ -134,7 +134,7 @@ def test_out_of_sample_equals_slow_loops(steps):
 
 def test_a_pool_row_is_not_its_own_neighbour():
     pool = cloud(30)
-    graph = knn_graph(pool, 4, backend="torch")
+    graph = knn_graph(pool, 4, how=SearchSettings("torch"))
     features = GraphDiffusion(k=4, strength=1.0).fit(pool)
     for i in range(30):
         w = torch.exp(-graph.distances2[i] / graph.edge_scale)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from gera_lightning import metrics
 from gera_lightning.errors import UserError
 from gera_lightning.geometry import neighbors
 
@@ -24,7 +25,7 @@ def slow_knn(x, k):
 def test_graph_equals_a_slow_search(backend):
     x = cloud()
     index, d2 = slow_knn(x.numpy(), 5)
-    graph = neighbors.knn_graph(x, 5, backend=backend)
+    graph = neighbors.knn_graph(x, 5, how=neighbors.SearchSettings(backend))
     np.testing.assert_array_equal(graph.indices, index)
     np.testing.assert_allclose(graph.distances2, d2, rtol=1e-4)
     assert graph.edge_scale == pytest.approx(float(np.median(d2)), rel=0.05)
@@ -34,13 +35,13 @@ def test_graph_equals_a_slow_search(backend):
 def test_duplicates_keep_each_other_and_drop_themselves(backend):
     x = cloud(12)
     x[6:] = x[:6]
-    graph = neighbors.knn_graph(x, 1, backend=backend)
+    graph = neighbors.knn_graph(x, 1, how=neighbors.SearchSettings(backend))
     assert graph.indices.ravel().tolist() == [*range(6, 12), *range(6)]
 
 
 @pytest.mark.parametrize("backend", neighbors.BACKENDS)
 def test_all_identical_points_never_list_themselves(backend):
-    graph = neighbors.knn_graph(torch.ones(20, 4), 5, backend=backend)
+    graph = neighbors.knn_graph(torch.ones(20, 4), 5, how=neighbors.SearchSettings(backend))
     assert graph.indices.shape == (20, 5)
     assert not (graph.indices == torch.arange(20).unsqueeze(1)).any()
     assert (graph.distances2 == 0).all()
@@ -71,15 +72,42 @@ def test_search_cuts_k_and_answers_nothing_for_nothing():
     assert index.shape == (3, 2)
     assert d2.shape == (3, 2)
     assert neighbors.search(cloud(0), cloud(4), 2)[1].shape == (0, 2)
-    with pytest.raises(UserError, match="faiss"):
-        neighbors.search(cloud(3), cloud(2), 1, backend="fais")
+    with pytest.raises(UserError, match="did you mean 'faiss'"):
+        neighbors.SearchSettings("fais")
 
 
 def test_an_inexact_index_finds_most_neighbours():
     x = cloud(2000)
     exact = neighbors.knn_graph(x, 5)
-    graph = neighbors.knn_graph(x, 5, index="HNSW32")
-    assert float((graph.indices.unsqueeze(2) == exact.indices.unsqueeze(1)).any(2).float().mean()) > 0.9
+    found = {
+        (index, nprobe): metrics.shared_share(
+            neighbors.knn_graph(x, 5, how=neighbors.SearchSettings(index=index, nprobe=nprobe)).indices, exact.indices
+        )
+        for index, nprobe in (("HNSW32", None), ("IVF64,Flat", None), ("IVF64,Flat", 1), ("IVF64,Flat", 64), ("PCA2,IVF16,Flat", 1000))
+    }
+    assert found["HNSW32", None] > 0.9
+    assert found["IVF64,Flat", 64] == 1  # all lists
+    assert found["IVF64,Flat", 1] + 0.1 < found["IVF64,Flat", None]  # one in 16: four lists
+    assert found["IVF64,Flat", None] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("index", "dim", "fits"), [("PQ16", 32, True), ("IVF16,PQ16", 8, False), ("OPQ16,IVF16,PQ16", 64, True), ("Falt", 8, False)]
+)
+def test_an_index_must_be_known_and_fit_the_width(index, dim, fits):
+    settings = neighbors.SearchSettings(index=index)
+    if fits:
+        settings.check(dim)
+    else:
+        with pytest.raises(UserError, match=f"graph.index='{index}' is no FAISS index of points of width {dim}"):
+            settings.check(dim)
+    neighbors.SearchSettings("torch", index=index).check(dim)  # which has no index
+
+
+def test_an_index_that_finds_too_few_is_an_error_with_its_remedy():
+    x = torch.cat([torch.randn(50, 4) + 100, torch.randn(3, 4) - 100])
+    with pytest.raises(UserError, match=r"graph\.index='IVF2,Flat' found fewer than 11 neighbours of some points: raise graph\.nprobe"):
+        neighbors.knn_graph(x, 10, how=neighbors.SearchSettings(index="IVF2,Flat"))
 
 
 def test_cache_is_read_again_and_survives_damage(tmp_path, monkeypatch):

@@ -29,6 +29,8 @@ def identity(config: Config) -> dict[str, Any]:
         values.pop("unpaired_weight", None)
     if config.unpaired_loss is None and "batch" in values:
         values["batch"].pop("unpaired")
+    if "graph" in values and config.graph.nprobe is None:
+        values["graph"].pop("nprobe")
     if "trainer" in values:  # how often it logs, and on what it runs, is not what it computes
         for key in ("log_every_n_steps", "checkpoint_every_n_steps", "accelerator", "devices"):
             values["trainer"].pop(key)

@@ -82,11 +82,13 @@ class GraphConfig:
     """`faiss`, on all GPUs it sees or else the CPU, or `torch`."""
     index: str = "Flat"
     """FAISS index factory string; `Flat` is exact."""
+    nprobe: int | None = None
+    """Lists of an inverted file (`IVF...`) that a search visits; one in 16 by default."""
     shard: bool = True
     """Several GPUs hold a share of the points each; False: a copy each."""
 
     def __post_init__(self) -> None:
-        _at_least("graph.", 1, k=self.k)
+        _at_least("graph.", 1, k=self.k, nprobe=self.nprobe)
         check_one_of("graph.backend", self.backend, ("faiss", "torch"))
 
 

@@ -20,10 +20,10 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from gera_lightning.data.rows import Modality, TrainingRows
+from gera_lightning.data.rows import Modality, TrainingRows, digest
 from gera_lightning.distributed import world
 from gera_lightning.errors import UserError
-from gera_lightning.geometry.neighbors import NeighborGraph, cached_knn_graph
+from gera_lightning.geometry.neighbors import EXACT, NeighborGraph, SearchSettings, cached_knn_graph
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class AlignmentDataModule(LightningDataModule):
         pairs_per_step, anchors_per_step: of the global batch.
         k: neighbours of a patch; None streams no patches.
         unpaired_per_step: unpaired rows without patches, of the global batch and each modality; None streams none.
-        paired_anchors: paired rows are points of the graph too.
+        paired_anchors: the rows of these pairs are points of the graph too.
         max_steps: length of the stream.
         seed: fixes every batch.
         cache_dir: where neighbour graphs are kept.
-        backend, index, shard: of the neighbour search.
+        search: backend and index of the neighbour search.
     """
 
     def __init__(
@@ -148,16 +148,14 @@ class AlignmentDataModule(LightningDataModule):
         max_steps: int = 1000,
         seed: int = 0,
         cache_dir: str | Path = ".cache",
-        backend: str = "faiss",
-        index: str = "Flat",
-        shard: bool = True,
+        search: SearchSettings = EXACT,
     ) -> None:
         super().__init__()
         self.rows = rows
         self.positions = np.arange(len(rows.items)) if positions is None else positions
         self.k, self.paired_anchors, self.max_steps, self.seed = k, paired_anchors, max_steps, seed
         self.cache_dir = Path(cache_dir)
-        self.search = {"backend": backend, "index": index, "shard": shard}
+        self.search = search
         self.graphs: dict[str, NeighborGraph] = {}
         self.pairs_per_step, self.anchors_per_step, self.unpaired_per_step = pairs_per_step, anchors_per_step, unpaired_per_step
         self._unpaired: dict[str, RowStream] = {}
@@ -178,12 +176,12 @@ class AlignmentDataModule(LightningDataModule):
     def points(self, side: str) -> Tensor:
         """The rows that anchors and neighbours are drawn from, `[N, D]`."""
         modality: Modality = getattr(self.rows, side)
-        return torch.cat([modality.pool, modality.pairs]) if self.paired_anchors else modality.pool
+        return torch.cat([modality.pool, modality.pairs[torch.from_numpy(self.positions)]]) if self.paired_anchors else modality.pool
 
     def _graph(self, side: str) -> NeighborGraph:
         assert self.k is not None
-        key = {**getattr(self.rows, side).key, "paired": str(self.paired_anchors)}
-        return cached_knn_graph(self.points(side), self.k, key=key, cache_dir=self.cache_dir, **self.search)  # type: ignore[arg-type]
+        key = {**getattr(self.rows, side).key, "paired": digest(self.positions) if self.paired_anchors else "False"}
+        return cached_knn_graph(self.points(side), self.k, key=key, cache_dir=self.cache_dir, how=self.search)
 
     def prepare_data(self) -> None:
         """Build the neighbour graphs into the cache: one process a node."""
@@ -201,6 +199,10 @@ class AlignmentDataModule(LightningDataModule):
         if self.unpaired_per_step is not None:
             pools = {"a": self.rows.a.pool, "b": self.rows.b.pool}
             self._unpaired = {s: RowStream(len(x), self.unpaired_per_step, self.seed, 13 + i) for i, (s, x) in enumerate(pools.items())}
+
+    def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002
+        """Let go of the rows' copy on the device: trainer, module and stream hold on to each other until they are collected."""
+        self._resident = None
 
     def step_rows(self, step: int, rank: int = 0, size: int = 1) -> StepRows:
         """Row numbers of process `rank` of `size` in a step."""
@@ -226,8 +228,7 @@ class AlignmentDataModule(LightningDataModule):
         device = torch.device(device)
         if self._resident is None or self._resident[0] != device:
             tables = {"pairs_a": self.rows.a.pairs, "pairs_b": self.rows.b.pairs, "item": self.rows.item_numbers}
-            tables |= {f"points_{side}": self.points(side) for side in self.graphs}
-            tables |= {f"pool_{side}": getattr(self.rows, side).pool for side in self._unpaired}
+            tables |= {f"points_{side}": self.points(side) for side in {**self.graphs, **self._unpaired}}  # the pool's rows come first
             self._resident = device, {name: table.to(device) for name, table in tables.items()}
         table = self._resident[1]
         pairs = torch.from_numpy(step.pairs).to(device)
@@ -241,7 +242,7 @@ class AlignmentDataModule(LightningDataModule):
         def unpaired(side: str, rows: np.ndarray | None) -> Unpaired | None:
             if rows is None:
                 return None
-            return Unpaired(table[f"pool_{side}"][torch.from_numpy(rows).to(device)], self._unpaired[side].size)
+            return Unpaired(table[f"points_{side}"][torch.from_numpy(rows).to(device)], self._unpaired[side].size)
 
         return Batch(
             x_a=table["pairs_a"][pairs],

@@ -16,6 +16,9 @@ from gera_lightning.data.splits import Draw
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.heads import Preprocessing
 
+CHUNK = 16384
+"""Rows preprocessed at once."""
+
 
 @dataclass(frozen=True)
 class Modality:
@@ -38,7 +41,7 @@ class Modality:
     def pool_subset(self, kept: np.ndarray) -> Modality:
         """The same with some of the pool's rows, `kept` a mask `[N]`."""
         return replace(
-            self, pool=self.pool[torch.from_numpy(kept)], pool_items=self.pool_items[kept], key={**self.key, "pool": _digest(kept)}
+            self, pool=self.pool[torch.from_numpy(kept)], pool_items=self.pool_items[kept], key={**self.key, "pool": digest(kept)}
         )
 
 
@@ -56,17 +59,19 @@ class TrainingRows:
         return torch.from_numpy(np.unique(self.items, return_inverse=True)[1])
 
 
-def _digest(array: np.ndarray) -> str:
+def digest(array: np.ndarray) -> str:
+    """Hash of an array's bytes, 16 hex digits."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
 def load_modality(store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *, center: bool = True) -> Modality:
     """Read one modality's paired and unpaired rows and fit its preprocessing on them, and on nothing else."""
-    raw = torch.from_numpy(store.read(np.concatenate([pairs, pool])))
-    preprocess = Preprocessing.fit(raw, center)
-    x = preprocess(raw)
-    mean = "none" if preprocess.mean is None else _digest(preprocess.mean.numpy())
-    key = {"data": store.data_hash, "rows": _digest(np.concatenate([pairs, [-1], pool])), "mean": mean}
+    x = torch.from_numpy(store.read(np.concatenate([pairs, pool])))
+    preprocess = Preprocessing.fit(x, center)
+    for rows in x.split(CHUNK):  # in place: a copy of a large pool may not fit
+        rows.copy_(preprocess(rows))
+    mean = "none" if preprocess.mean is None else digest(preprocess.mean.numpy())
+    key = {"data": store.data_hash, "rows": digest(np.concatenate([pairs, [-1], pool])), "mean": mean}
     return Modality(x[: len(pairs)], x[len(pairs) :], preprocess, key, store.rows["item"].to_numpy(dtype=str)[pool])
 
 

@@ -17,15 +17,66 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from gera_lightning import __version__
-from gera_lightning.errors import UserError, did_you_mean
-from gera_lightning.files import replace_atomically
+from gera_lightning.errors import UserError, check_one_of
+from gera_lightning.files import appearing_whole, replace_atomically
 
 log = logging.getLogger(__name__)
 BACKENDS = ("faiss", "torch")
 METRICS = ("l2", "ip")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How neighbours are looked for.
+
+    Attributes:
+        backend: `faiss` (all GPUs that FAISS sees, else the CPU) or `torch` (exact, on the tensors' own device).
+        index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for millions of points.
+        nprobe: lists of an inverted file (`IVF...`) that a search visits, more find more neighbours; None: one in 16.
+        shard: several GPUs hold a share of the points each; False: a copy each.
+    """
+
+    backend: str = "faiss"
+    index: str = "Flat"
+    nprobe: int | None = None
+    shard: bool = True
+
+    def __post_init__(self) -> None:
+        check_one_of("backend", self.backend, BACKENDS)
+
+    def check(self, dim: int) -> None:
+        """Refuse what a search of points of width `dim` would refuse later.
+
+        Raises:
+            UserError: a FAISS index factory string that FAISS does not know, or that does not fit the width.
+        """
+        if self.backend == "faiss":
+            self.make_index(dim, "l2")
+
+    def make_index(self, dim: int, metric: str) -> Any:
+        """An empty FAISS index of points of width `dim`.
+
+        Raises:
+            UserError: as `check`.
+        """
+        import faiss
+
+        try:
+            index = faiss.index_factory(dim, self.index, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1] if str(error) else "unknown"
+            raise UserError(f"graph.index={self.index!r} is no FAISS index of points of width {dim} ({reason}): 'Flat' is exact") from error
+        inverted = faiss.try_extract_index_ivf(index)
+        if inverted is not None:
+            inverted.nprobe = min(self.nprobe or max(1, inverted.nlist // 16), inverted.nlist)
+        return index
+
+
+EXACT = SearchSettings()
 
 
 @dataclass(frozen=True)
@@ -53,9 +104,7 @@ class NeighborGraph:
         return torch.cat([anchors.unsqueeze(1), self.indices[anchors]], dim=1)
 
 
-def search(
-    queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", backend: str = "faiss", index: str = "Flat", shard: bool = True
-) -> tuple[Tensor, Tensor]:
+def search(queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", how: SearchSettings = EXACT) -> tuple[Tensor, Tensor]:
     """The k nearest points of each query.
 
     Args:
@@ -63,47 +112,22 @@ def search(
         points: `[N, D]`; k is cut to N.
         k: neighbours asked for.
         metric: `l2`: squared distance, least first; `ip`: inner product, largest first.
-        backend: `faiss` (all GPUs that FAISS sees, else the CPU) or `torch` (exact, on the tensors' own device).
-        index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for millions of points.
-        shard: several GPUs hold a share of the points each; False: a copy each.
+        how: backend and index.
 
     Returns:
         squared distances `[n, k]` ascending (or inner products descending), and point numbers `[n, k]` int64, on the queries' device.
 
     Raises:
-        UserError: an unknown backend or metric, or an index that finds too few neighbours.
+        UserError: an unknown metric, or an index that finds too few neighbours.
     """
-    if metric not in METRICS:
-        raise UserError(f"metric={metric!r} is not one of {', '.join(METRICS)}")
-    if backend not in BACKENDS:
-        raise UserError(f"backend={backend!r} is not a search backend{did_you_mean(backend, BACKENDS)}")
+    check_one_of("metric", metric, METRICS)
     k = min(k, len(points))
     if k == 0 or len(queries) == 0:
         return queries.new_zeros(len(queries), k), torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
-    if backend == "torch":
+    if how.backend == "torch":
         return _torch_search(queries, points, k, metric)
-    values, found = _faiss_search(_as_numpy(queries), _as_numpy(points), k, metric, index, shard)
+    values, found = _faiss_search(_as_numpy(queries), _as_numpy(points), k, metric, how)
     return torch.from_numpy(values).to(queries), torch.from_numpy(found).to(queries.device)
-
-
-def check_index(backend: str, index: str) -> None:
-    """Refuse what `search` would refuse later.
-
-    Raises:
-        UserError: a FAISS index factory string that FAISS does not know.
-    """
-    if backend == "faiss":
-        _make_index(8, index, "l2")
-
-
-def _make_index(dim: int, factory: str, metric: str) -> Any:
-    import faiss
-
-    try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1] if str(error) else "unknown"
-        raise UserError(f"graph.index={factory!r} is not a FAISS index factory string ({reason}): 'Flat' is exact") from error
 
 
 def write_index(points: Tensor, path: Path, *, index: str = "Flat", metric: str = "ip") -> None:
@@ -114,32 +138,33 @@ def write_index(points: Tensor, path: Path, *, index: str = "Flat", metric: str 
     """
     import faiss
 
-    made, x = _make_index(points.shape[1], index, metric), _as_numpy(points)
+    made, x = SearchSettings(index=index).make_index(points.shape[1], metric), _as_numpy(points)
     if not made.is_trained:
         made.train(x)
     made.add(x)
-    replace_atomically(path, faiss.serialize_index(made).tobytes())
+    with appearing_whole(path) as scratch:
+        faiss.write_index(made, str(scratch))
 
 
 def _as_numpy(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
 
 
-def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, factory: str, shard: bool) -> tuple[np.ndarray, np.ndarray]:
+def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, how: SearchSettings) -> tuple[np.ndarray, np.ndarray]:
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    index = _make_index(points.shape[1], factory, metric)
+    index = how.make_index(points.shape[1], metric)
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
         options = faiss.GpuMultipleClonerOptions()
-        options.shard = shard and faiss.get_num_gpus() > 1
+        options.shard = how.shard and faiss.get_num_gpus() > 1
         index = faiss.index_cpu_to_all_gpus(index, co=options)
     if not index.is_trained:
         index.train(points)
     index.add(points)
     values, found = index.search(queries, k)
     if (found < 0).any():
-        raise UserError(f"index={factory!r} found fewer than {k} neighbours for some points: raise nprobe or use 'Flat'")
+        raise UserError(f"graph.index={how.index!r} found fewer than {k} neighbours of some points: raise graph.nprobe, or take 'Flat'")
     return (np.maximum(values, 0) if metric == "l2" else values), found.astype(np.int64)
 
 
@@ -154,7 +179,7 @@ def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str, chunk: i
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 
-def knn_graph(x: Tensor, k: int, *, backend: str = "faiss", index: str = "Flat", shard: bool = True) -> NeighborGraph:
+def knn_graph(x: Tensor, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph:
     """Neighbour graph of points `[N, D]`; a point is dropped from its own neighbours **by number**, so duplicates keep each other.
 
     With `k >= N` every other point is a neighbour (`K = N - 1`).
@@ -170,7 +195,7 @@ def knn_graph(x: Tensor, k: int, *, backend: str = "faiss", index: str = "Flat",
     if k >= n:
         log.warning("k=%d neighbours of %d points: using all %d others", k, n, n - 1)
         k = n - 1
-    d2, found = search(x, x, k + 1, backend=backend, index=index, shard=shard)
+    d2, found = search(x, x, k + 1, how=how)
     is_self = found == torch.arange(n, device=found.device).unsqueeze(1)
     # among many exact copies a point may be missing from its own list: then the farthest entry goes instead
     is_self[~is_self.any(1), -1] = True
@@ -178,26 +203,40 @@ def knn_graph(x: Tensor, k: int, *, backend: str = "faiss", index: str = "Flat",
     return NeighborGraph(found[keep].view(n, k), d2[keep].view(n, k))
 
 
-def cached_knn_graph(
-    x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, backend: str = "faiss", index: str = "Flat", shard: bool = True
-) -> NeighborGraph:
-    """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings; safe with several processes at once.
+def cached_knn_graph(x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, how: SearchSettings = EXACT) -> NeighborGraph:
+    """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings; of several processes at once one builds it.
 
     Args:
         key: what identifies `x`: shard checksums, the hash of the rows indexed, preprocessing with its mean's hash.
         cache_dir: folder of cached graphs; a damaged file is rebuilt.
     """
-    identity = {**key, "k": k, "metric": "l2", "backend": backend, "index": index, "version": __version__}
+    identity = {**key, "k": k, "metric": "l2", "backend": how.backend, "index": how.index, "version": __version__}
+    if how.nprobe is not None:
+        identity["nprobe"] = how.nprobe
     digest = hashlib.sha256(repr(sorted((name, str(value)) for name, value in identity.items())).encode()).hexdigest()[:24]
     path = Path(cache_dir) / f"knn-{digest}.safetensors"
-    if path.exists():
-        try:
-            kept = safetensors.torch.load(path.read_bytes())
-            return NeighborGraph(kept["indices"].long(), kept["distances2"])
-        except (safetensors.SafetensorError, KeyError, OSError) as error:
-            log.warning("%s cannot be read (%s): building the graph again", path, error)
-    graph = knn_graph(x, k, backend=backend, index=index, shard=shard)
+    kept = _kept_graph(path)
+    if kept is not None:
+        return kept
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {"indices": graph.indices.int().cpu().contiguous(), "distances2": graph.distances2.cpu().contiguous()}
-    replace_atomically(path, safetensors.torch.save(kept))
+    lock = path.with_suffix(".lock")
+    with FileLock(lock):
+        graph = _kept_graph(path)  # another process may have built it meanwhile
+        if graph is None:
+            graph = knn_graph(x, k, how=how)
+            tensors = {"indices": graph.indices.int().cpu().contiguous(), "distances2": graph.distances2.cpu().contiguous()}
+            replace_atomically(path, safetensors.torch.save(tensors))
+        lock.unlink(missing_ok=True)  # whoever still waits on it finds the graph
     return graph
+
+
+def _kept_graph(path: Path) -> NeighborGraph | None:
+    """A cached graph; None where there is none that is whole."""
+    try:
+        kept = safetensors.torch.load(path.read_bytes())
+        return NeighborGraph(kept["indices"].long(), kept["distances2"])
+    except FileNotFoundError:
+        return None
+    except (safetensors.SafetensorError, KeyError, OSError) as error:
+        log.warning("%s cannot be read (%s): building the graph again", path, error)
+        return None

@@ -5,7 +5,6 @@ All ink (text, axes, grid) is one colour, so that a page can replace it by its o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from gera_lightning.files import appearing_whole
 
 INK = "#1f2329"
 GREY = "#8a919b"
@@ -227,7 +228,6 @@ def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
         figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp.png")  # several workers may end at once
-    figure.savefig(scratch, dpi=130)
+    with appearing_whole(path) as scratch:  # several workers may end at once
+        figure.savefig(scratch, dpi=130, format="png")
     plt.close(figure)
-    os.replace(scratch, path)
