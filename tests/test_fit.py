@@ -14,6 +14,7 @@ import yaml
 
 from gera_lightning import fit as fitting
 from gera_lightning import sweep, train
+from gera_lightning import task as tasks
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.filters import LocalCentering, fit_filters
 from gera_lightning.aligners.ridge import Ridge
@@ -75,6 +76,28 @@ def test_a_filtered_task_holds_the_filters_images(make, tmp_path):
     assert on.task.rows.b is task.rows.b
     assert np.array_equal(on.task.rows.items, task.rows.items)
     assert on.behind(torch.nn.Identity(), torch.nn.Identity())[1].__class__ is torch.nn.Identity  # b has no filter to go through
+
+
+def test_of_a_large_pool_filters_and_closed_forms_see_the_first_rows(make, tmp_path, monkeypatch):
+    task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
+    monkeypatch.setattr(tasks, "MOST_POOL_ROWS", 9)
+    samples, filtered = task.samples(np.arange(5)), task.filtered("a", 1).modality
+    assert torch.equal(samples.pool_b, task.rows.b.pool[:9])
+    assert torch.equal(filtered.pool, fit_filters([LocalCentering(clusters=3)], task.rows.a.pool[:9])[1])
+    assert filtered.pool_items.tolist() == task.rows.a.pool_items[:9].tolist()
+    assert len(filtered.pairs) == len(task.rows.a.pairs)
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(2**29, 2), (1, 3)])
+def test_filtered_rows_are_kept_while_there_is_room(make, tmp_path, monkeypatch, limit, fits):
+    task = task_of(make({"closed_form": RIDGE, "filters": CHOICES}), tmp_path)
+    part = task.rows.a.pool_subset(np.arange(len(task.rows.a.pool)) > 3)
+    fold, made = dataclasses.replace(task, rows=dataclasses.replace(task.rows, a=part)), []
+    monkeypatch.setattr(tasks, "MOST_FILTERED_BYTES", limit)
+    monkeypatch.setattr(tasks, "fit_filters", lambda *a: made.append(1) or fit_filters(*a))
+    for asked in (task, fold, task):
+        assert len(asked.filtered("a", 1).modality.pool) == len(asked.rows.a.pool)
+    assert len(made) == fits
 
 
 def filters_of(task):
@@ -249,7 +272,7 @@ def test_of_a_large_budget_only_as_many_folds_are_used_as_settle_a_choice(make, 
 
 
 def test_a_finished_aligner_keeps_no_more_of_a_pool_than_it_needs(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "MOST_CORRECTION_ROWS", 9)
+    monkeypatch.setattr(fitting, "MOST_POOL_ROWS", 9)
     task = task_of(make({"closed_form": RIDGE, "correction": {"class": "gera_lightning.aligners.space.Csls", "k": 3}}), tmp_path)
     maps = (torch.nn.Linear(8, 4), torch.nn.Linear(6, 4))
     space = fitting.shared_space(task, *maps)

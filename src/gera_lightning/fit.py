@@ -21,12 +21,10 @@ from gera_lightning.aligners.base import ClosedForm, Maps, Setting
 from gera_lightning.aligners.space import SharedSpace
 from gera_lightning.geometry.alignment import kernel_alignment
 from gera_lightning.parts import build
-from gera_lightning.task import Task
+from gera_lightning.task import MOST_POOL_ROWS, Task
 
 CORRECTION_ROWS = 300
 """Pool rows that scores are corrected against while settings are compared: enough to rank settings, a fraction of the time."""
-MOST_CORRECTION_ROWS = 20_000
-"""Pool rows that a finished aligner corrects against at most: it keeps them, mapped."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,8 @@ class Fitted:
 
 @torch.inference_mode()
 def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | None = None) -> SharedSpace:
-    """Maps as they stand with the score correction that the config asks for, against the first `rows` of each pool.
-
-    Pools are shuffled, so the first rows are a random part of them.
-    """
-    rows = MOST_CORRECTION_ROWS if rows is None else rows
+    """Maps as they stand with the score correction that the config asks for, against the first `rows` of each pool, or `MOST_POOL_ROWS`."""
+    rows = MOST_POOL_ROWS if rows is None else rows
     space = SharedSpace(map_a, map_b)
     if task.config.correction is not None:
         device = next((p.device for p in map_a.parameters()), torch.device("cpu"))

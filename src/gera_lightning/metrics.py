@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import hypergeom, skew
 from sklearn import manifold
 from torch import Tensor
@@ -201,6 +202,11 @@ def shared_share(near: Tensor, other: Tensor) -> float:
     return float(shared.double().mean() / near.shape[1])
 
 
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """Row numbers, all of `count` or `most` of them spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+
+
 def trustworthiness(x: Tensor, z: Tensor, k: int = 10, *, most: int = 2000) -> float:
     """How far new neighbours were away before: `1 - 2/(n k (2n - 3k - 1)) sum_i sum_(j in N_k(z_i) - N_k(x_i)) (r_x(i, j) - k)`.
 
@@ -218,7 +224,7 @@ def trustworthiness(x: Tensor, z: Tensor, k: int = 10, *, most: int = 2000) -> f
     Source:
         Venna & Kaski, Neighborhood preservation in nonlinear projection methods, ICANN 2001; computed by scikit-learn.
     """
-    kept = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).astype(int))
+    kept = spread(len(x), most)
     k = min(k, (len(kept) - 1) // 2)
     return float(manifold.trustworthiness(x.cpu().numpy()[kept], z.cpu().numpy()[kept], n_neighbors=k)) if k > 0 else 1.0
 

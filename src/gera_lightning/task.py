@@ -21,6 +21,10 @@ from gera_lightning.data.rows import Modality, TrainingRows
 from gera_lightning.heads import Chain
 from gera_lightning.parts import Part, build
 
+MOST_POOL_ROWS = 20_000
+"""Rows of a pool that filters and closed forms look at and a score correction keeps, at most: the first, a random part of a shuffled pool."""
+MOST_FILTERED_BYTES = 2**29
+"""Filtered rows that are kept at most in case they are asked for again."""
 Progress = Callable[[str, int, int], None]
 """Called with (what is under way, done, of how many)."""
 
@@ -36,7 +40,7 @@ class Task:
         seed: fixes folds, start and batches.
         folder: for checkpoints and TensorBoard events; an interrupted training in it goes on.
         progress: told of what is under way.
-        memory: filtered pools that may be asked for again.
+        memory: filtered modalities that may be asked for again, the oldest first.
     """
 
     config: Config
@@ -45,7 +49,7 @@ class Task:
     seed: int
     folder: Path
     progress: Progress
-    memory: dict[tuple[str, int], FilteredModality] = field(default_factory=dict, repr=False, compare=False)
+    memory: dict[str, FilteredModality] = field(default_factory=dict, repr=False, compare=False)
 
     def folds(self, positions: np.ndarray) -> list[np.ndarray]:
         """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out `tuning.enough` pairs together."""
@@ -63,9 +67,9 @@ class Task:
         return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **sides))
 
     def samples(self, positions: np.ndarray) -> Samples:
-        """Rows for a closed form, these pairs and all pool rows."""
+        """Rows for a closed form, these pairs and the pools."""
         a, b = self.rows.a, self.rows.b
-        return Samples(a.pairs[positions], b.pairs[positions], a.pool, b.pool)
+        return Samples(a.pairs[positions], b.pairs[positions], a.pool[:MOST_POOL_ROWS], b.pool[:MOST_POOL_ROWS])
 
     def held_out(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of a, rows of b and item numbers of held-out pairs."""
@@ -81,19 +85,21 @@ class Task:
         return self.config.filters.get(side) or [[]]
 
     def filtered(self, side: str, number: int) -> FilteredModality:
-        """Modality `side` as choice `number` of its filters passes it on."""
+        """Modality `side` as choice `number` of its filters, fitted on its pool, passes it on."""
         parts, modality = self.choices(side)[number], getattr(self.rows, side)
         if not parts:
             return FilteredModality(modality, None)
         key = {**modality.key, "filters": json.dumps(parts, sort_keys=True)}
-        known = self.memory.get((side, number))
-        if known is None or known.modality.key != key:  # folds that leave the pool whole share it; of others one at a time is kept
-            mapping, pool = fit_filters(build_filters(parts, side, number), modality.pool)
+        name = f"{side} {sorted(key.items())}"
+        if name not in self.memory:
+            mapping, pool = fit_filters(build_filters(parts, side, number), modality.pool[:MOST_POOL_ROWS])
             with torch.no_grad():
                 pairs = mapping(modality.pairs)
-            known = FilteredModality(dataclasses.replace(modality, pairs=pairs, pool=pool, key=key), mapping)
-            self.memory[side, number] = known
-        return known
+            items = modality.pool_items[: len(pool)]
+            self.memory[name] = FilteredModality(dataclasses.replace(modality, pairs=pairs, pool=pool, pool_items=items, key=key), mapping)
+            while len(self.memory) > 1 and sum(known.bytes for known in self.memory.values()) > MOST_FILTERED_BYTES:
+                del self.memory[next(iter(self.memory))]
+        return self.memory[name]
 
     def through(self, numbers: Mapping[str, int]) -> Filtered:
         """The task on features that choice `numbers[side]` of each modality's filters passes on."""
@@ -112,6 +118,11 @@ class FilteredModality:
 
     modality: Modality
     mapping: nn.Module | None
+
+    @property
+    def bytes(self) -> int:
+        """Of its rows."""
+        return self.modality.pairs.nbytes + self.modality.pool.nbytes
 
 
 @dataclass(frozen=True)

@@ -159,8 +159,3 @@ def test_strength_zero_changes_nothing():
 def test_a_pool_without_neighbours_leaves_rows_as_they_are(rows):
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(GraphDiffusion(k=3).fit(x[:rows])(x), x)
-
-
-def test_of_a_large_pool_the_first_rows_are_kept():
-    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(GraphDiffusion(k=3, most=12).fit(x)(x[20:]), GraphDiffusion(k=3).fit(x[:12])(x[20:]))

@@ -159,7 +159,6 @@ class GraphDiffusion:
         alpha: density normalisation over the whole graph.
         steps: t, at least 1.
         strength: share b of the diffused part in the out-of-sample form.
-        most: pool rows that are kept for it at most, the first ones.
     """
 
     k: int = 20
@@ -168,12 +167,11 @@ class GraphDiffusion:
     alpha: float = 0.0
     steps: int = 1
     strength: float = 0.5
-    most: int = 20_000
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
             raise UserError(f"kernel={self.kernel!r} is not a kernel{did_you_mean(self.kernel, KERNELS)}")
-        for key, value in (("k", self.k), ("steps", self.steps), ("most", self.most)):
+        for key, value in (("k", self.k), ("steps", self.steps)):
             if value < 1:
                 raise UserError(f"{key}={value} must be at least 1")
         if self.factor <= 0:
@@ -215,7 +213,6 @@ class GraphDiffusion:
 
     def fit(self, pool: Tensor) -> DiffusedFeatures:
         """The out-of-sample form against a pool `[N, D]`; a pool without neighbours leaves rows as they are."""
-        pool = pool[: self.most]
         if len(pool) < 2:
             return DiffusedFeatures(pool, pool, k=1, eps=1.0, kernel=self.kernel, strength=0.0)
         graph = knn_graph(pool, self.k)
