@@ -21,11 +21,11 @@ from gera_lightning.aligners.filters import Beside, Filter, LocalCentering, fit_
 from gera_lightning.aligners.space import Csls, SharedSpace
 from gera_lightning.config import load
 from gera_lightning.data import splits
+from gera_lightning.data.held_out import HeldOutItems
 from gera_lightning.data.rows import TrainingRows, load_rows
-from gera_lightning.evaluation import HeldOutItems
 from gera_lightning.geometry.diffusion import GraphDiffusion
 from gera_lightning.metrics import rank_positives
-from gera_lightning.run import Stores
+from gera_lightning.stores import Stores
 
 SPLITS, SHARE = 10, 0.2
 SETTING = {"eps": 1.0, "penalty": 0.3}

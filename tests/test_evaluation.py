@@ -8,8 +8,9 @@ import torch
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.space import Csls, SharedSpace
 from gera_lightning.config import EvaluationConfig
+from gera_lightning.data.held_out import HeldOutItems
 from gera_lightning.data.splits import split_items
-from gera_lightning.evaluation import HeldOutItems, evaluate
+from gera_lightning.evaluation import evaluate
 from gera_lightning.heads import Linear, Preprocessing, normalized
 from gera_lightning.metrics import foscttm
 

@@ -17,13 +17,14 @@ LEVELS = [
     {"objectives", "metrics", "statistics", "words", "data"},
     {"aligners", "comparisons"},
     {"module", "encoders", "affinity", "config"},
-    {"tuning", "evaluation", "callbacks", "task", "fit"},
+    {"tuning", "evaluation", "callbacks", "stores", "task", "fit"},
+    {"finished"},
+    {"search", "export"},
     {"assembly"},
     {"train"},
     {"run"},
     {"report", "planning", "doctor"},
-    {"sweep", "finished"},
-    {"search", "export"},
+    {"sweep"},
     {"cli"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
@@ -63,6 +64,27 @@ def test_imports_point_one_way(path):
     known = {name for name in inner if name in LEVEL}
     assert part(path) in LEVEL, f"say in LEVELS where {part(path)} stands"
     assert {name for name in known if LEVEL[name] > LEVEL[part(path)]} == set()
+
+
+def needed(path: Path) -> set[str]:
+    """Libraries whose import a file's own import brings about."""
+    waiting, seen, found = [path], {path}, set()
+    while waiting:
+        for name in imported(waiting.pop(), everywhere=False):
+            head, *rest = name.split(".")
+            if head != "gera_lightning":
+                found.add(head)
+                continue
+            places = [SOURCE.joinpath(*rest[:depth]) for depth in range(len(rest) + 1)]
+            files = {place for part in places for place in (part.with_suffix(".py"), part / "__init__.py") if place.is_file()}
+            waiting += files - seen
+            seen |= files
+    return found
+
+
+@pytest.mark.parametrize("name", ["search", "export", "affinity", "aligners/__init__", "data/store"])
+def test_what_does_not_train_starts_without_what_trains(name):
+    assert needed(SOURCE / f"{name}.py") & {"lightning", "matplotlib", "tensorboard", "transformers", "torchaudio", "submitit"} == set()
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

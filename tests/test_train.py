@@ -27,7 +27,8 @@ from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.data.rows import load_rows
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.errors import UserError
-from gera_lightning.run import Run, Stores, execute
+from gera_lightning.run import Run, execute
+from gera_lightning.stores import Stores
 from gera_lightning.sweep import run_experiment
 from gera_lightning.task import Progress, Task
 from gera_lightning.train import fit, stopping_steps

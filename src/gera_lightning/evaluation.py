@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import torch
@@ -11,8 +9,7 @@ from torch import Tensor
 
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import EvaluationConfig
-from gera_lightning.data.splits import ItemSplit
-from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.data.held_out import HeldOutItems
 from gera_lightning.metrics import (
     Ranking,
     chance,
@@ -29,50 +26,6 @@ from gera_lightning.metrics import (
 
 MOST_UNIMODAL_ROWS = 20_000
 """Rows of a modality whose neighbourhoods are compared at most: the time for it grows with their square."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """One modality's evaluated rows.
-
-    Attributes:
-        rows: their table; `family` is that of the split.
-        x: frozen embeddings `[n, D]`.
-        unseen: rows whose `group` (voice, renderer) has no training row, bool `[n]`.
-    """
-
-    rows: pd.DataFrame
-    x: Tensor
-    unseen: np.ndarray
-
-    @classmethod
-    def load(cls, store: EmbeddingStore, test: np.ndarray, train: np.ndarray, families: pd.Series) -> HeldOut:
-        """From row numbers of the two sides of the split, and the family of every item."""
-        rows = store.rows.iloc[test].reset_index(drop=True)
-        rows["family"] = families[rows["item"].to_numpy(dtype=str)].to_numpy()
-        unseen = np.zeros(len(rows), dtype=bool)
-        if "group" in rows:
-            unseen = (rows["group"].notna() & ~rows["group"].isin(store.rows["group"].iloc[train].unique())).to_numpy(copy=True)
-        return cls(rows, torch.from_numpy(store.read(test)), unseen)
-
-
-@dataclass(frozen=True)
-class HeldOutItems:
-    """The evaluated rows of both modalities, items numbered alike."""
-
-    a: HeldOut
-    b: HeldOut
-    item_a: Tensor
-    item_b: Tensor
-
-    @classmethod
-    def load(cls, store_a: EmbeddingStore, store_b: EmbeddingStore, split: ItemSplit) -> HeldOutItems:
-        """The test side of a split."""
-        a = HeldOut.load(store_a, split.test_a, split.train_a, split.families)
-        b = HeldOut.load(store_b, split.test_b, split.train_b, split.families)
-        names = np.concatenate([side.rows["item"].to_numpy(dtype=str) for side in (a, b)])
-        numbers = torch.from_numpy(np.unique(names, return_inverse=True)[1])
-        return cls(a, b, numbers[: len(a.rows)], numbers[len(a.rows) :])
 
 
 def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfig) -> tuple[dict[str, float], pd.DataFrame]:

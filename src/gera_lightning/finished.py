@@ -10,8 +10,8 @@ from gera_lightning import config
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config.layers import merge, parse_overrides, read_yaml, typed
 from gera_lightning.errors import UserError
-from gera_lightning.report.sources import load_sweep
-from gera_lightning.run import Stores
+from gera_lightning.results import load_sweep
+from gera_lightning.stores import Stores
 
 PREFERRED = "gera"
 

@@ -14,7 +14,8 @@ from gera_lightning.config import Config, Experiment
 from gera_lightning.data import splits
 from gera_lightning.errors import UserError
 from gera_lightning.results import finished_rows
-from gera_lightning.run import Run, Stores
+from gera_lightning.run import Run
+from gera_lightning.stores import Stores
 
 
 def plan(experiment: Experiment) -> list[Run]:

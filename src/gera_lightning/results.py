@@ -1,14 +1,22 @@
-"""Result rows of an experiment's finished runs: the run folders hold them, `results.jsonl` is a copy for other tools."""
+"""Finished runs of an experiment: the run folders hold their result rows, `results.jsonl` is a copy for other tools."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import yaml
 from filelock import FileLock
 
+from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
+
+KEY = ["method", "budget", "seed"]
+NEEDED = (*KEY, "config_hash", "data_hash", "ab/r@10", "ba/r@10")
 
 
 def finished_records(folder: Path) -> list[Path]:
@@ -28,3 +36,124 @@ def collect(folder: Path) -> Path:
         rows = [json.dumps(row) for row in finished_rows(folder)]
         replace_atomically(path, ("\n".join(rows) + "\n").encode())
     return path
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Finished runs that may be compared: one data set, one split, one run a method, budget and seed.
+
+    Attributes:
+        name: of the experiment.
+        folder: where its runs lie.
+        runs: one row a run, the columns of results.jsonl and `folder`.
+        notes: what was left out, and why.
+    """
+
+    name: str
+    folder: Path
+    runs: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def budgets(self) -> list[int]:
+        """Ascending."""
+        return sorted({int(n) for n in self.runs["budget"]})
+
+    @cached_property
+    def compared(self) -> list[int]:
+        """Budgets at which methods can be compared: those of two methods or more, or all where each has its own."""
+        counts = self.runs.groupby("budget")["method"].nunique()
+        return [int(n) for n in counts.index[counts > 1]] or self.budgets
+
+    @cached_property
+    def extra_budgets(self) -> dict[str, list[int]]:
+        """The other budgets, by method: those of one method alone."""
+        alone = self.runs[~self.runs["budget"].isin(self.compared)]
+        return {str(name): sorted({int(n) for n in rows["budget"]}) for name, rows in alone.groupby("method")}
+
+    @property
+    def seeds(self) -> list[int]:
+        """Ascending."""
+        return sorted({int(n) for n in self.runs["seed"]})
+
+    @property
+    def methods(self) -> list[str]:
+        """The best recall first, at the largest budget that all methods have (each at its own largest where they share none)."""
+        runs = self.runs.assign(recall=(self.runs["ab/r@10"] + self.runs["ba/r@10"]) / 2)
+        shared = set.intersection(*(set(rows["budget"]) for _, rows in runs.groupby("method")))
+        most = max(shared) if shared else runs.groupby("method")["budget"].transform("max")
+        return runs[runs["budget"] == most].groupby("method")["recall"].mean().sort_values(ascending=False).index.tolist()
+
+    @cached_property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What each method's runs were set to, where their config.yaml is there."""
+        first = self.runs.drop_duplicates("method").set_index("method")["folder"]
+        paths = {str(name): folder / "config.yaml" for name, folder in first.items()}
+        return {name: _read_settings(path) for name, path in paths.items() if path.is_file()}
+
+    @property
+    def split(self) -> str:
+        """Which items were evaluated."""
+        return str(self.runs["split"].iloc[0])
+
+    @property
+    def data_hash(self) -> str:
+        """Of both stores."""
+        return str(self.runs["data_hash"].iloc[0])
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """Read the finished runs of an experiment, also of one that is still running.
+
+    Where runs of other data, of the other split or of older settings lie there too, the newest run decides: its data and split, and
+    for each method and budget the settings of its newest run.
+
+    Raises:
+        UserError: nothing finished there, or a record that is no result.
+    """
+    table = pd.DataFrame([_row(path) for path in finished_records(folder)])
+    if not len(table):
+        raise no_runs(folder)
+    notes: list[str] = []
+    newest = table.iloc[int(table["time"].to_numpy().argmax())]
+    table = _left_out(table, table["data_hash"] == newest["data_hash"], "other data than the newest run's", notes)
+    table = _left_out(table, table["split"] == newest["split"], f"not evaluated on `{newest['split']}` as the newest run", notes)
+    latest = table.sort_values("time").groupby(["method", "budget"])["settings_key"].transform("last").reindex(table.index)
+    table = _left_out(table, table["settings_key"] == latest, "older settings of their method and budget", notes)
+    table = _left_out(table, ~table.sort_values("time").duplicated(KEY, keep="last"), "older than a run of the same seed", notes)
+    table = table.drop(columns=["time", "settings_key", "results"], errors="ignore").sort_values(KEY, ignore_index=True)
+    return Sweep(folder.name, folder, table, notes)
+
+
+def no_runs(folder: Path) -> UserError:
+    """That nothing is finished in an experiment's folder."""
+    return UserError(f"{folder}: holds no finished run: run `make train EXP={folder.name}` first, or give runs_dir=...")
+
+
+def _row(record: Path) -> dict[str, Any]:
+    """A run's result row with its folder, when it was finished, and its settings and code without budget and seed."""
+    run = record.parent
+    try:
+        row = json.loads(record.read_text())
+        missing = [name for name in NEEDED if name not in row]
+        if missing:
+            raise KeyError(missing[0])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record}: is no result ({error!r}): remove {run} and run that again") from error
+    settings = _read_settings(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    own = {name: value for name, value in settings.items() if name not in ("budget", "seed")}
+    key = json.dumps({**own, "results": row.get("results", 1)}, sort_keys=True, default=str)
+    return {**row, "folder": run, "time": record.stat().st_mtime, "settings_key": key, "split": row.get("split", "test")}
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    # a sweep has a thousand of them: libyaml is ten times as fast where PyYAML was built with it
+    settings: dict[str, Any] = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return settings
+
+
+def _left_out(table: pd.DataFrame, kept: pd.Series, why: str, notes: list[str]) -> pd.DataFrame:
+    gone = int((~kept).sum())
+    if gone:
+        notes.append(f"{gone} {'run is' if gone == 1 else 'runs are'} left out: {why}.")
+    return table[kept.reindex(table.index)]

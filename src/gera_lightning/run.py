@@ -21,75 +21,17 @@ from gera_lightning import __version__, distributed
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import RESULTS, Config, config_hash, identity
 from gera_lightning.config.layers import flat
-from gera_lightning.data import splits
 from gera_lightning.data.rows import TrainingRows, load_rows
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.data.synthetic import SyntheticViews
-from gera_lightning.errors import UserError
-from gera_lightning.evaluation import HeldOutItems, evaluate
+from gera_lightning.evaluation import evaluate
 from gera_lightning.files import appearing_whole, remove_scratch, replace_atomically
 from gera_lightning.fit import Fitted
-from gera_lightning.parts import build, check_part
+from gera_lightning.stores import Stores
 from gera_lightning.task import Progress, Task
 from gera_lightning.train import fit
 
 ERROR = "error.txt"
 """In the folder of a run that failed unexpectedly: where it did."""
-
-
-@dataclass(frozen=True)
-class Stores:
-    """The two stores of an experiment with their item split; shared by its runs."""
-
-    a: EmbeddingStore
-    b: EmbeddingStore
-    split: splits.ItemSplit
-
-    @classmethod
-    def open(cls, config: Config) -> Stores:
-        """Open what `config.data` names.
-
-        Raises:
-            UserError: a missing or damaged store, or an impossible split.
-        """
-        data = config.data
-        if data.synthetic is not None:
-            part = {"class": "gera_lightning.data.synthetic.SyntheticViews", **data.synthetic}
-            check_part(part, "data.synthetic")
-            views: SyntheticViews = build(part, "data.synthetic")
-            a, b = views.stores(config.cache_dir)
-        else:
-            for key in ("a", "b"):
-                if not getattr(data, key):
-                    raise UserError(f"data.{key} is empty: name the folder of an embedding store")
-            a, b = EmbeddingStore(data.a), EmbeddingStore(data.b)
-        return cls(a, b, splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev"))
-
-    @property
-    def data_hash(self) -> str:
-        """Hash of both stores' contents."""
-        return f"{self.a.data_hash[:8]}{self.b.data_hash[:8]}"
-
-    @cached_property
-    def held_out(self) -> HeldOutItems:
-        """The evaluated rows."""
-        return HeldOutItems.load(self.a, self.b, self.split)
-
-    def draw(self, config: Config, budget: int, seed: int) -> splits.Draw:
-        """Pairs and pools of a budget and seed."""
-        data = config.data
-        assert data.reserve is not None
-        return splits.draw(
-            self.a.rows,
-            self.b.rows,
-            self.split,
-            budget=budget,
-            reserve=data.reserve,
-            seed=seed,
-            shared_pools=data.shared_pools,
-            pool_size=data.pool_size,
-            extra_views=data.extra_views,
-        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from gera_lightning.doctor import evidence as evidence_module
 from gera_lightning.doctor.evidence import Evidence, chance_score, gather, held_out_scores, smallest_budget
 from gera_lightning.doctor.examine import MEND, NEXT, NOTE, examine, verdict
 from gera_lightning.errors import UserError
-from gera_lightning.run import Stores
+from gera_lightning.stores import Stores
 
 FOLDER = "experiments"
 

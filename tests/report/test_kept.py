@@ -13,7 +13,7 @@ import yaml
 from gera_lightning.comparisons import load_hits
 from gera_lightning.errors import UserError
 from gera_lightning.report.kept import kept_rows, pack, unpack
-from gera_lightning.report.sources import load_sweep
+from gera_lightning.results import load_sweep
 
 ROWS = {"ab": ["007", "007", "NA", "é,\n|"], "ba": ["007", "NA", "é,\n|"]}
 """Items that a careless reader would change."""

@@ -9,7 +9,7 @@ import pytest
 from gera_lightning.report import tuning
 from gera_lightning.report.document import Facts, Pictures
 from gera_lightning.report.findings import Findings
-from gera_lightning.report.sources import Sweep
+from gera_lightning.results import Sweep
 
 
 def record(low: float, high: float, chosen: float = 10.0):

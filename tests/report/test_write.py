@@ -17,8 +17,8 @@ from gera_lightning.comparisons import Bootstrap, compare, load_hits, multiplier
 from gera_lightning.data.store import write_store
 from gera_lightning.errors import UserError
 from gera_lightning.report.kept import unpack
-from gera_lightning.report.sources import load_sweep
 from gera_lightning.report.write import keep_results, report_words, write_report
+from gera_lightning.results import load_sweep
 
 N = 120
 METHODS = {
@@ -209,7 +209,7 @@ def test_the_best_and_those_near_it_are_marked(written):
 
 def test_examples_are_what_the_aligner_finds(written, finished):
     from gera_lightning.aligners import Aligner
-    from gera_lightning.run import Stores
+    from gera_lightning.stores import Stores
 
     lines = (written / "report.md").read_text().splitlines()
     loaded = config.load("small", folder=finished / "experiments")

@@ -20,8 +20,8 @@ from gera_lightning.config import Experiment
 from gera_lightning.data.rows import load_rows
 from gera_lightning.fit import choose_filters, fold_scores
 from gera_lightning.parts import build
-from gera_lightning.run import Stores
 from gera_lightning.statistics import holm
+from gera_lightning.stores import Stores
 from gera_lightning.task import Task
 
 LEVEL = 0.01

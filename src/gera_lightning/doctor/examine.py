@@ -30,7 +30,7 @@ from gera_lightning.doctor.stores import (
     spread_findings,
 )
 from gera_lightning.errors import UserError
-from gera_lightning.run import Stores
+from gera_lightning.stores import Stores
 
 PROBE = "ridge"
 """The preset that the smallest budget is looked for with: the simplest, and quick."""

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.data.held_out import HeldOut, HeldOutItems
 from gera_lightning.errors import UserError
-from gera_lightning.evaluation import HeldOut, HeldOutItems
 from gera_lightning.report.figures import Series, lines, styles
 from gera_lightning.run import Run
 from gera_lightning.statistics import summary

@@ -10,11 +10,11 @@ import pandas as pd
 
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import Config
+from gera_lightning.data.held_out import HeldOut
 from gera_lightning.errors import UserError
-from gera_lightning.evaluation import HeldOut
 from gera_lightning.report.document import Answer, Block, Example, Section, Text
-from gera_lightning.report.sources import Sweep
-from gera_lightning.run import Stores
+from gera_lightning.results import Sweep
+from gera_lightning.stores import Stores
 
 SHOWN = 5
 GOOD, BAD = 3, 3

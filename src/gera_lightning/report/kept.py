@@ -24,8 +24,7 @@ import pandas as pd
 
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
-from gera_lightning.report.sources import Sweep
-from gera_lightning.results import finished_records
+from gera_lightning.results import Sweep, finished_records
 
 FOLDER = Path("docs") / "results"
 FILES = ("metrics.json", "config.yaml", "tuning.json")
@@ -85,7 +84,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Lay kept results out as the finished runs that they are of, for `sources.load_sweep`.
+    """Lay kept results out as the finished runs that they are of, for `results.load_sweep`.
 
     Args:
         path: the kept file.

@@ -14,7 +14,7 @@ from gera_lightning.config.layers import flat
 from gera_lightning.errors import UserError
 from gera_lightning.planning import reserving
 from gera_lightning.report.document import Block, Code, Facts
-from gera_lightning.report.sources import Sweep
+from gera_lightning.results import Sweep
 
 PACKAGES = ("torch", "lightning", "faiss-gpu", "faiss-cpu", "numpy", "scipy", "scikit-learn", "pandas")
 

@@ -13,8 +13,7 @@ from gera_lightning.files import replace_atomically
 from gera_lightning.report import ablations, examples, figures, headline, html, kept, markdown, provenance, qualities, sections, tuning
 from gera_lightning.report.document import Report, Section
 from gera_lightning.report.findings import Findings
-from gera_lightning.report.sources import Sweep, load_sweep, no_runs
-from gera_lightning.results import finished_records
+from gera_lightning.results import Sweep, finished_records, load_sweep, no_runs
 
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
 DRAWS = 2000
@@ -107,7 +106,7 @@ def _findings(sweep: Sweep, reference: str | None, baseline: str | None, draws: 
 
 def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str | Path = "experiments") -> Path:
     """Keep an experiment's finished results, ranks included, in `docs/results/<experiment>.zip`, of which the report can be made again, and
-    its curve beside them. Results kept before stay where no newer run takes their place (`sources.load_sweep` says which are comparable),
+    its curve beside them. Results kept before stay where no newer run takes their place (`results.load_sweep` says which are comparable),
     so a sweep may be kept part by part.
 
     Args:

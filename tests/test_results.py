@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gera_lightning.errors import UserError
-from gera_lightning.report.sources import load_sweep
+from gera_lightning.results import load_sweep
 
 
 def add(folder: Path, method="m", budget=10, seed=0, hash8="h0", when=100, settings=None, **more) -> None:
