@@ -88,15 +88,14 @@ def bandwidth(d2: Tensor, rule: str, factor: float, scale: Tensor | float, neigh
         UserError: an unknown rule.
     """
     d2 = d2.detach()
-    scale = torch.as_tensor(scale, dtype=d2.dtype, device=d2.device)
     if rule == "patch":
         eps = factor * patch_bandwidth(d2)
     elif rule == "self_tuning":
         eps = factor * self_tuning_bandwidth(d2, neighbor)
     elif rule == "global":
-        eps = factor * scale
+        eps = factor * torch.as_tensor(scale, dtype=d2.dtype, device=d2.device)
     elif rule == "fixed":
-        eps = torch.full_like(scale, factor)
+        eps = torch.full((), factor, dtype=d2.dtype, device=d2.device)
     else:
         raise UserError(f"bandwidth={rule!r} is not a bandwidth rule{did_you_mean(rule, BANDWIDTHS)}")
     return eps.clamp(min=floor)

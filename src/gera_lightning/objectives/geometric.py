@@ -97,9 +97,11 @@ class GeometricLoss(nn.Module):
         with torch.autocast(z_AMD.device.type, enabled=False):
             d2_z = squared_distances(z_AMD.to(torch.promote_types(z_AMD.dtype, torch.float32)))
             if eps is None:
-                frozen, mapped = (d2_x[..., 0, 1:], d2_z[..., 0, 1:]) if edges is None else edges
-                ratio = mapped.detach().median() / frozen.median().clamp(min=TINY)
-                eps = self.operator.eps(d2_z, scale * ratio, floor=bandwidth_floor(scale))
+                mapped_scale: Tensor | float = scale
+                if self.operator.bandwidth == "global":
+                    frozen, mapped = (d2_x[..., 0, 1:], d2_z[..., 0, 1:]) if edges is None else edges
+                    mapped_scale = scale * (mapped.detach().median() / frozen.median().clamp(min=TINY))
+                eps = self.operator.eps(d2_z, mapped_scale, floor=bandwidth_floor(scale))
             q = self.operator(d2_z, eps=eps)
             if self.form == "relative":
                 return relative_loss(p.to(q.dtype), q, self.operator.flat(q.shape[-1]).to(q))
