@@ -22,6 +22,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _own_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment of a test has the presets beside it alone; those of the repository's experiments lie beside them."""
+    monkeypatch.setattr("gera_lightning.config.experiment.SHIPPED", REPOSITORY / "nothing")
+
+
 @pytest.fixture
 def repository() -> Path:
     return REPOSITORY

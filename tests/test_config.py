@@ -7,6 +7,8 @@ import hashlib
 import json
 import subprocess
 import sys
+import sysconfig
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gera_lightning import config
-from gera_lightning.config import Config, combinations, config_hash, identity, load
+from gera_lightning.config import Config, combinations, config_hash, experiment, identity, load
 from gera_lightning.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -401,3 +403,32 @@ def test_identity_is_plain_values_and_leaves_the_settings_alone(folder):
     assert yaml.safe_load(yaml.safe_dump(values)) == values
     assert settings_ == kept
     assert settings_.trainer.devices == 1  # still there
+
+
+# ---- presets that come with the package ----
+
+
+def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(tmp_path, write_yaml, monkeypatch):
+    monkeypatch.setattr(experiment, "SHIPPED", experiment._shipped())
+    write_yaml(
+        tmp_path,
+        {
+            "mine.yaml": {"data": {"a": "a", "b": "b"}, "methods": ["gera", "ridge", "own"]},
+            "methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "a_to_b"}},
+            "methods/own.yaml": {"closed_form": {"class": "gera_lightning.aligners.procrustes.Procrustes"}},
+        },
+    )
+    loaded = load(str(tmp_path / "mine.yaml")).methods
+    assert loaded["gera"].closed_form["class"].endswith("CoupledRidge")
+    assert loaded["ridge"].closed_form["direction"] == "a_to_b"  # its own wins
+    swept = load(str(tmp_path / "mine.yaml"), sweep=True).common.methods
+    assert set(swept) == {"own", *(path.stem for path in (REPOSITORY / "experiments" / "methods").glob("*.yaml"))}
+    with pytest.raises(UserError, match=r"methods: 'gerra' has no preset methods/gerra\.yaml; did you mean 'gera'"):
+        load(str(tmp_path / "mine.yaml"), {"methods": ["gerra"]})
+
+
+def test_an_installation_has_its_presets_where_data_files_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "__file__", str(tmp_path / "site-packages" / "gera_lightning" / "config" / "experiment.py"))
+    place, patterns = next(iter(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"].items()))
+    assert experiment._shipped() == Path(sysconfig.get_path("data")) / place
+    assert list(REPOSITORY.glob(patterns[0]))

@@ -6,6 +6,7 @@ a preset sets to null (the geometry-off twin sets `geometric_loss: null`) stays 
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ def load(
     Args:
         experiment: name of a file in `folder`, a path ending in `.yaml`, or what such a file would hold.
         overrides: `key=value` words as on the command line, or a mapping of dotted keys.
-        folder: where experiments lie; presets lie in `methods/` beside the file (or in `folder`).
+        folder: where experiments lie; presets lie in `methods/` beside the file (or in `folder`), or come with the package.
         sweep: take methods, seeds and extra budgets from the `sweep` section.
 
     Raises:
@@ -55,11 +56,12 @@ def load(
     common = typed(merge([base, *words]), str(path))
     if common.data.reserve is None:
         common.data.reserve = max([*(base.get("budgets") or ()), *common.budgets])
+    known = presets(path.parent)
     if sweep:
-        common.methods, common.seeds = _swept_methods(common, path.parent / "methods"), common.sweep.seeds
+        common.methods, common.seeds = _swept_methods(common, known), common.sweep.seeds
     methods = {}
     for name in common.methods:
-        preset = _preset(name, path.parent / "methods", common.variants)
+        preset = _preset(name, known, common.variants)
         common_only = [key for key in RUNTIME_KEYS if key in preset]
         if common_only:
             raise UserError(f"method {name}: {common_only[0]} is no setting of a method: set it in {path}")
@@ -77,13 +79,26 @@ def load(
     return Experiment(path.stem, common, methods, extra)
 
 
-def _swept_methods(common: Config, presets: Path) -> list[str]:
+def presets(folder: Path) -> dict[str, Path]:
+    """Method presets by name: those that come with the package, and those in `methods/` in an experiment's folder, which win."""
+    return {path.stem: path for place in (SHIPPED, folder / "methods") for path in sorted(place.glob("*.yaml"))}
+
+
+def _shipped() -> Path:
+    tree = Path(__file__).parents[3] / "experiments" / "methods"
+    return tree if tree.is_dir() else Path(sysconfig.get_path("data")) / "share" / "gera_lightning" / "methods"
+
+
+SHIPPED = _shipped()
+"""Where the package's own presets lie: in the source tree, or where an installation puts them."""
+
+
+def _swept_methods(common: Config, known: Mapping[str, Path]) -> list[str]:
     sweep = common.sweep
-    methods = sweep.methods or (common.methods if common.variants else sorted(path.stem for path in presets.glob("*.yaml")))
-    known = [*common.variants, *(path.stem for path in presets.glob("*.yaml"))]
+    methods = sweep.methods or (common.methods if common.variants else sorted(known))
     for name in sweep.extra_budgets:
-        if name not in known:
-            raise UserError(f"sweep.extra_budgets.{name}: there is no such method{did_you_mean(name, known)}")
+        if name not in known and name not in common.variants:
+            raise UserError(f"sweep.extra_budgets.{name}: there is no such method{did_you_mean(name, [*common.variants, *known])}")
     if not sweep.only:
         return methods
     return list(sweep.quick) if sweep.only == "quick" else [name.strip() for name in sweep.only.split(",") if name.strip()]
@@ -101,7 +116,7 @@ def _experiment_path(experiment: str, folder: Path) -> Path:
     return path
 
 
-def _preset(name: str, folder: Path, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _preset(name: str, known: Mapping[str, Path], variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a method sets: its file, or a variant's changes over the file of the preset it is `of`."""
     if name in RESERVED:
         raise UserError(f"methods: {name!r} is the name of a folder beside the methods' in runs/: call the method otherwise")
@@ -110,12 +125,10 @@ def _preset(name: str, folder: Path, variants: Mapping[str, Mapping[str, Any]]) 
         of = changes.pop("of", None)
         if not isinstance(of, str):
             raise UserError(f"variants.{name}.of={of!r}: name the preset that it changes, such as of: gera")
-        return merge([_preset(of, folder, {}), *parse_overrides(changes)])
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = [*variants, *(p.stem for p in folder.glob("*.yaml"))]
-        raise UserError(f"methods: {name!r} has no preset {path}{did_you_mean(name, known)}")
-    return read_yaml(path)
+        return merge([_preset(of, known, {}), *parse_overrides(changes)])
+    if name not in known:
+        raise UserError(f"methods: {name!r} has no preset methods/{name}.yaml{did_you_mean(name, [*variants, *known])}")
+    return read_yaml(known[name])
 
 
 def _classless(layers: Sequence[Mapping[str, Any]]) -> set[str]:
