@@ -178,6 +178,20 @@ def test_words_of_the_command_line_equal_keywords(project, capsys, asked):
         assert word in out
 
 
+@pytest.mark.parametrize(
+    ("experiment", "shown"),
+    [
+        ("small", ["make report EXP=small", "make tensorboard EXP=small"]),
+        ("experiments/small.yaml", ["gera report experiments/small.yaml", "tensorboard --logdir runs/small"]),
+    ],
+)
+def test_what_to_do_next_is_named_as_the_experiment_was(project, capsys, asked, experiment, shown):
+    assert cli.main(["train", experiment]) == 0
+    out = capsys.readouterr().out
+    assert all(line in out for line in shown)
+    assert ("make" in out) == (experiment == "small")
+
+
 def test_only_the_first_process_prints(project, capsys, asked, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert cli.main(["train", "small"]) == 0

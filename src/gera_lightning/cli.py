@@ -38,7 +38,7 @@ def train(experiment: str, overrides: Sequence[str]) -> None:
     first = os.environ.get("RANK", "0") == "0"
     outcome = run_experiment(loaded, Console() if first else None)
     if first:
-        _show(loaded.name, outcome)
+        _show(experiment, outcome)
 
 
 def sweep(experiment: str, overrides: Sequence[str]) -> None:
@@ -56,17 +56,20 @@ def sweep(experiment: str, overrides: Sequence[str]) -> None:
 
     outcome = run_sweep(loaded, [experiment, *overrides], Console())
     if outcome is not None:
-        _show(loaded.name, outcome)
+        _show(experiment, outcome)
 
 
-def _show(name: str, outcome: Outcome) -> None:
-    """Print the table and where everything is."""
+def _show(experiment: str, outcome: Outcome) -> None:
+    """Print the table and where everything is; a file need not lie where the Makefile is."""
+    report, board = f"make report EXP={experiment}", f"make tensorboard EXP={experiment}   (or: tensorboard --logdir {outcome.folder})"
+    if experiment.endswith((".yaml", ".yml")):
+        report, board = f"gera report {experiment}", f"tensorboard --logdir {outcome.folder}"
     if outcome.table:
         print(outcome.table)
         print(f"curve        {outcome.curve}")
         print(f"results      {outcome.folder / 'results.jsonl'}")
-        print(f"report       make report EXP={name}")
-        print(f"TensorBoard  make tensorboard EXP={name}   (or: tensorboard --logdir {outcome.folder})")
+        print(f"report       {report}")
+        print(f"TensorBoard  {board}")
         if outcome.note:
             print(f"note         {outcome.note}")
 
