@@ -101,7 +101,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "data": {"synthetic": {"items": 90, "dim_a": 7, "dim_b": 6, "features": 16}},
         "budgets": [10, 20],
         "tuning": {"folds": 2, "settings": 2},
-        "sweep": {"seeds": [0]},
+        "sweep": {"seeds": [0], "methods": ["procrustes", "ridge"]},
     }
     (tmp_path / "experiments" / "tiny.yaml").write_text(yaml.safe_dump(settings))
     for name in ("Ridge", "Procrustes"):

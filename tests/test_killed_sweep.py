@@ -30,7 +30,7 @@ SETTINGS = {
     "graph": {"k": 3},
     "tuning": {"folds": 2, "used_folds": 1, "settings": 2, "distractors": 10},
     "trainer": {"max_steps": 60, "accelerator": "cpu", "checkpoint_every_n_steps": 10},
-    "sweep": {"seeds": [0]},
+    "sweep": {"seeds": [0], "methods": ["ridge", "trained"]},
 }
 COMMAND = [sys.executable, "-m", "gera_lightning.cli", "sweep", "tiny", "sweep.workers=2"]
 

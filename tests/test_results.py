@@ -60,6 +60,14 @@ def test_other_data_and_another_split_than_the_newest_are_left_out(folder):
     assert [note[:20] for note in load_sweep(folder).notes] == ["1 run is left out: o", "1 run is left out: n"]
 
 
+def test_runs_of_the_data_asked_for_are_not_displaced_by_newer_ones_of_other_data(folder):
+    add(folder, seed=0, when=100, data_hash="mine")
+    add(folder, seed=1, when=200, data_hash="other")
+    assert [row["seed"] for row in load_sweep(folder, "mine").runs.to_dict("records")] == [0]
+    assert load_sweep(folder, "mine").notes == ["1 run is left out: other data than the experiment's."]
+    assert [row["seed"] for row in load_sweep(folder, "none").runs.to_dict("records")] == [1]  # there are none: the newest
+
+
 def test_the_newest_settings_of_each_method_and_budget_stay(folder):
     """Two seeds of old settings, one of new: means over both would mix methods."""
     add(folder, seed=0, hash8="old0", when=100, settings="old")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from io import StringIO
 from pathlib import Path
@@ -137,6 +138,33 @@ def executed(monkeypatch) -> list[Run]:
 
     monkeypatch.setattr(sweep, "execute", execute)
     return done
+
+
+def test_stores_without_a_common_item_are_refused_by_that_name(experiment, make_store, tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    paths = {f"data__{side}": str(make_store(side, x, item=[f"{side}{n}" for n in range(40)]).path) for side in "ab"}
+    with pytest.raises(UserError, match=r"no train item has a row in both stores .*carry the same `item`; gera doctor"):
+        run_experiment(experiment(data__synthetic=None, **paths))
+
+
+def test_a_damaged_result_is_named(experiment, executed):
+    run_experiment(experiment())
+    record = plan(experiment())[0].folder / "metrics.json"
+    record.write_text(record.read_text()[:10])
+    with pytest.raises(
+        UserError, match=rf"{re.escape(str(record))}: is no result .*: remove {re.escape(str(record.parent))} and run that again"
+    ):
+        run_experiment(experiment())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [({"methods": ["ridge"]}, r"sweep\.methods=\[\.\.\.\], or sweep\.only"), ({"seeds": [3]}, r"sweep\.seeds=\[3\]")],
+)
+def test_a_sweep_refuses_what_would_do_nothing_in_it(experiment, tmp_path, overrides, words):
+    experiment()
+    with pytest.raises(UserError, match=words):
+        swept(tmp_path, **overrides)
 
 
 def names(runs: list[Run]) -> list[tuple[str, int, int]]:

@@ -607,6 +607,7 @@ def test_every_part_is_built_once_before_anything_runs(experiment):
         ({"geometric_loss__kernel": "haet"}, "geometric_loss: kernel='haet'"),
         ({"optimizer__lr": -1.0}, "optimizer: "),
         ({"trainer__accelerator": "abacus"}, "trainer: "),
+        ({"trainer__accelerator": "tpu"}, "trainer: Lightning refuses"),  # its library is missing
     ):
         with pytest.raises(UserError, match=words):
             sweep.plan(experiment(methods=["geometric"], **overrides))

@@ -207,7 +207,7 @@ def make_trainer(config: Config, folder: Path, stop: int, callbacks: list[Callba
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         return _trainer(config.trainer, folder, stop, callbacks, size, local)
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, ImportError, MisconfigurationException) as error:
         raise UserError(f"trainer: Lightning refuses these settings ({' '.join(str(error).split())})") from error
 
 

@@ -39,13 +39,13 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
     folder = next((path for path in (Path(target), Path(target).parent) if target and (path / "aligner" / "aligner.json").is_file()), None)
     if folder is not None:
         aligner = Aligner.load(folder / "aligner")
-        settings = _recorded(folder, aligner, overrides)
+        stores = Stores.open(_recorded(folder, aligner, overrides))
     else:
         experiment = config.load(target, overrides)
         settings = experiment.common
-        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget)
+        stores = Stores.open(settings)
+        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget, stores.data_hash)
         aligner = Aligner.load(folder / "aligner")
-    stores = Stores.open(settings)
     if stores.data_hash != aligner.about.get("data_hash"):
         raise UserError(
             f"{folder}: {stores.a.path} and {stores.b.path} hold other data than this run had: name its stores by data.a=... and "
@@ -63,8 +63,8 @@ def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> confi
     return typed(merge([{"data": data}, *parse_overrides(overrides)]), str(folder))
 
 
-def _best(folder: Path, method: str, budget: int | None) -> Path:
-    sweep = load_sweep(folder)
+def _best(folder: Path, method: str, budget: int | None, data_hash: str) -> Path:
+    sweep = load_sweep(folder, data_hash)
     name = method or (PREFERRED if PREFERRED in sweep.methods else sweep.methods[0])
     runs = sweep.runs[sweep.runs["method"] == name]
     if budget is not None:

@@ -61,6 +61,11 @@ def _check_pairs(experiment: Experiment, stores: Stores, most: int) -> None:
     """There are as many pairs as the largest budget asks for, and enough families in the smallest for every fold of tuning."""
     common = experiment.common
     matched = len(splits.matched_items(stores.a.rows, stores.b.rows, stores.split))
+    if not matched:
+        raise UserError(
+            f"no train item has a row in both stores ({common.data.a or 'a'}, {common.data.b or 'b'}): rows that belong together carry the same `item`; "
+            "gera doctor says what the stores share"
+        )
     if most > matched:
         key = f"budgets={common.budgets}" if most in common.budgets else f"sweep.extra_budgets={dict(experiment.extra_budgets)}"
         raise UserError(f"{key}: {most} pairs are more than the {matched} train items with a row in both stores: lower it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,22 @@ def finished_records(folder: Path) -> list[Path]:
 
 def finished_rows(folder: Path) -> list[dict[str, Any]]:
     """Result rows of the finished runs under an experiment's folder, in order of their paths."""
-    return [json.loads(path.read_text()) for path in finished_records(folder)]
+    return [read_row(path) for path in finished_records(folder)]
+
+
+def read_row(record: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """A finished run's result row, with these columns at least.
+
+    Raises:
+        UserError: a damaged record.
+    """
+    try:
+        row: dict[str, Any] = json.loads(record.read_text())
+        for name in needed:
+            row[name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record}: is no result ({error!r}): remove {record.parent} and run that again") from error
+    return row
 
 
 def collect(folder: Path) -> Path:
@@ -102,11 +118,11 @@ class Sweep:
         return str(self.runs["data_hash"].iloc[0])
 
 
-def load_sweep(folder: Path) -> Sweep:
+def load_sweep(folder: Path, data_hash: str = "") -> Sweep:
     """Read the finished runs of an experiment, also of one that is still running.
 
     Where runs of other data, of the other split or of older settings lie there too, the newest run decides: its data and split, and
-    for each method and budget the settings of its newest run.
+    for each method and budget the settings of its newest run. Of the runs of `data_hash`, where there are any, the newest.
 
     Raises:
         UserError: nothing finished there, or a record that is no result.
@@ -115,6 +131,8 @@ def load_sweep(folder: Path) -> Sweep:
     if not len(table):
         raise no_runs(folder)
     notes: list[str] = []
+    if (table["data_hash"] == data_hash).any():
+        table = _left_out(table, table["data_hash"] == data_hash, "other data than the experiment's", notes)
     newest = table.iloc[int(table["time"].to_numpy().argmax())]
     table = _left_out(table, table["data_hash"] == newest["data_hash"], "other data than the newest run's", notes)
     table = _left_out(table, table["split"] == newest["split"], f"not evaluated on `{newest['split']}` as the newest run", notes)
@@ -132,14 +150,7 @@ def no_runs(folder: Path) -> UserError:
 
 def _row(record: Path) -> dict[str, Any]:
     """A run's result row with its folder, when it was finished, and its settings and code without budget and seed."""
-    run = record.parent
-    try:
-        row = json.loads(record.read_text())
-        missing = [name for name in NEEDED if name not in row]
-        if missing:
-            raise KeyError(missing[0])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record}: is no result ({error!r}): remove {run} and run that again") from error
+    run, row = record.parent, read_row(record, NEEDED)
     settings = _read_settings(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     own = {name: value for name, value in settings.items() if name not in ("budget", "seed")}
     key = json.dumps({**own, "results": row.get("results", 1)}, sort_keys=True, default=str)

@@ -26,6 +26,7 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.evaluation import evaluate
 from gera_lightning.files import appearing_whole, remove_scratch, replace_atomically
 from gera_lightning.fit import Fitted
+from gera_lightning.results import read_row
 from gera_lightning.stores import Stores
 from gera_lightning.task import Progress, Task
 from gera_lightning.train import fit
@@ -77,7 +78,7 @@ def execute(run: Run, progress: Progress = lambda *_: None) -> dict[str, Any]:
     lock = run.folder.with_name(f".{run.folder.name}.lock")
     with FileLock(lock) if first else contextlib.nullcontext():
         if distributed.broadcast_object(run.finished and not run.config.overwrite):
-            row = json.loads((run.folder / "metrics.json").read_text())
+            row = read_row(run.folder / "metrics.json")
         else:
             row = _execute(run, progress, first)
         if first:

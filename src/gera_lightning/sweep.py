@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
 from gera_lightning.planning import describe, plan, to_do
 from gera_lightning.report.kept import kept_path, kept_rows
-from gera_lightning.results import collect
+from gera_lightning.results import collect, read_row
 from gera_lightning.run import ERROR, Run, execute
 
 
@@ -106,7 +105,7 @@ def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | N
 
 def _outcome(experiment: Experiment, finished: Sequence[Run], folder: Path) -> Outcome:
     """Table and pictures of finished runs."""
-    results = pd.DataFrame([json.loads((run.folder / "metrics.json").read_text()) for run in finished])
+    results = pd.DataFrame([read_row(run.folder / "metrics.json") for run in finished])
     curve = folder / "curve.png"
     report.recall_curve(results, curve, title=experiment.name)
     note = ""

@@ -180,6 +180,14 @@ def test_encoding_in_parts_changes_nothing_and_nothing_gives_nothing():
     assert values.shape == index.shape == (11, 3)
 
 
+def test_a_probe_learns_from_encodings():
+    z = make(fitted("Ridge")).encode_a(cloud(11, D_A, 5))
+    assert not z.requires_grad
+    probe = nn.Linear(z.shape[1], 2)
+    probe(z).sum().backward()  # an inference tensor could not be saved for that
+    torch.testing.assert_close(probe.weight.grad[0], z.sum(0))
+
+
 def test_dropout_is_off_in_an_aligner():
     maps = trained()
     for mapping in maps:

@@ -65,6 +65,17 @@ def test_rows_are_read_in_the_order_asked_for(tmp_path, shard_rows):
     np.testing.assert_array_equal(opened.read(slice(2, 15, 3)), x[2:15:3])
 
 
+def test_a_mask_reads_the_rows_it_marks(tmp_path):
+    x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    store = write_store(tmp_path / "s", x, table(7), encoder={}, source={}, dtype="float32", shard_rows=3)
+    mask = np.arange(7) % 3 == 1
+    np.testing.assert_array_equal(store.read(mask), x[mask])
+    np.testing.assert_array_equal(store.read(mask.tolist()), x[mask])
+    assert store.read([]).shape == (0, 3)
+    with pytest.raises(IndexError):
+        store.read(mask[:5])
+
+
 @pytest.mark.parametrize("index", [17, -18, 10**9])
 def test_an_index_beyond_the_store_is_no_row(tmp_path, index):
     opened = write(tmp_path / "s", shard_rows=4)

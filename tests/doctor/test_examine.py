@@ -147,6 +147,7 @@ def test_a_mistake_in_the_command_is_one_line(capsys, arguments):
 
 def test_presets_that_cannot_be_compared_are_a_note(views, tmp_path):
     a, b = views
+    (tmp_path / "odd.yaml").write_text("data: a/path\n")  # another tool's file beside the experiments
     [words] = lines(examine(a.path, b.path, budget=20, folder=str(tmp_path)), NOTE)
     assert words.startswith("presets are not compared: methods: 'gera' has no preset")
     assert any("contrastive is trained" in words for words in lines(examine(a.path, b.path, budget=20, methods=["contrastive"]), NOTE))

@@ -62,7 +62,7 @@ class Aligner:
         """Unit rows `[n, D]` in the shared space from frozen embeddings of modality b, `[n, D_b]` (or a whole store of them)."""
         return self.encode("b", x)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, side: str, x: Rows, *, chunk: int = 16384) -> Tensor:
         """Unit rows `[n, D]` in the shared space from frozen embeddings of modality `side`, `chunk` rows at a time.
 
@@ -97,13 +97,13 @@ class Aligner:
                 raise UserError(f"{what} is not finite: embed it again or leave it out")
         return torch.cat(parts) if parts else self.space.embed(side, torch.zeros(0, width, device=device))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, x_a: Rows, x_b: Rows) -> Tensor:
         """Score of every row of a with every row of b, `[n_a, n_b]`: a cosine, with `space.correction` a corrected one."""
         z_a, z_b = self.encode("a", x_a), self.encode("b", x_b)
         return self.space.queries(z_a) @ self.space.gallery("b", z_b).T + self.space.offset("a", z_a)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def search(self, queries: Rows, gallery: Rows, k: int = 10, *, direction: str = "ab") -> tuple[Tensor, Tensor]:
         """The k best gallery rows of each query.
 

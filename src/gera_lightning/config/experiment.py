@@ -58,6 +58,7 @@ def load(
         common.data.reserve = max([*(base.get("budgets") or ()), *common.budgets])
     known = presets(path.parent)
     if sweep:
+        _check_swept(words, common)
         common.methods, common.seeds = _swept_methods(common, known), common.sweep.seeds
     methods = {}
     for name in common.methods:
@@ -91,6 +92,19 @@ def _shipped() -> Path:
 
 SHIPPED = _shipped()
 """Where the package's own presets lie: in the source tree, or where an installation puts them."""
+
+
+def _check_swept(words: Sequence[Mapping[str, Any]], common: Config) -> None:
+    """A sweep has methods and seeds of its own.
+
+    Raises:
+        UserError: an override of an experiment's, which would do nothing.
+    """
+    for word in words:
+        if "seeds" in word:
+            raise UserError(f"seeds={word['seeds']}: a sweep takes sweep.seeds={word['seeds']}")
+        if "methods" in word and (common.sweep.methods or not common.variants):
+            raise UserError(f"methods={word['methods']}: a sweep takes sweep.methods=[...], or sweep.only=... for some of its own")
 
 
 def _swept_methods(common: Config, known: Mapping[str, Path]) -> list[str]:

@@ -125,13 +125,16 @@ class EmbeddingStore:
         return self.manifest.get("encoder") or {}
 
     def read(self, indices: np.ndarray | Sequence[int] | slice = slice(None)) -> np.ndarray:
-        """Vectors at `indices` as float32 `[n, D]`.
+        """Vectors at `indices`, row numbers, a slice or a mask of all rows, as float32 `[n, D]`.
 
         Raises:
             UserError: a vector that is not finite (named by its row).
-            IndexError: an index beyond the store.
+            IndexError: an index beyond the store, or a mask of another length.
         """
-        index = np.arange(self.count)[indices if isinstance(indices, slice) else np.asarray(indices, dtype=np.int64)]
+        if not isinstance(indices, slice):
+            indices = np.asarray(indices)
+            indices = indices if indices.dtype == bool else indices.astype(np.int64)
+        index = np.arange(self.count)[indices]
         out = np.empty((len(index), self.dim), dtype=np.float32)
         shard_of = np.searchsorted(self._starts, index, side="right") - 1
         for number, vectors in enumerate(self._vectors):

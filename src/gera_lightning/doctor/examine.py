@@ -219,10 +219,12 @@ def _experiment_of(stores: Stores, folder: str) -> str | None:
     """The experiment whose stores these are."""
     for path in sorted(Path(folder).glob("*.yaml")):
         try:
-            data = (yaml.safe_load(path.read_text()) or {}).get("data") or {}
+            data = (yaml.safe_load(path.read_text()) or {}).get("data")
         except (yaml.YAMLError, AttributeError):
             continue
-        if all(data.get(side) and Path(data[side]).resolve() == getattr(stores, side).path.resolve() for side in "ab"):
+        if isinstance(data, dict) and all(
+            data.get(side) and Path(data[side]).resolve() == getattr(stores, side).path.resolve() for side in "ab"
+        ):
             return path.stem
     return None
 
