@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from gera_lightning.errors import UserError
 
+CHUNK = 16_384
+"""Rows that are preprocessed, or mapped, at once."""
+
 
 def normalized(x: Tensor) -> Tensor:
     """Unit rows: `x / |x|`, a zero row stays zero."""
@@ -82,11 +85,11 @@ class Preprocessing(nn.Module):
         self.register_buffer("mean", mean)
 
     @classmethod
-    def fit(cls, x: Tensor, center: bool = True, chunk: int = 16384) -> Preprocessing:
-        """From training rows `[n, D]`, `chunk` of them at a time."""
+    def fit(cls, x: Tensor, center: bool = True) -> Preprocessing:
+        """From training rows `[n, D]`, `CHUNK` of them at a time."""
         if not center:
             return cls(None)
-        total = torch.stack([normalized(rows).sum(0, dtype=torch.float64) for rows in x.split(chunk)]).sum(0)
+        total = torch.stack([normalized(rows).sum(0, dtype=torch.float64) for rows in x.split(CHUNK)]).sum(0)
         return cls((total / len(x)).to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:

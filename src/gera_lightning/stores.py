@@ -14,6 +14,29 @@ from gera_lightning.errors import UserError
 from gera_lightning.parts import build, check_part
 
 
+def open_stores(config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
+    """The stores that `config.data` names, or made ones.
+
+    Raises:
+        UserError: a missing or damaged store.
+    """
+    data = config.data
+    if data.synthetic is not None:
+        part = {"class": "gera_lightning.data.synthetic.SyntheticViews", **data.synthetic}
+        check_part(part, "data.synthetic")
+        views: SyntheticViews = build(part, "data.synthetic")
+        return views.stores(config.cache_dir)
+    for key in ("a", "b"):
+        if not getattr(data, key):
+            raise UserError(f"data.{key} is empty: name the folder of an embedding store")
+    return EmbeddingStore(data.a), EmbeddingStore(data.b)
+
+
+def joint_hash(a: EmbeddingStore, b: EmbeddingStore) -> str:
+    """Hash of both stores' contents."""
+    return f"{a.data_hash[:8]}{b.data_hash[:8]}"
+
+
 @dataclass(frozen=True)
 class Stores:
     """The two stores of an experiment with their item split; shared by its runs."""
@@ -29,23 +52,13 @@ class Stores:
         Raises:
             UserError: a missing or damaged store, or an impossible split.
         """
-        data = config.data
-        if data.synthetic is not None:
-            part = {"class": "gera_lightning.data.synthetic.SyntheticViews", **data.synthetic}
-            check_part(part, "data.synthetic")
-            views: SyntheticViews = build(part, "data.synthetic")
-            a, b = views.stores(config.cache_dir)
-        else:
-            for key in ("a", "b"):
-                if not getattr(data, key):
-                    raise UserError(f"data.{key} is empty: name the folder of an embedding store")
-            a, b = EmbeddingStore(data.a), EmbeddingStore(data.b)
+        data, (a, b) = config.data, open_stores(config)
         return cls(a, b, splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev"))
 
     @property
     def data_hash(self) -> str:
         """Hash of both stores' contents."""
-        return f"{self.a.data_hash[:8]}{self.b.data_hash[:8]}"
+        return joint_hash(self.a, self.b)
 
     @cached_property
     def held_out(self) -> HeldOutItems:

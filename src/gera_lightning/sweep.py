@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import os
 import subprocess
 import sys
@@ -85,7 +84,6 @@ def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | N
     """Execute the runs of these numbers; those that failed, with the reason."""
     failed: dict[str, str] = {}
     for number in mine:
-        gc.collect()  # trainer, module and rows of a training hold on to each other: a long sweep would grow run by run
         run = runs[number]
         label = f"{run.method} b{run.budget} s{run.seed}"
         progress: Callable[[str, int, int], None] = display.start(number + 1, label) if display else _ignore

@@ -5,6 +5,7 @@ combination and stopping step are looked up, and maps are trained again on all p
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import signal
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ def fit(task: Task) -> Fitted:
 
 def fit_trained(task: Task) -> Fitted:
     """Train maps, their own values and the stopping step chosen by cross-validation; the last training is on all pairs of the budget."""
+    gc.collect()  # trainer, module and rows of earlier trainings hold on to each other: a long sweep would grow run by run
     everything = np.arange(len(task.rows.items))
     filtered = _filtered(task, everything)
     task = filtered.task

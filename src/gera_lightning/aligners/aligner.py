@@ -23,7 +23,7 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
 from gera_lightning.geometry.neighbors import search
-from gera_lightning.heads import Preprocessing, build_map, describe_map
+from gera_lightning.heads import CHUNK, Preprocessing, build_map, describe_map
 
 FORMAT = "gera-aligner"
 VERSION = 1
@@ -63,7 +63,7 @@ class Aligner:
         return self.encode("b", x)
 
     @torch.no_grad()
-    def encode(self, side: str, x: Rows, *, chunk: int = 16384) -> Tensor:
+    def encode(self, side: str, x: Rows, *, chunk: int = CHUNK) -> Tensor:
         """Unit rows `[n, D]` in the shared space from frozen embeddings of modality `side`, `chunk` rows at a time.
 
         Raises:

@@ -180,7 +180,7 @@ class AlignmentDataModule(LightningDataModule):
 
     def _graph(self, side: str) -> NeighborGraph:
         assert self.k is not None
-        key = {**getattr(self.rows, side).key, "paired": digest(self.positions) if self.paired_anchors else "False"}
+        key = {**getattr(self.rows, side).key, "paired": digest(self.positions) if self.paired_anchors else "none"}
         return cached_knn_graph(self.points(side), self.k, key=key, cache_dir=self.cache_dir, how=self.search)
 
     def prepare_data(self) -> None:

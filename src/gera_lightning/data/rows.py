@@ -14,10 +14,7 @@ from torch import Tensor
 
 from gera_lightning.data.splits import Draw
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.heads import Preprocessing
-
-CHUNK = 16384
-"""Rows preprocessed at once."""
+from gera_lightning.heads import CHUNK, Preprocessing
 
 
 @dataclass(frozen=True)

@@ -210,9 +210,7 @@ def cached_knn_graph(x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: st
         key: what identifies `x`: shard checksums, the hash of the rows indexed, preprocessing with its mean's hash.
         cache_dir: folder of cached graphs; a damaged file is rebuilt.
     """
-    identity = {**key, "k": k, "metric": "l2", "backend": how.backend, "index": how.index, "version": __version__}
-    if how.nprobe is not None:
-        identity["nprobe"] = how.nprobe
+    identity = {**key, "k": k, "metric": "l2", "backend": how.backend, "index": how.index, "nprobe": how.nprobe, "version": __version__}
     digest = hashlib.sha256(repr(sorted((name, str(value)) for name, value in identity.items())).encode()).hexdigest()[:24]
     path = Path(cache_dir) / f"knn-{digest}.safetensors"
     kept = _kept_graph(path)

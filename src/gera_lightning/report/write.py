@@ -14,7 +14,7 @@ from gera_lightning.report import ablations, examples, figures, headline, html, 
 from gera_lightning.report.document import Report, Section
 from gera_lightning.report.findings import Findings
 from gera_lightning.results import Sweep, finished_records, load_sweep, no_runs
-from gera_lightning.stores import Stores
+from gera_lightning.stores import joint_hash, open_stores
 
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
 DRAWS = 2000
@@ -51,7 +51,7 @@ def write_report(
     """
     loaded = config.load(experiment, overrides, folder=folder)
     with tempfile.TemporaryDirectory() as scratch:
-        sweep = _finished(_runs(loaded), kept_file, Path(scratch), _data_hash(loaded))
+        sweep = _finished(loaded, kept_file, Path(scratch))
         return _write(loaded, sweep, _findings(sweep, reference, baseline, draws), experiment, folder)
 
 
@@ -82,18 +82,19 @@ def _write(loaded: config.Experiment, sweep: Sweep, findings: Findings, experime
 def _data_hash(loaded: config.Experiment) -> str:
     """Hash of the experiment's stores; empty where they are not there, as kept results need none."""
     try:
-        return Stores.open(loaded.common).data_hash
+        return joint_hash(*open_stores(loaded.common))
     except UserError:
         return ""
 
 
-def _finished(runs: Path, kept_file: str | Path | None, scratch: Path, data_hash: str) -> Sweep:
+def _finished(loaded: config.Experiment, kept_file: str | Path | None, scratch: Path) -> Sweep:
     """The finished runs of an experiment, or those of its kept results, laid out in `scratch`."""
+    runs = _runs(loaded)
     usual = kept.kept_path(runs.name)
     if kept_file is None and not finished_records(runs) and usual.is_file():
         kept_file = usual
     if kept_file is None:
-        return load_sweep(runs, data_hash)
+        return load_sweep(runs, _data_hash(loaded))
     kept.unpack(Path(kept_file), scratch / runs.name)
     sweep = load_sweep(scratch / runs.name)
     sweep.notes.append(f"Read from the kept results {kept_file}, which hold no aligners.")
