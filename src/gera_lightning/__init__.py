@@ -11,7 +11,7 @@ The map of the package:
 - `statistics`  intervals and corrections; `comparisons` of finished runs; `report` tables, figures and the page of an experiment
 - `config`      the typed settings; `task` what a method is fitted on; `fit` closed forms; `assembly` and `train` trained maps; `run` one run and its folder;
                 `results` of finished runs; `planning` and `sweep` many runs, `display` of their progress, `cluster` as jobs; `cli` the command
-- `doctor`      whether two stores can be aligned; `finished` the run that a name stands for, `search` with it, `export` it
+- `doctor`      whether two stores can be aligned; `align` the aligner to put to use, of all pairs; `finished` the run that a name stands for, `search` with it, `export` it
 """
 
 from importlib.metadata import PackageNotFoundError, version

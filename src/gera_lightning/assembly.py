@@ -163,6 +163,17 @@ def reads_unpaired(config: Config) -> bool:
     return config.unpaired_loss is not None and unpaired_loss(config).reads_unpaired
 
 
+def unpaired_reader(config: Config) -> str | None:
+    """What of a method cannot do without unpaired rows; None where nothing does."""
+    if any(choice for choices in config.filters.values() for choice in choices):
+        return "filters"
+    if config.closed_form is not None:
+        return None
+    if config.geometric_loss is not None and not config.batch.paired_anchors:
+        return "geometric loss"
+    return "unpaired_loss" if reads_unpaired(config) else None
+
+
 def _taught(task: Task, positions: np.ndarray) -> UnpairedLoss:
     """The unpaired loss, its teacher fitted on these pairs, the teacher's setting chosen on folds of them."""
     loss = unpaired_loss(task.config)

@@ -74,6 +74,19 @@ def _show(experiment: str, outcome: Outcome) -> None:
             print(f"note         {outcome.note}")
 
 
+def align(experiment: str, rest: Sequence[str]) -> None:
+    """Make the aligner to put to use, of all pairs, test items too: gera align EXP [method=gera out=FOLDER key=value ...]."""
+    _quiet()
+    from gera_lightning.align import align_experiment
+    from gera_lightning.display import Display
+    from gera_lightning.words import own_words
+
+    options, overrides = own_words(rest, align_experiment)
+    with Display(Console(), 1, 0) as display:
+        folder = align_experiment(experiment, overrides, display.start(1, options.get("method", "gera")), **options)
+    print(f"aligner      {folder}   (Aligner.load, gera search {folder} QUERY, gera export {folder})")
+
+
 def embed(experiment: str, overrides: Sequence[str]) -> None:
     """Make an experiment's two stores from raw data, as its `embed` section says; goes on where it was stopped."""
     from gera_lightning import config
@@ -183,6 +196,7 @@ def export(experiment: str, rest: Sequence[str]) -> None:
 COMMANDS = {
     "train": train,
     "sweep": sweep,
+    "align": align,
     "embed": embed,
     "import": import_vectors,
     "inspect": show_store,

@@ -29,7 +29,7 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
     """What `target` stands for.
 
     Args:
-        target: an experiment, whose run of the largest budget and least seed is taken; or a run's folder, or its `aligner` folder.
+        target: an experiment, whose run of the largest budget and least seed is taken; or a folder with an `aligner` in it, such as a run's, or that folder.
         overrides: `key=value` words of the experiment, such as `runs_dir=...`.
         method, budget: of an experiment's runs; by default `gera`, or where it was not run the method of the best recall, and the largest.
 
@@ -59,7 +59,8 @@ def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> confi
     stores = aligner.about.get("stores")
     if stores is None:
         return config.load(str(aligner.about.get("experiment", "")), overrides).common
-    data = {**read_yaml(folder / "config.yaml").get("data", {}), **stores}
+    settings = folder / "config.yaml"
+    data = {**(read_yaml(settings).get("data", {}) if settings.is_file() else {}), **stores}
     return typed(merge([{"data": data}, *parse_overrides(overrides)]), str(folder))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gera_lightning.assembly import check, reads_unpaired
+from gera_lightning.assembly import check, unpaired_reader
 from gera_lightning.config import Config, Experiment
 from gera_lightning.data import splits
 from gera_lightning.errors import UserError
@@ -79,7 +79,7 @@ def _check_pools(runs: Sequence[Run]) -> None:
     """A method that reads unpaired rows has some. How many rows a pool holds may depend on the seed, not whether there are any."""
     sizes: dict[str, int] = {}
     for run in runs:
-        reader = _pool_reader(run.config)
+        reader = unpaired_reader(run.config)
         data = repr(run.config.data)
         if reader is not None and data not in sizes:
             drawn = run.stores.draw(run.config, run.budget, run.seed)
@@ -90,17 +90,6 @@ def _check_pools(runs: Sequence[Run]) -> None:
                 f"data.reserve={run.config.data.reserve} leaves no unpaired rows for the {reader} of {run.method}: "
                 f"lower it and the largest budget{more}"
             )
-
-
-def _pool_reader(config: Config) -> str | None:
-    """What of a method cannot do without unpaired rows; None where nothing does."""
-    if any(choice for choices in config.filters.values() for choice in choices):
-        return "filters"
-    if config.closed_form is not None:
-        return None
-    if config.geometric_loss is not None and not config.batch.paired_anchors:
-        return "geometric loss"
-    return "unpaired_loss" if reads_unpaired(config) else None
 
 
 def to_do(experiment: Experiment, runs: Sequence[Run]) -> list[int]:

@@ -22,12 +22,11 @@ from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import RESULTS, Config, config_hash, identity
 from gera_lightning.config.layers import flat
 from gera_lightning.data.rows import TrainingRows, load_rows
-from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.evaluation import evaluate
 from gera_lightning.files import appearing_whole, remove_scratch, replace_atomically
 from gera_lightning.fit import Fitted
 from gera_lightning.results import read_row
-from gera_lightning.stores import Stores
+from gera_lightning.stores import Stores, facts
 from gera_lightning.task import Progress, Task
 from gera_lightning.train import fit
 
@@ -113,16 +112,8 @@ def _execute(run: Run, progress: Progress, first: bool) -> dict[str, Any]:
 def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dict[str, Any]:
     """Evaluate, write everything, and give the folder its final name."""
     folder, stores = run.partial_folder, run.stores
-    about = {
-        "experiment": run.experiment,
-        "method": run.method,
-        "budget": run.budget,
-        "seed": run.seed,
-        "data_hash": stores.data_hash,
-        # made data may be made anew from the experiment's settings, so its cached stores are no place to name
-        **({} if run.config.data.synthetic else {"stores": {"a": str(stores.a.path), "b": str(stores.b.path)}}),
-        **{f"{key}_{side}": value for side, store in (("a", stores.a), ("b", stores.b)) for key, value in _encoder_facts(store).items()},
-    }
+    about = {"experiment": run.experiment, "method": run.method, "budget": run.budget, "seed": run.seed}
+    about |= facts(run.config, stores.a, stores.b)
     aligner = Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, about)
     aligner.save(folder / "aligner")
     measures, ranks = evaluate(aligner, stores.held_out, run.config.evaluation)
@@ -155,10 +146,6 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         shutil.rmtree(run.folder)
     os.replace(folder, run.folder)
     return row
-
-
-def _encoder_facts(store: EmbeddingStore) -> dict[str, Any]:
-    return {"dim": store.dim, "encoder": store.encoder.get("name"), "revision": store.encoder.get("revision")}
 
 
 def _reset_peak_memory() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from gera_lightning.config import Config
 from gera_lightning.data import splits
@@ -35,6 +36,16 @@ def open_stores(config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
 def joint_hash(a: EmbeddingStore, b: EmbeddingStore) -> str:
     """Hash of both stores' contents."""
     return f"{a.data_hash[:8]}{b.data_hash[:8]}"
+
+
+def facts(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
+    """What an aligner keeps about the stores it was fitted on."""
+    known: dict[str, Any] = {"data_hash": joint_hash(a, b)}
+    if not config.data.synthetic:  # made data may be made anew from the experiment's settings, so its cached stores are no place to name
+        known["stores"] = {"a": str(a.path), "b": str(b.path)}
+    for side, store in (("a", a), ("b", b)):
+        known |= {f"dim_{side}": store.dim, f"encoder_{side}": store.encoder.get("name"), f"revision_{side}": store.encoder.get("revision")}
+    return known
 
 
 @dataclass(frozen=True)

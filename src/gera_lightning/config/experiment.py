@@ -18,8 +18,8 @@ from gera_lightning.config.settings import PARTS, RUNTIME_KEYS, TRAINED_KEYS, Co
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.parts import check_part
 
-RESERVED = ("summary", "report", "jobs")
-"""Folders that lie beside those of the methods: TensorBoard's summary, the report, the logs of a cluster's jobs."""
+RESERVED = ("summary", "report", "jobs", "aligner")
+"""Folders that lie beside those of the methods: TensorBoard's summary, the report, the logs of a cluster's jobs, the aligner of all pairs."""
 
 
 @dataclass(frozen=True)

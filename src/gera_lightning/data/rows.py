@@ -6,6 +6,7 @@ Legend: `n` pairs, `N` pool rows, `D` width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,15 +62,28 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
-def load_modality(store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *, center: bool = True) -> Modality:
-    """Read one modality's paired and unpaired rows and fit its preprocessing on them, and on nothing else."""
-    x = torch.from_numpy(store.read(np.concatenate([pairs, pool])))
+def modality_of(x: Tensor, count: int, pool_items: np.ndarray, key: Mapping[str, str], *, center: bool = True) -> Modality:
+    """One modality of frozen rows, the preprocessing fitted on them.
+
+    Args:
+        x: `[n + N, D]`, the `count` paired rows first; overwritten by what the preprocessing makes of them.
+        count: n.
+        pool_items: item of each unpaired row `[N]`.
+        key: what identifies the rows.
+        center: see `Preprocessing`.
+    """
     preprocess = Preprocessing.fit(x, center)
     for rows in x.split(CHUNK):  # in place: a copy of a large pool may not fit
         rows.copy_(preprocess(rows))
     mean = "none" if preprocess.mean is None else digest(preprocess.mean.numpy())
-    key = {"data": store.data_hash, "rows": digest(np.concatenate([pairs, [-1], pool])), "mean": mean}
-    return Modality(x[: len(pairs)], x[len(pairs) :], preprocess, key, store.rows["item"].to_numpy(dtype=str)[pool])
+    return Modality(x[:count], x[count:], preprocess, {**key, "mean": mean}, pool_items)
+
+
+def load_modality(store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *, center: bool = True) -> Modality:
+    """Read one modality's paired and unpaired rows and fit its preprocessing on them, and on nothing else."""
+    x = torch.from_numpy(store.read(np.concatenate([pairs, pool])))
+    key = {"data": store.data_hash, "rows": digest(np.concatenate([pairs, [-1], pool]))}
+    return modality_of(x, len(pairs), store.rows["item"].to_numpy(dtype=str)[pool], key, center=center)
 
 
 def load_rows(store_a: EmbeddingStore, store_b: EmbeddingStore, draw: Draw, *, center: bool = True) -> TrainingRows:

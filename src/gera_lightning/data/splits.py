@@ -129,6 +129,14 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
     return ItemSplit(parts[0], parts[1], parts[2], parts[3], families)
 
 
+def everything(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
+    """All rows for training and none for test, but for items that a store calls `unused`: for an aligner that is put to use."""
+    unused = {item for rows in (rows_a, rows_b) if "split" in rows for item in rows["item"][rows["split"] == "unused"]}
+    train_a, train_b = (np.flatnonzero(~rows["item"].isin(unused)) for rows in (rows_a, rows_b))
+    nothing = np.empty(0, dtype=np.int64)
+    return ItemSplit(train_a, train_b, nothing, nothing, item_families(rows_a, rows_b))
+
+
 @dataclass(frozen=True)
 class Draw:
     """What one seed and budget train on: row numbers of the stores.

@@ -1,0 +1,153 @@
+"""The aligner that is put to use: fitted on every pair there is, its settings chosen by folds of them, nothing held out for a test.
+
+Legend: `n` pairs, `N_a`, `N_b` unpaired rows, `D_a`, `D_b` frozen widths.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gera_lightning import config
+from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.assembly import check, unpaired_reader
+from gera_lightning.config import Config
+from gera_lightning.data import splits
+from gera_lightning.data.rows import TrainingRows, digest, load_rows, modality_of
+from gera_lightning.errors import UserError
+from gera_lightning.stores import facts, open_stores
+from gera_lightning.task import Progress, Task
+from gera_lightning.train import fit
+
+Array = Tensor | np.ndarray
+
+
+def align(
+    a: Array,
+    b: Array,
+    pool_a: Array | None = None,
+    pool_b: Array | None = None,
+    *,
+    method: str = "gera",
+    items: Sequence[object] | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> Aligner:
+    """Align two frozen spaces from arrays of embeddings.
+
+    Args:
+        a, b: pairs, `[n, D_a]` and `[n, D_b]`: row i of one belongs to row i of the other.
+        pool_a, pool_b: unpaired rows, `[N_a, D_a]` and `[N_b, D_b]`; none of them partners of each other or copies of paired rows.
+        method: a preset.
+        items: what each pair is of `[n]`; rows of one item are kept in one fold and are positives of each other. By default each is its own.
+        seed: fixes folds, start and batches.
+        settings: dotted keys to values, such as `{"tuning.folds": 3}`.
+
+    Returns:
+        The aligner, to `encode_a`, `encode_b`, `search` and `save`.
+
+    Raises:
+        UserError: an unknown preset or key, shapes that do not fit, values that are not finite, or a method that reads unpaired rows
+            and is given none.
+    """
+    pairs = {side: _rows(x, side) for side, x in (("a", a), ("b", b))}
+    if len(pairs["a"]) != len(pairs["b"]):
+        raise UserError(f"a has {len(pairs['a'])} rows and b {len(pairs['b'])}: row i of one must belong to row i of the other")
+    pools = {
+        side: pairs[side][:0] if pool is None else _rows(pool, f"pool_{side}", pairs[side].shape[1])
+        for side, pool in (("a", pool_a), ("b", pool_b))
+    }
+    items = range(len(pairs["a"])) if items is None else items
+    if len(items) != len(pairs["a"]):
+        raise UserError(f"items names {len(items)} rows, but there are {len(pairs['a'])} pairs")
+    names = np.array([f"pair {item}" for item in items])
+    chosen = config.load({}, {"methods": [method], **(settings or {})}).methods[method]
+    sides = {}
+    for side in "ab":
+        x, alone = torch.cat([pairs[side], pools[side]]), np.repeat("unpaired", len(pools[side]))
+        key = {"data": digest(x.numpy()), "pairs": str(len(names))}
+        sides[side] = modality_of(x, len(names), alone, key, center=chosen.data.center)
+    families = pd.Series({name: name for name in ("unpaired", *names)})
+    widths = {f"dim_{side}": rows.shape[1] for side, rows in pairs.items()}
+    return _fitted(chosen, TrainingRows(**sides, items=names), families, method, seed, widths)
+
+
+def align_experiment(
+    experiment: str, overrides: Sequence[str] = (), progress: Progress = lambda *_: None, *, method: str = "gera", out: str = ""
+) -> Path:
+    """Align an experiment's two stores from all their pairs, the sealed items' among them, and all their unpaired rows.
+
+    Args:
+        experiment, overrides: as `config.load`; `seeds` gives the seed, the first of them.
+        progress: told of what is under way.
+        method: a preset or variant.
+        out: the aligner's folder; by default `runs/<experiment>/aligner`.
+
+    Returns:
+        The aligner's folder.
+
+    Raises:
+        UserError: as `config.load` and `align`, or a missing store, or stores that share no item.
+    """
+    loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
+    chosen, seed = loaded.methods[method], loaded.common.seeds[0]
+    a, b = open_stores(chosen)
+    split = splits.everything(a.rows, b.rows)
+    count = len(splits.matched_items(a.rows, b.rows, split))
+    if count < 2:
+        raise UserError(f"{a.path} and {b.path} share {count} items: rows that belong together carry the same `item`")
+    data = chosen.data
+    draw = splits.draw(
+        a.rows, b.rows, split, budget=count, reserve=count, seed=seed, pool_size=data.pool_size, extra_views=data.extra_views
+    )
+    training = load_rows(a, b, draw, center=data.center)
+    aligner = _fitted(chosen, training, split.families, method, seed, {"experiment": loaded.name, **facts(chosen, a, b)}, progress)
+    folder = Path(out) if out else Path(loaded.common.runs_dir) / loaded.name / "aligner"
+    aligner.save(folder)
+    return folder
+
+
+def _rows(x: Array, name: str, width: int | None = None) -> Tensor:
+    """Rows as float32, checked."""
+    rows = torch.as_tensor(x).to(device="cpu", dtype=torch.float32)
+    if rows.ndim != 2 or (width is not None and rows.shape[1] != width):
+        raise UserError(f"{name} must be [rows, {'width' if width is None else width}], got shape {tuple(rows.shape)}")
+    bad = (~rows.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise UserError(f"{name}: row {int(bad[0])} is not finite: embed it again or leave it out")
+    return rows
+
+
+def _fitted(
+    chosen: Config,
+    rows: TrainingRows,
+    families: pd.Series,
+    method: str,
+    seed: int,
+    about: Mapping[str, Any],
+    progress: Progress = lambda *_: None,
+) -> Aligner:
+    """The method's aligner of these rows.
+
+    Raises:
+        UserError: a part that refuses its settings, or unpaired rows that are needed and missing.
+    """
+    dims = rows.a.pairs.shape[1], rows.b.pairs.shape[1]
+    check(chosen, dims)
+    reader = unpaired_reader(chosen)
+    if reader is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
+        raise UserError(
+            f"{method}: its {reader} must have unpaired rows of both modalities, and there are none: add rows whose item the other modality "
+            "lacks (pool_a, pool_b), or take method=gera_off"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = fit(Task(chosen, rows, families, seed, Path(folder), progress))
+    known = {"method": method, "seed": seed, "pairs": len(rows.items), "chosen": fitted.chosen}
+    return Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, {**known, **about})
