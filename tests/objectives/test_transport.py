@@ -41,8 +41,10 @@ def test_the_plan_is_that_of_pot(n, m, eps):
 @SHAPES
 @pytest.mark.parametrize("eps", [0.01, 0.05])
 @pytest.mark.parametrize("iterations", [1, 100])
-def test_before_convergence_too_it_is_that_of_pot(n, m, eps, iterations):
+@pytest.mark.parametrize("widest", [300, 0], ids=["scalings", "logarithms"])
+def test_before_convergence_too_it_is_that_of_pot(n, m, eps, iterations, widest, monkeypatch):
     """POT updates columns first: the transposed problem."""
+    monkeypatch.setattr("gera_lightning.objectives.transport.WIDEST", widest)
     similarity = cosines(n, m)
     settings = {"method": "sinkhorn_log", "numItermax": iterations, "stopThr": 0, "warn": False}
     expected = ot.sinkhorn(uniform(m), uniform(n), -similarity.numpy().T, eps, **settings)
@@ -67,6 +69,15 @@ def test_rows_and_columns_have_their_sums(eps, dtype):
     assert plan.dtype == dtype
     torch.testing.assert_close(plan.sum(0), torch.full((30,), 1 / 30, dtype=dtype), rtol=1e-5, atol=0)
     torch.testing.assert_close(plan.sum(1), torch.full((40,), 1 / 40, dtype=dtype), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("spread", [299, 301])
+def test_scalings_and_logarithms_meet(spread, monkeypatch):
+    similarity = rows(9, 3) @ rows(8, 3, seed=1).T
+    similarity = spread * (similarity - similarity.min()) / (similarity.max() - similarity.min())
+    found = sinkhorn(similarity, 1.0, 200)
+    monkeypatch.setattr("gera_lightning.objectives.transport.WIDEST", 0 if spread < 300 else 400)
+    torch.testing.assert_close(found, sinkhorn(similarity, 1.0, 200))
 
 
 def test_extreme_similarities_stay_finite():

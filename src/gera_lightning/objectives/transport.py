@@ -18,11 +18,16 @@ from gera_lightning.heads import normalized
 from gera_lightning.objectives.base import MappedStep, UnpairedLoss
 
 
+WIDEST = 300.0
+"""Spread of K / eps up to which `exp(K / eps)` and its scalings stay within float64, whose exponents reach 700."""
+
+
 def sinkhorn(similarity: Tensor, eps: float | Tensor, iterations: int = 100) -> Tensor:
-    """Logarithm of the entropic transport plan `argmax_P <P, K> + eps H(P)`, rows `1/n`, columns `1/m`, by Sinkhorn in logarithms.
+    """Logarithm of the entropic transport plan `argmax_P <P, K> + eps H(P)`, rows `1/n`, columns `1/m`, by Sinkhorn's iterations.
 
     `log P = K/eps + f + g`, f and g in turn such that the rows and then the columns have their sums: after the last iteration columns
-    are exact, rows as near as the iterations brought them.
+    are exact, rows as near as the iterations brought them. Where `exp(K/eps)` is within float64, f and g are the logarithms of scalings
+    u, v, and an iteration is two products with a vector, about a tenth of the time; elsewhere it is done in logarithms.
 
     Args:
         similarity: K `[n, m]`, the negative cost.
@@ -37,6 +42,13 @@ def sinkhorn(similarity: Tensor, eps: float | Tensor, iterations: int = 100) -> 
     """
     n, m = similarity.shape
     scaled = similarity / eps
+    if similarity.device.type != "mps" and float(scaled.max() - scaled.min()) <= WIDEST:  # MPS knows no float64
+        shifted = scaled.double() - scaled.max()
+        kernel, v = shifted.exp(), shifted.new_ones(m)
+        for _ in range(iterations):
+            u = 1 / n / (kernel @ v)
+            v = 1 / m / (u @ kernel)
+        return (shifted + u.log().unsqueeze(1) + v.log()).to(similarity.dtype)
     g = scaled.new_zeros(1, m)
     for _ in range(iterations):
         f = -math.log(n) - (scaled + g).logsumexp(1, keepdim=True)
