@@ -80,3 +80,29 @@ def test_settings_are_cut_and_checked():
     for tried in ((), ((1.0,),), ((1.0, 0.0),)):
         with pytest.raises(UserError, match="settings_tried"):
             CoupledRidge(settings_tried=tried)
+    for wide in ((4.0,), (4.0, 0.0), (-1.0, 0.01)):
+        with pytest.raises(UserError, match="nearly_linear"):
+            CoupledRidge(nearly_linear=wide)
+
+
+def test_the_nearly_linear_fit_is_penalised_by_the_pair():
+    assert [CoupledRidge(nearly_linear=(8.0, 0.1)).settings(3, pairs)[2] for pairs in (50, 300)] == [
+        {"eps": 8.0, "penalty": 5.0},
+        {"eps": 8.0, "penalty": 30.0},
+    ]
+    assert CoupledRidge(nearly_linear=None).settings(99, 50) == [
+        {"eps": eps, "penalty": penalty} for eps, penalty in CoupledRidge().settings_tried
+    ]
+
+
+def test_a_wide_kernel_is_nearly_linear(samples):
+    """`exp(-d2 / eps) ~ 1 - 2 / eps + 2 x'y / eps`: of centred rows the fit is ridge regression with `lam eps / 2`."""
+    x = [r - r.mean(0) for r in (samples.x_a, samples.x_b)]
+    centred = Samples(*x, samples.pool_a[:0], samples.pool_b[:0])
+    eps, lam = 1e5, 2 * 3 / 1e5
+    [(f, _)] = CoupledRidge(predict=False).candidates(centred, [{"eps": eps, "penalty": lam}])
+    weights = torch.linalg.solve(x[0] @ x[0].T + 3 * torch.eye(12, dtype=x[0].dtype), torch.eye(12, dtype=x[0].dtype))
+    queries = rows(4, 7, 4)
+    found, expected = f(queries), queries @ x[0].T @ weights
+    assert float(expected.abs().max()) > 0.02
+    torch.testing.assert_close(found - found.mean(1, keepdim=True), expected - expected.mean(1, keepdim=True), rtol=0.01, atol=0.001)

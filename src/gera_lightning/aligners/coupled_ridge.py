@@ -45,24 +45,33 @@ class CoupledRidge:
 
     Attributes:
         settings_tried: pairs of eps (a squared distance between unit rows) and lam (K having diagonal 1), the one to start from first.
+        nearly_linear: eps and lam a pair of one more setting, tried third: a kernel so wide that the fit is nearly linear, penalised as
+            linear regressions are, by a share of K's trace, which is the number of pairs; None leaves it out.
         predict: average with the regressions between the two spaces.
         centered: subtract the pools' means; False takes each modality's rows as they are.
     """
 
     settings_tried: tuple[tuple[float, float], ...] = (
-        *((1.0, 0.3), (2.0, 1.0), (2.0, 0.3), (0.67, 0.3), (0.67, 0.1)),
-        *((1.0, 1.0), (1.0, 0.1), (2.0, 0.1)),
+        *((1.0, 0.3), (2.0, 0.3), (0.67, 0.3), (2.0, 1.0), (0.67, 0.1)),
+        *((1.0, 1.0), (1.0, 0.1)),
     )
+    nearly_linear: tuple[float, float] | None = (4.0, 0.01)
     predict: bool = True
     centered: bool = True
 
     def __post_init__(self) -> None:
         if not self.settings_tried or any(len(pair) != 2 or min(pair) <= 0 for pair in self.settings_tried):
             raise UserError(f"settings_tried={self.settings_tried} must hold pairs [eps, lam], both above 0")
+        if self.nearly_linear is not None and (len(self.nearly_linear) != 2 or min(self.nearly_linear) <= 0):
+            raise UserError(f"nearly_linear={self.nearly_linear} must be [eps, lam a pair], both above 0, or null")
 
-    def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """`count` settings at most."""
-        return [{"eps": eps, "penalty": penalty} for eps, penalty in self.settings_tried[:count]]
+        tried = list(self.settings_tried)
+        if self.nearly_linear is not None:
+            eps, share = self.nearly_linear
+            tried.insert(2, (eps, share * pairs))
+        return [{"eps": eps, "penalty": penalty} for eps, penalty in tried[:count]]
 
     def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one linear solve a modality."""

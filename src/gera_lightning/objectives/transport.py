@@ -17,7 +17,6 @@ from gera_lightning.errors import UserError
 from gera_lightning.heads import normalized
 from gera_lightning.objectives.base import MappedStep, UnpairedLoss
 
-
 WIDEST = 300.0
 """Spread of K / eps up to which `exp(K / eps)` and its scalings stay within float64, whose exponents reach 700."""
 
