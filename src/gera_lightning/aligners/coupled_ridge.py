@@ -45,8 +45,8 @@ class CoupledRidge:
 
     Attributes:
         settings_tried: pairs of eps (a squared distance between unit rows) and lam (K having diagonal 1), the one to start from first.
-        nearly_linear: eps and lam a pair of one more setting, tried third: a kernel so wide that the fit is nearly linear, penalised as
-            linear regressions are, by a share of K's trace, which is the number of pairs; None leaves it out.
+        nearly_linear: eps and lam a pair of one more setting, tried third: a kernel so wide that the fit is nearly linear, penalised by a
+            share of K's trace, which is the number of pairs; None leaves it out.
         predict: average with the regressions between the two spaces.
         centered: subtract the pools' means; False takes each modality's rows as they are.
     """
@@ -55,7 +55,7 @@ class CoupledRidge:
         *((1.0, 0.3), (2.0, 0.3), (0.67, 0.3), (2.0, 1.0), (0.67, 0.1)),
         *((1.0, 1.0), (1.0, 0.1)),
     )
-    nearly_linear: tuple[float, float] | None = (4.0, 0.01)
+    nearly_linear: tuple[float, float] | None = None
     predict: bool = True
     centered: bool = True
 
