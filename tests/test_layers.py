@@ -22,8 +22,8 @@ LEVELS = [
     {"search", "export"},
     {"assembly"},
     {"train"},
-    {"run", "align"},
-    {"report", "planning", "doctor"},
+    {"run"},
+    {"report", "planning", "doctor", "align"},
     {"sweep"},
     {"cli"},
 ]

@@ -238,7 +238,7 @@ def shortened(preset: dict[str, Any]) -> dict[str, Any]:
     loss = preset.get("unpaired_loss")
     if loss and "warmup" in loss:
         preset["unpaired_loss"] = {**loss, "warmup": 2}
-    return {**preset, "trainer": {**preset.get("trainer", {}), "max_steps": 3}}
+    return {**preset, "trainer": {**preset.get("trainer", {}), "max_steps": 3, "min_epochs": 0}}
 
 
 def weights(runs: Path, method: str) -> dict[str, Tensor]:

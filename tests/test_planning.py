@@ -218,3 +218,25 @@ def test_before_the_first_run_those_elsewhere_say_how_long_it_takes(experiment):
     finish(runs[0], 600.0)  # what ran here counts more
     assert runs[0].method == "twin"
     assert describe(loaded, runs, rows) == "7 of 8 runs are to do; about 34 min"
+
+
+# ---- steps by the number of pairs ----
+
+
+def test_a_run_has_steps_for_the_least_passes_over_its_pairs(experiment):
+    runs = {run.budget: run for run in plan(experiment(trainer__min_epochs=3, batch__pairs=8)) if run.method == "twin"}
+    assert {budget: run.config.trainer.max_steps for budget, run in runs.items()} == {10: 3 * 2, 20: 3 * 3}
+
+
+def test_where_the_steps_are_enough_already_a_run_is_the_same(experiment):
+    def hashes(**words: Any) -> dict[int, str]:
+        return {run.budget: run.hash for run in plan(experiment(batch__pairs=10, **words)) if run.method == "twin"}
+
+    plain, longer, named = hashes(), hashes(trainer__min_epochs=2), hashes(trainer__max_steps=4)
+    assert longer[10] == plain[10]
+    assert longer[20] == named[20] != plain[20]
+
+
+def test_passes_below_none_are_refused(experiment):
+    with pytest.raises(UserError, match=r"trainer\.min_epochs=-1 must be at least 0"):
+        experiment(trainer__min_epochs=-1)

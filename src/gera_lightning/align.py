@@ -22,6 +22,7 @@ from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.rows import TrainingRows, digest, load_rows, modality_of
 from gera_lightning.errors import UserError
+from gera_lightning.planning import lengthened
 from gera_lightning.stores import facts, open_stores
 from gera_lightning.task import Progress, Task
 from gera_lightning.train import fit
@@ -148,6 +149,6 @@ def _fitted(
             "lacks (pool_a, pool_b), or take method=gera_off"
         )
     with tempfile.TemporaryDirectory() as folder:
-        fitted = fit(Task(chosen, rows, families, seed, Path(folder), progress))
+        fitted = fit(Task(lengthened(chosen, len(rows.items)), rows, families, seed, Path(folder), progress))
     known = {"method": method, "seed": seed, "pairs": len(rows.items), "chosen": fitted.chosen}
     return Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, {**known, **about})

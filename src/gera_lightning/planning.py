@@ -32,14 +32,14 @@ def plan(experiment: Experiment) -> list[Run]:
             raise UserError(f"{error} (method {name})") from error
     common = experiment.common
     runs = [
-        Run(experiment.name, name, budget, seed, config, stores)
+        Run(experiment.name, name, budget, seed, lengthened(config, budget), stores)
         for budget in common.budgets
         for seed in common.seeds
         for name, config in experiment.methods.items()
     ]
     extra = sorted((n, name) for name, budgets in experiment.extra_budgets.items() for n in budgets if n not in common.budgets)
     runs += [
-        Run(experiment.name, name, budget, seed, reserving(experiment.methods[name], budget), stores)
+        Run(experiment.name, name, budget, seed, lengthened(reserving(experiment.methods[name], budget), budget), stores)
         for budget, name in extra
         for seed in common.seeds
     ]
@@ -55,6 +55,13 @@ def reserving(config: Config, budget: int) -> Config:
     """
     reserve = max(budget, config.data.reserve or 0)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, reserve=reserve))
+
+
+def lengthened(config: Config, pairs: int) -> Config:
+    """The settings of a run on so many pairs: `trainer.max_steps` is `trainer.min_epochs` passes over them where it was fewer."""
+    trainer = config.trainer
+    steps = trainer.min_epochs * math.ceil(pairs / config.batch.pairs)
+    return dataclasses.replace(config, trainer=dataclasses.replace(trainer, max_steps=max(steps, trainer.max_steps), min_epochs=0))
 
 
 def _check_pairs(experiment: Experiment, stores: Stores, most: int) -> None:

@@ -34,6 +34,7 @@ def identity(config: Config) -> dict[str, Any]:
     if "trainer" in values:  # how often it logs, and on what it runs, is not what it computes
         for key in ("log_every_n_steps", "checkpoint_every_n_steps", "accelerator", "devices"):
             values["trainer"].pop(key)
+        values["trainer"].pop("min_epochs")  # a run's `max_steps` holds them
     values["evaluation"].pop("chunk")
     for key in ("a", "b", "synthetic"):  # the data's own hash stands for them
         values["data"].pop(key)

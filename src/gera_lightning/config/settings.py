@@ -122,6 +122,8 @@ class TrainerConfig:
 
     max_steps: int = 1000
     """Optimizer steps at most; tuning may stop earlier."""
+    min_epochs: int = 0
+    """Passes over a budget's pairs that a run has steps for: where `max_steps` holds fewer, it is as many steps as they take."""
     accelerator: str = "auto"
     """`auto`, `cpu`, `gpu`, ..."""
     devices: int = 1
@@ -138,6 +140,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _at_least("trainer.", 1, max_steps=self.max_steps, log_every_n_steps=self.log_every_n_steps)
         _at_least("trainer.", 1, checkpoint_every_n_steps=self.checkpoint_every_n_steps)
+        _at_least("trainer.", 0, min_epochs=self.min_epochs)
         check_one_of("trainer.precision", self.precision, PRECISIONS)
         if self.devices < 1 and self.devices != -1:
             raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for every GPU")
