@@ -1,4 +1,5 @@
-"""Embeddings that people have already, as stores: `.npy`, `.npz` and safetensors with a file of ids, and clip-retrieval folders."""
+"""Embeddings that people have already, as stores: `.npy`, `.npz` and safetensors with a file of ids, tables with a column of vectors, and
+clip-retrieval folders."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import pandas as pd
 from gera_lightning.data.corpus import COLUMNS, Skipped
 from gera_lightning.data.records import read_records, text_of
 from gera_lightning.data.store import DTYPES, EmbeddingStore, StoreWriter, check_rows
+from gera_lightning.data.vector_tables import is_vector_table, table_records
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.files import replace_atomically
 
@@ -41,13 +43,14 @@ def import_store(
     """Write vectors that are there already as a store.
 
     Args:
-        source: a `.npy`, `.npz` or `.safetensors` file of `[n, D]` vectors, or a folder that clip-retrieval wrote.
+        source: a `.npy`, `.npz` or `.safetensors` file of `[n, D]` vectors; a Parquet file, a folder of them, or a dataset that the library
+            `datasets` saved to disk, with a column of vectors; or a folder that clip-retrieval wrote.
         target: the new store's folder.
         ids: table (.csv, .tsv, .jsonl, .parquet) with a row a vector in the same order, `item` and what else a store has; or a
             `.txt` file, an item a line. Without it an `.npz` file's own ids are taken, or else the position (`0`, `1`, ...) is the item.
-        key: array of an `.npz` or safetensors file; by default its only one of two dimensions.
+        key: array of an `.npz` or safetensors file, or column of a table; by default its only one of vectors.
         side: of a clip-retrieval folder: `image` or `text`.
-        columns: our column to that of the ids table.
+        columns: our column to that of the table.
         encoder: what made the vectors, for the manifest.
         dtype: `float16` or `float32`; the source's own by default.
         shard_rows: rows a file.
@@ -56,14 +59,18 @@ def import_store(
         UserError: nothing readable there, ids that do not fit the vectors, or a store at `target`.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_vector_table(path):
+        if ids is not None:
+            raise UserError(f"ids={str(ids)!r}: {path} is a table and brings its own: name its columns, columns.item=THEIRS")
+        parts = _table_parts(path, key, columns, shard_rows)
+    elif path.is_dir():
         parts = clip_retrieval_parts(path, side, columns)
     elif path.is_file():
         vectors, own = _vectors_of(path, key)
         parts = iter([(vectors, _rows_of(ids, own, len(vectors), columns, path))])
     else:
         raise UserError(f"{path}: there is no such file or folder: check the path")
-    record = {"imported_from": path.name, **({"side": side} if path.is_dir() else {})}
+    record = {"imported_from": path.name, **({"side": side} if path.is_dir() and not is_vector_table(path) else {})}
     return _write(parts, Path(target), path, {"name": encoder or path.stem}, record, dtype, shard_rows)
 
 
@@ -132,7 +139,7 @@ def _vectors_of(path: Path, key: str | None) -> tuple[np.ndarray, list[Any] | No
             return _matrix(_tensor(path, key), path), None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}): check the file") from error
-    raise UserError(f"{path}: a file of vectors ends in .npy, .npz or .safetensors")
+    raise UserError(f"{path}: a file of vectors ends in .npy, .npz, .safetensors or .parquet")
 
 
 def _tensor(path: Path, key: str | None) -> np.ndarray:
@@ -197,6 +204,20 @@ def rows_from(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], 
         table.insert(0, "row", table["item"].astype(str) + "-" + table.groupby("item", dropna=False).cumcount().astype(str))
     check_rows(table, where)
     return table
+
+
+def _table_parts(
+    path: Path, key: str | None, columns: Mapping[str, str] | None, shard_rows: int
+) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    """Vectors and rows of a table, its small batches joined to shards."""
+    records, batches = table_records(path, key, columns)
+    rows, start, waiting = rows_from(records, columns or {}, str(path)), 0, list[np.ndarray]()
+    for batch in batches:
+        waiting.append(batch)
+        count = sum(map(len, waiting))
+        if count >= shard_rows or start + count == len(rows):
+            yield np.concatenate(waiting), rows.iloc[start : start + count]
+            start, waiting = start + count, []
 
 
 def clip_retrieval_parts(folder: Path, side: str, columns: Mapping[str, str] | None = None) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
