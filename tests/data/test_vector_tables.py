@@ -142,7 +142,7 @@ def test_mistakes_name_what_is_wrong(tmp_path, make, words, message):
 def test_a_dataset_without_train_or_test_is_refused(tmp_path):
     saved(tmp_path / "x" / "all", table())
     (tmp_path / "x" / "dataset_dict.json").write_text(json.dumps({"splits": ["all"]}))
-    with pytest.raises(UserError, match="holds the splits all, none of train, test: import the folder of one, .*/x/all"):
+    with pytest.raises(UserError, match=r"holds the splits all, none of train, test: import the folder of one, .*/x/all"):
         import_store(tmp_path / "x", tmp_path / "out")
     (tmp_path / "x" / "dataset_dict.json").write_text("{}")
     with pytest.raises(UserError, match="damaged"):
