@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -204,6 +205,11 @@ def test_only_the_first_process_prints(project, capsys, asked, monkeypatch):
     [
         (UserError("a=1 is wrong: remedy"), 2, "error: a=1 is wrong: remedy\n"),
         (KeyboardInterrupt(), 130, "stopped; the same command goes on from here\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/small"),
+            2,
+            "error: runs/small: No space left on device: make room or name another place, such as runs_dir=...\n",
+        ),
     ],
 )
 def test_what_stops_a_run_decides_the_code(project, capsys, monkeypatch, error, code, line):
@@ -261,3 +267,14 @@ def test_a_whole_experiment_from_the_command_line(project, capsys):
     rows = [json.loads(line) for line in (project / "runs" / "small" / "results.jsonl").read_text().splitlines()]
     assert sorted((row["method"], row["budget"], row["seed"]) for row in rows) == [("ridge", b, s) for b in (5, 10) for s in (0, 1)]
     assert not list((project / "runs").rglob("*.partial"))
+
+
+def test_a_reader_that_has_enough_is_no_error(make_store):
+    store = make_store("a", np.random.default_rng(0).normal(size=(9, 4)), item=[str(n) for n in range(9)])
+    command = f"import sys; from gera_lightning.cli import main; sys.exit(main(['inspect', {str(store.path)!r}]))"
+    asking = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert asking.stdout is not None
+    asking.stdout.close()
+    assert asking.stderr is not None
+    assert asking.stderr.read() == b""
+    assert asking.wait() == 0

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -17,14 +21,26 @@ class UserError(Exception):
 def exit_code(command: Callable[[], object], stopped: str) -> int:
     """Run a command line's work: 0, or 2 after a user's mistake and 130 after Ctrl-C, each with one line on standard error.
 
+    A disk that is full or may not be written to is the user's to mend. A reader that closed the pipe, such as `head`, has what it wanted.
+
     Args:
         command: the work.
         stopped: what to say after Ctrl-C.
     """
     try:
         command()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it flushes on its way out
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror}: make room or name another place, such as runs_dir=...", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)

@@ -12,7 +12,7 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.doctor import evidence as evidence_module
 from gera_lightning.doctor.evidence import Evidence, chance_score, gather, held_out_scores, smallest_budget
-from gera_lightning.doctor.examine import MEND, NEXT, NOTE, examine, verdict
+from gera_lightning.doctor.examine import MEND, NEXT, NOTE, _compared, examine, verdict
 from gera_lightning.errors import UserError
 from gera_lightning.stores import Stores
 
@@ -43,7 +43,7 @@ def test_views_of_one_manifold_will_align_and_the_next_step_loads(views, tmp_pat
         "is connected",
         "what is near in a is near in b",
         "pairs on ridge is above chance",
-        " is best, its log rank better than ",
+        " is best, held-out partner's typical rank ",
     ):
         assert text in words
     written, command = lines(found, NEXT)
@@ -191,6 +191,23 @@ def test_presets_are_compared_pair_by_pair():
     assert lead / error == pytest.approx(ttest_rel(scores["x"], scores["y"]).statistic)
     assert evidence.as_good() == ["z"]
     assert evidence.rank("x") == pytest.approx(np.exp(-base.mean()))
+    [finding] = _compared(evidence)
+    head, *others = finding.words.splitlines()
+    assert head.startswith(f"200 pairs: x is best, held-out partner's typical rank {np.exp(-base.mean()):.0f} (chance 20)")
+    assert {line.split()[0]: line.endswith("not told apart") for line in others} == {"y": False, "z": True}
+    assert f"{lead:.2f} ± {error:.2f}" in next(line for line in others if line.split()[0] == "y")
+
+
+def test_one_store_twice_is_found_out(views):
+    a, _ = views
+    found = list(examine(a.path, a.path))
+    assert any("the same store twice" in words for words in lines(found, MEND))
+
+
+def test_methods_in_words_are_methods(views):
+    a, b = views
+    named = [finding.words for finding in examine(a.path, b.path, budget=60, methods="ridge,procrustes")]
+    assert named == [finding.words for finding in examine(a.path, b.path, budget=60, methods=["ridge", "procrustes"])]
 
 
 def test_the_smallest_budget_is_the_first_that_is_clear_of_chance(monkeypatch):

@@ -123,7 +123,7 @@ def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, methods:
     if largest > pairs:
         yield Finding(MEND, f"budget={largest} pairs are more than the {pairs} train items with a row in both stores: lower it")
         return
-    names = list(methods) if methods is not None else config.SweepConfig().quick
+    names = config.SweepConfig().quick if methods is None else methods.split(",") if isinstance(methods, str) else list(methods)
     settings = {
         "data": {"a": str(stores.a.path), "b": str(stores.b.path)},
         **{"budgets": [largest], "seeds": [seed], "methods": names, "tuning": {"distractors": DISTRACTORS}},
@@ -182,15 +182,18 @@ def _least(experiment: config.Experiment, stores: Stores, budgets: Sequence[int]
 
 
 def _compared(evidence: Evidence) -> Iterator[Finding]:
+    """The presets, the best first: how far each one's log rank is behind, and whether these pairs can tell."""
     ranked = sorted(evidence.scores, key=evidence.rank)
-    ranks = ", ".join(f"{name} {evidence.rank(name):.0f}" for name in ranked)
-    yield Finding(OK, f"{evidence.budget} pairs: held-out partner's typical rank {ranks}, chance {np.exp(-evidence.chance.mean()):.0f}")
-    leads = [(name, *evidence.lead(evidence.best, name)) for name in ranked[1:]]
-    if leads:
-        words = ", ".join(f"{name} {lead:.2f} ± {error:.2f}" for name, lead, error in leads)
-        level = evidence.as_good()
-        told = f"these pairs cannot tell it from {', '.join(level)}" if level else "significantly better than each"
-        yield Finding(OK, f"{evidence.budget} pairs: {evidence.best} is best, its log rank better than {words} (standard errors); {told}")
+    chance = np.exp(-evidence.chance.mean())
+    text = f"{evidence.budget} pairs: {evidence.best} is best, held-out partner's typical rank {evidence.rank(evidence.best):.0f} (chance {chance:.0f})"
+    as_good = evidence.as_good()
+    if ranked[1:]:
+        text += "; the others, and how far their log rank is behind:" if as_good else "; significantly behind in log rank:"
+    for name in ranked[1:]:
+        lead, error = evidence.lead(evidence.best, name)
+        told = "   not told apart" if name in as_good else ""
+        text += f"\n       {name:<24}{evidence.rank(name):4.0f}   {lead:.2f} ± {error:.2f}{told}"
+    yield Finding(OK, text)
 
 
 def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> Iterator[Finding]:

@@ -84,6 +84,9 @@ def leak_findings(side: str, found: Scan, train: np.ndarray, test: np.ndarray) -
 
 def pair_findings(a: EmbeddingStore, b: EmbeddingStore, split: ItemSplit) -> Iterator[Finding]:
     """How many pairs there are, what is unpaired, and whether paired neighbourhoods agree."""
+    if a.data_hash == b.data_hash:
+        yield Finding(MEND, f"pairs: a and b are the same store twice ({a.path}, {b.path}): name one of each modality")
+        return
     items_a, items_b = (np.unique(s.rows["item"].to_numpy(dtype=str)[rows]) for s, rows in ((a, split.train_a), (b, split.train_b)))
     items = matched_items(a.rows, b.rows, split)
     held = np.intersect1d(a.rows["item"].to_numpy(dtype=str)[split.test_a], b.rows["item"].to_numpy(dtype=str)[split.test_b])
