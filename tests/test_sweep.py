@@ -404,3 +404,12 @@ def test_a_finished_sweep_shows_its_table_though_methods_still_rose(experiment, 
     assert "ridge" in outcome.table
     assert outcome.note.startswith("most runs of ridge at 10 pairs, ridge at 20 pairs")
     assert sweep.run_sweep(swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__shard="1/2"), []).note == ""
+
+
+def test_the_same_words_are_keyword_arguments(experiment, tmp_path):
+    places = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache")}
+    path = str(tmp_path / "experiments" / "small.yaml")
+    found = sweep.train(path, budgets=[10], methods=["ridge"], tuning={"folds": 3}, **places)
+    assert found.results[["method", "budget", "seed"]].to_dict("list") == {"method": ["ridge"] * 2, "budget": [10] * 2, "seed": [1, 0]}
+    same = plan(load(path, ["budgets=[10]", "methods=[ridge]", "tuning.folds=3", *(f"{key}={value}" for key, value in places.items())]))
+    assert all(run.finished for run in same)

@@ -7,17 +7,18 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
 from gera_lightning import cluster, distributed, report
-from gera_lightning.config import Experiment
+from gera_lightning.config import Experiment, load
 from gera_lightning.display import Display
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
@@ -78,6 +79,19 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     if not finished:  # a shard without runs, before any other shard's
         return Outcome(pd.DataFrame(), "", folder, folder)
     return _outcome(experiment, finished, folder)
+
+
+def train(experiment: str | Mapping[str, Any], **settings: Any) -> Outcome:
+    """`gera train` from Python, the same words as keyword arguments: `train("speech_text", budgets=[100], trainer={"max_steps": 50})`.
+
+    Args:
+        experiment: as `config.load` takes it.
+        settings: keys of the experiment; sections are mappings.
+
+    Raises:
+        UserError: as `config.load` and `run_experiment`.
+    """
+    return run_experiment(load(experiment, settings))
 
 
 def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | None) -> dict[str, str]:
