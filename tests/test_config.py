@@ -324,6 +324,7 @@ def test_an_unknown_experiment_names_the_known(experiment, words, folder):
     [
         (b"budgets: [1,\n", ["not readable as YAML"]),
         (b"\xff\xfe\x00", ["not readable as YAML"]),
+        (b"budgets: [10]\nseeds: [0]\nbudgets: [20]\n", ["not readable as YAML", "the key 'budgets' stands twice", "line 3"]),
         (b"- a\n- b\n", ["must hold keys and values"]),
         (b"bugets: [3]\n", ["bugets=[3]", "did you mean 'budgets'"]),
         (b"trainer:\n", ["trainer=None", "section"]),
@@ -338,6 +339,20 @@ def test_a_broken_file_is_named(folder, name, text, words):
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_a_merged_key_may_be_set_again(folder):
+    (folder / "small.yaml").write_text(
+        "trainer: &t {max_steps: 3, min_epochs: 2}\nvariants:\n  v: {of: plain, trainer: {<<: *t, max_steps: 4}}\n"
+    )
+    trainer = load("small", {"methods": ["v"]}, folder=folder).methods["v"].trainer
+    assert (trainer.max_steps, trainer.min_epochs) == (4, 2)
+
+
+def test_a_tilde_is_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    common = load("small", {"data.a": "~/a", "data.b": "b~/b", "runs_dir": "~/r", "cache_dir": "~"}, folder=folder).common
+    assert (common.data.a, common.data.b, common.runs_dir, common.cache_dir) == ("/somewhere/a", "b~/b", "/somewhere/r", "/somewhere")
 
 
 def test_an_empty_experiment_is_all_defaults(folder):

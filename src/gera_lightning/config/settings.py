@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gera_lightning.encoders.settings import PRECISIONS, EmbedConfig
@@ -20,6 +21,11 @@ def _listed(**lists: list[Any]) -> None:
     for key, values in lists.items():
         if not values or len(set(values)) != len(values):
             raise UserError(f"{key}={values} must hold at least one value, none twice")
+
+
+def _home(path: str) -> str:
+    """A path whose `~` is the home folder, as in a shell."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 @dataclass
@@ -48,6 +54,7 @@ class DataConfig:
     """Subtract the mean of the training rows between two normalisations; False: normalise only."""
 
     def __post_init__(self) -> None:
+        self.a, self.b = _home(self.a), _home(self.b)
         check_one_of("data.split", self.split, ("test", "dev"))
         _at_least("data.", 1, reserve=self.reserve, pool_size=self.pool_size)
         if not 0 < self.test_share < 1:
@@ -287,6 +294,7 @@ class Config:
     """Run again what is finished already."""
 
     def __post_init__(self) -> None:
+        self.runs_dir, self.cache_dir = _home(self.runs_dir), _home(self.cache_dir)
         _listed(budgets=self.budgets, seeds=self.seeds, methods=self.methods)
         _at_least("", 2, **{"budgets": min(self.budgets)})
         _at_least("", 0, **{"seeds": min(self.seeds), "geometric_weight": self.geometric_weight, "unpaired_weight": self.unpaired_weight})
