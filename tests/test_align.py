@@ -129,7 +129,7 @@ def test_an_experiment_gives_all_its_pairs_and_all_rows_without_partner(project,
     assert (len(aligner.space.correction.pool_a), len(aligner.space.correction.pool_b)) == (20, 30)
     assert cli.main(["search", "runs/small", "b-4", "k=60"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "runs/small"
+    assert lines[0].startswith("runs/small ")
     assert [line.split()[-1] for line in lines if line.startswith("a*")] == ["a-4"]
 
 

@@ -122,7 +122,7 @@ def test_a_row_is_found_by_its_name_its_item_its_text_or_a_part_of_it(project):
 def test_the_matches_are_the_aligners_best_and_right_ones_carry_a_star(project):
     run = finished_run("small")
     first, query, *found = search_words("small", "i5", k=4).splitlines()
-    assert first == str(run.folder)
+    assert first == f"{run.folder}   (*: of the same item)"
     assert "The sound number 5" in query
     scores = run.aligner.score(run.stores.a.read([5]), run.stores.b)[0]
     best = scores.topk(4)

@@ -45,7 +45,7 @@ def search_words(
     scores, rows = run.aligner.search(asked.read([number]), gallery, k, direction=asking + answering)
     item = asked.rows["item"].iloc[number]
     more = f"   ({len(found[asking]) - 1} more rows of {asking} match)" if len(found[asking]) > 1 else ""
-    lines = [f"{run.folder}", f"{asking}      {row_words(asked.rows, number)}{more}"]
+    lines = [f"{run.folder}   (*: of the same item)", f"{asking}      {row_words(asked.rows, number)}{more}"]
     for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True):
         star = "*" if gallery.rows["item"].iloc[row] == item else " "
         lines.append(f"{answering}{star}{score:7.3f}  {row_words(gallery.rows, row)}")
