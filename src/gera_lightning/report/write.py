@@ -17,7 +17,8 @@ from gera_lightning.results import Sweep, finished_records, load_sweep, no_runs
 from gera_lightning.stores import joint_hash, open_stores
 
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
-DRAWS = 2000
+DRAWS = 20_000
+"""Resamples of a report: a p-value is at least 2 / (draws + 1), and Holm multiplies it by the number of comparisons, some thirty."""
 WORDS = ("reference", "baseline", "draws", "kept")
 
 
