@@ -24,7 +24,7 @@ from gera_lightning.data.rows import TrainingRows, digest, load_rows, modality_o
 from gera_lightning.errors import UserError
 from gera_lightning.planning import lengthened
 from gera_lightning.stores import facts, open_stores
-from gera_lightning.task import Progress, Task
+from gera_lightning.task import Progress, Task, unheard
 from gera_lightning.train import fit
 
 Array = Tensor | np.ndarray
@@ -81,7 +81,7 @@ def align(
 
 
 def align_experiment(
-    experiment: str, overrides: Sequence[str] = (), progress: Progress = lambda *_: None, *, method: str = "gera", out: str = ""
+    experiment: str, overrides: Sequence[str] = (), progress: Progress = unheard, *, method: str = "gera", out: str = ""
 ) -> Path:
     """Align an experiment's two stores from all their pairs, the sealed items' among them, and all their unpaired rows.
 
@@ -133,7 +133,7 @@ def _fitted(
     method: str,
     seed: int,
     about: Mapping[str, Any],
-    progress: Progress = lambda *_: None,
+    progress: Progress = unheard,
 ) -> Aligner:
     """The method's aligner of these rows.
 

@@ -27,7 +27,7 @@ from gera_lightning.files import appearing_whole, remove_scratch, replace_atomic
 from gera_lightning.fit import Fitted
 from gera_lightning.results import read_row
 from gera_lightning.stores import Stores, facts
-from gera_lightning.task import Progress, Task
+from gera_lightning.task import Progress, Task, unheard
 from gera_lightning.train import fit
 
 ERROR = "error.txt"
@@ -66,7 +66,7 @@ class Run:
         return (self.folder / "metrics.json").exists()
 
 
-def execute(run: Run, progress: Progress = lambda *_: None) -> dict[str, Any]:
+def execute(run: Run, progress: Progress = unheard) -> dict[str, Any]:
     """Run to the end and return its result row; the folder appears under its final name when it is whole.
 
     An interrupted run goes on from its last checkpoint. A run that another process is at, such as a worker whose sweep was killed, is

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from gera_lightning.planning import describe, plan, to_do
 from gera_lightning.report.kept import kept_path, kept_rows
 from gera_lightning.results import collect, read_row
 from gera_lightning.run import ERROR, Run, execute
+from gera_lightning.task import unheard
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | N
     for number in mine:
         run = runs[number]
         label = f"{run.method} b{run.budget} s{run.seed}"
-        progress: Callable[[str, int, int], None] = display.start(number + 1, label) if display else _ignore
+        progress = display.start(number + 1, label) if display else unheard
         try:
             row = execute(run, progress)
         except Exception as error:
@@ -251,7 +252,3 @@ def _pass_lines_on(lines: Iterable[str], console: Console | None) -> None:
             console is not None and (" R@10 " in line or " FAILED " in line) and not line.startswith(("pairs", " "))
         ):  # not the workers' tables
             console.print(line.rstrip(), highlight=False)
-
-
-def _ignore(what: str, done: int, total: int) -> None:
-    """No display."""

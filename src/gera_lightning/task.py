@@ -29,6 +29,10 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is under way, done, of how many)."""
 
 
+def unheard(what: str, done: int, total: int) -> None:
+    """Progress that nobody is told of."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a method is fitted on, and where it keeps its state.

@@ -59,18 +59,19 @@ def import_store(
         UserError: nothing readable there, ids that do not fit the vectors, or a store at `target`.
     """
     path = Path(source)
+    record: dict[str, Any] = {"imported_from": path.name}
     if is_vector_table(path):
         if ids is not None:
             raise UserError(f"ids={str(ids)!r}: {path} is a table and brings its own: name its columns, columns.item=THEIRS")
         parts = _table_parts(path, key, columns, shard_rows)
     elif path.is_dir():
         parts = clip_retrieval_parts(path, side, columns)
+        record["side"] = side
     elif path.is_file():
         vectors, own = _vectors_of(path, key)
         parts = iter([(vectors, _rows_of(ids, own, len(vectors), columns, path))])
     else:
         raise UserError(f"{path}: there is no such file or folder: check the path")
-    record = {"imported_from": path.name, **({"side": side} if path.is_dir() and not is_vector_table(path) else {})}
     return _write(parts, Path(target), path, {"name": encoder or path.stem}, record, dtype, shard_rows)
 
 

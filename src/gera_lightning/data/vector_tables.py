@@ -29,7 +29,7 @@ def is_vector_table(path: Path) -> bool:
     return (
         path.suffix in (".parquet", ".arrow")
         or any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-        or _parquets(path) != []
+        or bool(_parquets(path))
     )
 
 
@@ -48,19 +48,21 @@ def table_records(path: Path, key: str | None, columns: Mapping[str, str] | None
     Raises:
         UserError: no such column, several, or vectors of several widths.
     """
+    columns = columns or {}
     files = _files(path)
     schema = _schema(next(iter(files.values()))[0])
     chosen = _vector_column(schema, key, path)
-    wanted = [name for name in dict.fromkeys([*COLUMNS, *(columns or {}).values()]) if name in schema.names and name != chosen]
-    theirs = (columns or {}).get("item", "item")
+    wanted = [name for name in dict.fromkeys([*COLUMNS, *columns.values()]) if name in schema.names and name != chosen]
+    unnamed = "item" not in columns and "item" not in schema.names
     records: list[dict[str, Any]] = []
     for split, parts in files.items():
-        rows = [record for file in parts for batch in _batches(file, wanted) for record in batch.to_pylist()] if wanted else []
-        rows = rows or [{} for file in parts for batch in _batches(file, [chosen]) for _ in range(len(batch))]
+        # without a column that is wanted a batch of the vectors' own still says how many rows there are
+        batches = (batch for file in parts for batch in _batches(file, wanted or [chosen]))
+        rows = [record for batch in batches for record in (batch.to_pylist() if wanted else [{} for _ in range(len(batch))])]
         for number, record in enumerate(rows):
-            if theirs not in schema.names and "item" not in (columns or {}):
+            if unnamed:
                 record["item"] = f"{split}/{number}" if split else str(number)
-            if split and len(files) > 1 and "split" not in wanted:
+            if len(files) > 1 and "split" not in wanted:
                 record["split"] = split
         records += rows
     return records, _all_vectors((file for parts in files.values() for file in parts), chosen)
@@ -103,11 +105,8 @@ def _saved(folder: Path) -> list[Path]:
 
 
 def _schema(file: Path) -> pa.Schema:
-    if file.suffix == ".parquet":
-        with _open(file) as parquet:
-            return parquet.schema_arrow
-    with _open(file) as stream:
-        return stream.schema
+    with _open(file) as source:
+        return source.schema_arrow if file.suffix == ".parquet" else source.schema
 
 
 def _open(file: Path) -> Any:

@@ -22,7 +22,7 @@ from gera_lightning.fit import choose_filters, fold_scores
 from gera_lightning.parts import build
 from gera_lightning.statistics import holm
 from gera_lightning.stores import Stores
-from gera_lightning.task import Task
+from gera_lightning.task import Task, unheard
 
 LEVEL = 0.01
 
@@ -87,7 +87,7 @@ def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[
     common, seed = experiment.common, experiment.common.seeds[0]
     rows = load_rows(stores.a, stores.b, stores.draw(common, budget, seed), center=common.data.center)
     with tempfile.TemporaryDirectory() as folder:
-        tasks = {n: Task(experiment.methods[n], rows, stores.split.families, seed, Path(folder), lambda *_: None) for n in names}
+        tasks = {n: Task(experiment.methods[n], rows, stores.split.families, seed, Path(folder), unheard) for n in names}
         scores = {name: held_out_scores(task) for name, task in tasks.items()}
         task = tasks[names[0]]
         parts = task.folds(np.arange(len(rows.items)))

@@ -41,8 +41,9 @@ def sinkhorn(similarity: Tensor, eps: float | Tensor, iterations: int = 100) -> 
     """
     n, m = similarity.shape
     scaled = similarity / eps
-    if similarity.device.type != "mps" and float(scaled.max() - scaled.min()) <= WIDEST:  # MPS knows no float64
-        shifted = scaled.double() - scaled.max()
+    most = scaled.max()
+    if similarity.device.type != "mps" and float(most - scaled.min()) <= WIDEST:  # MPS knows no float64
+        shifted = scaled.double() - most
         kernel, v = shifted.exp(), shifted.new_ones(m)
         for _ in range(iterations):
             u = 1 / n / (kernel @ v)
