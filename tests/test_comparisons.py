@@ -200,6 +200,18 @@ def test_a_longer_curve_of_the_baseline_measures_what_was_censored():
     assert np.isposinf({m.budget: m for m in multipliers(Bootstrap(short, draws=199), "base")}[200].value)
 
 
+def test_a_multiplier_is_of_the_seeds_that_both_have():
+    """The method alone ran on lucky seeds too: they do not flatter it, and the seeds that both have are drawn alike."""
+    hits = made({"base": [0.2, 0.3, 0.4], "m": [0.2, 0.3, 0.4]}, seeds=6, items=4000)
+    hits.hits[1, :, 3:] = 1.0
+    hits.hits[0, :, 3:] = np.nan
+    found = multipliers(Bootstrap(hits, draws=199), "base")
+    assert [(m.budget, str(m)) for m in found] == [(50, "1.00 [1.00, 1.00]"), (100, "1.00 [1.00, 1.00]"), (200, "1.00 [1.00, 1.00]")]
+    hits.hits[0, 2, :3] = np.nan  # no seed ran on the whole curve
+    hits.hits[0, 2, 3:] = 0.4
+    assert multipliers(Bootstrap(hits, draws=199), "base") == []
+
+
 def test_an_interval_may_be_censored_on_one_side():
     hits = made({"base": [0.2, 0.3, 0.4], "m": [0.25, 0.395, 0.41]}, items=200)
     noisy = np.random.default_rng(5).random(hits.hits.shape) < 0.2

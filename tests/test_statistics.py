@@ -157,26 +157,25 @@ def test_a_detectable_difference_is_detected_with_the_power_asked():
 # ---- pairs needed ----
 
 
-def slow_isotonic(y, w):
+def slow_isotonic(y):
     """Pool adjacent violators."""
-    blocks = [[value, weight, 1] for value, weight in zip(y, w, strict=True)]
+    blocks = [[value, 1] for value in y]
     i = 0
     while i + 1 < len(blocks):
         if blocks[i][0] > blocks[i + 1][0]:
-            (a, u, m), (b, v, n) = blocks[i], blocks.pop(i + 1)
-            blocks[i] = [(a * u + b * v) / (u + v), u + v, m + n]
+            (a, m), (b, n) = blocks[i], blocks.pop(i + 1)
+            blocks[i] = [(a * m + b * n) / (m + n), m + n]
             i = max(i - 1, 0)
         else:
             i += 1
-    return [value for value, _, count in blocks for _ in range(count)]
+    return [value for value, count in blocks for _ in range(count)]
 
 
 def test_rising_curves_equal_a_slow_pool_of_adjacent_violators():
     curve = np.random.default_rng(0).random((50, 5))
     curve[0] = np.arange(5)
-    weights = [3.0, 1, 2, 5, 1]
-    found = statistics.rising_curve(curve, weights)
-    np.testing.assert_allclose(found, [slow_isotonic(row, weights) for row in curve.tolist()])
+    found = statistics.rising_curve(curve)
+    np.testing.assert_allclose(found, [slow_isotonic(row) for row in curve.tolist()])
     assert found[0].tolist() == [0, 1, 2, 3, 4]
 
 

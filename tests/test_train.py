@@ -577,6 +577,7 @@ def test_a_warm_up_beyond_the_last_step_is_refused_before_anything_runs(experime
     with pytest.raises(UserError, match=r"unpaired_loss.warmup=10 reaches beyond trainer.max_steps=9: .*\(method twin\)"):
         sweep.plan(experiment(methods=["twin"], unpaired_loss=loss))
     assert sweep.plan(experiment(methods=["twin"], unpaired_loss={**loss, "warmup": 9}))
+    assert sweep.plan(experiment(methods=["twin"], unpaired_loss=loss, trainer__min_epochs=10))  # a pass has a step at least
     grid = {"unpaired_loss.warmup": [3, 12]}
     with pytest.raises(UserError, match=r"unpaired_loss.warmup=12 reaches beyond"):
         sweep.plan(experiment(methods=["twin"], unpaired_loss={**loss, "warmup": 9}, tuning__grid=grid, tuning__settings=2))

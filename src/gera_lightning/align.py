@@ -22,7 +22,7 @@ from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.rows import TrainingRows, digest, load_rows, modality_of
 from gera_lightning.errors import UserError
-from gera_lightning.planning import lengthened
+from gera_lightning.planning import at_budget
 from gera_lightning.stores import facts, open_stores
 from gera_lightning.task import Progress, Task, unheard
 from gera_lightning.train import fit
@@ -141,14 +141,15 @@ def _fitted(
         UserError: a part that refuses its settings, or unpaired rows that are needed and missing.
     """
     dims = rows.a.pairs.shape[1], rows.b.pairs.shape[1]
-    check(chosen, dims)
-    reader = unpaired_reader(chosen)
+    settings = at_budget(chosen, len(rows.items))
+    check(settings, dims)
+    reader = unpaired_reader(settings)
     if reader is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
         raise UserError(
             f"{method}: its {reader} must have unpaired rows of both modalities, and there are none: add rows whose item the other modality "
             "lacks (pool_a, pool_b), or take method=gera_off"
         )
     with tempfile.TemporaryDirectory() as folder:
-        fitted = fit(Task(lengthened(chosen, len(rows.items)), rows, families, seed, Path(folder), progress))
+        fitted = fit(Task(settings, rows, families, seed, Path(folder), progress))
     known = {"method": method, "seed": seed, "pairs": len(rows.items), "chosen": fitted.chosen}
     return Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, {**known, **about})

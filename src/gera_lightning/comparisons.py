@@ -232,19 +232,25 @@ class Multiplier:
 
 
 def multipliers(bootstrap: Bootstrap, baseline: str) -> list[Multiplier]:
-    """Label multiplier of every other method at each of its budgets, against all budgets of a baseline."""
+    """Label multiplier of every other method at each of its budgets, against all budgets of a baseline.
+
+    Paired as differences are: over the seeds that the method has at its budget and the baseline at all of its own.
+    """
     hits = bootstrap.hits
     budgets = [n for n in hits.budgets if bootstrap.seeds_of(baseline, n)]
     if not budgets:
         return []
-    curve = np.stack([bootstrap.draws_of(baseline, n) for n in budgets], axis=1)
-    curve = rising_curve(curve, [float(len(bootstrap.seeds_of(baseline, n))) for n in budgets])
+    throughout = set.intersection(*(bootstrap.seeds_of(baseline, n) for n in budgets))
+    curves: dict[frozenset[int], np.ndarray] = {}
     out = []
     for method in hits.methods:
         for budget in hits.budgets:
-            if method != baseline and bootstrap.seeds_of(method, budget):
-                needed = pairs_needed(budgets, curve, bootstrap.draws_of(method, budget)) / budget
-                low, high = interval(needed[1:], bootstrap.level)
-                least, most = budgets[0] / budget, budgets[-1] / budget
-                out.append(Multiplier(method, baseline, budget, least, most, float(needed[0]), low, high))
+            common = frozenset(throughout & bootstrap.seeds_of(method, budget))
+            if method == baseline or not common:
+                continue
+            if common not in curves:
+                curves[common] = rising_curve(np.stack([bootstrap.draws_of(baseline, n, common) for n in budgets], axis=1))
+            needed = pairs_needed(budgets, curves[common], bootstrap.draws_of(method, budget, common)) / budget
+            low, high = interval(needed[1:], bootstrap.level)
+            out.append(Multiplier(method, baseline, budget, budgets[0] / budget, budgets[-1] / budget, float(needed[0]), low, high))
     return out

@@ -27,19 +27,19 @@ def plan(experiment: Experiment) -> list[Run]:
     stores = Stores.open(experiment.common)
     for name, config in experiment.methods.items():
         try:
-            check(config, (stores.a.dim, stores.b.dim))
+            check(at_budget(config, min(experiment.common.budgets)), (stores.a.dim, stores.b.dim))
         except UserError as error:
             raise UserError(f"{error} (method {name})") from error
     common = experiment.common
     runs = [
-        Run(experiment.name, name, budget, seed, lengthened(config, budget), stores)
+        Run(experiment.name, name, budget, seed, at_budget(config, budget), stores)
         for budget in common.budgets
         for seed in common.seeds
         for name, config in experiment.methods.items()
     ]
     extra = sorted((n, name) for name, budgets in experiment.extra_budgets.items() for n in budgets if n not in common.budgets)
     runs += [
-        Run(experiment.name, name, budget, seed, lengthened(reserving(experiment.methods[name], budget), budget), stores)
+        Run(experiment.name, name, budget, seed, at_budget(experiment.methods[name], budget, extra=True), stores)
         for budget, name in extra
         for seed in common.seeds
     ]
@@ -48,20 +48,20 @@ def plan(experiment: Experiment) -> list[Run]:
     return runs
 
 
-def reserving(config: Config, budget: int) -> Config:
-    """The settings of a run whose budget goes beyond `data.reserve`: all its items are set aside, the pools are what is left.
+def at_budget(config: Config, budget: int, *, extra: bool = False) -> Config:
+    """The settings of a run on so many pairs.
 
-    Its first items are those of the smaller budgets of its seed, since the reserve has no part in their order.
+    `trainer.max_steps` is `trainer.min_epochs` passes over them where it was fewer. A budget that is `extra` goes beyond `data.reserve`: all
+    its items are set aside, the pools are what is left. Its first items are those of the smaller budgets of its seed, since the reserve has
+    no part in their order.
     """
-    reserve = max(budget, config.data.reserve or 0)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, reserve=reserve))
-
-
-def lengthened(config: Config, pairs: int) -> Config:
-    """The settings of a run on so many pairs: `trainer.max_steps` is `trainer.min_epochs` passes over them where it was fewer."""
-    trainer = config.trainer
-    steps = trainer.min_epochs * math.ceil(pairs / config.batch.pairs)
-    return dataclasses.replace(config, trainer=dataclasses.replace(trainer, max_steps=max(steps, trainer.max_steps), min_epochs=0))
+    trainer, data = config.trainer, config.data
+    steps = max(trainer.min_epochs * math.ceil(budget / config.batch.pairs), trainer.max_steps)
+    return dataclasses.replace(
+        config,
+        trainer=dataclasses.replace(trainer, max_steps=steps, min_epochs=0),
+        data=dataclasses.replace(data, reserve=max(budget, data.reserve or 0)) if extra else data,
+    )
 
 
 def _check_pairs(experiment: Experiment, stores: Stores, most: int) -> None:

@@ -155,16 +155,11 @@ def detectable(error: float, level: float = 0.05, power: float = 0.8) -> float:
 # ---- label multipliers ----
 
 
-def rising_curve(curve: np.ndarray, weights: Sequence[float] | None = None) -> np.ndarray:
-    """Isotonic regression of each row: the nearest non-decreasing curve by (weighted) squares, `[B, G] -> [B, G]`.
-
-    Args:
-        curve: recall at ascending budgets.
-        weights: of the budgets; equal by default.
-    """
+def rising_curve(curve: np.ndarray) -> np.ndarray:
+    """Isotonic regression of each row, of recall at ascending budgets: the nearest non-decreasing curve by squares, `[B, G] -> [B, G]`."""
     out = curve.copy()
     for row in np.flatnonzero((np.diff(curve, axis=1) < 0).any(1)):  # the others are their own regression
-        out[row] = isotonic_regression(curve[row], sample_weight=weights)
+        out[row] = isotonic_regression(curve[row])
     return out
 
 

@@ -255,6 +255,15 @@ def test_a_setting_of_the_command_line_is_found_beside_a_changed_preset(project)
     assert "Not those of asif:" in text
 
 
+def test_steps_that_grow_with_the_pairs_are_the_commands_own(project):
+    twin = {"closed_form": None, "geometric_loss": None, "trainer": {"max_steps": 1, "min_epochs": 2}, "tuning": {"settings": 1}}
+    (project / "experiments" / "methods" / "twin.yaml").write_text(yaml.safe_dump(twin))
+    words = ["methods=[twin]", "batch.pairs=4", "seeds=[0]"]
+    outcome = sweep.run_experiment(config.load("small", words, folder=project / "experiments"))
+    assert sorted(outcome.results["steps"]) == [4, 10]
+    assert "14 of 14 runs have the hash" in (write(project) / "report.md").read_text()
+
+
 def test_a_changed_preset_is_told(project):
     (project / "experiments" / "methods" / "asif.yaml").write_text(yaml.safe_dump(METHODS["ridge"]))
     text = (write(project) / "report.md").read_text()

@@ -12,7 +12,7 @@ import yaml
 from gera_lightning import config
 from gera_lightning.config.layers import flat
 from gera_lightning.errors import UserError
-from gera_lightning.planning import reserving
+from gera_lightning.planning import at_budget
 from gera_lightning.report.document import Block, Code, Facts
 from gera_lightning.results import Sweep
 
@@ -87,9 +87,8 @@ def _reproduced(sweep: Sweep, experiment: str, folder: str | Path, words: list[s
         return 0, {name: [] for name in sweep.methods}
     same, wanted = 0, {}
     for row in sweep.runs.to_dict("records"):
-        settings = loaded.methods[row["method"]]
-        if row["budget"] in sweep.extra_budgets.get(row["method"], ()):
-            settings = reserving(settings, int(row["budget"]))
+        extra = row["budget"] in sweep.extra_budgets.get(row["method"], ())
+        settings = at_budget(loaded.methods[row["method"]], int(row["budget"]), extra=extra)
         given = config.config_hash(settings, data_hash=row["data_hash"], budget=int(row["budget"]), seed=int(row["seed"]))
         same += given == row["config_hash"]
         if given != row["config_hash"] and row["method"] not in wanted:  # one run tells what a method's others were set to
