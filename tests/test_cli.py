@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from gera_lightning import __version__, cli, config, sweep
 from gera_lightning.data.store import EmbeddingStore
@@ -278,3 +279,28 @@ def test_a_reader_that_has_enough_is_no_error(make_store):
     assert asking.stderr is not None
     assert asking.stderr.read() == b""
     assert asking.wait() == 0
+
+
+# ---- several processes ----
+
+
+def test_a_mistake_is_told_before_processes_start(project, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_start_processes", lambda *_: pytest.fail("nothing to start for"))
+    assert "5000 pairs are more than" in refused(capsys, "train", "small", "trainer.devices=2", "budgets=[5000]")
+
+
+def test_processes_are_started_with_the_commands_words_and_a_failed_one_gives_the_exit_code(project, monkeypatch):
+    started = []
+
+    def launch(words: list[str]) -> None:
+        started.append(words)
+        raise ChildFailedError("gera", {0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file="")})
+
+    monkeypatch.setattr("torch.distributed.run.main", launch)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train", "small", "trainer.devices=2", "methods=[plain]"])
+    assert left.value.code == 2
+    assert started[0][-6:] == ["-m", "gera_lightning.cli", "train", "small", "trainer.devices=2", "methods=[plain]"]
+    with pytest.raises(UserError, match=r"trainer\.devices=2: this is one process"):
+        sweep.train("small", trainer={"devices": 2})

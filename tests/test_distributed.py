@@ -349,3 +349,26 @@ def test_without_a_gpu_there_is_none_to_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert distributed.gpus() == []
+
+
+@pytest.mark.parametrize(("gpus", "chosen"), [(0, []), (1, []), (2, [1])])
+def test_a_process_takes_its_gpu_where_there_is_one_for_it(monkeypatch, gpus, chosen):
+    """Two processes on the CPU of a machine with one GPU: the second has none to take."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    distributed.initialize()
+    assert taken == chosen
+
+
+@pytest.mark.parametrize(("devices", "launched", "count"), [(1, False, 1), (3, False, 3), (3, True, 1), (-1, False, 2), (-1, True, 1)])
+def test_as_many_processes_are_wanted_as_devices_unless_this_is_one_of_them(monkeypatch, devices, launched, count):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    assert distributed.wanted(devices) == count

@@ -277,3 +277,35 @@ def test_a_finished_aligner_keeps_no_more_of_a_pool_than_it_needs(make, tmp_path
     maps = (torch.nn.Linear(8, 4), torch.nn.Linear(6, 4))
     space = fitting.shared_space(task, *maps)
     torch.testing.assert_close(space.correction.pool_a, space.embed("a", task.rows.a.pool[:9]))
+
+
+def test_filters_of_trained_maps_see_as_much_of_a_folds_pool_as_the_training(make, tmp_path, monkeypatch):
+    task = task_of(make({"closed_form": None, "geometric_loss": None, "start": None, "filters": ONE}), tmp_path)
+    twin = task.families.copy()
+    for pair, pool_items in ((task.rows.items[n], task.rows.a.pool_items[n::14][:2]) for n in range(14)):
+        twin[pool_items] = twin[pair]  # every pair has near-duplicates in the pool
+    task, folds = dataclasses.replace(task, families=twin), []
+    honest = train.Starts
+    monkeypatch.setattr(train, "Starts", lambda fold, positions: folds.append(fold) or honest(fold, positions))
+    train.fit_trained(task)
+    held = task.folds(np.arange(14))[0]
+    pool = task.without(held).rows.a.pool
+    assert len(pool) < len(task.rows.a.pool)
+    for seen, of_pool in zip(folds, (pool, task.rows.a.pool), strict=True):  # the fold, then all pairs
+        own, images = fit_filters([LocalCentering(clusters=3)], of_pool)
+        torch.testing.assert_close(seen.rows.a.pool, images)
+        torch.testing.assert_close(seen.rows.a.pairs, own(task.rows.a.pairs))
+
+
+def test_what_closed_forms_look_at_is_the_beginning_of_each_pool(make, tmp_path, monkeypatch):
+    task = task_of(make({"closed_form": RIDGE}), tmp_path)
+    assert task.looked_at() is task
+    monkeypatch.setattr(tasks, "MOST_POOL_ROWS", 9)
+    cut = task.looked_at()
+    for side in "ab":
+        whole, first = getattr(task.rows, side), getattr(cut.rows, side)
+        assert torch.equal(first.pool, whole.pool[:9])
+        assert first.pool_items.tolist() == whole.pool_items[:9].tolist()
+        again = first.pool_subset(np.arange(9) != 3)
+        assert len({whole.key["rows"] + modality.key.get("pool", "") for modality in (whole, first, again)}) == 3
+        assert again.key != whole.pool_subset(np.arange(len(whole.pool)) != 3).pool_subset(np.arange(len(whole.pool) - 1) < 8).key

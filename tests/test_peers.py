@@ -28,7 +28,7 @@ from gera_lightning import distributed
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.cca import Cca
-from gera_lightning.assembly import build_module, check
+from gera_lightning.assembly import Starts, build_module, check
 from gera_lightning.config import Config, combinations, config_hash, identity, load
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.data.rows import Modality, TrainingRows
@@ -362,7 +362,7 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
     data = AlignmentDataModule(rows, positions=positions, k=None, unpaired_per_step=9)
     data.setup("fit")
     task = Task(config, rows, families, 0, tmp_path, lambda *_: None)
-    module = build_module(task, positions, data)
+    module = build_module(task, data, Starts(task, positions))
     trained_on = {tuple(row) for row in rows.a.pairs[positions].tolist()}
     assert all({tuple(row) for row in x.tolist()} <= trained_on for x in seen)
     assert len(seen) == 3  # both folds, then all

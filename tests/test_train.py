@@ -20,9 +20,9 @@ from torch import Tensor
 from gera_lightning import assembly, sweep, train
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.ridge import ridge_path
-from gera_lightning.assembly import build_module, check, data_module
+from gera_lightning.assembly import Starts, build_module, check, data_module
 from gera_lightning.config import Config, Experiment, load
-from gera_lightning.data import splits
+from gera_lightning.data import datamodule, splits
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.data.rows import load_rows
 from gera_lightning.data.store import EmbeddingStore
@@ -396,7 +396,7 @@ def test_twins_share_start_and_batches(experiment, tmp_path):
     everything = np.arange(14)
     tasks = {name: task_of(run, tmp_path / name) for name, run in runs.items()}
     data = {name: data_of(task) for name, task in tasks.items()}
-    modules = {name: build_module(task, everything, data[name]) for name, task in tasks.items()}
+    modules = {name: build_module(task, data[name], Starts(task, everything)) for name, task in tasks.items()}
     assert modules["geometric"].geometric_a is not None
     assert modules["twin"].geometric_a is None
     assert same(modules["geometric"].state_dict(), modules["twin"].state_dict())
@@ -425,7 +425,7 @@ def test_random_draws_of_a_step_depend_on_its_number_and_the_seed_alone(experime
     for seed in (0, 1):
         task = task_of(only_run(experiment(methods=["twin"], seeds=[seed])), tmp_path)
         data = data_of(task)
-        module = build_module(task, np.arange(14), data)
+        module = build_module(task, data, Starts(task, np.arange(14)))
         for step in (0, 1, 2):
             seen = []
             for _ in range(2):
@@ -442,7 +442,7 @@ def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tm
     for seed in (0, 0, 1):
         task = task_of(only_run(experiment(methods=["twin"], seeds=[seed])), tmp_path)
         torch.manual_seed(int(torch.randint(1000, ())))  # whatever was drawn before
-        starts.append(build_module(task, np.arange(14), data_of(task)).state_dict())
+        starts.append(build_module(task, data_of(task), Starts(task, np.arange(14))).state_dict())
     assert same(starts[0], starts[1])
     assert not torch.equal(starts[0]["map_a.inner"], starts[2]["map_a.inner"])
     assert not torch.equal(starts[0]["map_a.linear.weight"][:6], starts[0]["map_b.linear.weight"])
@@ -451,7 +451,7 @@ def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tm
 def test_maps_start_from_a_closed_form_scaled_to_unit_images(experiment, tmp_path):
     task = task_of(only_run(experiment(methods=["started"])), tmp_path)
     positions = np.array([0, 2, 3, 5, 6, 7, 9, 10, 11, 13])
-    module = build_module(task, positions, data_of(task, positions))
+    module = build_module(task, data_of(task, positions), Starts(task, positions))
     x_a, x_b = task.rows.a.pairs[positions], task.rows.b.pairs[positions]
     start = module.map_a.linear.weight.detach()
     matches = []
@@ -465,7 +465,7 @@ def test_maps_start_from_a_closed_form_scaled_to_unit_images(experiment, tmp_pat
 def test_a_start_in_two_spaces_is_refused(experiment, tmp_path):
     task = task_of(only_run(experiment(methods=["started_both"])), tmp_path)
     with pytest.raises(UserError, match=r"start\.direction=a_to_b"):
-        build_module(task, np.arange(14), data_of(task))
+        build_module(task, data_of(task), Starts(task, np.arange(14)))
 
 
 def test_stopping_steps_are_quadratic_and_end_at_the_last():
@@ -585,7 +585,7 @@ def test_a_warm_up_beyond_the_last_step_is_refused_before_anything_runs(experime
 
 def test_the_learning_rate_follows_a_cosine_over_all_steps_and_matrices_alone_decay(experiment, tmp_path):
     task = task_of(only_run(experiment(methods=["twin"], optimizer__weight_decay=0.3)), tmp_path)
-    made = build_module(task, np.arange(14), data_of(task)).configure_optimizers()
+    made = build_module(task, data_of(task), Starts(task, np.arange(14))).configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     matrices, others = optimizer.param_groups
     assert (matrices["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
@@ -614,3 +614,25 @@ def test_every_part_is_built_once_before_anything_runs(experiment):
             sweep.plan(experiment(methods=["geometric"], **overrides))
     with pytest.raises(UserError, match="k=0"):
         check(Config(correction={"class": f"{ALIGNERS}.space.Csls", "k": 0}))
+
+
+def test_scores_are_corrected_against_images_without_dropout(experiment):
+    run = only_run(experiment(methods=["corrected"], head__dropout=0.5))
+    execute(run)
+    aligner, rows = Aligner.load(run.folder / "aligner"), task_of(run, run.folder).rows
+    for side in "ab":
+        z = aligner.space.embed(side, getattr(rows, side).pool)
+        torch.testing.assert_close(getattr(aligner.space.correction, f"pool_{side}"), z, atol=1e-5, rtol=1e-4)
+
+
+def test_a_training_asks_for_each_graph_once_and_a_fold_for_its_teacher_once(experiment, monkeypatch):
+    asked, fitted = [], []
+    honest_graph, honest_fit = datamodule.cached_knn_graph, assembly.cross_validated
+    monkeypatch.setattr(datamodule, "cached_knn_graph", lambda *a, **k: asked.append(1) or honest_graph(*a, **k))
+    monkeypatch.setattr(assembly, "cross_validated", lambda *a, **k: fitted.append(1) or honest_fit(*a, **k))
+    teacher = {"class": f"{ALIGNERS}.cca.Cca"}
+    loss = {"class": "gera_lightning.objectives.transport.TransportLoss", "teacher": teacher}
+    settings = {"tuning__grid": {"unpaired_weight": [0.5, 1.0, 2.0]}, "unpaired_loss": loss, "batch__unpaired": 8}
+    execute(only_run(experiment(methods=["geometric"], **settings)))
+    assert len(asked) == 2 * (3 + 1)  # three values on one fold, then all pairs
+    assert len(fitted) == 1 + 1

@@ -142,7 +142,7 @@ def _fitted(
     """
     dims = rows.a.pairs.shape[1], rows.b.pairs.shape[1]
     settings = at_budget(chosen, len(rows.items))
-    check(settings, dims)
+    check(settings, dims, len(rows.items))
     reader = unpaired_reader(settings)
     if reader is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
         raise UserError(

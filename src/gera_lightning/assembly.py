@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from gera_lightning import distributed
+from gera_lightning.aligners.base import ClosedForm, Maps
 from gera_lightning.config import Config, TrainerConfig, combinations
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
@@ -27,16 +30,15 @@ from gera_lightning.parts import build
 from gera_lightning.task import Task, build_filters
 
 CALIBRATION_PATCHES = 512
-Starts = tuple[dict[str, Tensor | None], int]
-"""Linear start of each map, None for a random one, and the shared width."""
 
 
-def check(config: Config, dims: tuple[int, int] = (8, 8)) -> None:
+def check(config: Config, dims: tuple[int, int] = (8, 8), pairs: int = 1) -> None:
     """Build every part of a method once, at toy size: what a user can get wrong shows here, before anything is written.
 
     Args:
         config: the method's settings.
         dims: widths of both modalities' rows, which an index of their neighbours must fit.
+        pairs: that a closed form must have room for.
 
     Raises:
         UserError: naming the section, and what refuses which value.
@@ -57,10 +59,10 @@ def check(config: Config, dims: tuple[int, int] = (8, 8)) -> None:
             "take fewer choices, or raise tuning.settings for all methods"
         )
     if config.closed_form is not None:
-        build(config.closed_form, "closed_form")
+        build(config.closed_form, "closed_form").settings(config.tuning.settings, pairs)
         return
     if config.start is not None:
-        build(config.start, "start")
+        build(config.start, "start").settings(config.tuning.settings, pairs)
     for _, chosen in combinations(config):
         _check_trained(chosen, dims)
 
@@ -107,11 +109,11 @@ def search_settings(config: Config) -> SearchSettings:
     return SearchSettings(graph.backend, graph.index, graph.nprobe, graph.shard)
 
 
-def build_module(task: Task, positions: np.ndarray, data: AlignmentDataModule, starts: Starts | None = None) -> AlignmentModule:
-    """The LightningModule of a run: maps from their start (fitted here unless it is given), losses, bandwidths chosen on frozen patches."""
+def build_module(task: Task, data: AlignmentDataModule, starts: Starts) -> AlignmentModule:
+    """The LightningModule of a run: maps from their start, losses, bandwidths chosen on frozen patches."""
     config = task.config
     torch.manual_seed(task.seed)
-    weights, dim = starts or linear_starts(task, positions)
+    weights, dim = starts.linear
     maps = {}
     for number, side in enumerate("ab"):
         generator = torch.Generator().manual_seed(2 * task.seed + number)
@@ -133,7 +135,7 @@ def build_module(task: Task, positions: np.ndarray, data: AlignmentDataModule, s
         scale_a=scales["a"],
         scale_b=scales["b"],
         weight=config.geometric_weight,
-        unpaired_loss=None if config.unpaired_loss is None else _taught(task, positions),
+        unpaired_loss=None if config.unpaired_loss is None else starts.taught(config),
         unpaired_weight=config.unpaired_weight,
         mixup=None if config.mixup is None else build(config.mixup, "mixup"),
         optimizer=lambda groups: build(config.optimizer, "optimizer", groups),
@@ -174,30 +176,49 @@ def unpaired_reader(config: Config) -> str | None:
     return "unpaired_loss" if reads_unpaired(config) else None
 
 
-def _taught(task: Task, positions: np.ndarray) -> UnpairedLoss:
-    """The unpaired loss, its teacher fitted on these pairs, the teacher's setting chosen on folds of them."""
-    loss = unpaired_loss(task.config)
-    if loss.teacher is None:
-        return loss
-    maps, _, _ = cross_validated(task, loss.teacher, positions, task.config.tuning.settings)
-    return loss.taught(*maps)
+@dataclass(frozen=True)
+class Starts:
+    """The closed forms that trainings on some pairs start from and learn from, each fitted once for all values of `tuning.grid`.
 
-
-def linear_starts(task: Task, positions: np.ndarray) -> Starts:
-    """Linear starts of both maps and the shared width: none and `dim`, or those of a closed form fitted on the same pairs.
-
-    The start is scaled to images of unit mean square norm, so that a penalty's shrinkage does not weigh against the residual.
+    Attributes:
+        task, positions: what they are fitted on.
     """
-    if task.config.start is None:
-        return {"a": None, "b": None}, task.config.dim
-    maps, _, _ = cross_validated(task, build(task.config.start, "start"), positions, task.config.tuning.settings)
-    starts: dict[str, Tensor | None] = {}
-    for side, mapping in zip("ab", maps, strict=True):
-        weight = _linear_weight(mapping)
-        norm = (getattr(task.rows, side).pairs[positions] @ weight).square().sum(1).mean().sqrt()
-        starts[side] = weight / norm.clamp(min=1e-6)
-    assert starts["a"] is not None
-    return starts, starts["a"].shape[1]
+
+    task: Task
+    positions: np.ndarray
+    teachers: dict[str, Maps] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def linear(self) -> tuple[dict[str, Tensor | None], int]:
+        """Linear starts of both maps and the shared width: none and `dim`, or those of a closed form fitted on the same pairs.
+
+        The start is scaled to images of unit mean square norm, so that a penalty's shrinkage does not weigh against the residual.
+        """
+        config = self.task.config
+        if config.start is None:
+            return {"a": None, "b": None}, config.dim
+        starts: dict[str, Tensor | None] = {}
+        for side, mapping in zip("ab", self._fitted(build(config.start, "start")), strict=True):
+            weight = _linear_weight(mapping)
+            norm = (getattr(self.task.rows, side).pairs[self.positions] @ weight).square().sum(1).mean().sqrt()
+            starts[side] = weight / norm.clamp(min=1e-6)
+        assert starts["a"] is not None
+        return starts, starts["a"].shape[1]
+
+    def taught(self, config: Config) -> UnpairedLoss:
+        """The unpaired loss of a config, its teacher fitted on these pairs, where it has one."""
+        loss = unpaired_loss(config)
+        if loss.teacher is None:
+            return loss
+        key = repr((config.unpaired_loss or {}).get("teacher"))
+        if key not in self.teachers:
+            self.teachers[key] = self._fitted(loss.teacher)
+        return loss.taught(*self.teachers[key])
+
+    def _fitted(self, method: ClosedForm) -> Maps:
+        """A closed form's maps, its setting chosen on folds of the pairs."""
+        maps, _, _ = cross_validated(self.task.looked_at(), method, self.positions, self.task.config.tuning.settings)
+        return maps
 
 
 def _linear_weight(mapping: nn.Module) -> Tensor:

@@ -30,7 +30,13 @@ def train(experiment: str, overrides: Sequence[str]) -> None:
     from gera_lightning import config
 
     loaded = config.load(experiment, overrides)
-    if _start_processes(loaded.common.trainer.devices):
+    from gera_lightning.distributed import wanted  # after what a mistake is found in: it imports torch
+
+    if (count := wanted(loaded.common.trainer.devices)) > 1:
+        from gera_lightning.planning import plan
+
+        plan(loaded)  # a mistake is told once, not by each process
+        _start_processes(count, "train", experiment, *overrides)
         return
     _quiet()
     from gera_lightning.sweep import run_experiment
@@ -46,7 +52,9 @@ def sweep(experiment: str, overrides: Sequence[str]) -> None:
     from gera_lightning import config
 
     loaded = config.load(experiment, overrides, sweep=True)
-    if (count := _processes(loaded.common.trainer.devices)) > 1:
+    from gera_lightning.distributed import wanted  # after what a mistake is found in: it imports torch
+
+    if (count := wanted(loaded.common.trainer.devices)) > 1:
         raise UserError(
             f"trainer.devices={loaded.common.trainer.devices}: gera sweep runs each run on one device: set trainer.devices=1 and "
             f"sweep.workers={count}, or take gera train, which trains one run on all devices"
@@ -92,7 +100,10 @@ def embed(experiment: str, overrides: Sequence[str]) -> None:
     from gera_lightning import config
 
     loaded = config.load(experiment, overrides)
-    if _start_processes(loaded.common.embed.devices):
+    from gera_lightning.distributed import wanted  # after what a mistake is found in: it imports torch
+
+    if (count := wanted(loaded.common.embed.devices)) > 1:
+        _start_processes(count, "embed", experiment, *overrides)
         return
     _quiet()
     from gera_lightning.encoders.embed import embed_experiment
@@ -212,27 +223,18 @@ GO_ON = ("train", "sweep", "embed")
 """Commands that go on from where they were stopped; the others begin again."""
 
 
-def _processes(devices: int) -> int:
-    """Processes that so many devices (-1: every GPU) ask this command to start; 1 where torchrun started it."""
-    if devices == 1 or "LOCAL_RANK" in os.environ:
-        return 1
-    import torch
-
-    return max(1, devices if devices > 0 else torch.cuda.device_count())
-
-
-def _start_processes(devices: int) -> bool:
-    """With several devices, run this same command once a device under torchrun; True when that was done."""
-    count = _processes(devices)
-    if count == 1:
-        return False
+def _start_processes(count: int, *words: str) -> None:
+    """Run the command of these words in so many processes under torchrun; where one of them fails, exit as it did."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     from gera_lightning.distributed import cores
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
-    torchrun(["--standalone", f"--nproc-per-node={count}", "-m", "gera_lightning.cli", *sys.argv[1:]])
-    return True
+    try:
+        torchrun(["--standalone", f"--nproc-per-node={count}", "-m", "gera_lightning.cli", *words])
+    except ChildFailedError as error:  # the process has said what it was
+        sys.exit(error.get_first_failure()[1].exitcode)
 
 
 def _quiet() -> None:

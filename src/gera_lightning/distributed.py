@@ -21,6 +21,13 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def wanted(devices: int) -> int:
+    """Processes to start for so many devices (-1: every GPU); 1 in a process that was launched for one of them."""
+    if devices == 1 or "LOCAL_RANK" in os.environ:
+        return 1
+    return max(1, devices if devices > 0 else torch.cuda.device_count())
+
+
 def world() -> tuple[int, int]:
     """This process's number and the number of processes: `(rank, world_size)`."""
     if dist.is_available() and dist.is_initialized():
@@ -45,8 +52,9 @@ def initialize() -> None:
     The others wait for the first process while it builds graphs, tunes and evaluates: no limit of minutes ends that.
     """
     if launched() and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local < torch.cuda.device_count():  # on the CPU there may be more processes than GPUs
+            torch.cuda.set_device(local)
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
 
 

@@ -60,7 +60,7 @@ def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfi
     out["foscttm"] = float(np.mean(ways))
     for side, z, held, item in (("a", z_a, a, item_a), ("b", z_b, b, item_b)):
         compared = spread(len(z), MOST_UNIMODAL_ROWS)
-        frozen = aligner.preprocess[side].cpu()(held.x[compared])
+        frozen = aligner.preprocess[side](held.x[compared].to(z.device)).cpu()
         found = unimodal(frozen, z.cpu()[compared], held.rows.iloc[compared], item[compared], settings.overlap_k, chunk=chunk)
         out |= {f"{side}/{name}": value for name, value in found.items()}
     return out, pd.concat(tables, ignore_index=True)

@@ -14,10 +14,14 @@ import torch
 from torch import Tensor
 
 from gera_lightning.aligners.aligner import Aligner, Rows
-from gera_lightning.data.store import write_store
+from gera_lightning.data.store import StoreWriter
 from gera_lightning.errors import UserError
 from gera_lightning.finished import Finished, finished_run
-from gera_lightning.geometry.neighbors import write_index
+from gera_lightning.geometry.neighbors import GrowingIndex
+from gera_lightning.metrics import spread
+
+LEARNT_FROM = 200_000
+"""Rows, spread evenly, that an index which learns from rows (`IVF...`, `PQ...`) sees at most."""
 
 
 @torch.inference_mode()
@@ -35,7 +39,11 @@ def score_rows(aligner: Aligner, side: str, x: Rows) -> Tensor:
     Returns:
         `[n, D]`, or `[n, D + 2]` under a correction.
     """
-    z = aligner.encode(side, x)
+    return _scoring(aligner, side, aligner.encode(side, x))
+
+
+def _scoring(aligner: Aligner, side: str, z: Tensor) -> Tensor:
+    """`score_rows` of encoded rows."""
     if aligner.space.correction is None:
         return z
     penalty = -aligner.space.correction.penalty(z, side).unsqueeze(1)
@@ -79,15 +87,28 @@ def export(
 
 
 def _write_side(run: Finished, side: str, folder: Path, dtype: str, index: str) -> None:
-    """One modality's index and store."""
+    """One modality's store and index, part by part: of the rows in the shared space only the index is in memory as a whole."""
+    store, aligner = getattr(run.stores, side), run.aligner
+    name = f"{store.encoder.get('name')} in the shared space of {run.folder.parent.name}/{run.folder.name}"
+    writer = StoreWriter(folder / side, dtype, resume=False)
+    growing = None
+    for z in aligner.encoded(side, store):
+        rows = _scoring(aligner, side, z).cpu()
+        growing = growing or _empty_index(run, side, index, rows.shape[1])
+        growing.add(rows)
+        writer.append(rows.numpy(), store.rows.iloc[writer.count : writer.count + len(rows)])
+    assert growing is not None
+    growing.write(folder / f"{side}.index")
+    writer.finish({"name": name, "metric": "dot product"}, store.manifest.get("source") or {})
+
+
+def _empty_index(run: Finished, side: str, index: str, dim: int) -> GrowingIndex:
+    """The index that one modality's rows are added to, trained where it has something to learn."""
     store = getattr(run.stores, side)
-    rows = score_rows(run.aligner, side, store).cpu()
     try:
-        write_index(rows, folder / f"{side}.index", index=index)  # first: FAISS is the one that may refuse
+        growing = GrowingIndex(dim, index)
+        if growing.learns:
+            growing.learn(score_rows(run.aligner, side, store.read(spread(len(store), LEARNT_FROM))))
     except (UserError, RuntimeError) as error:  # unknown words, or too few rows to train it on
-        raise UserError(f"index={index!r}: FAISS cannot make it of {len(rows)} rows of width {rows.shape[1]}; 'Flat' is exact") from error
-    encoder = {
-        "name": f"{store.encoder.get('name')} in the shared space of {run.folder.parent.name}/{run.folder.name}",
-        "metric": "dot product",
-    }
-    write_store(folder / side, rows.numpy(), store.rows, encoder=encoder, source=store.manifest.get("source") or {}, dtype=dtype)
+        raise UserError(f"index={index!r}: FAISS cannot make it of {len(store)} rows of width {dim}; 'Flat' is exact") from error
+    return growing

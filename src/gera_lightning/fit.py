@@ -62,6 +62,7 @@ def fit_closed_form(task: Task) -> Fitted:
     """Fit a closed form, its setting chosen by cross-validation."""
     assert task.config.closed_form is not None
     method: ClosedForm = build(task.config.closed_form, "closed_form")
+    task = task.looked_at()
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
     filtered, count = task.through(choice.numbers), choice.left(task.config.tuning.settings)

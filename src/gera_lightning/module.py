@@ -28,6 +28,8 @@ from gera_lightning.objectives.geometric import GeometricLoss
 from gera_lightning.objectives.mixup import FuseMix
 
 ParameterGroups = Iterable[dict[str, Any]]
+OTHER_PROCESS = 2**40
+"""Seeds of two processes lie so far apart: each draws its own, such as the dropout of its own rows."""
 
 
 class AlignmentModule(LightningModule):
@@ -44,7 +46,7 @@ class AlignmentModule(LightningModule):
         mixup: mixes the pairs before the maps; None leaves them.
         optimizer: makes the optimizer of parameter groups.
         schedule_steps: length of the cosine that the learning rate falls to 0 by.
-        seed: with the step it fixes random draws such as dropout.
+        seed: with step and process it fixes random draws such as dropout.
     """
 
     def __init__(
@@ -73,8 +75,8 @@ class AlignmentModule(LightningModule):
         self.make_optimizer, self.schedule_steps, self.seed = optimizer, schedule_steps, seed
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """Random draws of a step depend on (seed, step) alone, so that going on in mid-epoch changes nothing."""
-        torch.manual_seed(self.seed * 1_000_003 + batch.step)
+        """Random draws of a step depend on seed, step and process alone, so that going on in mid-epoch changes nothing."""
+        torch.manual_seed(self.seed * 1_000_003 + batch.step + world()[0] * OTHER_PROCESS)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Loss of one step: all rows of a modality go through its map together, each distinct point of its patches once."""
@@ -132,7 +134,7 @@ class AlignmentModule(LightningModule):
         assert patches is not None
         x_AMD, z_AMD = patches.points[patches.members], z[patches.members]
         edges = None
-        if world()[1] > 1 and loss.operator.bandwidth == "global":
+        if world()[1] > 1 and loss.operator.bandwidth == "global" and not loss.tied:
             with torch.no_grad():
                 local = [squared_distances(p)[:, 0, 1:] for p in (x_AMD, z_AMD.detach())]
                 edges = (gather_rows(local[0], patches.count), gather_rows(local[1], patches.count))

@@ -24,13 +24,13 @@ def plan(experiment: Experiment) -> list[Run]:
     Raises:
         UserError: a missing store, a budget beyond the items, a method's refused setting, or one that lacks unpaired rows.
     """
-    stores = Stores.open(experiment.common)
+    common = experiment.common
+    stores = Stores.open(common)
     for name, config in experiment.methods.items():
         try:
-            check(at_budget(config, min(experiment.common.budgets)), (stores.a.dim, stores.b.dim))
+            check(at_budget(config, min(common.budgets)), (stores.a.dim, stores.b.dim), max(common.budgets))
         except UserError as error:
             raise UserError(f"{error} (method {name})") from error
-    common = experiment.common
     runs = [
         Run(experiment.name, name, budget, seed, at_budget(config, budget), stores)
         for budget in common.budgets

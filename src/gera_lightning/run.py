@@ -97,16 +97,15 @@ def _execute(run: Run, progress: Progress, first: bool) -> dict[str, Any]:
         replace_atomically(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False).encode())
     distributed.barrier()
     _reset_peak_memory()
-    started = time.perf_counter()
-    draw = run.stores.draw(run.config, run.budget, run.seed)
-    rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
-    task = Task(run.config, rows, run.stores.split.families, run.seed, folder, progress)
-    fitted = fit(task)
-    seconds = time.perf_counter() - started
-    if first:
-        row = _finish(run, rows, fitted, seconds)
+    started, row = time.perf_counter(), {}
+    if first or run.config.closed_form is None:  # closed forms have nothing for several processes to share
+        draw = run.stores.draw(run.config, run.budget, run.seed)
+        rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
+        fitted = fit(Task(run.config, rows, run.stores.split.families, run.seed, folder, progress))
+        if first:
+            row = _finish(run, rows, fitted, time.perf_counter() - started)
     distributed.barrier()
-    return row if first else {}
+    return row
 
 
 def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dict[str, Any]:

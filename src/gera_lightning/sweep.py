@@ -60,6 +60,11 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
         UserError: as `plan`, or, after all others have run, naming those that failed.
     """
     distributed.initialize()
+    if distributed.wanted(experiment.common.trainer.devices) > 1:
+        raise UserError(
+            f"trainer.devices={experiment.common.trainer.devices}: this is one process, and each device has its own: "
+            "take gera train, which starts them, or torchrun"
+        )
     runs = plan(experiment) if runs is None else runs
     waiting = distributed.broadcast_object(to_do(experiment, runs))
     first = distributed.world()[0] == 0

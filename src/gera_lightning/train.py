@@ -8,7 +8,7 @@ import dataclasses
 import gc
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ import numpy as np
 from lightning import Callback
 
 from gera_lightning import distributed, tuning
-from gera_lightning.assembly import Starts, build_module, data_module, linear_starts, make_trainer
+from gera_lightning.assembly import Starts, build_module, data_module, make_trainer
 from gera_lightning.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
 from gera_lightning.config import Config, combinations
 from gera_lightning.files import replace_atomically
 from gera_lightning.fit import CORRECTION_ROWS, Fitted, choose_filters, fit_closed_form, shared_space
 from gera_lightning.module import AlignmentModule
 from gera_lightning.parts import build
-from gera_lightning.task import Filtered, Task
+from gera_lightning.task import Task
 
 
 def stopping_steps(max_steps: int, count: int) -> list[int]:
@@ -41,34 +41,38 @@ def fit_trained(task: Task) -> Fitted:
     """Train maps, their own values and the stopping step chosen by cross-validation; the last training is on all pairs of the budget."""
     gc.collect()  # trainer, module and rows of earlier trainings hold on to each other: a long sweep would grow run by run
     everything = np.arange(len(task.rows.items))
-    filtered = _filtered(task, everything)
-    task = filtered.task
+    numbers = _chosen_filters(task, everything)
     choices = combinations(task.config)
     steps = stopping_steps(task.config.trainer.max_steps, task.config.tuning.settings // len(choices))
-    record = _tuning(task, choices, steps)
+    record = _tuning(task, numbers, choices, steps)
     stop, values = int(record["steps"]), record["values"]
-    task = dataclasses.replace(task, config=next(config for known, config in choices if known == values))
-    module = _train(task, everything, stop, task.folder, partial(task.progress, "training")).cpu()
+    filtered = task.through(numbers)
+    task = dataclasses.replace(filtered.task, config=next(config for known, config in choices if known == values))
+    module = _train(task, everything, stop, task.folder, partial(task.progress, "training")).cpu().eval()
     space = shared_space(task, module.map_a, module.map_b)
     space.map_a, space.map_b = filtered.behind(module.map_a, module.map_b)
     return Fitted(space, stop, len(choices) * len(steps), {"steps": stop, **values}, record["plateau"])
 
 
-def _tuning(task: Task, choices: Sequence[tuple[dict[str, float], Config]], steps: list[int]) -> dict[str, Any]:
+Choices = Sequence[tuple[dict[str, float], Config]]
+"""Combinations of the values of `tuning.grid`, each with its config."""
+
+
+def _tuning(task: Task, numbers: Mapping[str, int], choices: Choices, steps: list[int]) -> dict[str, Any]:
     """What an interrupted run chose, or what is chosen now and kept in `tuning.json`; the same on all processes."""
     kept, first = task.folder / "tuning.json", distributed.world()[0] == 0
     record: dict[str, Any] | None = distributed.broadcast_object(_kept_choice(kept, choices, steps) if first else None)
     if record is None:
         if first:  # a checkpoint of an unknown choice is not gone on from
             last_checkpoint(task.folder).unlink(missing_ok=True)
-        record = distributed.broadcast_object(_tuned(task, choices, steps))
+        record = distributed.broadcast_object(_tuned(task, numbers, choices, steps))
         if first:
             replace_atomically(kept, json.dumps(record, indent=1).encode())
         distributed.barrier()
     return record
 
 
-def _kept_choice(path: Path, choices: Sequence[tuple[dict[str, float], Config]], steps: list[int]) -> dict[str, Any] | None:
+def _kept_choice(path: Path, choices: Choices, steps: list[int]) -> dict[str, Any] | None:
     """The record of an interrupted run; None where there is none that is whole and one of the present choices."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
@@ -78,14 +82,17 @@ def _kept_choice(path: Path, choices: Sequence[tuple[dict[str, float], Config]],
     return record if known else None
 
 
-def _tuned(task: Task, choices: Sequence[tuple[dict[str, float], Config]], steps: list[int]) -> dict[str, Any]:
-    """What `tuning.json` holds: the chosen step and values, whether that training had come to rest, and every held-out curve."""
+def _tuned(task: Task, numbers: Mapping[str, int], choices: Choices, steps: list[int]) -> dict[str, Any]:
+    """What `tuning.json` holds: the chosen step and values, whether that training had come to rest, and every held-out curve.
+
+    Behind filters `numbers[side]` of each modality, which see as much of a fold's pools as the training does.
+    """
     everything = np.arange(len(task.rows.items))
     parts = task.folds(everything)[: task.config.tuning.used_folds]
     scores: list[list[np.ndarray]] = [[] for _ in choices]
     for number, held in enumerate(parts):
-        positions, fold = np.setdiff1d(everything, held), task.without(held)
-        starts = linear_starts(fold, positions)  # no value of the grid changes it
+        positions, fold = np.setdiff1d(everything, held), task.without(held).through(numbers).task
+        starts = Starts(fold, positions)
         for place, (_, config) in enumerate(choices):
             watch = HeldOutWatch(
                 lambda module, fold=fold: shared_space(fold, module.map_a, module.map_b, CORRECTION_ROWS),  # type: ignore[misc]
@@ -108,12 +115,12 @@ def _tuned(task: Task, choices: Sequence[tuple[dict[str, float], Config]], steps
     }
 
 
-def _filtered(task: Task, positions: np.ndarray) -> Filtered:
-    """The task on filtered features; of several choices of filters the start's closed form takes the best."""
+def _chosen_filters(task: Task, positions: np.ndarray) -> Mapping[str, int]:
+    """Each modality's filters, by number; of several choices the start's closed form takes the best."""
     if all(len(task.choices(side)) == 1 for side in "ab"):
-        return task.through({"a": 0, "b": 0})
+        return {"a": 0, "b": 0}
     assert task.config.start is not None  # `check` refuses that
-    return task.through(choose_filters(task, build(task.config.start, "start"), positions).numbers)
+    return choose_filters(task, build(task.config.start, "start"), positions).numbers
 
 
 def _train(
@@ -131,7 +138,7 @@ def _train(
         data.prepare_data()
     distributed.barrier()
     data.setup("fit")
-    module = build_module(task, positions, data, starts)
+    module = build_module(task, data, starts or Starts(task, positions))
     checkpoint = last_checkpoint(folder)
     final = not callbacks
     saver = [LastCheckpoint(checkpoint, config.trainer.checkpoint_every_n_steps)] if final else []

@@ -362,3 +362,15 @@ def test_a_pickle_in_place_of_weights_is_not_executed(tmp_path):
     (tmp_path / "maps.safetensors").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(UserError, match="damaged"):
         Aligner.load(tmp_path)
+
+
+def test_a_gallery_is_searched_part_by_part(monkeypatch):
+    """As the whole of it is: the best of all parts, and no more than there are."""
+    aligner = make(trained(), corrected=True)
+    queries, gallery = cloud(5, D_A, 5), cloud(40, D_B, 6)
+    scores = aligner.score(queries, gallery).sort(dim=1, descending=True)
+    monkeypatch.setattr(Aligner, "encoded", functools.partialmethod(Aligner.encoded, chunk=7))
+    for k in (3, 10, 50):
+        values, index = aligner.search(queries, gallery, k)
+        torch.testing.assert_close(values, scores.values[:, :k])
+        assert torch.equal(index, scores.indices[:, :k])

@@ -4,7 +4,9 @@ import torch
 from sklearn.kernel_ridge import KernelRidge as SklearnKernelRidge
 
 from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.coupled_ridge import CoupledRidge
 from gera_lightning.aligners.kernel_ridge import KernelRidge, RbfMap, rbf
+from gera_lightning.aligners.manifold_ridge import ManifoldRidge
 from gera_lightning.errors import UserError
 
 
@@ -88,3 +90,11 @@ def test_an_empty_map_takes_weights():
     empty = RbfMap(**full.settings).double()
     empty.load_state_dict(full.state_dict())
     assert torch.equal(empty(cloud(2, 5, 2)), full(cloud(2, 5, 2)))
+
+
+@pytest.mark.parametrize("method", [KernelRidge(), CoupledRidge(), ManifoldRidge(kernel=True)])
+def test_more_pairs_than_there_is_room_for_are_refused(method):
+    assert method.settings(2, 100)
+    with pytest.raises(UserError, match=r"1000\d000 pairs: their kernel matrices take about \d+ GiB, .*ridge or contrastive"):
+        method.settings(2, 10_000_000)
+    assert ManifoldRidge().settings(2, 10_000_000)  # whose matrices are of the widths

@@ -159,3 +159,18 @@ def test_strength_zero_changes_nothing():
 def test_a_pool_without_neighbours_leaves_rows_as_they_are(rows):
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(GraphDiffusion(k=3).fit(x[:rows])(x), x)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_row_far_from_a_tight_pool_takes_its_nearest_neighbours_all_the_same(strength):
+    """All heat weights underflow there; they are those of the distances less the least, or the row would be lost."""
+    pool = torch.nn.functional.normalize(
+        torch.tensor([1.0, 0, 0]) + 1e-3 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    fitted = GraphDiffusion(k=4, factor=1e-2, strength=strength).fit(pool)
+    x = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, -1.0]])
+    d2 = ((x.unsqueeze(1) - pool).double() ** 2).sum(2)
+    near = d2.topk(4, dim=1, largest=False)
+    weights = torch.softmax(-near.values / fitted.eps, dim=1)
+    mean = (weights.unsqueeze(2) * pool.double()[near.indices]).sum(1)
+    torch.testing.assert_close(fitted(x).double(), (1 - strength) * x.double() + strength * mean, atol=1e-3, rtol=1e-3)

@@ -92,3 +92,12 @@ def test_bandwidth_has_a_floor_and_no_gradient():
 def test_an_unknown_rule_names_the_nearest():
     with pytest.raises(UserError, match="self_tuning"):
         kernels.bandwidth(torch.zeros(1, 3, 3), "selftuning", 1.0, 1.0, 3, 1e-6)
+
+
+def test_distances_of_near_neighbours_survive_autocast():
+    x = torch.nn.functional.normalize(torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)) * 0.01 + torch.ones(8), dim=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = kernels.squared_distances(x)
+        lower = kernels.squared_distances(x.bfloat16())
+    assert torch.equal(found, kernels.squared_distances(x))
+    assert found.dtype == lower.dtype == torch.float32

@@ -1,5 +1,6 @@
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,3 +139,23 @@ def test_two_processes_may_build_one_graph_at_once(tmp_path):
         sums = workers.map(_build, [str(tmp_path)] * 4)
     assert len(set(sums)) == 1
     assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_an_index_that_gpus_lack_is_searched_on_the_cpu(monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise RuntimeError("This index type is not implemented on GPU.")
+
+    monkeypatch.setattr("faiss.get_num_gpus", lambda: 2, raising=False)
+    monkeypatch.setattr("faiss.GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr("faiss.index_cpu_to_all_gpus", refuse, raising=False)
+    found = neighbors.knn_graph(cloud(40), 3, how=neighbors.SearchSettings(index="HNSW16"))
+    assert torch.equal(found.indices, neighbors.knn_graph(cloud(40), 3, how=neighbors.SearchSettings("torch")).indices)
+    assert "graph.index='HNSW16' is not for GPUs" in caplog.text
+
+
+def test_exact_search_in_torch_holds_few_distances_at_once(monkeypatch):
+    x, whole = cloud(50), neighbors.search(cloud(50), cloud(50), 4, how=neighbors.SearchSettings("torch"))
+    for cells in (1, 120):  # one query at a time, two
+        monkeypatch.setattr(neighbors, "CELLS", cells)
+        for found, expected in zip(neighbors.search(x, x, 4, how=neighbors.SearchSettings("torch")), whole, strict=True):
+            torch.testing.assert_close(found, expected)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,17 @@ class Aligner:
         """Unit rows `[n, D]` in the shared space from frozen embeddings of modality b, `[n, D_b]` (or a whole store of them)."""
         return self.encode("b", x)
 
-    @torch.no_grad()
     def encode(self, side: str, x: Rows, *, chunk: int = CHUNK) -> Tensor:
         """Unit rows `[n, D]` in the shared space from frozen embeddings of modality `side`, `chunk` rows at a time.
 
         Raises:
             UserError: rows of another width, a store of another encoder, or values that are not finite.
         """
+        return torch.cat(list(self.encoded(side, x, chunk=chunk)))
+
+    @torch.no_grad()
+    def encoded(self, side: str, x: Rows, *, chunk: int = CHUNK) -> Iterator[Tensor]:
+        """`encode` part by part, of `chunk` rows each: a large gallery need not fit in memory. Of no rows one empty part."""
         dim = self.about.get(f"dim_{side}")
         if isinstance(x, EmbeddingStore):
             known, given = self.about.get(f"encoder_{side}"), x.encoder.get("name")
@@ -85,17 +89,16 @@ class Aligner:
         if dim is not None and width != dim:
             raise UserError(f"embeddings are {width} wide, but this aligner's modality {side} is {dim} wide: check encoder and modality")
         device = next((t.device for m in (self.preprocess, self.space) for t in m.state_dict().values()), torch.device("cpu"))
-        parts = []
-        for start in range(0, rows, chunk):
+        for start in range(0, max(rows, 1), chunk):
             part = torch.from_numpy(x.read(slice(start, start + chunk))) if isinstance(x, EmbeddingStore) else x[start : start + chunk]
-            parts.append(self.space.embed(side, self.preprocess[side](part.to(device))))
-            lost = (~parts[-1].isfinite().all(1)).nonzero()[:, 0]
+            z = self.space.embed(side, self.preprocess[side](part.to(device)))
+            lost = (~z.isfinite().all(1)).nonzero()[:, 0]
             if len(lost):
                 what = f"embedding {start + int(lost[0])}"
                 if part[lost.cpu()].isfinite().all():
                     raise UserError(f"{what} has no finite image: the map of modality {side} diverged in training: lower optimizer.lr")
                 raise UserError(f"{what} is not finite: embed it again or leave it out")
-        return torch.cat(parts) if parts else self.space.embed(side, torch.zeros(0, width, device=device))
+            yield z
 
     @torch.no_grad()
     def score(self, x_a: Rows, x_b: Rows) -> Tensor:
@@ -118,9 +121,15 @@ class Aligner:
         """
         if direction not in DIRECTIONS:
             raise UserError(f"direction={direction!r} must be 'ab' or 'ba'")
-        z_q, z_g = self.encode(direction[0], queries), self.encode(direction[1], gallery)
-        values, index = search(self.space.queries(z_q), self.space.gallery(direction[1], z_g), k, metric="ip")
-        return values + self.space.offset(direction[0], z_q), index
+        z_q = self.encode(direction[0], queries)
+        asked, best, start = self.space.queries(z_q), [], 0
+        for z_g in self.encoded(direction[1], gallery):  # part by part, so that memory does not grow with the gallery
+            values, index = search(asked, self.space.gallery(direction[1], z_g), k, metric="ip")
+            best.append((values, index + start))
+            start += len(z_g)
+        values, place = torch.cat([values for values, _ in best], dim=1).sort(dim=1, descending=True, stable=True)
+        index = torch.cat([index for _, index in best], dim=1).gather(1, place)
+        return values[:, :k] + self.space.offset(direction[0], z_q), index[:, :k]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder; files appear whole or not at all."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.aligners.base import Maps, Samples, Setting
-from gera_lightning.aligners.kernel_ridge import RbfMap, rbf
+from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, rbf
 from gera_lightning.errors import UserError
 from gera_lightning.heads import Blocks, Chain, Concat, Identity, Shift
 
@@ -45,32 +45,31 @@ class CoupledRidge:
 
     Attributes:
         settings_tried: pairs of eps (a squared distance between unit rows) and lam (K having diagonal 1), the one to start from first.
-        nearly_linear: eps and lam a pair of one more setting, tried third: a kernel so wide that the fit is nearly linear, penalised by a
-            share of K's trace, which is the number of pairs; None leaves it out.
+        nearly_linear: pairs of eps and lam a pair, tried after the first of `settings_tried`: kernels so wide that the fit is nearly linear,
+            penalised by a share of K's trace, which is the number of pairs.
         predict: average with the regressions between the two spaces.
         centered: subtract the pools' means; False takes each modality's rows as they are.
     """
 
     settings_tried: tuple[tuple[float, float], ...] = (
-        *((1.0, 0.3), (2.0, 0.3), (0.67, 0.3), (2.0, 1.0), (0.67, 0.1)),
-        *((1.0, 1.0), (1.0, 0.1)),
+        *((1.0, 0.3), (0.67, 0.3), (2.0, 0.3), (0.67, 0.1), (1.0, 0.1)),
+        *((1.0, 1.0), (2.0, 1.0)),
     )
-    nearly_linear: tuple[float, float] | None = None
+    nearly_linear: tuple[tuple[float, float], ...] = ()
     predict: bool = True
     centered: bool = True
 
     def __post_init__(self) -> None:
-        if not self.settings_tried or any(len(pair) != 2 or min(pair) <= 0 for pair in self.settings_tried):
+        if not self.settings_tried or not _positive_pairs(self.settings_tried):
             raise UserError(f"settings_tried={self.settings_tried} must hold pairs [eps, lam], both above 0")
-        if self.nearly_linear is not None and (len(self.nearly_linear) != 2 or min(self.nearly_linear) <= 0):
-            raise UserError(f"nearly_linear={self.nearly_linear} must be [eps, lam a pair], both above 0, or null")
+        if not _positive_pairs(self.nearly_linear):
+            raise UserError(f"nearly_linear={self.nearly_linear} must hold pairs [eps, lam a pair], both above 0")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """`count` settings at most."""
-        tried = list(self.settings_tried)
-        if self.nearly_linear is not None:
-            eps, share = self.nearly_linear
-            tried.insert(2, (eps, share * pairs))
+        check_room(pairs)
+        first, *others = self.settings_tried
+        tried = [first, *((eps, share * pairs) for eps, share in self.nearly_linear), *others]
         return [{"eps": eps, "penalty": penalty} for eps, penalty in tried[:count]]
 
     def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
@@ -103,3 +102,7 @@ class CoupledRidge:
     def _mean(self, pool: Tensor, x: Tensor, eps: float) -> Tensor:
         """The pool's mean kernel to the pairs' rows; zero where nothing is subtracted."""
         return mean_kernel(pool if self.centered else pool[:0], x, eps)
+
+
+def _positive_pairs(values: Sequence[Sequence[float]]) -> bool:
+    return all(len(pair) == 2 and min(pair) > 0 for pair in values)

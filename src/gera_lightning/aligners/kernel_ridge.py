@@ -5,6 +5,7 @@ Legend: `n` pairs, `D_in`, `D_out` widths, `m` rows to map.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,24 @@ class RbfMap(nn.Module):
         return rbf(x, self.anchors, self.eps) @ self.weight
 
 
+MATRICES = 6
+"""Matrices of all pairs against each other that a kernel method holds at once, about: both modalities' kernels and what solves them."""
+
+
+def check_room(pairs: int) -> None:
+    """Refuse more pairs than a kernel method's matrices of pairs against pairs have room for in this machine's memory.
+
+    Raises:
+        UserError: naming what they take and what to do.
+    """
+    room, taken = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), MATRICES * 4 * pairs**2
+    if taken > room:
+        raise UserError(
+            f"{pairs} pairs: their kernel matrices take about {taken / 2**30:.0f} GiB, this machine has {room / 2**30:.0f}: "
+            "take a method without them, such as ridge or contrastive, or fewer pairs"
+        )
+
+
 @dataclass(frozen=True)
 class KernelRidge:
     """RBF kernel ridge regression a->b, b->a, or both with their cosines averaged; bandwidth and penalty are tuned.
@@ -87,8 +106,9 @@ class KernelRidge:
         if not self.factors or min(self.factors) <= 0:
             raise UserError(f"factors={self.factors} must be above 0")
 
-    def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """`count` settings, the strongest penalty first."""
+        check_room(pairs)
         steps = max(1, count // len(self.factors))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), factor=self.factors)
 

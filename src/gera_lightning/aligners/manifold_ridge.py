@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
-from gera_lightning.aligners.kernel_ridge import RbfMap, median_d2, rbf
+from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, median_d2, rbf
 from gera_lightning.aligners.ridge import ridge_path
 from gera_lightning.errors import UserError
 from gera_lightning.geometry.diffusion import edge_weights
@@ -135,8 +135,10 @@ class ManifoldRidge:
             if value < low:
                 raise UserError(f"{key}={value} must be at least {low}")
 
-    def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """`count` settings, the strongest penalty first."""
+        if self.kernel:
+            check_room(pairs + self.unpaired)
         steps = max(1, count // len(self.smoothness))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), smoothness=self.smoothness)
 

@@ -185,13 +185,13 @@ class AlignmentDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build the neighbour graphs into the cache: one process a node."""
-        if self.k is not None:
-            self._graph("a"), self._graph("b")
+        if self.k is not None and not self.graphs:
+            self.graphs = {side: self._graph(side) for side in "ab"}
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Load the graphs and lay out the streams."""
         if self.k is not None and not self.graphs:
-            self.graphs = {"a": self._graph("a"), "b": self._graph("b")}
+            self.graphs = {side: self._graph(side) for side in "ab"}
         self._pairs = RowStream(len(self.positions), self.pairs_per_step, self.seed, 10)
         self._anchors = {
             side: RowStream(len(graph), self.anchors_per_step, self.seed, 11 + i) for i, (side, graph) in enumerate(self.graphs.items())

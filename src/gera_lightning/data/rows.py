@@ -38,9 +38,8 @@ class Modality:
 
     def pool_subset(self, kept: np.ndarray) -> Modality:
         """The same with some of the pool's rows, `kept` a mask `[N]`."""
-        return replace(
-            self, pool=self.pool[torch.from_numpy(kept)], pool_items=self.pool_items[kept], key={**self.key, "pool": digest(kept)}
-        )
+        subset = f"{self.key.get('pool', '')}/{digest(kept)}"  # of a subset, too
+        return replace(self, pool=self.pool[torch.from_numpy(kept)], pool_items=self.pool_items[kept], key={**self.key, "pool": subset})
 
 
 @dataclass(frozen=True)

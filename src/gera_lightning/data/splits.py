@@ -188,25 +188,24 @@ def draw(
     Raises:
         UserError: a budget beyond the reserve, or a reserve beyond the items.
     """
-    items = matched_items(rows_a, rows_b, split)
+    names = split.families.index  # sorted, so that numbers of items sort as their names do
+    by_item_a = _RowsByItem.of(rows_a, split.train_a, names, seed, 1)
+    by_item_b = _RowsByItem.of(rows_b, split.train_b, names, seed, 2)
+    items = np.intersect1d(by_item_a.items, by_item_b.items, assume_unique=True)
     _check_reserve(budget, reserve, len(items))
     order = np.random.default_rng([seed, 0]).permutation(items)
-    by_item_a = _rows_by_item(rows_a, split.train_a, seed, 1)
-    by_item_b = _rows_by_item(rows_b, split.train_b, seed, 2)
-    chosen = order[:budget]
-    views = [max(len(by_item_a[i]), len(by_item_b[i])) if extra_views else 1 for i in chosen]
-    pairs = [
-        (by_item_a[i][v % len(by_item_a[i])], by_item_b[i][v % len(by_item_b[i])], i)
-        for i, n in zip(chosen, views, strict=True)
-        for v in range(n)
-    ]
+    paired, views = order[:budget], np.ones(budget, dtype=np.int64)
+    if extra_views:
+        views = np.maximum(by_item_a.count(paired), by_item_b.count(paired))
+    view = np.arange(views.sum()) - np.repeat(views.cumsum() - views, views)
+    paired = np.repeat(paired, views)
     rest = order[reserve:]
     half = len(rest) // 2
     outside_a, outside_b = (rest, rest) if shared_pools else (rest[:half], rest[half:])
     return Draw(
-        pairs_a=np.array([p[0] for p in pairs]),
-        pairs_b=np.array([p[1] for p in pairs]),
-        items=np.array([p[2] for p in pairs]),
+        pairs_a=by_item_a.views(paired, view),
+        pairs_b=by_item_b.views(paired, view),
+        items=names[paired].to_numpy(dtype=str),
         pool_a=_pool(by_item_a, outside_a, items, pool_size, seed, 3),
         pool_b=_pool(by_item_b, outside_b, items, pool_size, seed, 4),
     )
@@ -224,22 +223,50 @@ def _check_reserve(budget: int, reserve: int, matched: int) -> None:
         )
 
 
-def _rows_by_item(rows: pd.DataFrame, train: np.ndarray, seed: int, salt: int) -> dict[str, np.ndarray]:
-    """Row numbers of each train item, in an order drawn from the seed."""
-    shuffled = np.random.default_rng([seed, salt]).permutation(train)
-    items = rows["item"].to_numpy(dtype=str)[shuffled]
-    order = np.argsort(items, kind="stable")  # an item's rows stay in the drawn order
-    names, starts = np.unique(items[order], return_index=True)
-    return dict(zip(names.tolist(), np.split(shuffled[order], starts[1:]), strict=True))
+@dataclass(frozen=True)
+class _RowsByItem:
+    """Row numbers of each train item, an item's in an order drawn from the seed.
+
+    Attributes:
+        items: numbers of the items, ascending.
+        starts: where the rows of each begin in `rows`, and their end.
+        rows: row numbers of the store, item by item.
+    """
+
+    items: np.ndarray
+    starts: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, train: np.ndarray, names: pd.Index, seed: int, salt: int) -> _RowsByItem:
+        """The train rows of a store by the numbers of their items among all items' sorted `names`."""
+        shuffled = np.random.default_rng([seed, salt]).permutation(train)
+        number = names.get_indexer(pd.Index(table["item"]))[shuffled]
+        order = np.argsort(number, kind="stable")  # an item's rows stay in the drawn order
+        number = number[order]
+        starts = np.flatnonzero(np.diff(number, prepend=-1))
+        return cls(number[starts], np.append(starts, len(order)), shuffled[order])
+
+    def count(self, items: np.ndarray) -> np.ndarray:
+        """How many rows each of these items has."""
+        at = np.searchsorted(self.items, items)
+        return self.starts[at + 1] - self.starts[at]
+
+    def views(self, items: np.ndarray, view: np.ndarray) -> np.ndarray:
+        """Row number `view` of each of these items, counted round where an item has fewer."""
+        return self.rows[self.starts[np.searchsorted(self.items, items)] + view % self.count(items)]
+
+    def all(self, items: np.ndarray) -> np.ndarray:
+        """All rows of these items, item by item."""
+        count = self.count(items)
+        within = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
+        return self.views(np.repeat(items, count), within)
 
 
-def _pool(by_item: dict[str, np.ndarray], outside: np.ndarray, matched: np.ndarray, size: int | None, seed: int, salt: int) -> np.ndarray:
+def _pool(by_item: _RowsByItem, outside: np.ndarray, matched: np.ndarray, size: int | None, seed: int, salt: int) -> np.ndarray:
     """Rows of the given items and of all that have no partner, shuffled, at most `size`."""
-    alone = sorted(set(by_item) - set(matched))
-    chosen = [by_item[item] for item in [*outside, *alone]]
-    if not chosen:
-        return np.empty(0, dtype=np.int64)
-    return np.random.default_rng([seed, salt]).permutation(np.concatenate(chosen))[:size]
+    alone = np.setdiff1d(by_item.items, matched, assume_unique=True)
+    return np.random.default_rng([seed, salt]).permutation(by_item.all(np.concatenate([outside, alone])))[:size]
 
 
 def folds(items: Sequence[str] | np.ndarray, families: pd.Series, count: int, seed: int) -> list[np.ndarray]:

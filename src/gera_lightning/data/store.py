@@ -131,10 +131,11 @@ class EmbeddingStore:
             UserError: a vector that is not finite (named by its row).
             IndexError: an index beyond the store, or a mask of another length.
         """
-        if not isinstance(indices, slice):
-            indices = np.asarray(indices)
-            indices = indices if indices.dtype == bool else indices.astype(np.int64)
-        index = np.arange(self.count)[indices]
+        if isinstance(indices, slice):
+            index = np.arange(*indices.indices(self.count))
+        else:
+            given = np.asarray(indices)
+            index = np.arange(self.count)[given if given.dtype == bool else given.astype(np.int64)]
         out = np.empty((len(index), self.dim), dtype=np.float32)
         shard_of = np.searchsorted(self._starts, index, side="right") - 1
         for number, vectors in enumerate(self._vectors):

@@ -216,14 +216,15 @@ class GraphDiffusion:
         if len(pool) < 2:
             return DiffusedFeatures(pool, pool, k=1, eps=1.0, kernel=self.kernel, strength=0.0)
         graph = knn_graph(pool, self.k)
-        source = self.diffuse(pool, graph, self.steps - 1)
+        source = self.diffuse(pool, graph, self.steps - 1) if self.steps > 1 else pool
         return DiffusedFeatures(pool, source, k=graph.indices.shape[1], eps=self.eps(graph), kernel=self.kernel, strength=self.strength)
 
 
 class DiffusedFeatures(nn.Module):
     """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows, see `GraphDiffusion`.
 
-    A pool row at distance 0 is taken for x itself and left out, so that rows of the pool and new rows are treated alike.
+    A pool row at distance 0 is taken for x itself and left out, so that rows of the pool and new rows are treated alike. A row so far
+    from the pool that its heat weights underflow has those of the distances less the nearest one's, which are the same but for rounding.
 
     Args:
         pool: rows that neighbours are looked up in `[N, D]`.
@@ -270,8 +271,11 @@ class DiffusedFeatures(nn.Module):
         if index.shape[1] > self.k:
             copy[~copy[:, 0], -1] = True  # not of the pool: its k + 1st neighbour goes instead
             d2, index = d2[~copy].view(len(x), self.k), index[~copy].view(len(x), self.k)
-        p = edge_weights(d2, self.kernel, self.eps)
-        p = p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        nearest = d2[:, :1]
+        # so far from the pool that all weights would vanish: distances count from the nearest neighbour's on
+        lost = edge_weights(nearest, self.kernel, self.eps) < torch.finfo(x.dtype).tiny
+        p = edge_weights(d2 - nearest * lost, self.kernel, self.eps)
+        p = p / p.sum(-1, keepdim=True)
         mean = torch.zeros_like(x)
         for j in range(index.shape[1]):  # neighbour by neighbour: memory stays at one [n, D]
             mean.addcmul_(p[:, j : j + 1], self.source[index[:, j]])

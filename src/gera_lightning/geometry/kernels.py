@@ -20,9 +20,12 @@ TINY = 1e-12
 def squared_distances(x_AMD: Tensor) -> Tensor:
     """Squared distances between all points of each patch, `[..., M, D] -> [..., M, M]`.
 
-    `d2_jl = |x_j|^2 + |x_l|^2 - 2 x_j.x_l`, clamped at 0, the diagonal exactly 0. Its gradient is finite on duplicates.
+    `d2_jl = |x_j|^2 + |x_l|^2 - 2 x_j.x_l`, clamped at 0, the diagonal exactly 0. Its gradient is finite on duplicates. In float32 at
+    least, under autocast too: what is lost in lower precisions are the distances of near neighbours.
     """
-    gram = x_AMD @ x_AMD.mT
+    with torch.autocast(x_AMD.device.type, enabled=False):
+        x_AMD = x_AMD.to(torch.promote_types(x_AMD.dtype, torch.float32))
+        gram = x_AMD @ x_AMD.mT
     norm2 = gram.diagonal(dim1=-2, dim2=-1)
     d2 = (norm2.unsqueeze(-1) + norm2.unsqueeze(-2) - 2 * gram).clamp(min=0)
     return d2 * ~torch.eye(d2.shape[-1], dtype=torch.bool, device=d2.device)

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from gera_lightning.files import appearing_whole, replace_atomically
 log = logging.getLogger(__name__)
 BACKENDS = ("faiss", "torch")
 METRICS = ("l2", "ip")
+CELLS = 2**26
+"""Distances that exact search in torch holds at once at most."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class SearchSettings:
     """How neighbours are looked for.
 
     Attributes:
-        backend: `faiss` (all GPUs that FAISS sees, else the CPU) or `torch` (exact, on the tensors' own device).
+        backend: `faiss` (all GPUs that FAISS sees, else the CPU) or `torch` (exact; graphs on the accelerator that torch sees, if any).
         index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for millions of points.
         nprobe: lists of an inverted file (`IVF...`) that a search visits, more find more neighbours; None: one in 16.
         shard: several GPUs hold a share of the points each; False: a copy each.
@@ -94,7 +97,7 @@ class NeighborGraph:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
+    @cached_property
     def edge_scale(self) -> float:
         """Median squared length of the edges: the modality's global bandwidth."""
         return float(self.distances2.median()) if self.distances2.numel() else 1.0
@@ -130,20 +133,40 @@ def search(queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", how: 
     return torch.from_numpy(values).to(queries), torch.from_numpy(found).to(queries.device)
 
 
-def write_index(points: Tensor, path: Path, *, index: str = "Flat", metric: str = "ip") -> None:
-    """Write a FAISS index of points `[N, D]` to a file that `faiss.read_index` reads, whole or not at all.
+class GrowingIndex:
+    """A FAISS index that rows are added to part by part, and that `faiss.read_index` reads once it is written.
+
+    Args:
+        dim: width of the rows.
+        index: FAISS index factory string.
+        metric: `ip` or `l2`.
 
     Raises:
-        UserError: an index factory string that FAISS does not know.
+        UserError: a string that FAISS does not know, or that does not fit the width.
     """
-    import faiss
 
-    made, x = SearchSettings(index=index).make_index(points.shape[1], metric), _as_numpy(points)
-    if not made.is_trained:
-        made.train(x)
-    made.add(x)
-    with appearing_whole(path) as scratch:
-        faiss.write_index(made, str(scratch))
+    def __init__(self, dim: int, index: str = "Flat", *, metric: str = "ip") -> None:
+        self._index = SearchSettings(index=index).make_index(dim, metric)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it must `learn` before rows are added, as `IVF...` must its lists."""
+        return not self._index.is_trained
+
+    def learn(self, rows: Tensor) -> None:
+        """Train it on rows `[n, D]`, which are not added; FAISS raises a RuntimeError where they are too few."""
+        self._index.train(_as_numpy(rows))
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows `[n, D]`."""
+        self._index.add(_as_numpy(rows))
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        import faiss
+
+        with appearing_whole(path) as scratch:
+            faiss.write_index(self._index, str(scratch))
 
 
 def _as_numpy(x: Tensor) -> np.ndarray:
@@ -158,7 +181,10 @@ def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, 
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
         options = faiss.GpuMultipleClonerOptions()
         options.shard = how.shard and faiss.get_num_gpus() > 1
-        index = faiss.index_cpu_to_all_gpus(index, co=options)
+        try:
+            index = faiss.index_cpu_to_all_gpus(index, co=options)
+        except RuntimeError:  # such as HNSW
+            log.warning("graph.index=%r is not for GPUs: searching on the CPU", how.index)
     if not index.is_trained:
         index.train(points)
     index.add(points)
@@ -168,10 +194,10 @@ def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, 
     return (np.maximum(values, 0) if metric == "l2" else values), found.astype(np.int64)
 
 
-def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     norm2 = points.square().sum(1)
     parts = []
-    for rows in queries.split(chunk):
+    for rows in queries.split(max(1, CELLS // len(points))):
         values = rows @ points.T
         if metric == "l2":
             values = (rows.square().sum(1, keepdim=True) + norm2 - 2 * values).clamp(min=0)
@@ -221,11 +247,13 @@ def cached_knn_graph(x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: st
     with FileLock(lock):
         graph = _kept_graph(path)  # another process may have built it meanwhile
         if graph is None:
+            if how.backend == "torch" and torch.accelerator.is_available():
+                x = x.to(torch.accelerator.current_accelerator())
             graph = knn_graph(x, k, how=how)
             tensors = {"indices": graph.indices.int().cpu().contiguous(), "distances2": graph.distances2.cpu().contiguous()}
             replace_atomically(path, safetensors.torch.save(tensors))
         lock.unlink(missing_ok=True)  # whoever still waits on it finds the graph
-    return graph
+    return NeighborGraph(graph.indices.cpu(), graph.distances2.cpu())
 
 
 def _kept_graph(path: Path) -> NeighborGraph | None:

@@ -91,11 +91,11 @@ class GeometricLoss(nn.Module):
                 scale is `scale x median(mapped) / median(frozen)`.
         """
         with torch.no_grad(), torch.autocast(x_AMD.device.type, enabled=False):
-            d2_x = squared_distances(x_AMD.to(torch.promote_types(x_AMD.dtype, torch.float32)))
+            d2_x = squared_distances(x_AMD)
             p = self.operator(d2_x, scale=scale)
             eps = self.operator.eps(d2_x, scale) if self.tied else None
         with torch.autocast(z_AMD.device.type, enabled=False):
-            d2_z = squared_distances(z_AMD.to(torch.promote_types(z_AMD.dtype, torch.float32)))
+            d2_z = squared_distances(z_AMD)
             if eps is None:
                 mapped_scale: Tensor | float = scale
                 if self.operator.bandwidth == "global":
