@@ -6,7 +6,7 @@ Legend: `n` pairs, `N_a`, `N_b` unpaired rows, `D_a`, `D_b` frozen widths.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gera_lightning import config
-from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.aligners.aligner import Aligner, float_rows
 from gera_lightning.assembly import check, unpaired_reader
 from gera_lightning.config import Config
 from gera_lightning.data import splits
@@ -28,6 +28,10 @@ from gera_lightning.task import Progress, Task, unheard
 from gera_lightning.train import fit
 
 Array = Tensor | np.ndarray
+OF_BUDGETS = ("methods", "budgets", "sweep", "data.test_share", "data.split", "data.reserve", "data.shared_pools")
+"""Settings of measured runs."""
+OF_STORES = ("seeds", "data.a", "data.b", "data.synthetic", "data.pool_size", "data.extra_views")
+"""Settings of rows that come from stores."""
 
 
 def align(
@@ -69,6 +73,7 @@ def align(
     if len(items) != len(pairs["a"]):
         raise UserError(f"items names {len(items)} rows, but there are {len(pairs['a'])} pairs")
     names = np.array([f"pair {item}" for item in items])
+    _check_used(settings or {}, *OF_STORES)
     chosen = config.load({}, {"methods": [method], **(settings or {})}).methods[method]
     sides = {}
     for side in "ab":
@@ -97,6 +102,7 @@ def align_experiment(
     Raises:
         UserError: as `config.load` and `align`, or a missing store, or stores that share no item.
     """
+    _check_used(word.partition("=")[0] for word in overrides)
     loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
     chosen, seed = loaded.methods[method], loaded.common.seeds[0]
     a, b = open_stores(chosen)
@@ -115,9 +121,21 @@ def align_experiment(
     return folder
 
 
+def _check_used(keys: Iterable[str], *more: str) -> None:
+    """Refuse settings that an aligner of all pairs has no use for.
+
+    Raises:
+        UserError: naming the key, and `method` where methods are named.
+    """
+    for key in keys:
+        if any(key == unused or key.startswith(f"{unused}.") for unused in (*OF_BUDGETS, *more)):
+            remedy = "name the preset by method" if key == "methods" else "leave it out"
+            raise UserError(f"{key}: an aligner to put to use is of one method and of all the rows it is given, so it would do nothing: {remedy}")
+
+
 def _rows(x: Array, name: str, width: int | None = None) -> Tensor:
     """Rows as float32, checked."""
-    rows = torch.as_tensor(x).to(device="cpu", dtype=torch.float32)
+    rows = float_rows(x, name).cpu()
     if rows.ndim != 2 or (width is not None and rows.shape[1] != width):
         raise UserError(f"{name} must be [rows, {'width' if width is None else width}], got shape {tuple(rows.shape)}")
     bad = (~rows.isfinite().all(1)).nonzero()

@@ -36,9 +36,10 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
     Raises:
         UserError: no such experiment or run, or stores that hold other data than the run had.
     """
-    folder = next((path for path in (Path(target), Path(target).parent) if target and (path / "aligner" / "aligner.json").is_file()), None)
-    if folder is not None:
-        aligner = Aligner.load(folder / "aligner")
+    found = next((path for path in (Path(target), Path(target) / "aligner") if target and (path / "aligner.json").is_file()), None)
+    if found is not None:
+        folder = found.parent if found.name == "aligner" else found
+        aligner = Aligner.load(found)
         stores = Stores.open(_recorded(folder, aligner, overrides))
     else:
         experiment = config.load(target, overrides)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -31,10 +32,29 @@ def keywords(words: Sequence[str], function: Callable[..., Any]) -> dict[str, An
         except yaml.YAMLError as error:
             raise UserError(f"{full}={text}: the value cannot be read; quote it") from error
         if inner:
-            out.setdefault(key, {})[inner] = value
+            out[key] = {**(out[key] if isinstance(out.get(key), dict) else {}), inner: value}
         else:
             out[key] = value
+    hints = get_type_hints(function)
+    for key, value in out.items():
+        _check_type(key, value, hints[key])
     return out
+
+
+WHAT = {int: "a whole number", float: "a number", str: "a word", Mapping: "names and values, such as {item}.item=NAME"}
+
+
+def _check_type(key: str, value: Any, wanted: Any) -> None:
+    """Refuse a value that is not of an argument's annotated type.
+
+    Raises:
+        UserError: naming key, value and what it must be.
+    """
+    kinds = [get_origin(kind) or kind for kind in (get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,))]
+    given = float if isinstance(value, int) and float in kinds else type(value)
+    if not any(issubclass(given, kind) and not (given is bool and kind is int) for kind in kinds):
+        what = next((words for kind, words in WHAT.items() if kind in kinds), "a list")
+        raise UserError(f"{key}={value} must be {what.format(item=key)}")
 
 
 def own_words(words: Sequence[str], function: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:

@@ -32,6 +32,24 @@ Rows = Tensor | np.ndarray | EmbeddingStore
 """Frozen embeddings: an array `[n, D]`, or a whole store of them."""
 
 
+def float_rows(x: Tensor | np.ndarray, name: str) -> Tensor:
+    """An array as a float32 tensor: of any strides and byte order, or what NumPy makes of `x`; a tensor stays on its device.
+
+    Raises:
+        UserError: no array of real numbers.
+    """
+    if isinstance(x, Tensor):
+        return x.detach().to(torch.float32)
+    try:
+        rows = np.asarray(x)
+        if rows.dtype.kind not in "fiubO":
+            raise TypeError(f"of type {rows.dtype}")
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be an array of real numbers [rows, width] ({error})") from error
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+
+
 class Aligner:
     """Two frozen spaces brought into one.
 
@@ -82,7 +100,7 @@ class Aligner:
                 )
             width, rows = x.dim, len(x)
         else:
-            x = torch.as_tensor(x, dtype=torch.float32)
+            x = x if isinstance(x, Tensor) else np.asarray(x)
             if x.ndim != 2:
                 raise UserError(f"embeddings must be [rows, width], got shape {tuple(x.shape)}")
             rows, width = x.shape
@@ -90,13 +108,17 @@ class Aligner:
             raise UserError(f"embeddings are {width} wide, but this aligner's modality {side} is {dim} wide: check encoder and modality")
         device = next((t.device for m in (self.preprocess, self.space) for t in m.state_dict().values()), torch.device("cpu"))
         for start in range(0, max(rows, 1), chunk):
-            part = torch.from_numpy(x.read(slice(start, start + chunk))) if isinstance(x, EmbeddingStore) else x[start : start + chunk]
+            part = x.read(slice(start, start + chunk)) if isinstance(x, EmbeddingStore) else x[start : start + chunk]
+            part = float_rows(part, "embeddings")
             z = self.space.embed(side, self.preprocess[side](part.to(device)))
             lost = (~z.isfinite().all(1)).nonzero()[:, 0]
             if len(lost):
                 what = f"embedding {start + int(lost[0])}"
                 if part[lost.cpu()].isfinite().all():
-                    raise UserError(f"{what} has no finite image: the map of modality {side} diverged in training: lower optimizer.lr")
+                    raise UserError(
+                        f"{what} has no finite image: the map of modality {side} diverged in training (lower optimizer.lr), or its training "
+                        "rows are all alike"
+                    )
                 raise UserError(f"{what} is not finite: embed it again or leave it out")
             yield z
 
@@ -119,8 +141,8 @@ class Aligner:
         Returns:
             scores `[n, k]` descending, and gallery row numbers `[n, k]`.
         """
-        if direction not in DIRECTIONS:
-            raise UserError(f"direction={direction!r} must be 'ab' or 'ba'")
+        if direction not in DIRECTIONS or k < 1:
+            raise UserError(f"direction={direction!r} must be 'ab' or 'ba', and k={k} at least 1")
         z_q = self.encode(direction[0], queries)
         asked, best, start = self.space.queries(z_q), [], 0
         for z_g in self.encoded(direction[1], gallery):  # part by part, so that memory does not grow with the gallery
