@@ -164,3 +164,31 @@ def test_stores_that_share_no_item_are_refused(project):
     written(project, "c", ["i900", "i901"], 4, 0)
     with pytest.raises(UserError, match="share 0 items"):
         align_experiment("small", ["data.b=c"], method="ridge")
+
+
+@pytest.mark.parametrize("word", ["methods=[other]", "budgets=[5]", "data.test_share=0.5", "sweep.workers=2", "data.shared_pools=true"])
+def test_settings_of_measured_runs_are_refused(project, word):
+    key = word.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^{key}: .*it would do nothing: (name the preset by method|leave it out)"):
+        align_experiment("small", [word], method="other")
+    with pytest.raises(UserError, match=rf"^{key}: "):
+        align(np.eye(8), np.eye(8), method="ridge", settings={key: [3]})
+    with pytest.raises(UserError, match=r"^data\.pool_size: "):
+        align(np.eye(8), np.eye(8), method="ridge", settings={"data.pool_size": 3})
+
+
+def test_arrays_of_any_make_are_taken():
+    x, y = np.random.default_rng(0).normal(size=(2, 30, 6)).astype(np.float32)
+    expected = align(x, y, method="ridge").score(x, y)
+    reverse = [v[::-1].copy()[::-1] for v in (x, y)]  # negative strides
+    others = [v.astype(">f4") for v in (x, y)], [pd.DataFrame(v) for v in (x, y)], [v.astype(object) for v in (x, y)]
+    tensors = [torch.from_numpy(v).requires_grad_() for v in (x, y)]
+    for a, b in (reverse, *others, tensors, (x.tolist(), y.tolist())):
+        aligner = align(a, b, method="ridge")
+        torch.testing.assert_close(aligner.score(a, b), expected)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    torch.testing.assert_close(align(frozen, y, method="ridge").score(frozen, y), expected)
+    for odd in (x.astype(complex), [["a", "b"]], None):
+        with pytest.raises(UserError, match=r"a must be an array of real numbers|a must be \[rows"):
+            align(odd, y, method="ridge")

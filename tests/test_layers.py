@@ -12,7 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # from the ground up; a module may import from its own level and from those before it
 LEVELS = [
-    {"errors", "files", "parts", "distributed", "cluster", "__init__"},
+    {"errors", "files", "parts", "distributed", "cluster", "trainers", "__init__"},
     {"geometry", "heads", "results", "display"},
     {"objectives", "metrics", "statistics", "words", "data"},
     {"aligners", "comparisons"},
@@ -35,7 +35,7 @@ ONLY_IN = {
     "omegaconf": {"config/layers.py"},
     "submitit": {"cluster.py"},
     "matplotlib": {"report"},
-    "lightning": {"data/datamodule.py", "module.py", "callbacks.py", "assembly.py", "train.py", "run.py", "cli.py", "encoders"},
+    "lightning": {"data/datamodule.py", "module.py", "callbacks.py", "assembly.py", "run.py", "train.py", "encoders"},
 }
 """Library to the files or folders that alone import it: the mathematics works without Lightning, OmegaConf or YAML."""
 

@@ -240,3 +240,23 @@ def test_where_the_steps_are_enough_already_a_run_is_the_same(experiment):
 def test_passes_below_none_are_refused(experiment):
     with pytest.raises(UserError, match=r"trainer\.min_epochs=-1 must be at least 0"):
         experiment(trainer__min_epochs=-1)
+
+
+def test_test_items_of_one_store_alone_are_refused_before_anything_runs(make_store, tmp_path, write_yaml):
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    split = ["test" if n % 4 == 0 else "train" for n in range(40)]
+    for name in "ab":
+        items = [f"i{n}-{name}" if n % 4 == 0 else f"i{n}" for n in range(40)]
+        make_store(name, x, item=items, split=split)
+    write_yaml(tmp_path, {"experiments/small.yaml": {"data": {s: str(tmp_path / s) for s in "ab"}, "budgets": [10], "methods": ["ridge"]}})
+    write_yaml(tmp_path, {"experiments/methods/ridge.yaml": FILES["methods/ridge.yaml"]})
+    with pytest.raises(UserError, match="no test item has a row in both stores"):
+        plan(load("small", folder=tmp_path / "experiments"))
+
+
+def test_more_pairs_than_kernels_have_room_for_are_refused_before_anything_runs(experiment, monkeypatch):
+    kernel = {"class": "gera_lightning.aligners.kernel_ridge.KernelRidge"}
+    assert plan(experiment(sweep=False, methods=["ridge"], closed_form=kernel))
+    monkeypatch.setattr("gera_lightning.aligners.kernel_ridge.MATRICES", 10**12)
+    with pytest.raises(UserError, match=r"^20 pairs: their kernel matrices take about .*\(method ridge\)$"):
+        plan(experiment(sweep=False, methods=["ridge"], closed_form=kernel))

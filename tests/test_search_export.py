@@ -214,3 +214,20 @@ def test_a_refused_export_leaves_nothing_behind(project, tmp_path, options):
     with pytest.raises(UserError, match="out' holds a store or other files already"):
         export("small", out=str(tmp_path / "out"), method="ridge")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_aligner_beside_is_not_taken_for_what_was_named(project, tmp_path, monkeypatch):
+    """Neither for an experiment, nor for a run that is not there; but a folder that is an aligner's is one, whatever it is called."""
+    [run] = project.glob("runs/small/ridge/b10-s1-*")
+    for place in ("aligner", "runs/small/aligner", "mine"):
+        shutil.copytree(run / "aligner", project / place)
+    try:
+        assert finished_run("small").aligner.about["method"] == "gera"
+        with pytest.raises(UserError, match="nonsense"):
+            finished_run("runs/small/nonsense")
+        for place in ("mine", "runs/small/aligner", "runs/small"):
+            assert finished_run(place).aligner.about["method"] == "ridge"
+        assert search_words("mine", "i5", k=2).startswith("mine ")
+    finally:
+        for place in ("aligner", "runs/small/aligner", "mine"):
+            shutil.rmtree(project / place)

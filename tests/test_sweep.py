@@ -413,3 +413,17 @@ def test_the_same_words_are_keyword_arguments(experiment, tmp_path):
     assert found.results[["method", "budget", "seed"]].to_dict("list") == {"method": ["ridge"] * 2, "budget": [10] * 2, "seed": [1, 0]}
     same = plan(load(path, ["budgets=[10]", "methods=[ridge]", "tuning.folds=3", *(f"{key}={value}" for key, value in places.items())]))
     assert all(run.finished for run in same)
+
+
+def test_a_vector_that_is_not_finite_is_told_before_the_first_run(make_store, tmp_path, write_yaml):
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    split = ["test" if n % 4 == 0 else "train" for n in range(40)]
+    for name in "ab":
+        x[8, 1] = np.nan if name == "b" else 0.0  # of a test item
+        make_store(name, x, split=split)
+    data = {side: str(tmp_path / side) for side in "ab"}
+    write_yaml(tmp_path, {"e/small.yaml": {"data": data, "budgets": [10], "methods": ["ridge"], "runs_dir": str(tmp_path / "runs")}})
+    write_yaml(tmp_path, {"e/methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}}})
+    with pytest.raises(UserError, match="1 vectors are not finite, the first is row 'i0008-b-8'"):
+        run_experiment(load("small", folder=tmp_path / "e"))
+    assert not (tmp_path / "runs").exists()

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 
 from gera_lightning.errors import UserError
 from gera_lightning.words import keywords
 
 
-def function(path: str, *, count: int = 1, columns: dict[str, str] | None = None, name: str = "") -> None: ...
+def function(
+    path: str,
+    *,
+    count: int = 1,
+    columns: Mapping[str, str] | None = None,
+    name: str = "",
+    share: float = 0.5,
+    names: Sequence[str] = (),
+    limit: int | None = None,
+) -> None: ...
 
 
 def test_words_become_keyword_arguments():
@@ -28,3 +39,27 @@ def test_words_become_keyword_arguments():
 def test_a_mistake_is_named(word: str, message: str):
     with pytest.raises(UserError, match=message):
         keywords([word], function)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("count=x", "count='x' must be a whole number"),
+        ("count=2.5", "count=2.5 must be a whole number"),
+        ("count=true", "count=True must be a whole number"),
+        ("count=null", "count=None must be a whole number"),
+        ("columns=x", r"columns='x' must be names and values, such as columns\.item=NAME"),
+        ("name=[a]", r"name=\['a'\] must be a word"),
+        ("share=x", "share='x' must be a number"),
+        ("names=5", "names=5 must be a list"),
+    ],
+)
+def test_values_are_of_the_annotated_types(word: str, message: str):
+    with pytest.raises(UserError, match=message):
+        keywords([word], function)
+
+
+def test_values_of_the_annotated_types_pass():
+    words = ["columns=null", "share=1", "names=[a,b]", "limit=3"]
+    assert keywords(words, function) == {"columns": None, "share": 1, "names": ["a", "b"], "limit": 3}
+    assert keywords(["limit=null", "share=.5"], function) == {"limit": None, "share": 0.5}

@@ -130,7 +130,9 @@ def _check_used(keys: Iterable[str], *more: str) -> None:
     for key in keys:
         if any(key == unused or key.startswith(f"{unused}.") for unused in (*OF_BUDGETS, *more)):
             remedy = "name the preset by method" if key == "methods" else "leave it out"
-            raise UserError(f"{key}: an aligner to put to use is of one method and of all the rows it is given, so it would do nothing: {remedy}")
+            raise UserError(
+                f"{key}: an aligner to put to use is of one method and of all the rows it is given, so it would do nothing: {remedy}"
+            )
 
 
 def _rows(x: Array, name: str, width: int | None = None) -> Tensor:

@@ -28,6 +28,7 @@ from gera_lightning.module import AlignmentModule
 from gera_lightning.objectives.base import UnpairedLoss
 from gera_lightning.parts import build
 from gera_lightning.task import Task, build_filters
+from gera_lightning.trainers import undisturbed
 
 CALIBRATION_PATCHES = 512
 
@@ -81,7 +82,7 @@ def _check_trained(config: Config, dims: tuple[int, int]) -> None:
         warmup, steps = unpaired_loss(config).warmup, config.trainer.max_steps
         if warmup > steps:
             raise UserError(f"unpaired_loss.warmup={warmup} reaches beyond trainer.max_steps={steps}: lower the one or raise the other")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, undisturbed():
         make_trainer(config, Path(folder), 1, [])
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,7 +36,6 @@ def train(experiment: str, overrides: Sequence[str]) -> None:
         plan(loaded)  # a mistake is told once, not by each process
         _start_processes(count, "train", experiment, *overrides)
         return
-    _quiet()
     from gera_lightning.sweep import run_experiment
 
     first = os.environ.get("RANK", "0") == "0"
@@ -59,7 +56,6 @@ def sweep(experiment: str, overrides: Sequence[str]) -> None:
             f"trainer.devices={loaded.common.trainer.devices}: gera sweep runs each run on one device: set trainer.devices=1 and "
             f"sweep.workers={count}, or take gera train, which trains one run on all devices"
         )
-    _quiet()
     from gera_lightning.sweep import run_sweep
 
     outcome = run_sweep(loaded, [experiment, *overrides], Console())
@@ -84,7 +80,6 @@ def _show(experiment: str, outcome: Outcome) -> None:
 
 def align(experiment: str, rest: Sequence[str]) -> None:
     """Make the aligner to put to use, of all pairs, test items too: gera align EXP [method=gera out=FOLDER key=value ...]."""
-    _quiet()
     from gera_lightning.align import align_experiment
     from gera_lightning.display import Display
     from gera_lightning.words import own_words
@@ -105,7 +100,6 @@ def embed(experiment: str, overrides: Sequence[str]) -> None:
     if (count := wanted(loaded.common.embed.devices)) > 1:
         _start_processes(count, "embed", experiment, *overrides)
         return
-    _quiet()
     from gera_lightning.encoders.embed import embed_experiment
 
     embed_experiment(loaded.common, Console() if os.environ.get("RANK", "0") == "0" else None)
@@ -119,7 +113,13 @@ def import_vectors(source: str, rest: Sequence[str]) -> None:
     if not source or not rest or "=" in rest[0]:
         raise UserError("gera import takes two paths: what is there and the new store, such as: gera import x.npy data/x ids=x.csv")
     store = import_store(source, rest[0], **keywords(rest[1:], import_store))
+    skipped = store.manifest["source"]["skipped"]
     print(f"{store.path}: {len(store):,} rows of width {store.dim}; gera inspect {store.path} shows what is in it")
+    print(
+        f"the first row is {store.rows['row'].iloc[0]!r}, of item {store.rows['item'].iloc[0]!r}: rows of two stores with one item are pairs"
+    )
+    if skipped:
+        print(f"{skipped:,} rows were left out: {store.path / 'skipped.jsonl'} says which and why")
 
 
 def show_store(store: str, rest: Sequence[str]) -> None:
@@ -148,7 +148,6 @@ def doctor(store: str, rest: Sequence[str]) -> None:
 
     if not store or not rest or "=" in rest[0]:
         raise UserError("gera doctor takes two stores, such as: gera doctor data/emoji/image data/emoji/text")
-    _quiet()
     from gera_lightning.doctor.examine import MEND, examine, verdict
 
     findings = []
@@ -162,7 +161,6 @@ def doctor(store: str, rest: Sequence[str]) -> None:
 
 def keep(experiment: str, overrides: Sequence[str]) -> None:
     """Keep an experiment's finished results in docs/results: gera report makes the same report of them where there are no runs."""
-    _quiet()
     from gera_lightning.report.write import keep_results
 
     path = keep_results(experiment, overrides)
@@ -171,7 +169,6 @@ def keep(experiment: str, overrides: Sequence[str]) -> None:
 
 def report(experiment: str, overrides: Sequence[str]) -> None:
     """Report an experiment's finished runs: intervals, comparisons and examples, as HTML and Markdown."""
-    _quiet()
     from gera_lightning.report.write import report_words
 
     path = report_words(experiment, overrides)
@@ -184,7 +181,6 @@ def search(experiment: str, rest: Sequence[str]) -> None:
     """Search one modality with a row of the other: gera search EXP QUERY [k=5 side=a method=gera budget=300 key=value ...]."""
     if not rest:
         raise UserError('gera search takes an experiment and a query, such as: gera search image_text "red heart"')
-    _quiet()
     from gera_lightning.search import search_words
     from gera_lightning.words import own_words
 
@@ -194,7 +190,6 @@ def search(experiment: str, rest: Sequence[str]) -> None:
 
 def export(experiment: str, rest: Sequence[str]) -> None:
     """Write both stores in the shared space, with a FAISS index each: gera export EXP [out=FOLDER method=gera budget=300 key=value ...]."""
-    _quiet()
     from gera_lightning.export import export as write
     from gera_lightning.words import own_words
 
@@ -235,15 +230,6 @@ def _start_processes(count: int, *words: str) -> None:
         torchrun(["--standalone", f"--nproc-per-node={count}", "-m", "gera_lightning.cli", *words])
     except ChildFailedError as error:  # the process has said what it was
         sys.exit(error.get_first_failure()[1].exitcode)
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own progress: no banners and no warnings of third parties."""
-    import lightning.pytorch  # noqa: F401  sets its loggers' level when imported
-
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics|tensorboard)(\.|$)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

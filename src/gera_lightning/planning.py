@@ -73,6 +73,10 @@ def _check_pairs(experiment: Experiment, stores: Stores, most: int) -> None:
             f"no train item has a row in both stores ({common.data.a or 'a'}, {common.data.b or 'b'}): rows that belong together carry the same `item`; "
             "gera doctor says what the stores share"
         )
+    if not len(splits.matched_items(stores.a.rows, stores.b.rows, stores.split, test=True)):
+        raise UserError(
+            "no test item has a row in both stores, so nothing could be measured: let the `split` columns and items of both agree, or take gera align"
+        )
     if most > matched:
         key = f"budgets={common.budgets}" if most in common.budgets else f"sweep.extra_budgets={dict(experiment.extra_budgets)}"
         raise UserError(f"{key}: {most} pairs are more than the {matched} train items with a row in both stores: lower it")

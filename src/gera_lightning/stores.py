@@ -12,6 +12,7 @@ from gera_lightning.data.held_out import HeldOutItems
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.errors import UserError
+from gera_lightning.heads import CHUNK
 from gera_lightning.parts import build, check_part
 
 
@@ -70,6 +71,16 @@ class Stores:
     def data_hash(self) -> str:
         """Hash of both stores' contents."""
         return joint_hash(self.a, self.b)
+
+    def check_finite(self) -> None:
+        """Read every vector once: what is not finite is told before anything runs, not after an hour.
+
+        Raises:
+            UserError: naming the store and the first such row.
+        """
+        for store in (self.a, self.b):
+            for start in range(0, len(store), CHUNK):
+                store.read(slice(start, start + CHUNK))
 
     @cached_property
     def held_out(self) -> HeldOutItems:

@@ -69,6 +69,8 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     waiting = distributed.broadcast_object(to_do(experiment, runs))
     first = distributed.world()[0] == 0
     mine = sorted(set(range(len(runs))[experiment.common.sweep.part]) & set(waiting))
+    if mine and first:
+        runs[mine[0]].stores.check_finite()
     display = Display(console, len(runs), len(runs) - len(waiting)) if console is not None and first else None
     with display or nullcontext():
         failed = _execute_each(runs, mine, display)

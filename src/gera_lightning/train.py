@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from gera_lightning.fit import CORRECTION_ROWS, Fitted, choose_filters, fit_clos
 from gera_lightning.module import AlignmentModule
 from gera_lightning.parts import build
 from gera_lightning.task import Task
+from gera_lightning.trainers import undisturbed
 
 
 def stopping_steps(max_steps: int, count: int) -> list[int]:
@@ -142,15 +142,9 @@ def _train(
     checkpoint = last_checkpoint(folder)
     final = not callbacks
     saver = [LastCheckpoint(checkpoint, config.trainer.checkpoint_every_n_steps)] if final else []
-    trainer = make_trainer(config, folder, stop, [StepProgress(progress), *saver, *callbacks])
-    handler = signal.getsignal(signal.SIGINT)
-    try:
+    with undisturbed():
+        trainer = make_trainer(config, folder, stop, [StepProgress(progress), *saver, *callbacks])
         trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if final and checkpoint.exists() else None)
-    except SystemExit as leave:
-        if not isinstance(leave.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)  # on Ctrl+C Lightning exits the process, and ignores any further one
-        raise KeyboardInterrupt from leave
     return module
 
 

@@ -54,7 +54,7 @@ def _check_type(key: str, value: Any, wanted: Any) -> None:
     given = float if isinstance(value, int) and float in kinds else type(value)
     if not any(issubclass(given, kind) and not (given is bool and kind is int) for kind in kinds):
         what = next((words for kind, words in WHAT.items() if kind in kinds), "a list")
-        raise UserError(f"{key}={value} must be {what.format(item=key)}")
+        raise UserError(f"{key}={value!r} must be {what.format(item=key)}")
 
 
 def own_words(words: Sequence[str], function: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:

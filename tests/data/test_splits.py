@@ -160,8 +160,13 @@ def test_stores_that_disagree_are_refused():
     ],
 )
 def test_a_side_without_rows_is_named(a, b, left):
-    with pytest.raises(UserError, match=rf"leaves no {left}: check the `split` column and data\.test_share=0\.15"):
+    with pytest.raises(UserError, match=rf"leaves no {left} of \d items: check the `split` column, data\.test_share=0\.15$"):
         split_items(*(table(list(side), split=list(side.values())) for side in (a, b)))
+
+
+def test_a_family_of_all_items_is_named_where_it_leaves_a_side_empty():
+    with pytest.raises(UserError, match=r"of 3 items: .*, and the `family` column \(1 families, never cut\)"):
+        split_items(*(table(list("xyz"), family=["f"] * 3) for _ in range(2)))
 
 
 # ---- budgets and pools ----

@@ -305,7 +305,7 @@ def test_an_unknown_dtype_is_refused(tmp_path):
 
 @pytest.mark.parametrize("x", [vectors(3), vectors(4)[0]])
 def test_vectors_and_rows_must_match(tmp_path, x):
-    with pytest.raises(ValueError, match="do not match"):
+    with pytest.raises(UserError, match=r"one for each of 4 rows, got float32 \((3|5), ?\d*\)"):
         StoreWriter(tmp_path / "s").append(x, table(4))
 
 
@@ -391,3 +391,29 @@ def test_folders_of_stores_are_found(tmp_path):
     assert store_folders(tmp_path / "nothing") == []
     with pytest.raises(UserError, match="it holds layer_02, layer_10: name one of them"):
         EmbeddingStore(tmp_path / "layers")
+
+
+@pytest.mark.parametrize("x", [vectors(4).astype(np.complex64), vectors(4)[:, :0], np.full((4, 2), "x")])
+def test_what_is_no_vector_is_refused(tmp_path, x):
+    with pytest.raises(UserError, match=r"vectors must be real numbers \[n, D\], one for each of 4 rows"):
+        StoreWriter(tmp_path / "s").append(x, table(4))
+
+
+def test_a_row_that_float16_would_lose_is_refused(tmp_path):
+    x = vectors(4)
+    x[2] *= 1e-9
+    x[3] = 0  # is one already
+    with pytest.raises(UserError, match=r"row 'r2' is too small for float16 and would be zero: write it with dtype=float32"):
+        StoreWriter(tmp_path / "s", "float16").append(x, table(4))
+    StoreWriter(tmp_path / "s", "float32").append(x.tolist(), table(4))
+
+
+def test_rows_that_were_changed_since_are_told(tmp_path, caplog):
+    store = write(tmp_path / "s", vectors(), shard_rows=7)
+    assert len(EmbeddingStore(tmp_path / "s").rows) == len(vectors())
+    assert not caplog.records
+    path = tmp_path / "s" / store.shards[1].rows
+    changed = pd.read_parquet(path)
+    changed.assign(item=changed["item"].to_numpy()[::-1]).to_parquet(path, index=False)
+    assert len(EmbeddingStore(tmp_path / "s").rows) == len(vectors())
+    assert [record.getMessage().split(" is not what")[0] for record in caplog.records] == [str(path)]

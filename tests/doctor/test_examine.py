@@ -150,7 +150,13 @@ def test_presets_that_cannot_be_compared_are_a_note(views, tmp_path):
     (tmp_path / "odd.yaml").write_text("data: a/path\n")  # another tool's file beside the experiments
     [words] = lines(examine(a.path, b.path, budget=20, folder=str(tmp_path)), NOTE)
     assert words.startswith("presets are not compared: methods: 'gera' has no preset")
-    assert any("contrastive is trained" in words for words in lines(examine(a.path, b.path, budget=20, methods=["contrastive"]), NOTE))
+
+
+@pytest.mark.parametrize(("methods", "words"), [(["contrastive"], "contrastive is trained"), ("rigde", "did you mean 'ridge'")])
+def test_presets_that_are_named_wrongly_are_told_at_once(views, methods, words):
+    a, b = views
+    with pytest.raises(UserError, match=words):
+        next(examine(a.path, b.path, budget=20, methods=methods, folder=FOLDER))
 
 
 # ---- evidence ----

@@ -14,7 +14,7 @@ import yaml
 
 from gera_lightning import cli, config, sweep
 from gera_lightning.comparisons import Bootstrap, compare, load_hits, multipliers
-from gera_lightning.data.store import write_store
+from gera_lightning.data.store import EmbeddingStore, write_store
 from gera_lightning.errors import UserError
 from gera_lightning.report.kept import unpack
 from gera_lightning.report.write import keep_results, report_words, write_report
@@ -421,3 +421,25 @@ def test_the_command(project, capsys, monkeypatch):
     assert "refrence" in capsys.readouterr().err
     with pytest.raises(UserError, match="budget"):
         report_words("small", ["budget=3"])
+
+
+def test_kept_results_of_other_data_are_not_lost(project, monkeypatch):
+    """Two experiments of one name, or one whose stores were replaced."""
+    monkeypatch.chdir(project)
+    path = keep_results("small")
+    before = path.read_bytes()
+    other = project / "other"
+    shutil.copytree(project / "b", other)
+    store = EmbeddingStore(other)
+    vectors, rows = store.read()[::-1], store.rows.iloc[::-1].reset_index(drop=True)
+    shutil.rmtree(other)
+    write_store(other, vectors, rows, encoder={"name": "b"}, source={"name": "t"}, dtype="float32")
+    words = [f"data.b={other}", "methods=[ridge]"]
+    sweep.run_experiment(config.load("small", words, folder=project / "experiments"))
+    with pytest.raises(UserError, match=r"small\.zip: holds results of other data, which would be lost"):
+        keep_results("small", words)
+    assert path.read_bytes() == before
+    assert keep_results("small") == path  # the runs of the first data, though those of the other are newer
+    assert path.read_bytes() == before
+    shutil.rmtree(project / "runs")
+    assert "They are of other data than the experiment's stores hold now" in write_report("small", words, draws=199).with_name("report.md").read_text()

@@ -193,6 +193,8 @@ def rows_from(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], 
     Raises:
         UserError: no `item` column, or rows that break the contract of stores.
     """
+    if not records:
+        raise UserError(f"{where}: holds no rows")
     known = set().union(*(record.keys() for record in records[:1000]))
     chosen = {column: columns.get(column, column) for column in COLUMNS if columns.get(column, column) in known}
     for column in ("item", *columns):

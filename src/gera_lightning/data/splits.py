@@ -125,7 +125,12 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
         ("train rows in store a", "train rows in store b", "test rows in store a", "test rows in store b"), parts, strict=True
     ):
         if len(rows) == 0:
-            raise UserError(f"the split leaves no {name}: check the `split` column and data.test_share={test_share}")
+            families_known = (
+                "" if len(set(families)) == len(families) else f", and the `family` column ({families.nunique()} families, never cut)"
+            )
+            raise UserError(
+                f"the split leaves no {name} of {len(families)} items: check the `split` column, data.test_share={test_share}{families_known}"
+            )
     return ItemSplit(parts[0], parts[1], parts[2], parts[3], families)
 
 
@@ -154,11 +159,10 @@ class Draw:
     pool_b: np.ndarray
 
 
-def matched_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, split: ItemSplit) -> np.ndarray:
-    """Train items with a row in both stores, sorted."""
-    items_a = rows_a["item"].to_numpy(dtype=str)[split.train_a]
-    items_b = rows_b["item"].to_numpy(dtype=str)[split.train_b]
-    return np.intersect1d(items_a, items_b)
+def matched_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, split: ItemSplit, *, test: bool = False) -> np.ndarray:
+    """Train items (or test items) with a row in both stores, sorted."""
+    sides = (split.test_a, split.test_b) if test else (split.train_a, split.train_b)
+    return np.intersect1d(*(rows["item"].to_numpy(dtype=str)[side] for rows, side in zip((rows_a, rows_b), sides, strict=True)))
 
 
 def draw(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ import pandas as pd
 from gera_lightning.errors import UserError
 from gera_lightning.files import file_sha256, replace_atomically
 
+log = logging.getLogger(__name__)
 FORMAT = "gera-embeddings"
 VERSION = 1
 REQUIRED_COLUMNS = ("row", "item")
@@ -62,8 +64,9 @@ class EmbeddingStore:
         manifest_path = self.path / "manifest.json"
         if not manifest_path.is_file():
             inside = [folder.name for folder in store_folders(self.path)]
+            there = "" if self.path.is_absolute() else f" in {Path.cwd()}"
             remedy = f"it holds {', '.join(inside)}: name one of them" if inside else "check the path, or build it"
-            raise UserError(f"no embedding store at {str(self.path)!r} (manifest.json is missing): {remedy}")
+            raise UserError(f"no embedding store at {str(self.path)!r} (manifest.json is missing{there}): {remedy}")
         try:
             self.manifest: dict[str, Any] = json.loads(manifest_path.read_text())
             self.dim = int(self.manifest["dim"])
@@ -108,6 +111,11 @@ class EmbeddingStore:
                 raise UserError(f"{self.path / shard.rows}: cannot be read as a table ({error}): rebuild the store") from error
             if len(part) != shard.count:
                 raise UserError(f"{self.path / shard.rows}: {len(part)} rows for {shard.count} vectors: rebuild the store")
+            if file_sha256(self.path / shard.rows) != shard.rows_sha256:
+                log.warning(
+                    "%s is not what the manifest says: finished runs and caches of the store as it was are taken for its own; write it anew",
+                    self.path / shard.rows,
+                )
             parts.append(part)
         table = pd.concat(parts, ignore_index=True)
         check_rows(table, str(self.path))
@@ -242,8 +250,11 @@ class StoreWriter:
         Raises:
             UserError: rows that break the contract, another width than before, or values beyond float16.
         """
-        if vectors.ndim != 2 or len(vectors) != len(rows):
-            raise ValueError(f"vectors {vectors.shape} and {len(rows)} rows do not match")
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or not vectors.shape[1] or vectors.dtype.kind not in "fiub" or len(vectors) != len(rows):
+            raise UserError(
+                f"{self.path}: vectors must be real numbers [n, D], one for each of {len(rows)} rows, got {vectors.dtype} {vectors.shape}"
+            )
         check_rows(rows, str(self.path))
         if self.shards:
             width = int(np.load(self.path / self.shards[0].vectors, mmap_mode="r", allow_pickle=False).shape[1])
@@ -257,6 +268,10 @@ class StoreWriter:
             raise UserError(
                 f"{self.path}: row {name!r} has values beyond {self.dtype}'s {np.finfo(kept.dtype).max:g}: write it with dtype=float32"
             )
+        lost = np.flatnonzero(vectors.any(1) & ~kept.any(1))
+        if len(lost):
+            name = rows["row"].iloc[lost[0]]
+            raise UserError(f"{self.path}: row {name!r} is too small for {self.dtype} and would be zero: write it with dtype=float32")
         number = len(self.shards)
         names = f"emb_{number:04d}.npy", f"rows_{number:04d}.parquet"
         np.save(self.path / names[0], kept)
@@ -307,6 +322,8 @@ def write_store(
         UserError: a store is there already, the rows break the contract or are not as many as the vectors, or values beyond `dtype`.
     """
     check_rows(rows, str(path))
+    if shard_rows < 1:
+        raise UserError(f"shard_rows={shard_rows} must be at least 1")
     if len(vectors) != len(rows):
         raise UserError(f"{str(path)!r}: {len(vectors)} vectors for {len(rows)} rows: one each, in the same order")
     writer = StoreWriter(path, dtype, resume=False)

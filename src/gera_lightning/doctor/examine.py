@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +69,9 @@ def examine(
     for key, value, low in (("budget", budget if budget is not None else 4, 4), ("k", k, 1), ("most", most, 100), ("seed", seed, 0)):
         if not isinstance(value, int) or value < low:
             raise UserError(f"{key}={value!r} must be a whole number of at least {low}")
+    names = config.SweepConfig().quick if methods is None else methods.split(",") if isinstance(methods, str) else list(methods)
+    if methods is not None:  # a misspelt one is told at once
+        _closed_forms({"methods": names}, folder)
     stores = yield from _opened(path_a, path_b)
     if len(stores) < 2:
         return
@@ -90,7 +94,7 @@ def examine(
             collapsed |= finding.mark == MEND
     pairs = len(matched_items(a.rows, b.rows, split))
     if pairs >= FEW_PAIRS and not collapsed:
-        yield from _presets(Stores(a, b, split), pairs, budget, seed, methods, folder)
+        yield from _presets(Stores(a, b, split), pairs, budget, seed, names, folder)
 
 
 def _opened(*paths: str | os.PathLike[str]) -> Generator[Finding, None, list[tuple[EmbeddingStore, Scan]]]:
@@ -115,7 +119,20 @@ def _geometry(store: EmbeddingStore, side: str, rows: np.ndarray, k: int, most: 
         yield from neighbor_findings(x, store.rows.iloc[chosen].reset_index(drop=True), side, min(k, len(x) - 1))
 
 
-def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, methods: Sequence[str] | None, folder: str) -> Iterator[Finding]:
+def _closed_forms(settings: Mapping[str, Any], folder: str) -> config.Experiment:
+    """The experiment of these settings.
+
+    Raises:
+        UserError: an unknown preset, or one that is trained.
+    """
+    experiment = config.load(settings, folder=folder)
+    trained = next((name for name, method in experiment.methods.items() if method.closed_form is None), None)
+    if trained:
+        raise UserError(f"methods={settings['methods']}: {trained} is trained, only closed forms are compared here")
+    return experiment
+
+
+def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, names: Sequence[str], folder: str) -> Iterator[Finding]:
     """Pools, the smallest budget, and what the presets reach inside the budget."""
     trains = ((stores.a, stores.split.train_a), (stores.b, stores.split.train_b))
     unpaired = min(store.rows["item"].iloc[rows].nunique() for store, rows in trains) - pairs
@@ -123,16 +140,12 @@ def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, methods:
     if largest > pairs:
         yield Finding(MEND, f"budget={largest} pairs are more than the {pairs} train items with a row in both stores: lower it")
         return
-    names = config.SweepConfig().quick if methods is None else methods.split(",") if isinstance(methods, str) else list(methods)
     settings = {
         "data": {"a": str(stores.a.path), "b": str(stores.b.path)},
         **{"budgets": [largest], "seeds": [seed], "methods": names, "tuning": {"distractors": DISTRACTORS}},
     }
     try:
-        experiment = config.load(settings, folder=folder)
-        trained = next((name for name, method in experiment.methods.items() if method.closed_form is None), None)
-        if trained:
-            raise UserError(f"methods={names}: {trained} is trained, only closed forms are compared here")
+        experiment = _closed_forms(settings, folder)
     except UserError as error:
         yield Finding(NOTE, f"presets are not compared: {error}")
         return

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from gera_lightning.encoders.batches import REFUSALS, Batch, ItemBatches, sift
 from gera_lightning.encoders.settings import EmbedConfig
 from gera_lightning.encoders.shards import Encoded, Shards
 from gera_lightning.errors import UserError
+from gera_lightning.trainers import undisturbed
 
 
 class EncoderModule(LightningModule):
@@ -131,35 +128,11 @@ def predict(items: ItemBatches, settings: EmbedConfig, shards: Shards | None, pa
     shown = console is not None and shards is not None
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RowsPerSecond(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not (shown and console is not None and console.is_terminal))
-    with bar if shown else nullcontext(), warnings.catch_warnings(), _quiet_lightning():
-        warnings.filterwarnings("ignore", module=r"(lightning|torch)(\.|$)")
+    with bar if shown else nullcontext(), undisturbed():
         task = bar.add_task(str(path), total=plan.count, completed=min(plan.first * plan.shard_rows, plan.count))
         writer = ShardWriter(shards, lambda count: bar.advance(task, count * plan.size))
         if len(plan):
-            _run(make_trainer(settings, writer), EncoderModule(items.encoder, items.rows), loader)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """No lines of Lightning's about devices."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _run(trainer: Trainer, module: EncoderModule, loader: DataLoader[Batch]) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.predict(module, loader, return_predictions=False)
-    except SystemExit as leave:
-        if not isinstance(leave.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)  # on Ctrl+C Lightning exits the process, and ignores any further one
-        raise KeyboardInterrupt from leave
+            make_trainer(settings, writer).predict(EncoderModule(items.encoder, items.rows), loader, return_predictions=False)
 
 
 def make_trainer(settings: EmbedConfig, writer: ShardWriter) -> Trainer:

@@ -97,8 +97,10 @@ def _finished(loaded: config.Experiment, kept_file: str | Path | None, scratch: 
     if kept_file is None:
         return load_sweep(runs, _data_hash(loaded))
     kept.unpack(Path(kept_file), scratch / runs.name)
-    sweep = load_sweep(scratch / runs.name)
-    sweep.notes.append(f"Read from the kept results {kept_file}, which hold no aligners.")
+    data = _data_hash(loaded)
+    sweep = load_sweep(scratch / runs.name, data)
+    other = " They are of other data than the experiment's stores hold now." if data and data not in set(sweep.runs["data_hash"]) else ""
+    sweep.notes.append(f"Read from the kept results {kept_file}, which hold no aligners.{other}")
     return sweep
 
 
@@ -124,7 +126,7 @@ def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str 
         experiment, overrides, folder: as for `write_report`, which this calls.
 
     Raises:
-        UserError: no finished runs, or runs without ranks.
+        UserError: no finished runs, runs without ranks, or results of other data that were kept before.
     """
     loaded = config.load(experiment, overrides, folder=folder)
     runs, path = _runs(loaded), kept.kept_path(loaded.name)
@@ -135,7 +137,9 @@ def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str 
         if path.is_file():
             kept.unpack(path, every)
         kept.lay_over(runs, every)
-        sweep = load_sweep(every)
+        sweep = load_sweep(every, _data_hash(loaded))
+        if {row["data_hash"] for row in kept.kept_rows(path)} - set(sweep.runs["data_hash"]):
+            raise UserError(f"{path}: holds results of other data, which would be lost: move it away, or give the experiment another name")
         kept.pack(sweep, path)
         page = _write(loaded, sweep, _findings(sweep, None, None, DRAWS), experiment, folder)
     replace_atomically(kept.picture_path(loaded.name), page.with_name("recall_both.png").read_bytes())
