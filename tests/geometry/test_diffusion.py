@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gera_lightning.errors import UserError
+from gera_lightning.geometry import diffusion
 from gera_lightning.geometry.diffusion import DiffusionOperator, GraphDiffusion, effective_neighbors, patch_operator
 from gera_lightning.geometry.kernels import BANDWIDTHS, KERNELS, squared_distances
 from gera_lightning.geometry.neighbors import NeighborGraph, SearchSettings, knn_graph
@@ -174,3 +175,15 @@ def test_a_row_far_from_a_tight_pool_takes_its_nearest_neighbours_all_the_same(s
     weights = torch.softmax(-near.values / fitted.eps, dim=1)
     mean = (weights.unsqueeze(2) * pool.double()[near.indices]).sum(1)
     torch.testing.assert_close(fitted(x).double(), (1 - strength) * x.double() + strength * mean, atol=1e-3, rtol=1e-3)
+
+
+def test_a_pool_is_searched_once_to_fit_and_to_map_it(monkeypatch):
+    asked, honest = [], diffusion.search
+    monkeypatch.setattr(diffusion, "search", lambda *a, **k: asked.append(1) or honest(*a, **k))
+    pool = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    fitted = GraphDiffusion(k=5).fit(pool)
+    first = fitted(pool)
+    assert len(asked) == 1
+    assert torch.equal(fitted(pool), first)  # what was found is kept no longer
+    assert torch.equal(fitted(pool.clone()), first)
+    assert len(asked) == 3

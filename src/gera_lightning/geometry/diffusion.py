@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.geometry.kernels import BANDWIDTHS, KERNELS, bandwidth, bandwidth_floor, squared_distances
-from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph, search
+from gera_lightning.geometry.neighbors import NeighborGraph, search
 
 SMALLEST = 1e-10
 """What keeps a row of affinities above 0."""
@@ -215,9 +215,12 @@ class GraphDiffusion:
         """The out-of-sample form against a pool `[N, D]`; a pool without neighbours leaves rows as they are."""
         if len(pool) < 2:
             return DiffusedFeatures(pool, pool, k=1, eps=1.0, kernel=self.kernel, strength=0.0)
-        graph = knn_graph(pool, self.k)
+        own = search(pool, pool, min(self.k, len(pool) - 1) + 1)
+        graph = NeighborGraph.of_search(*own)
         source = self.diffuse(pool, graph, self.steps - 1) if self.steps > 1 else pool
-        return DiffusedFeatures(pool, source, k=graph.indices.shape[1], eps=self.eps(graph), kernel=self.kernel, strength=self.strength)
+        fitted = DiffusedFeatures(pool, source, k=graph.indices.shape[1], eps=self.eps(graph), kernel=self.kernel, strength=self.strength)
+        fitted.found = own  # the pool itself is what is most often mapped next
+        return fitted
 
 
 class DiffusedFeatures(nn.Module):
@@ -255,6 +258,8 @@ class DiffusedFeatures(nn.Module):
         self.register_buffer("pool", pool)
         self.register_buffer("source", source)
         self.k, self.eps, self.kernel, self.strength = k, eps, kernel, strength
+        self.found: tuple[Tensor, Tensor] | None = None
+        """What `search` found of the pool among itself, until the pool is mapped."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -265,7 +270,8 @@ class DiffusedFeatures(nn.Module):
         """`[n, D] -> [n, D]`."""
         if not self.strength:
             return x
-        d2, index = search(x, self.pool, self.k + 1)
+        known, self.found = (self.found, None) if x is self.pool else (None, self.found)
+        d2, index = known or search(x, self.pool, self.k + 1)
         copy = torch.zeros_like(index, dtype=torch.bool)
         copy[:, 0] = d2[:, 0] < COPY
         if index.shape[1] > self.k:

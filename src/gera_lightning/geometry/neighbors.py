@@ -94,6 +94,15 @@ class NeighborGraph:
     indices: Tensor
     distances2: Tensor
 
+    @classmethod
+    def of_search(cls, distances2: Tensor, found: Tensor) -> NeighborGraph:
+        """The graph of what `search` finds of all points among themselves, `[N, K + 1]` each: a point is dropped from its own list by number."""
+        n, count = found.shape
+        is_self = found == torch.arange(n, device=found.device).unsqueeze(1)
+        # among many exact copies a point may be missing from its own list: then the farthest entry goes instead
+        is_self[~is_self.any(1), -1] = True
+        return cls(found[~is_self].view(n, count - 1), distances2[~is_self].view(n, count - 1))
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -221,12 +230,7 @@ def knn_graph(x: Tensor, k: int, *, how: SearchSettings = EXACT) -> NeighborGrap
     if k >= n:
         log.warning("k=%d neighbours of %d points: using all %d others", k, n, n - 1)
         k = n - 1
-    d2, found = search(x, x, k + 1, how=how)
-    is_self = found == torch.arange(n, device=found.device).unsqueeze(1)
-    # among many exact copies a point may be missing from its own list: then the farthest entry goes instead
-    is_self[~is_self.any(1), -1] = True
-    keep = ~is_self
-    return NeighborGraph(found[keep].view(n, k), d2[keep].view(n, k))
+    return NeighborGraph.of_search(*search(x, x, k + 1, how=how))
 
 
 def cached_knn_graph(x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, how: SearchSettings = EXACT) -> NeighborGraph:
