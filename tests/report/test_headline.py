@@ -50,7 +50,9 @@ def test_without_ranks_nothing_is_marked_and_a_method_may_lack_a_budget_or_seeds
     assert "of 3 seeds" in shown.caption
     runs = runs[(runs["method"] != "near") | (runs["seed"] == 0)]
     uneven = headline.table(Findings(Sweep("e", findings.sweep.folder, runs), None, "gera", "gera_off"))
-    assert "of 1 to 3 seeds" in uneven.caption
+    assert "as many seeds as stand in its row" in uneven.caption
+    assert uneven.header[-1] == "seeds"
+    assert {row[0]: row[-1] for row in uneven.rows} == {"gera": "3", "gera_off": "3", "near": "1", "far": "3"}
     assert not any(mark in cell for row in shown.rows for cell in row for mark in "*†")
 
 

@@ -37,12 +37,17 @@ def table(findings: Findings) -> Table:
         rows.append(cells)
     counts = sweep.runs[sweep.runs["budget"].isin(sweep.compared)].groupby(["method", "budget"])["seed"].nunique()
     few, many = int(counts.min()), int(counts.max())
-    seeds = f"{few} seed{'s' if few > 1 else ''}" if few == many else f"{few} to {many} seeds"
+    seeds = f"{few} seed{'s' if few > 1 else ''}" if few == many else "as many seeds as stand in its row"
     caption = (
         f"R@10, mean of both directions and of {seeds}. {BETTER} {findings.reference} is significantly better, "
         f"{WORSE} significantly worse (paired bootstrap over seeds and families of test items, Holm over a column's methods); bold: a column's highest."
     )
     header = ["R@10 at", *(f"{budget} pairs" if not number else str(budget) for number, budget in enumerate(sweep.compared))]
+    if few != many:  # a difference is of the seeds that both have, these means are not
+        header.append("seeds")
+        for cells in rows:
+            least, most = (int(count) for count in counts[cells[0]].agg(["min", "max"]))
+            cells.append(str(most) if least == most else f"{least} to {most}")
     return Table("headline", caption, header, rows, pd.DataFrame(numbers), 1, frozenset(strong))
 
 
