@@ -26,6 +26,9 @@ from gera_lightning.parts import build
 from gera_lightning.task import Task
 from gera_lightning.trainers import undisturbed
 
+Choices = Sequence[tuple[dict[str, float], Config]]
+"""Combinations of the values of `tuning.grid`, each with its config."""
+
 
 def stopping_steps(max_steps: int, count: int) -> list[int]:
     """`count` stopping steps up to `max_steps`, quadratically spaced: over-fitting to few pairs starts early."""
@@ -52,10 +55,6 @@ def fit_trained(task: Task) -> Fitted:
     space = shared_space(task, module.map_a, module.map_b)
     space.map_a, space.map_b = filtered.behind(module.map_a, module.map_b)
     return Fitted(space, stop, len(choices) * len(steps), {"steps": stop, **values}, record["plateau"])
-
-
-Choices = Sequence[tuple[dict[str, float], Config]]
-"""Combinations of the values of `tuning.grid`, each with its config."""
 
 
 def _tuning(task: Task, numbers: Mapping[str, int], choices: Choices, steps: list[int]) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def _chosen_filters(task: Task, positions: np.ndarray) -> Mapping[str, int]:
     if all(len(task.choices(side)) == 1 for side in "ab"):
         return {"a": 0, "b": 0}
     assert task.config.start is not None  # `check` refuses that
-    return choose_filters(task, build(task.config.start, "start"), positions).numbers
+    return choose_filters(task.looked_at(), build(task.config.start, "start"), positions).numbers
 
 
 def _train(
