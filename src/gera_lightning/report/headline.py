@@ -36,8 +36,7 @@ def table(findings: Findings) -> Table:
             numbers.append({"method": method, "budget": budget, "both/r@10": value, "mark": mark})
         rows.append(cells)
     counts = sweep.runs[sweep.runs["budget"].isin(sweep.compared)].groupby(["method", "budget"])["seed"].nunique()
-    ends = counts.groupby("method").agg(["min", "max"])
-    few, many = int(ends["min"].min()), int(ends["max"].max())
+    few, many = int(counts.min()), int(counts.max())
     seeds = f"{few} seed{'s' if few > 1 else ''}" if few == many else "as many seeds as stand in its row"
     caption = (
         f"R@10, mean of both directions and of {seeds}. {BETTER} {findings.reference} is significantly better, "
@@ -47,7 +46,8 @@ def table(findings: Findings) -> Table:
     if few != many:  # a difference is of the seeds that both have, these means are not
         header.append("seeds")
         for cells in rows:
-            least, most = (int(count) for count in ends.loc[cells[0]])
+            mine = counts[counts.index.get_level_values("method") == cells[0]]
+            least, most = int(mine.min()), int(mine.max())
             cells.append(str(most) if least == most else f"{least} to {most}")
     return Table("headline", caption, header, rows, pd.DataFrame(numbers), 1, frozenset(strong))
 
