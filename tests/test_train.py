@@ -533,7 +533,7 @@ def test_a_learning_rate_under_which_training_diverges_is_not_chosen(experiment)
 
 def test_a_run_whose_training_diverged_is_an_error_not_a_row(experiment):
     run = only_run(experiment(methods=["twin"], optimizer__lr=1e30))
-    with pytest.raises(UserError, match=r"diverged in training: lower optimizer\.lr"):
+    with pytest.raises(UserError, match=r"diverged in training \(lower optimizer\.lr\)"):
         execute(run)
     assert not run.finished
 
