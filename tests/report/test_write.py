@@ -442,4 +442,7 @@ def test_kept_results_of_other_data_are_not_lost(project, monkeypatch):
     assert keep_results("small") == path  # the runs of the first data, though those of the other are newer
     assert path.read_bytes() == before
     shutil.rmtree(project / "runs")
-    assert "They are of other data than the experiment's stores hold now" in write_report("small", words, draws=199).with_name("report.md").read_text()
+    assert (
+        "They are of other data than the experiment's stores hold now"
+        in write_report("small", words, draws=199).with_name("report.md").read_text()
+    )
