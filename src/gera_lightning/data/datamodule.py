@@ -184,14 +184,13 @@ class AlignmentDataModule(LightningDataModule):
         return cached_knn_graph(self.points(side), self.k, key=key, cache_dir=self.cache_dir, how=self.search)
 
     def prepare_data(self) -> None:
-        """Build the neighbour graphs into the cache: one process a node."""
+        """Have the neighbour graphs, built into the cache by one process a node."""
         if self.k is not None and not self.graphs:
             self.graphs = {side: self._graph(side) for side in "ab"}
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Load the graphs and lay out the streams."""
-        if self.k is not None and not self.graphs:
-            self.graphs = {side: self._graph(side) for side in "ab"}
+        self.prepare_data()
         self._pairs = RowStream(len(self.positions), self.pairs_per_step, self.seed, 10)
         self._anchors = {
             side: RowStream(len(graph), self.anchors_per_step, self.seed, 11 + i) for i, (side, graph) in enumerate(self.graphs.items())

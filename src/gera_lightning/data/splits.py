@@ -125,11 +125,10 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
         ("train rows in store a", "train rows in store b", "test rows in store a", "test rows in store b"), parts, strict=True
     ):
         if len(rows) == 0:
-            families_known = (
-                "" if len(set(families)) == len(families) else f", and the `family` column ({families.nunique()} families, never cut)"
-            )
+            groups = families.nunique()
+            joined = f", and the `family` column ({groups} families, never cut)" if groups < len(families) else ""
             raise UserError(
-                f"the split leaves no {name} of {len(families)} items: check the `split` column, data.test_share={test_share}{families_known}"
+                f"the split leaves no {name} of {len(families)} items: check the `split` column, data.test_share={test_share}{joined}"
             )
     return ItemSplit(parts[0], parts[1], parts[2], parts[3], families)
 
@@ -201,8 +200,7 @@ def draw(
     paired, views = order[:budget], np.ones(budget, dtype=np.int64)
     if extra_views:
         views = np.maximum(by_item_a.count(paired), by_item_b.count(paired))
-    view = np.arange(views.sum()) - np.repeat(views.cumsum() - views, views)
-    paired = np.repeat(paired, views)
+    paired, view = np.repeat(paired, views), _numbers_within(views)
     rest = order[reserve:]
     half = len(rest) // 2
     outside_a, outside_b = (rest, rest) if shared_pools else (rest[:half], rest[half:])
@@ -263,8 +261,12 @@ class _RowsByItem:
     def all(self, items: np.ndarray) -> np.ndarray:
         """All rows of these items, item by item."""
         count = self.count(items)
-        within = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
-        return self.views(np.repeat(items, count), within)
+        return self.views(np.repeat(items, count), _numbers_within(count))
+
+
+def _numbers_within(count: np.ndarray) -> np.ndarray:
+    """`0 .. c - 1` for each c of `count`, one after the other."""
+    return np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
 
 
 def _pool(by_item: _RowsByItem, outside: np.ndarray, matched: np.ndarray, size: int | None, seed: int, salt: int) -> np.ndarray:
