@@ -302,6 +302,10 @@ def test_an_override_that_would_do_nothing_is_refused(folder):
         load("small", ["methods=[twin]", "geometric_loss.form=kl"], folder=folder)
     with pytest.raises(UserError, match="closed_form: none of the methods plain, twin"):
         load("small", ["methods=[plain,twin]", "closed_form.direction=both"], folder=folder)
+    with pytest.raises(UserError, match="trainer: all of the methods closed are closed forms"):
+        load("small", ["methods=[closed]", "trainer.max_steps=3"], folder=folder)
+    computed = load("small", ["methods=[closed]", "trainer.accelerator=cpu"], folder=folder).methods["closed"]
+    assert computed.trainer.accelerator == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 def test_the_graph_on_the_device_is_that_of_the_cpu(backend):
     x = torch.nn.functional.normalize(torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
-    here, there = (knn_graph(v, 10, how=SearchSettings(name)) for v, name in ((x, "torch"), (x.cuda(), backend)))
+    here, there = (
+        knn_graph(v, 10, how=SearchSettings(name)) for v, name in ((x, "torch"), (x.cuda() if backend == "torch" else x, backend))
+    )
     shared = (here.indices.unsqueeze(2) == there.indices.cpu().unsqueeze(1)).any(2).float().mean()
     assert float(shared) > 0.999  # ties and rounding
     torch.testing.assert_close(there.distances2.cpu(), here.distances2, rtol=1e-3, atol=1e-4)
@@ -50,3 +52,20 @@ def test_a_run_on_the_device_learns_what_one_on_the_cpu_learns(tmp_path, reposit
         [run] = plan(load("synthetic", words, folder=repository / "experiments"))
         found[accelerator] = execute(run)["ab/r@10"]
     assert abs(found["gpu"] - found["cpu"]) < 0.05
+
+
+@pytest.mark.parametrize("method", ["gera", "kernel_ridge", "cca", "manifold_kernel_ridge", "self_training"])
+def test_a_closed_form_on_the_device_is_that_of_the_cpu(tmp_path, repository, method):
+    found = {}
+    for accelerator in ("cpu", "gpu"):
+        words = {
+            "budgets": [100],
+            "methods": [method],
+            "trainer.accelerator": accelerator,
+            "data.synthetic.items": 1500,
+            "runs_dir": str(tmp_path / accelerator),
+        }
+        [run] = plan(load("synthetic", words, folder=repository / "experiments"))
+        found[accelerator] = execute(run)
+    assert abs(found["gpu"]["ab/r@10"] - found["cpu"]["ab/r@10"]) < 0.02
+    assert set(found["gpu"]["chosen"]) == set(found["cpu"]["chosen"])

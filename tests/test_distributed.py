@@ -351,6 +351,24 @@ def test_without_a_gpu_there_is_none_to_name(monkeypatch):
     assert distributed.gpus() == []
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "there", "device"),
+    [
+        ("auto", True, "cuda:1"),
+        ("gpu", True, "cuda:1"),
+        ("cuda", True, "cuda:1"),
+        ("cpu", True, "cpu"),
+        ("mps", True, "cpu"),
+        ("auto", False, "cpu"),
+        ("gpu", False, "cpu"),
+    ],
+)
+def test_closed_forms_are_computed_on_this_process_gpu_where_it_may(monkeypatch, accelerator, there, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert str(distributed.device(accelerator)) == device
+
+
 @pytest.mark.parametrize(("gpus", "chosen"), [(0, []), (1, []), (2, [1])])
 def test_a_process_takes_its_gpu_where_there_is_one_for_it(monkeypatch, gpus, chosen):
     """Two processes on the CPU of a machine with one GPU: the second has none to take."""

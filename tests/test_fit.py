@@ -309,3 +309,21 @@ def test_what_closed_forms_look_at_is_the_beginning_of_each_pool(make, tmp_path,
         again = first.pool_subset(np.arange(9) != 3)
         assert len({whole.key["rows"] + modality.key.get("pool", "") for modality in (whole, first, again)}) == 3
         assert again.key != whole.pool_subset(np.arange(len(whole.pool)) != 3).pool_subset(np.arange(len(whole.pool) - 1) < 8).key
+
+
+def test_a_closed_form_takes_to_the_cpu_what_is_too_large_for_the_accelerator(make, tmp_path, monkeypatch, caplog):
+    """The device here is `meta`, whose rows have no values: nothing of them can come out."""
+    task, asked = task_of(make({"closed_form": RIDGE}), tmp_path), []
+    monkeypatch.setattr("gera_lightning.distributed.device", lambda accelerator: asked.append(accelerator) or torch.device("meta"))
+
+    def work(seen, *, room):
+        if seen.rows.a.pairs.is_meta and not room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {modality.device.type for side in (seen.rows.a, seen.rows.b) for modality in (side.pairs, side.pool)}
+
+    assert fitting.on_accelerator(task, lambda seen: work(seen, room=True)) == {"meta"}
+    assert not caplog.records
+    assert fitting.on_accelerator(task, lambda seen: work(seen, room=False)) == {"cpu"}
+    assert "too small for 14 pairs" in caplog.text
+    assert asked == [task.config.trainer.accelerator] * 2
+    assert not task.to(torch.device("meta")).memory  # filtered rows of another device are of no use

@@ -21,7 +21,7 @@ from gera_lightning.aligners.base import ClosedForm, Maps
 from gera_lightning.config import Config, TrainerConfig, combinations
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
-from gera_lightning.fit import cross_validated
+from gera_lightning.fit import cross_validated, on_accelerator
 from gera_lightning.geometry.neighbors import SearchSettings
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
@@ -218,8 +218,9 @@ class Starts:
 
     def _fitted(self, method: ClosedForm) -> Maps:
         """A closed form's maps, its setting chosen on folds of the pairs."""
-        maps, _, _ = cross_validated(self.task.looked_at(), method, self.positions, self.task.config.tuning.settings)
-        return maps
+        count = self.task.config.tuning.settings
+        map_a, map_b = on_accelerator(self.task, lambda task: cross_validated(task, method, self.positions, count)[0])
+        return map_a.cpu(), map_b.cpu()
 
 
 def _linear_weight(mapping: nn.Module) -> Tensor:

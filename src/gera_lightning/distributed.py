@@ -46,6 +46,12 @@ def gpus() -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(number) for number in range(count)]
 
 
+def device(accelerator: str) -> torch.device:
+    """What a process computes on outside of Lightning, where `trainer.accelerator` says `accelerator`: this process's CUDA device, or the CPU."""
+    wanted = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if wanted else torch.device("cpu")
+
+
 def initialize() -> None:
     """Join the process group when torchrun started us; nothing otherwise.
 

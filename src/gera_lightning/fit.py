@@ -4,24 +4,32 @@ A closed form is fitted for all its settings on each fold of the budget, the bes
 several choices of feature filters, its first setting decides in the same way, modality by modality, between those under which the
 modalities' similarities agree better than without.
 
+Both happen on the CUDA device, where there is one (`on_accelerator`); what comes out is on the CPU.
+
 A fold is the real task in small: of the families that it holds out, pairs and pool rows are unseen, as those of the test items are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from gera_lightning import tuning
+from gera_lightning import distributed, tuning
 from gera_lightning.aligners.base import ClosedForm, Maps, Setting
 from gera_lightning.aligners.space import SharedSpace
 from gera_lightning.geometry.alignment import kernel_alignment
 from gera_lightning.parts import build
 from gera_lightning.task import MOST_POOL_ROWS, Task
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CORRECTION_ROWS = 300
 """Pool rows that scores are corrected against while settings are compared: enough to rank settings, a fraction of the time."""
@@ -52,17 +60,38 @@ def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | Non
     rows = MOST_POOL_ROWS if rows is None else rows
     space = SharedSpace(map_a, map_b)
     if task.config.correction is not None:
-        device = next((p.device for p in map_a.parameters()), torch.device("cpu"))
+        device = next(iter((*map_a.parameters(), task.rows.a.pool))).device
         pools = {f"pool_{s}": space.embed(s, getattr(task.rows, s).pool[:rows].to(device)) for s in "ab"}
         space.correction = build(task.config.correction, "correction", **pools)
     return space
 
 
+def on_accelerator(task: Task, work: Callable[[Task], T]) -> T:
+    """What `work` makes of a task whose pools are cut to what closed forms look at.
+
+    Its rows are on the CUDA device, where there is one and `trainer.accelerator` allows it; on the CPU where there is none, or its memory
+    is too small for the work.
+    """
+    task = task.looked_at()
+    device = distributed.device(task.config.trainer.accelerator)
+    if device.type != "cpu":
+        try:
+            return work(task.to(device))
+        except torch.OutOfMemoryError:
+            log.warning("the memory of %s is too small for %d pairs: computing on the CPU", device, len(task.rows.items))
+    return work(task)
+
+
 def fit_closed_form(task: Task) -> Fitted:
     """Fit a closed form, its setting chosen by cross-validation."""
+    fitted = on_accelerator(task, _fit_closed_form)
+    fitted.space.cpu()
+    return fitted
+
+
+def _fit_closed_form(task: Task) -> Fitted:
     assert task.config.closed_form is not None
     method: ClosedForm = build(task.config.closed_form, "closed_form")
-    task = task.looked_at()
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
     filtered, count = task.through(choice.numbers), choice.left(task.config.tuning.settings)
@@ -165,4 +194,4 @@ def fold_scores(
             for maps in method.candidates(fold.samples(np.setdiff1d(positions, held)), settings)
         )
         scores.append(torch.stack([tuning.held_out_score(space, *fold.held_out(held), *fold.distractors()) for space in spaces]))
-    return torch.cat(scores, dim=1).numpy()
+    return torch.cat(scores, dim=1).cpu().numpy()

@@ -87,6 +87,10 @@ class Task:
         }
         return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **sides))
 
+    def to(self, device: torch.device) -> Task:
+        """The task with its rows on another device."""
+        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, a=self.rows.a.to(device), b=self.rows.b.to(device)), memory={})
+
     def samples(self, positions: np.ndarray) -> Samples:
         """Rows for a closed form, these pairs and the pools."""
         a, b = self.rows.a, self.rows.b
@@ -94,7 +98,8 @@ class Task:
 
     def held_out(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of a, rows of b and item numbers of held-out pairs."""
-        return self.rows.a.pairs[positions], self.rows.b.pairs[positions], self.rows.item_numbers[positions]
+        x_a, x_b = self.rows.a.pairs[positions], self.rows.b.pairs[positions]
+        return x_a, x_b, self.rows.item_numbers[positions].to(x_a.device)
 
     def distractors(self) -> tuple[Tensor, Tensor]:
         """The first rows of each pool; pools are shuffled, and no pool row has its partner in the other gallery."""

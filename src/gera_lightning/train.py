@@ -20,7 +20,7 @@ from gera_lightning.assembly import Starts, build_module, data_module, make_trai
 from gera_lightning.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
 from gera_lightning.config import Config, combinations
 from gera_lightning.files import replace_atomically
-from gera_lightning.fit import CORRECTION_ROWS, Fitted, choose_filters, fit_closed_form, shared_space
+from gera_lightning.fit import CORRECTION_ROWS, Fitted, choose_filters, fit_closed_form, on_accelerator, shared_space
 from gera_lightning.module import AlignmentModule
 from gera_lightning.parts import build
 from gera_lightning.task import Task
@@ -119,7 +119,8 @@ def _chosen_filters(task: Task, positions: np.ndarray) -> Mapping[str, int]:
     if all(len(task.choices(side)) == 1 for side in "ab"):
         return {"a": 0, "b": 0}
     assert task.config.start is not None  # `check` refuses that
-    return choose_filters(task.looked_at(), build(task.config.start, "start"), positions).numbers
+    method = build(task.config.start, "start")
+    return on_accelerator(task, lambda seen: choose_filters(seen, method, positions)).numbers
 
 
 def _train(

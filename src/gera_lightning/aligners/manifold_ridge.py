@@ -26,7 +26,7 @@ def graph_laplacian(graph: NeighborGraph) -> Tensor:
     Two points are joined where either is among the other's neighbours, by `w_ij = exp(-d2_ij / median d2 of the edges)`.
     """
     n, k = graph.indices.shape
-    i, j = torch.arange(n).repeat_interleave(k), graph.indices.reshape(-1)
+    i, j = torch.arange(n, device=graph.indices.device).repeat_interleave(k), graph.indices.reshape(-1)
     key, place = torch.unique(torch.minimum(i, j) * n + torch.maximum(i, j), return_inverse=True)
     d2 = graph.distances2.new_zeros(len(key)).index_copy(0, place, graph.distances2.reshape(-1))  # both ways it is the same distance
     i, j, w = key // n, key % n, edge_weights(d2, "heat", max(graph.edge_scale, 1e-12))
@@ -57,7 +57,7 @@ def manifold_ridge_path(
         Belkin, Niyogi, Sindhwani, Manifold regularization, JMLR 7, 2006. Their gamma_A is lam / n, gamma_I / (l + u)^2 is lam smoothness c / n.
     """
     rough = rows.T @ (laplacian @ rows)
-    metric = torch.eye(x.shape[1], dtype=x.dtype) + smoothness * _scale(x.shape[1], rough.trace()) * rough
+    metric = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + smoothness * _scale(x.shape[1], rough.trace()) * rough
     root = torch.linalg.cholesky(metric)  # metric = root root'
     for weight in ridge_path(torch.linalg.solve_triangular(root, x.T, upper=False).T, y, penalties):
         yield torch.linalg.solve_triangular(root.T, weight, upper=True)
@@ -86,7 +86,7 @@ def manifold_kernel_path(y: Tensor, kernel: Tensor, laplacian: Tensor, smoothnes
     n, size = len(y), len(kernel)
     rough = laplacian @ kernel
     m_kernel = smoothness * _scale(size, (kernel * rough).sum()) * rough
-    identity = torch.eye(size, dtype=kernel.dtype)
+    identity = torch.eye(size, dtype=kernel.dtype, device=kernel.device)
     expansion = identity[:, :n] - torch.linalg.solve(identity + m_kernel, m_kernel[:, :n])  # k~(., x_i) in terms of k(., R)
     deformed = kernel[:n] @ expansion
     deformed = (deformed + deformed.T) / 2

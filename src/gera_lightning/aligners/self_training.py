@@ -39,7 +39,7 @@ def mutual_neighbours(maps: Maps, pool_a: Tensor, pool_b: Tensor, count: int, k:
     hub = Csls(k, pool_a=z[0], pool_b=z[1])
     score = z[0] @ z[1].T - hub.penalty(z[0], "a").unsqueeze(1) - hub.penalty(z[1], "b")
     best, partner = score.max(1)
-    mutual = torch.nonzero(score.argmax(0)[partner] == torch.arange(len(score))).squeeze(1)
+    mutual = torch.nonzero(score.argmax(0)[partner] == torch.arange(len(score), device=score.device)).squeeze(1)
     kept = mutual[best[mutual].argsort(descending=True, stable=True)[:count]]
     return kept, partner[kept]
 

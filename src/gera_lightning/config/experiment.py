@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gera_lightning.config.grid import combinations, grid_left
-from gera_lightning.config.layers import defaults_of_parts, holds, merge, parse_overrides, read_yaml, typed
+from gera_lightning.config.layers import defaults_of_parts, flat, holds, merge, parse_overrides, read_yaml, typed
 from gera_lightning.config.settings import PARTS, RUNTIME_KEYS, TRAINED_KEYS, Config, DataConfig
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.parts import check_part
@@ -171,7 +171,8 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
         for name in ("unpaired_weight", "batch.unpaired"):
             if holds(word, name) and all(c.unpaired_loss is None for c in methods.values()):
                 raise UserError(f"{name}: none of the methods {', '.join(methods)} has an unpaired_loss, so the override would do nothing")
-        if key in TRAINED_KEYS and all(c.closed_form is not None for c in methods.values()):
+        read = list(flat(word)) == ["trainer.accelerator"]  # closed forms are computed on it, too
+        if key in TRAINED_KEYS and not read and all(c.closed_form is not None for c in methods.values()):
             raise UserError(
                 f"{key}: all of the methods {', '.join(methods)} are closed forms and read no {key}, so the override would do nothing"
             )

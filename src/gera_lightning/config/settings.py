@@ -132,7 +132,7 @@ class TrainerConfig:
     min_epochs: int = 0
     """Passes over a budget's pairs that a run has steps for: where `max_steps` holds fewer, it is as many steps as they take."""
     accelerator: str = "auto"
-    """`auto`, `cpu`, `gpu`, ..."""
+    """What maps are trained on and closed forms computed on: `auto`, `cpu`, `gpu`, ..."""
     devices: int = 1
     """Processes on this machine; more than one are started by torchrun. -1: one a GPU."""
     precision: str = "32-true"

@@ -36,6 +36,10 @@ class Modality:
     key: dict[str, str]
     pool_items: np.ndarray
 
+    def to(self, device: torch.device) -> Modality:
+        """The same rows on another device; the preprocessing stays where it is."""
+        return replace(self, pairs=self.pairs.to(device), pool=self.pool.to(device))
+
     def pool_subset(self, kept: np.ndarray) -> Modality:
         """The same with some of the pool's rows, `kept` a mask `[N]`."""
         subset = f"{self.key.get('pool', '')}/{digest(kept)}"  # of a subset, too

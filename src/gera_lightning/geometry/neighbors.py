@@ -37,7 +37,8 @@ class SearchSettings:
     """How neighbours are looked for.
 
     Attributes:
-        backend: `faiss` (all GPUs that FAISS sees, else the CPU) or `torch` (exact; graphs on the accelerator that torch sees, if any).
+        backend: `faiss` (all GPUs that FAISS sees, else the CPU; exact searches of rows that are on an accelerator stay there, in torch)
+            or `torch` (exact; graphs on the accelerator that torch sees, if any).
         index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for millions of points.
         nprobe: lists of an inverted file (`IVF...`) that a search visits, more find more neighbours; None: one in 16.
         shard: several GPUs hold a share of the points each; False: a copy each.
@@ -136,7 +137,7 @@ def search(queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", how: 
     k = min(k, len(points))
     if k == 0 or len(queries) == 0:
         return queries.new_zeros(len(queries), k), torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
-    if how.backend == "torch":
+    if how.backend == "torch" or (how == EXACT and queries.device.type != "cpu"):  # rows on an accelerator stay there
         return _torch_search(queries, points, k, metric)
     values, found = _faiss_search(_as_numpy(queries), _as_numpy(points), k, metric, how)
     return torch.from_numpy(values).to(queries), torch.from_numpy(found).to(queries.device)
