@@ -311,14 +311,22 @@ def test_what_closed_forms_look_at_is_the_beginning_of_each_pool(make, tmp_path,
         assert again.key != whole.pool_subset(np.arange(len(whole.pool)) != 3).pool_subset(np.arange(len(whole.pool) - 1) < 8).key
 
 
-def test_a_closed_form_takes_to_the_cpu_what_is_too_large_for_the_accelerator(make, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_closed_form_takes_to_the_cpu_what_is_too_large_for_the_accelerator(make, tmp_path, monkeypatch, caplog, error):
     """The device here is `meta`, whose rows have no values: nothing of them can come out."""
     task, asked = task_of(make({"closed_form": RIDGE}), tmp_path), []
     monkeypatch.setattr("gera_lightning.distributed.device", lambda accelerator: asked.append(accelerator) or torch.device("meta"))
 
     def work(seen, *, room):
         if seen.rows.a.pairs.is_meta and not room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return {modality.device.type for side in (seen.rows.a, seen.rows.b) for modality in (side.pairs, side.pool)}
 
     assert fitting.on_accelerator(task, lambda seen: work(seen, room=True)) == {"meta"}
@@ -327,3 +335,6 @@ def test_a_closed_form_takes_to_the_cpu_what_is_too_large_for_the_accelerator(ma
     assert "too small for 14 pairs" in caplog.text
     assert asked == [task.config.trainer.accelerator] * 2
     assert not task.to(torch.device("meta")).memory  # filtered rows of another device are of no use
+    error.args = ("CUDA error: an illegal memory access was encountered",)
+    with pytest.raises(RuntimeError, match="illegal"):
+        fitting.on_accelerator(task, lambda seen: work(seen, room=False))

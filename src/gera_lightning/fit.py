@@ -77,7 +77,11 @@ def on_accelerator(task: Task, work: Callable[[Task], T]) -> T:
     if device.type != "cpu":
         try:
             return work(task.to(device))
-        except torch.OutOfMemoryError:
+        except (
+            RuntimeError
+        ) as error:  # OutOfMemoryError is one; where other processes fill the device CUDA and cuBLAS have words of their own
+            if "out of memory" not in str(error) and "ALLOC_FAILED" not in str(error):
+                raise
             log.warning("the memory of %s is too small for %d pairs: computing on the CPU", device, len(task.rows.items))
     return work(task)
 
