@@ -141,16 +141,30 @@ def test_two_processes_may_build_one_graph_at_once(tmp_path):
     assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
 
 
-def test_an_index_that_gpus_lack_is_searched_on_the_cpu(monkeypatch, caplog):
+class Full:
+    """An index on a GPU whose memory ends."""
+
+    is_trained = True
+
+    def add(self, points):
+        raise RuntimeError("Error in void* ...\nCUDA memory allocation error")
+
+
+@pytest.mark.parametrize(("index", "late"), [("HNSW16", False), ("Flat", True), ("IVF2,Flat", True)])
+def test_what_gpus_do_not_take_is_searched_on_the_cpu(monkeypatch, caplog, index, late):
     def refuse(*_, **__):
+        if late:
+            return Full()
         raise RuntimeError("This index type is not implemented on GPU.")
 
     monkeypatch.setattr("faiss.get_num_gpus", lambda: 2, raising=False)
     monkeypatch.setattr("faiss.GpuMultipleClonerOptions", SimpleNamespace, raising=False)
     monkeypatch.setattr("faiss.index_cpu_to_all_gpus", refuse, raising=False)
-    found = neighbors.knn_graph(cloud(40), 3, how=neighbors.SearchSettings(index="HNSW16"))
+    found = neighbors.knn_graph(cloud(40), 3, how=neighbors.SearchSettings(index=index, nprobe=2))
     assert torch.equal(found.indices, neighbors.knn_graph(cloud(40), 3, how=neighbors.SearchSettings("torch")).indices)
-    assert "graph.index='HNSW16' is not for GPUs" in caplog.text
+    reason = "CUDA memory allocation error" if late else "not implemented on GPU."
+    assert f"graph.index={index!r}: FAISS finds no use for the GPUs" in caplog.text
+    assert reason in caplog.text
 
 
 def test_exact_search_in_torch_holds_few_distances_at_once(monkeypatch):

@@ -187,21 +187,28 @@ def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, 
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    index = how.make_index(points.shape[1], metric)
+    index, answer = how.make_index(points.shape[1], metric), None
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
         options = faiss.GpuMultipleClonerOptions()
         options.shard = how.shard and faiss.get_num_gpus() > 1
         try:
-            index = faiss.index_cpu_to_all_gpus(index, co=options)
-        except RuntimeError:  # such as HNSW
-            log.warning("graph.index=%r is not for GPUs: searching on the CPU", how.index)
+            answer = _answer(faiss.index_cpu_to_all_gpus(index, co=options), queries, points, k)
+        except RuntimeError as error:  # an index without a GPU form such as HNSW, too little memory, a driver too old
+            reason = str(error).splitlines()[-1] if str(error) else "unknown"
+            log.warning("graph.index=%r: FAISS finds no use for the GPUs (%s): searching on the CPU", how.index, reason)
+    values, found = answer or _answer(index, queries, points, k)
+    if (found < 0).any():
+        raise UserError(f"graph.index={how.index!r} found fewer than {k} neighbours of some points: raise graph.nprobe, or take 'Flat'")
+    return (np.maximum(values, 0) if metric == "l2" else values), found.astype(np.int64)
+
+
+def _answer(index: Any, queries: np.ndarray, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What an empty index finds once it holds the points."""
     if not index.is_trained:
         index.train(points)
     index.add(points)
     values, found = index.search(queries, k)
-    if (found < 0).any():
-        raise UserError(f"graph.index={how.index!r} found fewer than {k} neighbours of some points: raise graph.nprobe, or take 'Flat'")
-    return (np.maximum(values, 0) if metric == "l2" else values), found.astype(np.int64)
+    return values, found
 
 
 def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
