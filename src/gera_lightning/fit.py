@@ -60,7 +60,7 @@ def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | Non
     rows = MOST_POOL_ROWS if rows is None else rows
     space = SharedSpace(map_a, map_b)
     if task.config.correction is not None:
-        device = next(iter((*map_a.parameters(), task.rows.a.pool))).device
+        device = next(iter((*map_a.parameters(), task.rows.a.pool))).device  # a closed form's maps lie where its rows do
         pools = {f"pool_{s}": space.embed(s, getattr(task.rows, s).pool[:rows].to(device)) for s in "ab"}
         space.correction = build(task.config.correction, "correction", **pools)
     return space
@@ -77,9 +77,8 @@ def on_accelerator(task: Task, work: Callable[[Task], T]) -> T:
     if device.type != "cpu":
         try:
             return work(task.to(device))
-        except (
-            RuntimeError
-        ) as error:  # OutOfMemoryError is one; where other processes fill the device CUDA and cuBLAS have words of their own
+        except RuntimeError as error:
+            # OutOfMemoryError is one; where other processes fill the device CUDA and cuBLAS have words of their own
             if "out of memory" not in str(error) and "ALLOC_FAILED" not in str(error):
                 raise
             log.warning("the memory of %s is too small for %d pairs: computing on the CPU", device, len(task.rows.items))

@@ -89,7 +89,7 @@ class Task:
 
     def to(self, device: torch.device) -> Task:
         """The task with its rows on another device."""
-        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, a=self.rows.a.to(device), b=self.rows.b.to(device)), memory={})
+        return dataclasses.replace(self, rows=self.rows.to(device), memory={})
 
     def samples(self, positions: np.ndarray) -> Samples:
         """Rows for a closed form, these pairs and the pools."""

@@ -72,8 +72,9 @@ class SearchSettings:
         try:
             index = faiss.index_factory(dim, self.index, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
-            reason = str(error).splitlines()[-1] if str(error) else "unknown"
-            raise UserError(f"graph.index={self.index!r} is no FAISS index of points of width {dim} ({reason}): 'Flat' is exact") from error
+            raise UserError(
+                f"graph.index={self.index!r} is no FAISS index of points of width {dim} ({_reason(error)}): 'Flat' is exact"
+            ) from error
         inverted = faiss.try_extract_index_ivf(index)
         if inverted is not None:
             inverted.nprobe = min(self.nprobe or max(1, inverted.nlist // 16), inverted.nlist)
@@ -194,12 +195,16 @@ def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, 
         try:
             answer = _answer(faiss.index_cpu_to_all_gpus(index, co=options), queries, points, k)
         except RuntimeError as error:  # an index without a GPU form such as HNSW, too little memory, a driver too old
-            reason = str(error).splitlines()[-1] if str(error) else "unknown"
-            log.warning("graph.index=%r: FAISS finds no use for the GPUs (%s): searching on the CPU", how.index, reason)
+            log.warning("graph.index=%r: FAISS finds no use for the GPUs (%s): searching on the CPU", how.index, _reason(error))
     values, found = answer or _answer(index, queries, points, k)
     if (found < 0).any():
         raise UserError(f"graph.index={how.index!r} found fewer than {k} neighbours of some points: raise graph.nprobe, or take 'Flat'")
     return (np.maximum(values, 0) if metric == "l2" else values), found.astype(np.int64)
+
+
+def _reason(error: RuntimeError) -> str:
+    """What FAISS says last, behind where in its source it said so."""
+    return str(error).splitlines()[-1] if str(error) else "unknown"
 
 
 def _answer(index: Any, queries: np.ndarray, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
