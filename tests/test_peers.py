@@ -374,13 +374,13 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
 
 
 def test_a_part_inside_a_part_is_checked_and_built():
-    loss = build({"class": TRANSPORT, "teacher": {"class": CCA, "weighted": True}}, "unpaired_loss")
-    assert loss.teacher == Cca(weighted=True)
+    loss = build({"class": TRANSPORT, "teacher": {"class": CCA, "score": "csa"}}, "unpaired_loss")
+    assert loss.teacher == Cca("csa")
     for teacher, words in (
-        ({"class": CCA, "wieghted": True}, ["unpaired_loss.teacher.wieghted", "did you mean 'weighted'"]),
+        ({"class": CCA, "scores": "csa"}, ["unpaired_loss.teacher.scores", "did you mean 'score'"]),
         ({"class": CCA + "s"}, ["unpaired_loss.teacher.class", "did you mean 'Cca'"]),
         ({"class": CCA, "smallest": -1.0}, ["unpaired_loss.teacher", "smallest=-1.0"]),
-        ({"weighted": True}, ["unpaired_loss", "teacher={", "no closed form", "teacher.class="]),
+        ({"score": "csa"}, ["unpaired_loss", "teacher={", "no closed form", "teacher.class="]),
     ):
         with pytest.raises(UserError) as caught:
             build({"class": TRANSPORT, "teacher": teacher}, "unpaired_loss")
@@ -401,10 +401,10 @@ def test_runs_without_a_peers_section_are_the_runs_they_were(experiment):
 
 
 def test_an_argument_reaches_the_methods_that_have_the_part(experiment):
-    words = ["methods=[contrastive,fusemix,sotalign]", "mixup.alpha=0.3", "unpaired_loss.teacher.weighted=true", "unpaired_loss.eps=0.1"]
+    words = ["methods=[contrastive,fusemix,sotalign]", "mixup.alpha=0.3", "unpaired_loss.teacher.score=csa", "unpaired_loss.eps=0.1"]
     methods = load(experiment, words).methods
     assert methods["fusemix"].mixup == {"class": "gera_lightning.objectives.mixup.FuseMix", "alpha": 0.3}
-    assert methods["sotalign"].unpaired_loss == {"class": TRANSPORT, "eps": 0.1, "teacher": {"class": CCA, "weighted": True}}
+    assert methods["sotalign"].unpaired_loss == {"class": TRANSPORT, "eps": 0.1, "teacher": {"class": CCA, "score": "csa"}}
     assert methods["contrastive"].mixup is methods["contrastive"].unpaired_loss is methods["sotalign"].mixup is None
     mixed = load(experiment, ["methods=[contrastive]", "mixup.class=gera_lightning.objectives.mixup.FuseMix"]).methods["contrastive"]
     assert mixed.mixup == {"class": "gera_lightning.objectives.mixup.FuseMix"}

@@ -35,7 +35,7 @@ def closed_forms():
     """Every closed form of the package that stands on its own, those to come included: a class with `settings` and `candidates`."""
     for module in pkgutil.iter_modules(gera_lightning.aligners.__path__, "gera_lightning.aligners."):
         for name, cls in vars(importlib.import_module(module.name)).items():
-            if hasattr(cls, "candidates") and cls.__module__ == module.name and name not in ("ClosedForm", "Filtered"):
+            if hasattr(cls, "candidates") and cls.__module__ == module.name and name not in ("ClosedForm", "Filtered", "Alternatives"):
                 yield name, cls
 
 
@@ -47,7 +47,7 @@ def presets():
             yield path.name, functools.partial(build, part, "closed_form")
 
 
-FORMS = {**dict(closed_forms()), **dict(presets()), "Csa": lambda: Cca(weighted=True)}
+FORMS = {**dict(closed_forms()), **dict(presets()), "Csa": lambda: Cca("csa"), "Gaussian": lambda: Cca("gaussian")}
 
 
 def prepared():

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import eigh
+from scipy.stats import multivariate_normal
 from sklearn.cross_decomposition import CCA
 
+from gera_lightning.aligners import cca
 from gera_lightning.aligners.base import Samples
-from gera_lightning.aligners.cca import CanonicalFits, Cca, WeightedCosine
+from gera_lightning.aligners.cca import SCORES, CanonicalFits, Cca, WeightedCosine
 from gera_lightning.errors import UserError
 from gera_lightning.heads import normalized
 
@@ -77,9 +79,9 @@ def test_equal_views_are_correlated_fully_and_penalties_shrink():
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_the_weighted_score_equals_slow_loops(share):
+def test_the_score_of_csa_equals_slow_loops(share):
     x_a, x_b = views(dtype=torch.float32)
-    [(map_a, map_b)] = Cca(weighted=True).candidates(Samples(x_a, x_b, x_a, x_b), [{"penalty": 0.5, "share": share}])
+    [(map_a, map_b)] = Cca("csa").candidates(Samples(x_a, x_b, x_a, x_b), [{"penalty": 0.5, "share": share}])
     a, b, rho = CanonicalFits(x_a, x_b)(0.5)
     kept = max(1, round(share * len(rho)))
     z_a, z_b = map_a(x_a[:5]), map_b(x_b[:7])
@@ -92,10 +94,45 @@ def test_the_weighted_score_equals_slow_loops(share):
         torch.testing.assert_close(normalized(z), z, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_candidates_follow_their_settings_in_order(weighted):
+def test_the_gaussian_score_weighs_products_as_the_models_likelihood_ratio_does(monkeypatch):
+    """`log p(u, v) / p(u) p(v)`, of which terms of one view alone fall out of its second difference."""
+    monkeypatch.setattr(cca, "UNSHARED", 0.0)
+    x_a, x_b = views()
+    [(map_a, map_b)] = Cca("gaussian").candidates(Samples(x_a, x_b, x_a, x_b), [{"penalty": 0.0, "share": 1.0}])
+    a, b, rho = CanonicalFits(x_a, x_b)(0.0)
+    root = len(x_a) ** 0.5  # variates of unit variance
+
+    def ratio(i, j):
+        pairs = zip((x_a[i] @ a * root).tolist(), (x_b[j] @ b * root).tolist(), rho.tolist(), strict=True)
+        return sum(multivariate_normal([0, 0], [[1, r], [r, 1]]).logpdf([u, v]) for u, v, r in pairs)
+
+    z_a, z_b = (map_a(x_a) * root).detach(), (map_b(x_b) * root).detach()
+    for i, j, k, m in ((0, 1, 2, 3), (4, 5, 6, 7), (8, 8, 9, 9)):
+        expected = ratio(i, j) - ratio(i, m) - ratio(k, j) + ratio(k, m)
+        assert float((z_a[i] - z_a[k]) @ (z_b[j] - z_b[m])) == pytest.approx(expected)
+
+
+def test_the_gaussian_score_finds_what_is_weak_in_one_view_and_strong_in_the_other():
+    """Where the cosine of the variates drowns in the noise of directions that are not shared."""
+    rng = np.random.default_rng(0)
+    shared, own, noise = (rng.normal(size=(2, 400, d)) for d in (12, 20, 12))
+    strength = 0.8 ** np.arange(12)
+    x_a, x_b = (
+        torch.from_numpy(np.concatenate([shared[0] * weight + 0.03 * noise[n], own[n]], 1)).float()
+        for n, weight in enumerate((strength, strength[::-1]))
+    )
+    found = {}
+    for score in SCORES:
+        [(map_a, map_b)] = Cca(score).candidates(Samples(x_a[:200], x_b[:200], x_a[:0], x_b[:0]), [{"penalty": 1e-3, "share": 1.0}])
+        z_a, z_b = normalized(map_a(x_a[200:])), normalized(map_b(x_b[200:]))
+        found[score] = float(((z_a @ z_b.T).argmax(1) == torch.arange(200)).float().mean())
+    assert found["gaussian"] > 0.9 > 0.7 > found["csa"] > found["cosine"]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_candidates_follow_their_settings_in_order(score):
     x_a, x_b = views(dtype=torch.float32)
-    given, method = Samples(x_a, x_b, x_a, x_b), Cca(weighted)
+    given, method = Samples(x_a, x_b, x_a, x_b), Cca(score)
     settings = method.settings(6, 60)
     assert len(settings) == 6
     for setting, (map_a, map_b) in zip(settings, method.candidates(given, settings), strict=True):
@@ -109,10 +146,22 @@ def test_settings_go_from_the_strongest_penalty_and_fewest_dimensions():
     np.testing.assert_allclose(found, [(10, 0.5), (10, 1), (0.1, 0.5), (0.1, 1)])
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"smallest": 0.0}, "smallest"), ({"dims": ()}, "dims"), ({"dims": (1.5,)}, r"\(0, 1\]")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"smallest": 0.0}, "smallest"),
+        ({"dims": ()}, "dims"),
+        ({"dims": (1.5,)}, r"\(0, 1\]"),
+        ({"score": "gauss"}, "did you mean 'gaussian'"),
+    ],
+)
 def test_impossible_fields_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
         Cca(**settings)
+
+
+def test_one_penalty_is_one_setting():
+    assert Cca(dims=(1.0,), smallest=0.3, largest=0.3).settings(8, 60) == [{"penalty": 0.3, "share": 1.0}]
 
 
 def test_an_empty_map_takes_weights():

@@ -75,22 +75,10 @@ def test_without_pools_nothing_is_subtracted(samples):
 
 def test_settings_are_cut_and_checked():
     assert CoupledRidge().settings(1, 100) == [{"eps": 1.0, "penalty": 0.3}]
-    assert len({tuple(s.items()) for s in CoupledRidge(nearly_linear=((4, 0.01), (100, 1e-4))).settings(8, 100)}) == 8
     assert len(CoupledRidge().settings(99, 100)) == len(CoupledRidge().settings_tried) == 7
     for tried in ((), ((1.0,),), ((1.0, 0.0),)):
         with pytest.raises(UserError, match="settings_tried"):
             CoupledRidge(settings_tried=tried)
-    for wide in (((4.0,),), ((4.0, 0.0),), ((4.0, 0.01), (-1.0, 0.01))):
-        with pytest.raises(UserError, match="nearly_linear"):
-            CoupledRidge(nearly_linear=wide)
-
-
-def test_nearly_linear_fits_come_second_and_are_penalised_by_the_pair():
-    method = CoupledRidge(settings_tried=((1.0, 0.3), (2.0, 0.3)), nearly_linear=((8.0, 0.1), (64.0, 0.01)))
-    assert [[tuple(s.values()) for s in method.settings(9, pairs)] for pairs in (50, 300)] == [
-        [(1.0, 0.3), (8.0, 5.0), (64.0, 0.5), (2.0, 0.3)],
-        [(1.0, 0.3), (8.0, 30.0), (64.0, 3.0), (2.0, 0.3)],
-    ]
 
 
 def test_a_wide_kernel_is_nearly_linear(samples):

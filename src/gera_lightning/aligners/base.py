@@ -60,8 +60,8 @@ def grid(count: int, **axes: Sequence[float]) -> list[Setting]:
 
 
 def log_spaced(first: float, last: float, count: int) -> list[float]:
-    """`count` values from `first` to `last`, evenly spaced in logarithm."""
-    if count == 1:
+    """`count` values from `first` to `last`, evenly spaced in logarithm; one value where the two are equal."""
+    if count == 1 or first == last:
         return [first]
     return [first * (last / first) ** (i / (count - 1)) for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""Canonical correlation analysis with ridge, and its correlation-weighted score (CSA).
+"""Canonical correlation analysis with ridge, scored by a cosine, by correlations (CSA) or by a Gaussian model.
 
 Legend: `n` pairs, `D_a`, `D_b` frozen widths, `s` dimensions kept.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.aligners.base import Maps, Samples, Setting, check_range, grid, log_spaced
-from gera_lightning.errors import UserError
+from gera_lightning.errors import UserError, check_one_of
 from gera_lightning.heads import Linear, normalized, saved_as
 
 
@@ -80,34 +80,49 @@ class WeightedCosine(nn.Module):
         return torch.cat([z, *((slack, none) if self.slot == 0 else (none, slack))], dim=1)
 
 
+SCORES = ("cosine", "csa", "gaussian")
+"""How canonical variates are compared, see `Cca`."""
+UNSHARED = 0.1
+"""Share of a canonical variate's variance that the Gaussian score never takes for shared: without it one correlation near 1 would decide."""
+
+
 @dataclass(frozen=True)
 class Cca:
     """Regularised CCA; penalty and number of dimensions are tuned.
 
-    `A, rho, B = svd((C_aa + lam_a)^-1/2 C_ab (C_bb + lam_b)^-1/2)`, `lam = penalty * mean eigenvalue`; the score is the cosine of the
-    s leading canonical variates, or with `weighted` the sum of CSA, `sum_j rho_j u_j v_j`, u and v unit rows of them.
+    `A, rho, B = svd((C_aa + lam_a)^-1/2 C_ab (C_bb + lam_b)^-1/2)`, `lam = penalty * mean eigenvalue`. With u, v the s leading canonical
+    variates of two rows the score is
+
+    - `cosine`: their cosine.
+    - `csa`: `sum_j rho_j u_j v_j` of their unit rows.
+    - `gaussian`: the cosine of `sqrt(w) u` and `sqrt(w) v`, `w = rho / (1 + UNSHARED - rho^2)`. In the Gaussian model of CCA, where u_j and
+      v_j have unit variance and correlation rho_j, `log p(u, v) / p(u) p(v)` holds the products `u_j v_j` with the weights
+      `rho_j / (1 - rho_j^2)`: directions in which little noise stands between the views decide.
 
     Attributes:
-        weighted: weigh dimensions by their correlation.
+        score: one of `SCORES`.
         dims: largest shares of the canonical dimensions kept, tried in turn.
-        smallest, largest: range of relative penalties, evenly spaced in logarithm.
+        smallest, largest: range of relative penalties, evenly spaced in logarithm; one penalty where they are equal.
 
     Source:
-        Hotelling 1936; ridge: Vinod 1976; CSA: Li et al., arXiv 2410.07610 (which has no ridge: it is our addition).
+        Hotelling 1936; ridge: Vinod 1976; CSA: Li et al., arXiv 2410.07610 (which has no ridge: it is our addition); Gaussian model: Bach and
+        Jordan, A probabilistic interpretation of canonical correlation analysis, 2005; to score pairs by its likelihood ratio is what
+        probabilistic LDA does with one view (Ioffe, ECCV 2006), the cosine in place of its squares is ours.
     """
 
-    weighted: bool = False
+    score: str = "cosine"
     dims: tuple[float, ...] = (0.5, 1.0)
     smallest: float = 1e-1
     largest: float = 1e1
 
     def __post_init__(self) -> None:
         check_range(self.smallest, self.largest)
+        check_one_of("score", self.score, SCORES)
         if not self.dims or not 0 < min(self.dims) <= max(self.dims) <= 1:
             raise UserError(f"dims={self.dims} must be shares in (0, 1]")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
-        """`count` settings, the strongest penalty and fewest dimensions first."""
+        """At most `count` settings, the strongest penalty and fewest dimensions first."""
         steps = max(1, count // len(self.dims))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), share=self.dims)
 
@@ -119,10 +134,12 @@ class Cca:
             penalty = setting["penalty"]
             if penalty not in fitted:
                 fitted = {penalty: fits(penalty)}
-            a, b, rho = fitted[penalty]
-            kept = max(1, round(setting["share"] * len(rho)))
-            a, b = a[:, :kept].contiguous(), b[:, :kept].contiguous()
-            if self.weighted:
-                yield WeightedCosine(a, rho[:kept], 0), WeightedCosine(b, rho[:kept], 1)
-            else:
-                yield Linear(a.shape[0], kept, weight=a), Linear(b.shape[0], kept, weight=b)
+            kept = max(1, round(setting["share"] * len(fitted[penalty][2])))
+            a, b, rho = (values[..., :kept].contiguous() for values in fitted[penalty])
+            if self.score == "csa":
+                yield WeightedCosine(a, rho, 0), WeightedCosine(b, rho, 1)
+                continue
+            if self.score == "gaussian":
+                root = (rho / (1 + UNSHARED - rho.square())).sqrt()
+                a, b = a * root, b * root
+            yield Linear(a.shape[0], kept, weight=a), Linear(b.shape[0], kept, weight=b)

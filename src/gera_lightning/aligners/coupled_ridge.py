@@ -45,8 +45,6 @@ class CoupledRidge:
 
     Attributes:
         settings_tried: pairs of eps (a squared distance between unit rows) and lam (K having diagonal 1), the one to start from first.
-        nearly_linear: pairs of eps and lam a pair, tried after the first of `settings_tried`: kernels so wide that the fit is nearly linear,
-            penalised by a share of K's trace, which is the number of pairs.
         predict: average with the regressions between the two spaces.
         centered: subtract the pools' means; False takes each modality's rows as they are.
     """
@@ -55,22 +53,17 @@ class CoupledRidge:
         *((1.0, 0.3), (0.67, 0.3), (2.0, 0.3), (0.67, 0.1), (1.0, 0.1)),
         *((1.0, 1.0), (2.0, 1.0)),
     )
-    nearly_linear: tuple[tuple[float, float], ...] = ()
     predict: bool = True
     centered: bool = True
 
     def __post_init__(self) -> None:
-        if not self.settings_tried or not _positive_pairs(self.settings_tried):
+        if not self.settings_tried or not all(len(pair) == 2 and min(pair) > 0 for pair in self.settings_tried):
             raise UserError(f"settings_tried={self.settings_tried} must hold pairs [eps, lam], both above 0")
-        if not _positive_pairs(self.nearly_linear):
-            raise UserError(f"nearly_linear={self.nearly_linear} must hold pairs [eps, lam a pair], both above 0")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """`count` settings at most."""
         check_room(pairs)
-        first, *others = self.settings_tried
-        tried = [first, *((eps, share * pairs) for eps, share in self.nearly_linear), *others]
-        return [{"eps": eps, "penalty": penalty} for eps, penalty in tried[:count]]
+        return [{"eps": eps, "penalty": penalty} for eps, penalty in self.settings_tried[:count]]
 
     def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one linear solve a modality."""
@@ -102,7 +95,3 @@ class CoupledRidge:
     def _mean(self, pool: Tensor, x: Tensor, eps: float) -> Tensor:
         """The pool's mean kernel to the pairs' rows; zero where nothing is subtracted."""
         return mean_kernel(pool if self.centered else pool[:0], x, eps)
-
-
-def _positive_pairs(values: Sequence[Sequence[float]]) -> bool:
-    return all(len(pair) == 2 and min(pair) > 0 for pair in values)

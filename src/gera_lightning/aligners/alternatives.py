@@ -1,0 +1,46 @@
+"""A closed form with alternatives: tuning chooses between methods as it chooses between settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
+from gera_lightning.errors import UserError
+
+KEY = "alternative"
+"""In a setting: the number of the alternative that it is of, from 1; the form's own settings have none."""
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """A closed form, and others that are tried in place of it, each in its first setting.
+
+    Attributes:
+        form: the closed form that comes first; it has all settings but one an alternative.
+        others: closed forms, in order.
+    """
+
+    form: Any
+    others: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        for method in (self.form, *self.others):
+            if not hasattr(method, "candidates"):
+                raise UserError(f"{method!r} is no closed form: name one, such as class: gera_lightning.aligners.cca.Cca")
+            if isinstance(method, Alternatives):
+                raise UserError("alternatives of alternatives: name them all in `others`")
+
+    def settings(self, count: int, pairs: int) -> Sequence[Setting]:
+        """`count` settings at most: the form's own, then the others' first as far as there is room beside one of the form's."""
+        others = self.others[: count - 1]
+        own: Sequence[Setting] = self.form.settings(count - len(others), pairs)
+        return [*own, *({KEY: float(n), **other.settings(1, pairs)[0]} for n, other in enumerate(others, 1))]
+
+    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+        """The maps of each setting; work is shared among settings of one method that follow each other."""
+        for number, mine in groupby(settings, key=lambda setting: int(setting.get(KEY, 0))):
+            method: ClosedForm = (self.form, *self.others)[number]
+            yield from method.candidates(samples, [{k: v for k, v in setting.items() if k != KEY} for setting in mine])
