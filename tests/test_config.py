@@ -438,7 +438,7 @@ def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(tmp_pat
         },
     )
     loaded = load(str(tmp_path / "mine.yaml")).methods
-    assert loaded["gera"].closed_form["class"].endswith("CoupledRidge")
+    assert loaded["gera"].closed_form["class"].endswith("Alternatives")
     assert loaded["ridge"].closed_form["direction"] == "a_to_b"  # its own wins
     swept = load(str(tmp_path / "mine.yaml"), sweep=True).common.methods
     assert set(swept) == {"own", *(path.stem for path in (REPOSITORY / "experiments" / "methods").glob("*.yaml"))}
