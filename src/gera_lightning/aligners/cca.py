@@ -21,7 +21,8 @@ class CanonicalFits:
     """Regularised canonical directions of two views for any penalty, from one singular value decomposition a view.
 
     With `x = U diag(s) V'`, `(C + lam)^-1/2` acts on the span of V only, so the problem is one of rank at most n:
-    `svd(diag(g_a) U_a' U_b diag(g_b))`, `g = s / sqrt(s^2 + lam)`, `lam = penalty * mean s^2`.
+    `svd(diag(g_a) U_a' U_b diag(g_b))`, `g = s / sqrt(s^2 + lam)`, `lam = penalty * mean s^2`. Directions without variance are left out,
+    so views that do not vary have none.
 
     Args:
         x_a, x_b: paired rows `[n, D_a]`, `[n, D_b]`.
@@ -33,10 +34,10 @@ class CanonicalFits:
 
     def __call__(self, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
         """Directions `[D_a, r]`, `[D_b, r]` and correlations `[r]`, largest first."""
-        roots = [(s.square() + penalty * s.square().mean()).sqrt() for _, s, _ in (self.a, self.b)]
-        gain_a, gain_b = self.a[1] / roots[0], self.b[1] / roots[1]
-        u, rho, vh = torch.linalg.svd(gain_a.unsqueeze(1) * self.cross * gain_b, full_matrices=False)
-        return self.a[2].T @ (u / roots[0].unsqueeze(1)), self.b[2].T @ (vh.T / roots[1].unsqueeze(1)), rho.clamp(max=1)
+        variances = [(s.square(), penalty * s.square().mean()) for _, s, _ in (self.a, self.b)]
+        root_a, root_b = (torch.where(own > 0, (own + lam).sqrt(), torch.inf) for own, lam in variances)
+        u, rho, vh = torch.linalg.svd((self.a[1] / root_a).unsqueeze(1) * self.cross * (self.b[1] / root_b), full_matrices=False)
+        return self.a[2].T @ (u / root_a.unsqueeze(1)), self.b[2].T @ (vh.T / root_b.unsqueeze(1)), rho.clamp(max=1)
 
 
 @saved_as("weighted_cosine")
