@@ -109,7 +109,10 @@ def test_rows_of_one_item_stay_in_one_fold(monkeypatch):
         ({"pool_b": np.full((2, 4), np.nan)}, "pool_b: row 0 is not finite"),
         ({"items": ["x"]}, "items names 1 rows, but there are 20 pairs"),
         ({"method": "gera"}, "gera: its filters must have unpaired rows of both modalities, and there are none.*method=gera_off"),
+        ({"method": "ridge_csls"}, "ridge_csls: its correction must have unpaired rows"),
+        ({"method": "self_training"}, "self_training: its closed_form must have unpaired rows"),
         ({"method": "rigde"}, "ridge"),
+        ({"a": np.ones((1, 6)), "b": np.ones((1, 4))}, "1 pairs are too few"),
         ({"settings": {"tuning.fold": 3}}, "tuning.folds"),
         ({"a": np.ones((3, 6)), "b": np.ones((3, 4))}, "tuning.folds=5: the pairs hold only 3 families"),
     ],
@@ -173,6 +176,9 @@ def test_settings_of_measured_runs_are_refused(project, word):
         align_experiment("small", [word], method="other")
     with pytest.raises(UserError, match=rf"^{key}: "):
         align(np.eye(8), np.eye(8), method="ridge", settings={key: [3]})
+    for settings in ({"data": {"test_share": 0.3}}, {"evaluation.overlap_k": 3}, {"overwrite": True}, {"runs_dir": "elsewhere"}):
+        with pytest.raises(UserError, match="it would do nothing"):
+            align(np.eye(8), np.eye(8), method="ridge", settings=settings)
     with pytest.raises(UserError, match=r"^data\.pool_size: "):
         align(np.eye(8), np.eye(8), method="ridge", settings={"data.pool_size": 3})
 

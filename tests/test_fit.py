@@ -237,8 +237,10 @@ def test_trained_maps_let_their_start_choose_the_filter(make, tmp_path, monkeypa
     asked = []
     honest = train.choose_filters
     monkeypatch.setattr(train, "choose_filters", lambda *a: asked.append(a[1]) or honest(*a))
-    train.fit_trained(task_of(run, tmp_path / "run"))
+    fitted = train.fit_trained(task_of(run, tmp_path / "run"))
     assert [type(method) for method in asked] == [Ridge]
+    assert {"filter_a", "filter_b"} < set(fitted.chosen)
+    assert fitted.settings == 4 + 3
 
 
 @pytest.mark.parametrize(
@@ -277,6 +279,16 @@ def test_a_finished_aligner_keeps_no_more_of_a_pool_than_it_needs(make, tmp_path
     maps = (torch.nn.Linear(8, 4), torch.nn.Linear(6, 4))
     space = fitting.shared_space(task, *maps)
     torch.testing.assert_close(space.correction.pool_a, space.embed("a", task.rows.a.pool[:9]))
+
+
+def test_a_corrected_score_passes_gradients_on(make, tmp_path):
+    """Its pools are no inference tensors: a probe may be trained on scores of an aligner fresh from its fit."""
+    task = task_of(make({"closed_form": RIDGE, "correction": {"class": "gera_lightning.aligners.space.Csls", "k": 3}}), tmp_path)
+    space = fit_closed_form(task).space
+    x = task.rows.a.pairs.clone().requires_grad_()
+    score = space.queries(space.embed("a", x)) @ space.gallery("b", space.embed("b", task.rows.b.pairs)).T
+    score.sum().backward()
+    assert torch.isfinite(x.grad).all()
 
 
 def test_filters_of_trained_maps_see_as_much_of_a_folds_pool_as_the_training(make, tmp_path, monkeypatch):

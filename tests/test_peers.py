@@ -415,8 +415,11 @@ def test_an_argument_reaches_the_methods_that_have_the_part(experiment):
     [
         (["mixup.alpha=1"], "mixup: none of the methods contrastive has this section"),
         (["unpaired_loss.eps=1"], "unpaired_loss: none of the methods contrastive has this section"),
-        (["unpaired_weight=2"], "unpaired_weight: none of the methods contrastive has an unpaired_loss"),
-        (["batch.unpaired=5"], "batch.unpaired: none of the methods contrastive has an unpaired_loss"),
+        (["unpaired_weight=2"], "unpaired_weight: none of the methods contrastive has a section unpaired_loss"),
+        (["batch.unpaired=5"], "batch.unpaired: none of the methods contrastive has a section unpaired_loss"),
+        (["geometric_weight=5"], "geometric_weight: none of the methods contrastive has a section geometric_loss"),
+        (["graph.k=9"], "graph: none of the methods contrastive has a section geometric_loss"),
+        (["batch.anchors=9"], "batch.anchors: none of the methods contrastive has a section geometric_loss"),
         (["batch.unpaired=1"], "batch.unpaired=1 must be at least 2"),
         (["unpaired_weight=-1"], "unpaired_weight=-1.0 must be at least 0"),
     ],

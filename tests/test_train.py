@@ -52,7 +52,6 @@ FILES: dict[str, dict[str, Any]] = {
     "methods/corrected.yaml": {"closed_form": None, "correction": {"class": f"{ALIGNERS}.space.Csls", "k": 3}},
     "methods/paired_anchors.yaml": {"closed_form": None, "batch": {"paired_anchors": True}},
     "methods/started.yaml": {"closed_form": None, "start": {"class": f"{ALIGNERS}.ridge.Ridge", "direction": "a_to_b"}},
-    "methods/started_both.yaml": {"closed_form": None, "start": {"class": f"{ALIGNERS}.ridge.Ridge"}},
     "methods/ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}},
     "methods/ridge_csls.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}, "correction": {"class": f"{ALIGNERS}.space.Csls"}},
     "methods/kernel_ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}},
@@ -462,12 +461,6 @@ def test_maps_start_from_a_closed_form_scaled_to_unit_images(experiment, tmp_pat
     torch.testing.assert_close(module.map_b.linear.weight.detach(), torch.eye(6) / x_b.square().sum(1).mean().sqrt())
 
 
-def test_a_start_in_two_spaces_is_refused(experiment, tmp_path):
-    task = task_of(only_run(experiment(methods=["started_both"])), tmp_path)
-    with pytest.raises(UserError, match=r"start\.direction=a_to_b"):
-        build_module(task, data_of(task), Starts(task, np.arange(14)))
-
-
 def test_stopping_steps_are_quadratic_and_end_at_the_last():
     assert stopping_steps(1000, 4) == [62, 250, 562, 1000]
     assert stopping_steps(1000, 1) == [1000]
@@ -612,8 +605,33 @@ def test_every_part_is_built_once_before_anything_runs(experiment):
     ):
         with pytest.raises(UserError, match=words):
             sweep.plan(experiment(methods=["geometric"], **overrides))
-    with pytest.raises(UserError, match="k=0"):
-        check(Config(correction={"class": f"{ALIGNERS}.space.Csls", "k": 0}))
+
+
+RIDGE, CSLS = {"class": f"{ALIGNERS}.ridge.Ridge"}, f"{ALIGNERS}.space.Csls"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"correction": {"class": CSLS, "k": 0}}, "k=0"),
+        ({"correction": {"class": CSLS, "weight": -3}}, "weight=-3"),
+        ({"correction": {"class": CSLS, "weight": "x"}}, "correction: .* refuses"),
+        ({"correction": {"class": "torch.nn.Identity"}}, "correction=Identity.* is no correction of scores"),
+        ({"closed_form": {"class": "gera_lightning.heads.Unit"}}, "closed_form=Unit.* is no closed form"),
+        ({"closed_form": None, "start": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}}, "start from a linear closed form"),
+        ({"closed_form": None, "start": RIDGE}, "start from a linear closed form in one space"),
+        ({"closed_form": RIDGE, "filters": {"a": [[], [RIDGE]]}}, r"filters.a\[1\]\[0\]=Ridge.* is no filter"),
+        ({"closed_form": RIDGE, "filters": {"b": [[{"class": f"{ALIGNERS}.filters.Beside", "filter": 3}]]}}, "filter=3 is no filter"),
+    ],
+)
+def test_a_part_that_is_none_is_named_before_anything_runs(settings, words):
+    with pytest.raises(UserError, match=words):
+        check(Config(**settings))
+
+
+def test_a_start_is_tuned_on_the_families_that_a_fold_leaves(experiment):
+    row = execute(only_run(experiment(methods=["started"], budgets=[4], tuning__folds=4, tuning__used_folds=None)))
+    assert row["budget"] == 4
 
 
 def test_scores_are_corrected_against_images_without_dropout(experiment):

@@ -19,6 +19,7 @@ from gera_lightning import config
 from gera_lightning.aligners.aligner import Aligner, float_rows
 from gera_lightning.assembly import check, unpaired_reader
 from gera_lightning.config import Config
+from gera_lightning.config.layers import flat
 from gera_lightning.data import splits
 from gera_lightning.data.rows import TrainingRows, digest, load_rows, modality_of
 from gera_lightning.errors import UserError
@@ -28,9 +29,19 @@ from gera_lightning.task import Progress, Task, unheard
 from gera_lightning.train import fit
 
 Array = Tensor | np.ndarray
-OF_BUDGETS = ("methods", "budgets", "sweep", "data.test_share", "data.split", "data.reserve", "data.shared_pools")
+OF_BUDGETS = (
+    "methods",
+    "budgets",
+    "sweep",
+    "evaluation",
+    "overwrite",
+    "data.test_share",
+    "data.split",
+    "data.reserve",
+    "data.shared_pools",
+)
 """Settings of measured runs."""
-OF_STORES = ("seeds", "data.a", "data.b", "data.synthetic", "data.pool_size", "data.extra_views")
+OF_STORES = ("seeds", "runs_dir", "data.a", "data.b", "data.synthetic", "data.pool_size", "data.extra_views")
 """Settings of rows that come from stores."""
 
 
@@ -70,10 +81,12 @@ def align(
         for side, pool in (("a", pool_a), ("b", pool_b))
     }
     items = range(len(pairs["a"])) if items is None else items
+    if len(pairs["a"]) < 2:
+        raise UserError(f"{len(pairs['a'])} pairs are too few: two at least")
     if len(items) != len(pairs["a"]):
         raise UserError(f"items names {len(items)} rows, but there are {len(pairs['a'])} pairs")
     names = np.array([f"pair {item}" for item in items])
-    _check_used(settings or {}, *OF_STORES)
+    _check_used(flat(settings or {}), *OF_STORES)
     chosen = config.load({}, {"methods": [method], **(settings or {})}).methods[method]
     sides = {}
     for side in "ab":

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from gera_lightning import distributed
-from gera_lightning.aligners.base import ClosedForm, Maps
+from gera_lightning.aligners.base import ClosedForm, Maps, Samples
 from gera_lightning.config import Config, TrainerConfig, combinations
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
@@ -26,7 +26,7 @@ from gera_lightning.geometry.neighbors import SearchSettings
 from gera_lightning.heads import Identity, Linear
 from gera_lightning.module import AlignmentModule
 from gera_lightning.objectives.base import UnpairedLoss
-from gera_lightning.parts import build
+from gera_lightning.parts import Part, build, check_role
 from gera_lightning.task import Task, build_filters
 from gera_lightning.trainers import undisturbed
 
@@ -45,7 +45,8 @@ def check(config: Config, dims: tuple[int, int] = (8, 8), pairs: int = 1) -> Non
         UserError: naming the section, and what refuses which value.
     """
     if config.correction is not None:
-        build(config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
+        correction = build(config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
+        check_role(correction, "penalty", "correction", "correction of scores", "gera_lightning.aligners.space.Csls")
     for side, choices in config.filters.items():
         for number, parts in enumerate(choices):
             build_filters(parts, side, number)
@@ -60,12 +61,22 @@ def check(config: Config, dims: tuple[int, int] = (8, 8), pairs: int = 1) -> Non
             "take fewer choices, or raise tuning.settings for all methods"
         )
     if config.closed_form is not None:
-        build(config.closed_form, "closed_form").settings(config.tuning.settings, pairs)
+        _closed_form(config.closed_form, "closed_form").settings(config.tuning.settings, pairs)
         return
     if config.start is not None:
-        build(config.start, "start").settings(config.tuning.settings, pairs)
+        start = _closed_form(config.start, "start")
+        start.settings(config.tuning.settings, pairs)
+        toys = [torch.eye(4), torch.eye(4)]
+        for mapping in next(iter(start.candidates(Samples(*toys, *toys), start.settings(1, 4)))):
+            _linear_weight(mapping)
     for _, chosen in combinations(config):
         _check_trained(chosen, dims)
+
+
+def _closed_form(part: Part, where: str) -> ClosedForm:
+    form: ClosedForm = build(part, where)
+    check_role(form, "candidates", where, "closed form", "gera_lightning.aligners.ridge.Ridge")
+    return form
 
 
 def _check_trained(config: Config, dims: tuple[int, int]) -> None:
@@ -170,8 +181,10 @@ def unpaired_reader(config: Config) -> str | None:
     """What of a method cannot do without unpaired rows; None where nothing does."""
     if any(choice for choices in config.filters.values() for choice in choices):
         return "filters"
+    if config.correction is not None:
+        return "correction"
     if config.closed_form is not None:
-        return None
+        return "closed_form" if getattr(build(config.closed_form, "closed_form"), "reads_unpaired", False) else None
     if config.geometric_loss is not None and not config.batch.paired_anchors:
         return "geometric loss"
     return "unpaired_loss" if reads_unpaired(config) else None

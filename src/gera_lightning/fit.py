@@ -54,7 +54,7 @@ class Fitted:
     plateau: bool | None = None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | None = None) -> SharedSpace:
     """Maps as they stand with the score correction that the config asks for, against the first `rows` of each pool, or `MOST_POOL_ROWS`."""
     rows = MOST_POOL_ROWS if rows is None else rows
@@ -125,6 +125,10 @@ class FilterChoice:
         return max(settings - self.tried + (self.scores is not None), 1)
 
 
+NO_CHOICE = FilterChoice({"a": 0, "b": 0}, 0, {}, None)
+"""Where each modality has one choice of filters, mostly none."""
+
+
 def choose_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> FilterChoice:
     """The filters under which a closed form's first setting scores best on folds of these pairs.
 
@@ -136,7 +140,7 @@ def choose_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> Fil
     for side in "ab":
         trials += [{**trials[0], side: number} for number in range(1, len(task.choices(side)))]
     if len(trials) == 1:
-        return FilterChoice(trials[0], 0, {}, None)
+        return NO_CHOICE
     agreement = [_agreement(task, trial, positions) for trial in trials]
     likely = [trials[0], *(trial for trial, found in zip(trials[1:], agreement[1:], strict=True) if found > agreement[0])]
     first = method.settings(1, len(positions))

@@ -87,6 +87,16 @@ def _made(value: Any, where: str) -> Any:
     return value
 
 
+def check_role(made: object, method: str, where: str, role: str, example: str) -> None:
+    """Refuse a part that is not what its place asks for: an object without the role's method.
+
+    Raises:
+        UserError: naming the place, the role and a class that has it.
+    """
+    if not callable(getattr(made, method, None)):
+        raise UserError(f"{where}={made!r} is no {role}: name one, such as {where}.class={example}")
+
+
 def build(part: Mapping[str, Any], where: str, *positional: Any, **runtime: Any) -> Any:
     """Make a part: config arguments from `part`, run-time objects from `positional` and `runtime`.
 

@@ -20,7 +20,7 @@ from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.rows import Modality, TrainingRows
 from gera_lightning.heads import Chain
-from gera_lightning.parts import Part, build
+from gera_lightning.parts import Part, build, check_role
 
 MOST_POOL_ROWS = 20_000
 """Rows of a pool that filters and closed forms look at and a score correction keeps, at most: the first, a random part of a shuffled pool."""
@@ -57,8 +57,14 @@ class Task:
     memory: dict[str, FilteredModality] = field(default_factory=dict, repr=False, compare=False)
 
     def folds(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out `tuning.enough` pairs together."""
-        parts = splits.folds(self.rows.items[positions], self.families, self.config.tuning.folds, self.seed)
+        """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out `tuning.enough` pairs together.
+
+        Inside a fold fewer families may be left than `tuning.folds` asks for: it has a part for each.
+        """
+        count = self.config.tuning.folds
+        if len(positions) < len(self.rows.items):
+            count = min(count, max(2, self.families[self.rows.items[positions]].nunique()))
+        parts = splits.folds(self.rows.items[positions], self.families, count, self.seed)
         held = np.cumsum([len(part) for part in parts])
         return [positions[part] for part in parts[: max(2, int(np.searchsorted(held, self.config.tuning.enough)) + 1)]]
 
@@ -175,4 +181,8 @@ def build_filters(parts: Sequence[Part], side: str, number: int) -> list[Filter]
     Raises:
         UserError: naming the part that is refused.
     """
-    return [build(part, f"filters.{side}[{number}][{i}]") for i, part in enumerate(parts)]
+    filters = []
+    for i, part in enumerate(parts):
+        filters.append(build(part, f"filters.{side}[{number}][{i}]"))
+        check_role(filters[-1], "fit", f"filters.{side}[{number}][{i}]", "filter", "gera_lightning.aligners.filters.LocalCentering")
+    return filters

@@ -20,7 +20,16 @@ from gera_lightning.assembly import Starts, build_module, data_module, make_trai
 from gera_lightning.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
 from gera_lightning.config import Config, combinations
 from gera_lightning.files import replace_atomically
-from gera_lightning.fit import CORRECTION_ROWS, Fitted, choose_filters, fit_closed_form, on_accelerator, shared_space
+from gera_lightning.fit import (
+    CORRECTION_ROWS,
+    NO_CHOICE,
+    FilterChoice,
+    Fitted,
+    choose_filters,
+    fit_closed_form,
+    on_accelerator,
+    shared_space,
+)
 from gera_lightning.module import AlignmentModule
 from gera_lightning.parts import build
 from gera_lightning.task import Task
@@ -44,17 +53,18 @@ def fit_trained(task: Task) -> Fitted:
     """Train maps, their own values and the stopping step chosen by cross-validation; the last training is on all pairs of the budget."""
     gc.collect()  # trainer, module and rows of earlier trainings hold on to each other: a long sweep would grow run by run
     everything = np.arange(len(task.rows.items))
-    numbers = _chosen_filters(task, everything)
+    filters = _chosen_filters(task, everything)
     choices = combinations(task.config)
     steps = stopping_steps(task.config.trainer.max_steps, task.config.tuning.settings // len(choices))
-    record = _tuning(task, numbers, choices, steps)
+    record = _tuning(task, filters.numbers, choices, steps)
     stop, values = int(record["steps"]), record["values"]
-    filtered = task.through(numbers)
+    filtered = task.through(filters.numbers)
     task = dataclasses.replace(filtered.task, config=next(config for known, config in choices if known == values))
     module = _train(task, everything, stop, task.folder, partial(task.progress, "training")).cpu().eval()
     space = shared_space(task, module.map_a, module.map_b)
     space.map_a, space.map_b = filtered.behind(module.map_a, module.map_b)
-    return Fitted(space, stop, len(choices) * len(steps), {"steps": stop, **values}, record["plateau"])
+    chosen = {**filters.chosen, "steps": stop, **values}
+    return Fitted(space, stop, filters.tried + len(choices) * len(steps), chosen, record["plateau"])
 
 
 def _tuning(task: Task, numbers: Mapping[str, int], choices: Choices, steps: list[int]) -> dict[str, Any]:
@@ -114,13 +124,17 @@ def _tuned(task: Task, numbers: Mapping[str, int], choices: Choices, steps: list
     }
 
 
-def _chosen_filters(task: Task, positions: np.ndarray) -> Mapping[str, int]:
-    """Each modality's filters, by number; of several choices the start's closed form takes the best."""
+def _chosen_filters(task: Task, positions: np.ndarray) -> FilterChoice:
+    """Each modality's filters; of several choices the start's closed form takes the best, the same on all processes."""
     if all(len(task.choices(side)) == 1 for side in "ab"):
-        return {"a": 0, "b": 0}
+        return NO_CHOICE
     assert task.config.start is not None  # `check` refuses that
     method = build(task.config.start, "start")
-    return on_accelerator(task, lambda seen: choose_filters(seen, method, positions)).numbers
+    first = distributed.world()[0] == 0
+    choice: FilterChoice = distributed.broadcast_object(
+        on_accelerator(task, lambda seen: choose_filters(seen, method, positions)) if first else None
+    )
+    return choice
 
 
 def _train(

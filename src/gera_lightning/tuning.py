@@ -36,10 +36,10 @@ def held_out_score(space: SharedSpace, held_a: Tensor, held_b: Tensor, items: Te
 
 
 def choose(scores: np.ndarray) -> int:
-    """The setting of the best mean score; of equals the first, which is the simplest.
+    """The setting of the best mean score; of equals the first.
 
     Args:
-        scores: `[settings, n]` scores of the same n held-out pairs under each setting, the simplest setting first.
+        scores: `[settings, n]` scores of the same n held-out pairs under each setting, the one to prefer first.
     """
     return int(scores.mean(1).argmax())
 

@@ -161,10 +161,10 @@ def test_impossible_fields_are_refused(settings, words):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_a_view_that_does_not_vary_has_no_directions(score):
+def test_a_view_of_zeros_has_no_directions(score):
     x_a, x_b = views(dtype=torch.float32)
-    still = torch.zeros_like(x_a)
-    [(map_a, map_b)] = Cca(score).candidates(Samples(still, x_b, still, x_b), [{"penalty": 0.5, "share": 1.0}])
+    zeros = torch.zeros_like(x_a)
+    [(map_a, map_b)] = Cca(score).candidates(Samples(zeros, x_b, zeros, x_b), [{"penalty": 0.5, "share": 1.0}])
     assert not map_a(x_a)[:, :4].any()
     assert torch.isfinite(map_b(x_b)).all()
 

@@ -1,7 +1,7 @@
 """Closed-form aligners, and the `Aligner` that every method ends as: saved, loaded, encoded, scored and searched with.
 
 A closed form is a small frozen dataclass, see `base.ClosedForm`: `candidates(samples, settings)` fits all its settings at once and
-yields one pair of maps each, from the simplest setting to the most flexible. Importing this package registers every map's kind.
+yields one pair of maps each. Importing this package registers every map's kind.
 """
 
 from gera_lightning.aligners import asif, cca, coupled_ridge, filters, kernel_ridge, procrustes, ridge

@@ -9,6 +9,7 @@ from typing import Any
 
 from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
 from gera_lightning.errors import UserError
+from gera_lightning.parts import check_role
 
 KEY = "alternative"
 """In a setting: the number of the alternative that it is of, from 1; the form's own settings have none."""
@@ -27,9 +28,8 @@ class Alternatives:
     others: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        for method in (self.form, *self.others):
-            if not hasattr(method, "candidates"):
-                raise UserError(f"{method!r} is no closed form: name one, such as class: gera_lightning.aligners.cca.Cca")
+        for name, method in (("form", self.form), *(("others", other) for other in self.others)):
+            check_role(method, "candidates", name, "closed form", "gera_lightning.aligners.cca.Cca")
             if isinstance(method, Alternatives):
                 raise UserError("alternatives of alternatives: name them all in `others`")
 

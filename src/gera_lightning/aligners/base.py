@@ -39,7 +39,7 @@ class ClosedForm(Protocol):
     """A method that is fitted at once; its fields are what is not tuned."""
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """At most `count` settings to choose from, the simplest first, for a budget of `pairs`.
+        """At most `count` settings to choose from, the one to prefer first, for a budget of `pairs`.
 
         Raises:
             UserError: more pairs than the method can be fitted on.

@@ -21,8 +21,8 @@ class CanonicalFits:
     """Regularised canonical directions of two views for any penalty, from one singular value decomposition a view.
 
     With `x = U diag(s) V'`, `(C + lam)^-1/2` acts on the span of V only, so the problem is one of rank at most n:
-    `svd(diag(g_a) U_a' U_b diag(g_b))`, `g = s / sqrt(s^2 + lam)`, `lam = penalty * mean s^2`. Directions without variance are left out,
-    so views that do not vary have none.
+    `svd(diag(g_a) U_a' U_b diag(g_b))`, `g = s / sqrt(s^2 + lam)`, `lam = penalty * mean s^2`. A view of zeros has
+    no directions.
 
     Args:
         x_a, x_b: paired rows `[n, D_a]`, `[n, D_b]`.

@@ -61,7 +61,7 @@ class CoupledRidge:
             raise UserError(f"settings_tried={self.settings_tried} must hold pairs [eps, lam], both above 0")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """`count` settings at most."""
+        """At most `count` settings."""
         check_room(pairs)
         return [{"eps": eps, "penalty": penalty} for eps, penalty in self.settings_tried[:count]]
 

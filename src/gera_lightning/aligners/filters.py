@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gera_lightning.errors import UserError
 from gera_lightning.geometry.diffusion import DiffusedFeatures
 from gera_lightning.heads import Chain, Concat, Identity, Unit, normalized, saved_as
+from gera_lightning.parts import check_role
 
 saved_as("diffused")(DiffusedFeatures)
 
@@ -97,6 +98,9 @@ class Beside:
     """
 
     filter: Filter
+
+    def __post_init__(self) -> None:
+        check_role(self.filter, "fit", "filter", "filter", "gera_lightning.geometry.diffusion.GraphDiffusion")
 
     def fit(self, pool: Tensor) -> Concat:
         """The filter's map, `[n, D] -> [n, 2 D]`."""

@@ -107,7 +107,7 @@ class KernelRidge:
             raise UserError(f"factors={self.factors} must be above 0")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """`count` settings, the strongest penalty first."""
+        """At most `count` settings, the strongest penalty first."""
         check_room(pairs)
         steps = max(1, count // len(self.factors))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), factor=self.factors)

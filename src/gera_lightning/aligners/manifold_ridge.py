@@ -136,7 +136,7 @@ class ManifoldRidge:
                 raise UserError(f"{key}={value} must be at least {low}")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """`count` settings, the strongest penalty first."""
+        """At most `count` settings, the strongest penalty first."""
         if self.kernel:
             check_room(pairs + self.unpaired)
         steps = max(1, count // len(self.smoothness))

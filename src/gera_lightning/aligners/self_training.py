@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from gera_lightning.aligners.procrustes import Procrustes
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.aligners.space import Csls, SharedSpace
 from gera_lightning.errors import UserError
+from gera_lightning.parts import check_role
 
 
 @torch.no_grad()
@@ -64,6 +65,8 @@ class SelfTraining:
         1710.04087; number and weight are ours.
     """
 
+    reads_unpaired: ClassVar[bool] = True  # without them there is nothing to label
+
     base: Any = field(default_factory=Ridge)
     ratios: tuple[float, ...] = (0.25, 1.0)
     weight: float = 0.3
@@ -71,8 +74,7 @@ class SelfTraining:
     unpaired: int = 2000
 
     def __post_init__(self) -> None:
-        if not hasattr(self.base, "candidates"):
-            raise UserError(f"base={self.base!r} is no closed form: name one, such as base.class=gera_lightning.aligners.ridge.Ridge")
+        check_role(self.base, "candidates", "base", "closed form", "gera_lightning.aligners.ridge.Ridge")
         if not self.ratios or min(self.ratios) < 0:
             raise UserError(f"ratios={self.ratios} must hold values of at least 0")
         if not 0 < self.weight <= 1:
@@ -83,7 +85,7 @@ class SelfTraining:
             raise UserError(f"rounds={self.rounds} and unpaired={self.unpaired} must be at least 1")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """`count` settings: the form's own, each with every ratio, the fewest pseudo-pairs first."""
+        """At most `count` settings: the form's own, each with every ratio, the fewest pseudo-pairs first."""
         own = self._form.settings(max(1, count // len(self.ratios)), pairs)
         return [{**setting, "ratio": ratio} for setting in own for ratio in self.ratios][:count]
 

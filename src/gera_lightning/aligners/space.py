@@ -34,6 +34,8 @@ class Csls(nn.Module):
         super().__init__()
         if k < 1:
             raise UserError(f"k={k} must be at least 1")
+        if not weight >= 0:
+            raise UserError(f"weight={weight} must be at least 0")
         self.k, self.weight = k, weight
         self.register_buffer("pool_a", pool_a)
         self.register_buffer("pool_b", pool_b)

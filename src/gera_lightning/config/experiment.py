@@ -18,6 +18,11 @@ from gera_lightning.config.settings import PARTS, RUNTIME_KEYS, TRAINED_KEYS, Co
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.parts import check_part
 
+READ_BY_A_PART = {
+    "unpaired_loss": ("unpaired_weight", "batch.unpaired"),
+    "geometric_loss": ("geometric_weight", "graph", "batch.anchors", "batch.paired_anchors"),
+}
+"""Settings that a method reads only where it has the section."""
 RESERVED = ("summary", "report", "jobs", "aligner")
 """Folders that lie beside those of the methods: TensorBoard's summary, the report, the logs of a cluster's jobs, the aligner of all pairs."""
 
@@ -168,9 +173,12 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
         key = next(iter(word))
         if key in PARTS and word[key] is not None and all(getattr(c, key) is None for c in methods.values()):
             raise UserError(f"{key}: none of the methods {', '.join(methods)} has this section, so the override would do nothing")
-        for name in ("unpaired_weight", "batch.unpaired"):
-            if holds(word, name) and all(c.unpaired_loss is None for c in methods.values()):
-                raise UserError(f"{name}: none of the methods {', '.join(methods)} has an unpaired_loss, so the override would do nothing")
+        for part, names in READ_BY_A_PART.items():
+            for name in names:
+                if holds(word, name) and all(getattr(c, part) is None for c in methods.values()):
+                    raise UserError(
+                        f"{name}: none of the methods {', '.join(methods)} has a section {part}, so the override would do nothing"
+                    )
         read = list(flat(word)) == ["trainer.accelerator"]  # closed forms are computed on it, too
         if key in TRAINED_KEYS and not read and all(c.closed_form is not None for c in methods.values()):
             raise UserError(

@@ -18,7 +18,7 @@ from gera_lightning import tuning
 from gera_lightning.aligners.base import ClosedForm
 from gera_lightning.config import Experiment
 from gera_lightning.data.rows import load_rows
-from gera_lightning.fit import choose_filters, fold_scores
+from gera_lightning.fit import choose_filters, fold_scores, on_accelerator
 from gera_lightning.parts import build
 from gera_lightning.statistics import holm
 from gera_lightning.stores import Stores
@@ -88,7 +88,7 @@ def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[
     rows = load_rows(stores.a, stores.b, stores.draw(common, budget, seed), center=common.data.center)
     with tempfile.TemporaryDirectory() as folder:
         tasks = {n: Task(experiment.methods[n], rows, stores.split.families, seed, Path(folder), unheard) for n in names}
-        scores = {name: held_out_scores(task) for name, task in tasks.items()}
+        scores = {name: on_accelerator(task, held_out_scores) for name, task in tasks.items()}
         task = tasks[names[0]]
         parts = task.folds(np.arange(len(rows.items)))
         chance = [

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gera_lightning.errors import UserError
 from gera_lightning.heads import normalized
 from gera_lightning.objectives.base import MappedStep, UnpairedLoss
+from gera_lightning.parts import check_role
 
 WIDEST = 300.0
 """Spread of K / eps up to which `exp(K / eps)` and its scalings stay within float64, whose exponents reach 700."""
@@ -113,8 +114,7 @@ class TransportLoss(UnpairedLoss):
                 raise UserError(f"{key}={value} must be above 0")
         if iterations < 1:
             raise UserError(f"iterations={iterations} must be at least 1")
-        if not hasattr(teacher, "candidates"):
-            raise UserError(f"teacher={teacher!r} is no closed form: name one, such as teacher.class=gera_lightning.aligners.cca.Cca")
+        check_role(teacher, "candidates", "teacher", "closed form", "gera_lightning.aligners.cca.Cca")
         self.teacher = teacher
         self.eps, self.teacher_eps, self.iterations = eps, teacher_eps, iterations
         self.maps: nn.ModuleList | None = None
