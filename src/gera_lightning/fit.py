@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from gera_lightning import distributed, tuning
+from gera_lightning.aligners.alternatives import ALTERNATIVE
 from gera_lightning.aligners.base import ClosedForm, Maps, Setting
 from gera_lightning.aligners.space import SharedSpace
 from gera_lightning.geometry.alignment import kernel_alignment
@@ -97,11 +99,13 @@ def _fit_closed_form(task: Task) -> Fitted:
     method: ClosedForm = build(task.config.closed_form, "closed_form")
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
-    filtered, count = task.through(choice.numbers), choice.left(task.config.tuning.settings)
+    count = choice.left(task.config.tuning.settings)
     maps, settings, setting = cross_validated(task, method, everything, count, choice.scores, choice.numbers)
+    numbers = filters_before(setting, choice.numbers)
+    filtered, chosen = task.through(numbers), {name: float(numbers[name[-1]]) for name in choice.chosen}
     space = shared_space(filtered.task, *maps)
     space.map_a, space.map_b = filtered.behind(*maps)
-    return Fitted(space, 0, choice.tried + settings - (choice.scores is not None), {**choice.chosen, **setting})
+    return Fitted(space, 0, choice.tried + settings - (choice.scores is not None), {**chosen, **setting})
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class FilterChoice:
         scores: held-out pairs' scores `[1, n]` of the chosen combination under the method's first setting; None where it was not tried.
     """
 
-    numbers: dict[str, int]
+    numbers: Mapping[str, int]
     tried: int
     chosen: dict[str, float]
     scores: np.ndarray | None
@@ -125,8 +129,14 @@ class FilterChoice:
         return max(settings - self.tried + (self.scores is not None), 1)
 
 
-NO_CHOICE = FilterChoice({"a": 0, "b": 0}, 0, {}, None)
-"""Where each modality has one choice of filters, mostly none."""
+FIRST = {"a": 0, "b": 0}
+"""The first choice of each modality's filters, where there are several mostly none."""
+NO_CHOICE = FilterChoice(FIRST, 0, {}, None)
+
+
+def filters_before(setting: Setting, numbers: Mapping[str, int]) -> Mapping[str, int]:
+    """The filters that a setting stands behind: the chosen ones; an alternative, which had no say in the choice, behind the first."""
+    return FIRST if ALTERNATIVE in setting else numbers
 
 
 def choose_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> FilterChoice:
@@ -136,7 +146,7 @@ def choose_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> Fil
     similarities agree less across the modalities than under the first (`alignment.kernel_alignment`) is out; of the others, held-out
     pairs' ranks decide. Ranks alone are few and noisy, agreement alone is blind to what tells near neighbours apart.
     """
-    trials = [{"a": 0, "b": 0}]
+    trials = [FIRST]
     for side in "ab":
         trials += [{**trials[0], side: number} for number in range(1, len(task.choices(side)))]
     if len(trials) == 1:
@@ -173,7 +183,8 @@ def cross_validated(
         task, method, positions: what is fitted on which pairs.
         count: settings to try.
         first_scores: scores of `method.settings(1)` on the same folds, where they are known already.
-        numbers: choice of each modality's filters; the maps are of what they pass on. None takes the rows as they are.
+        numbers: choice of each modality's filters; the maps are of what those that stand before the chosen setting (`filters_before`) pass
+            on. None takes the rows as they are.
     """
     settings = method.settings(count, len(positions))
     chosen = 0
@@ -181,7 +192,7 @@ def cross_validated(
         known = first_scores is not None and settings[0] == method.settings(1, len(positions))[0]
         scores = fold_scores(task, method, settings[1:] if known else settings, positions, numbers)
         chosen = tuning.choose(np.concatenate([first_scores, scores]) if known and first_scores is not None else scores)
-    whole = task if numbers is None else task.through(numbers).task
+    whole = task if numbers is None else task.through(filters_before(settings[chosen], numbers)).task
     [maps] = method.candidates(whole.samples(positions), [settings[chosen]])
     return maps, len(settings), dict(settings[chosen])
 
@@ -193,12 +204,12 @@ def fold_scores(
     scores, parts = [], task.folds(positions)
     for number, held in enumerate(parts):
         task.progress("tuning fold", number, len(parts))
-        fold = task.without(held)
-        if numbers is not None:
-            fold = fold.through(numbers).task
-        spaces = (
-            shared_space(fold, *maps, rows=CORRECTION_ROWS)
-            for maps in method.candidates(fold.samples(np.setdiff1d(positions, held)), settings)
-        )
-        scores.append(torch.stack([tuning.held_out_score(space, *fold.held_out(held), *fold.distractors()) for space in spaces]))
+        fold, rest, found = task.without(held), np.setdiff1d(positions, held), []
+        for _, group in groupby(settings, key=lambda setting: ALTERNATIVE in setting):
+            mine = list(group)
+            seen = fold if numbers is None else fold.through(filters_before(mine[0], numbers)).task
+            for maps in method.candidates(seen.samples(rest), mine):
+                space = shared_space(seen, *maps, rows=CORRECTION_ROWS)
+                found.append(tuning.held_out_score(space, *seen.held_out(held), *seen.distractors()))
+        scores.append(torch.stack(found))
     return torch.cat(scores, dim=1).cpu().numpy()
