@@ -413,6 +413,15 @@ def test_the_same_words_are_keyword_arguments(experiment, tmp_path):
     assert found.results[["method", "budget", "seed"]].to_dict("list") == {"method": ["ridge"] * 2, "budget": [10] * 2, "seed": [1, 0]}
     same = plan(load(path, ["budgets=[10]", "methods=[ridge]", "tuning.folds=3", *(f"{key}={value}" for key, value in places.items())]))
     assert all(run.finished for run in same)
+    arrays = {"budgets": np.array([10]), "seeds": range(2), "methods": ("ridge",), "runs_dir": tmp_path / "runs"}
+    again = sweep.train(Path(path), **{**places, **arrays}, tuning={"folds": np.int64(3)})
+    assert again.results["config_hash"].sort_values().tolist() == found.results["config_hash"].sort_values().tolist()
+
+
+def test_a_misspelt_part_of_a_sweep_is_named(experiment, tmp_path):
+    experiment()
+    with pytest.raises(UserError, match=r"sweep\.only: 'quik' is no preset; did you mean 'quick'"):
+        swept(tmp_path, sweep__only="quik")
 
 
 def test_a_vector_that_is_not_finite_is_told_before_the_first_run(make_store, tmp_path, write_yaml):

@@ -81,6 +81,8 @@ def align(
         for side, pool in (("a", pool_a), ("b", pool_b))
     }
     items = range(len(pairs["a"])) if items is None else items
+    if not isinstance(method, str):
+        raise UserError(f"method={method!r}: name one preset, such as method='gera'")
     if len(pairs["a"]) < 2:
         raise UserError(f"{len(pairs['a'])} pairs are too few: two at least")
     if len(items) != len(pairs["a"]):
@@ -179,8 +181,8 @@ def _fitted(
     reader = unpaired_reader(settings)
     if reader is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
         raise UserError(
-            f"{method}: its {reader} must have unpaired rows of both modalities, and there are none: add rows whose item the other modality "
-            "lacks (pool_a, pool_b), or take method=gera_off"
+            f"{method}: its {reader} must have unpaired rows of both modalities, two at least, and there are {len(rows.a.pool)} of a and "
+            f"{len(rows.b.pool)} of b: add rows whose item the other modality lacks (pool_a, pool_b), or take method=gera_off"
         )
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit(Task(settings, rows, families, seed, Path(folder), progress))

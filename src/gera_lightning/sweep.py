@@ -89,7 +89,7 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     return _outcome(experiment, finished, folder)
 
 
-def train(experiment: str | Mapping[str, Any], **settings: Any) -> Outcome:
+def train(experiment: str | os.PathLike[str] | Mapping[str, Any], **settings: Any) -> Outcome:
     """`gera train` from Python, the same words as keyword arguments: `train("speech_text", budgets=[100], trainer={"max_steps": 50})`.
 
     Args:

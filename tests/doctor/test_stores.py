@@ -95,6 +95,7 @@ def test_pairs_families_and_unpaired_items_are_counted(make_store):
     found = list(pair_findings(a, b, split_items(a.rows, b.rows)))
     assert "25 train items in 13 families, 5 test items; unpaired items: 5 of a, 5 of b" in said(found, OK)
     assert "what is near in a is near in b" in said(found, OK)
+    assert "5 test items are few to measure on" in said(found, NOTE)
 
 
 def test_too_few_pairs_and_pairs_that_are_none_are_told_apart(make_store):

@@ -6,6 +6,7 @@ a preset sets to null (the geometry-off twin sets `geometric_loss: null`) stays 
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Experiment:
 
 
 def load(
-    experiment: str | Mapping[str, Any],
+    experiment: str | os.PathLike[str] | Mapping[str, Any],
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     folder: str | Path = "experiments",
@@ -55,6 +56,8 @@ def load(
     Raises:
         UserError: an unknown experiment, preset or key (with the nearest known one), or a value that is refused.
     """
+    if isinstance(experiment, os.PathLike):
+        experiment = os.fspath(experiment)
     path = _experiment_path(experiment, Path(folder)) if isinstance(experiment, str) else Path(folder) / "settings.yaml"
     words = parse_overrides(overrides)
     base = read_yaml(path) if isinstance(experiment, str) else dict(experiment)
@@ -120,7 +123,13 @@ def _swept_methods(common: Config, known: Mapping[str, Path]) -> list[str]:
             raise UserError(f"sweep.extra_budgets.{name}: there is no such method{did_you_mean(name, [*common.variants, *known])}")
     if not sweep.only:
         return methods
-    return list(sweep.quick) if sweep.only == "quick" else [name.strip() for name in sweep.only.split(",") if name.strip()]
+    if sweep.only == "quick":
+        return list(sweep.quick)
+    only = [name.strip() for name in sweep.only.split(",") if name.strip()]
+    for name in only:
+        if name not in known and name not in common.variants:
+            raise UserError(f"sweep.only: {name!r} is no preset{did_you_mean(name, ['quick', *common.variants, *known])}")
+    return only
 
 
 def _experiment_path(experiment: str, folder: Path) -> Path:

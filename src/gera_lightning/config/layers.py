@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,7 +51,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each override as a nested mapping."""
     if isinstance(overrides, Mapping):
-        pairs = list(overrides.items())
+        pairs = [(key, _plain(value)) for key, value in overrides.items()]
     else:
         pairs = []
         for word in overrides:
@@ -64,6 +66,17 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[s
             value = {name: value}
         nested.append(value)
     return nested
+
+
+def _plain(value: Any) -> Any:
+    """A value from Python as YAML would have it: sequences and arrays are lists, paths are words."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _parse_value(key: str, text: str) -> Any:

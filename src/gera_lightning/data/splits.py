@@ -218,7 +218,9 @@ def _check_reserve(budget: int, reserve: int, matched: int) -> None:
     if budget > matched:
         raise UserError(f"budgets: {budget} pairs are {beyond}: lower the budget")
     if reserve > matched:
-        raise UserError(f"data.reserve={reserve} items set aside for pairs (the file's largest budget by default) are {beyond}: lower it")
+        raise UserError(
+            f"data.reserve={reserve} items set aside for pairs (the file's largest budget by default) are {beyond}: lower it, such as data.reserve={budget}"
+        )
     if not 1 < budget <= reserve:
         raise UserError(
             f"budgets: {budget} must lie between 2 and data.reserve={reserve}, the items set aside for pairs: change one of them"

@@ -29,6 +29,7 @@ SMALL_NORM = 1e-3
 SPREAD = 0.01
 """Rows nearer to their mean direction than this are told apart by rounding alone (float16: 0.0005 a value)."""
 FEW_PAIRS = 10
+FEW_TEST_ITEMS = 20
 FOLLOWS = {"group": 0.4, "label": 0.2}
 """Neighbours follow a column where they share it more than chance gives by this much of what is left to 1. Our values: among the shipped
 stores the speech rows, which diffusion harms, lie at 0.56, the pictures, which it helps, at 0.28."""
@@ -102,6 +103,8 @@ def pair_findings(a: EmbeddingStore, b: EmbeddingStore, split: ItemSplit) -> Ite
     yield Finding(OK, f"pairs: {len(items):,} train items in {families:,} families, {len(held):,} test items; {alone}")
     if not len(held):
         yield Finding(MEND, "pairs: no test item has a row in both stores, so nothing could be measured: check the `split` column")
+    elif len(held) < FEW_TEST_ITEMS:
+        yield Finding(NOTE, f"pairs: {len(held)} test items are few to measure on: raise data.test_share, or take gera align")
     found = affinity([a], [b], most=2000)
     paired, shuffled = found.table["knn"][0], found.table["knn_shuffled"][0]
     text = f"agreement: mutual {found.k}-NN of pairs {paired:.3f}, of shuffled pairs {shuffled:.3f}"
