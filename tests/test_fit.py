@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from gera_lightning import fit as fitting
-from gera_lightning import sweep, train
+from gera_lightning import sweep, train, tuning
 from gera_lightning import task as tasks
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.filters import LocalCentering, fit_filters
@@ -23,6 +23,7 @@ from gera_lightning.data.rows import load_rows
 from gera_lightning.errors import UserError
 from gera_lightning.fit import choose_filters, fit_closed_form
 from gera_lightning.heads import Chain
+from gera_lightning.parts import build
 from gera_lightning.run import execute
 from gera_lightning.task import Task
 
@@ -208,6 +209,29 @@ def test_scores_that_the_choice_of_filters_left_are_not_computed_again(make, tmp
     assert fitted.settings == 6
     _, settings, anew = fitting.cross_validated(task, Ridge(), np.arange(14), 2 + known, None, numbers)
     assert (settings, anew["penalty"]) == (2 + known, fitted.chosen["penalty"])
+
+
+@pytest.mark.parametrize("wins", ["form", "alternative"])
+def test_filters_stand_before_the_form_that_chose_them_and_not_before_its_alternatives(make, tmp_path, monkeypatch, wins):
+    others = [{"class": "gera_lightning.aligners.cca.Cca", "score": "gaussian"}]
+    form = {"class": "gera_lightning.aligners.alternatives.Alternatives", "form": RIDGE, "others": others}
+    task = task_of(make({"closed_form": form, "filters": CHOICES}), tmp_path)
+    method, everything, numbers = build(form, "closed_form"), np.arange(14), {"a": 1, "b": 2}
+    own, other = settings = method.settings(2, 14)
+    found = fitting.fold_scores(task, method, settings, everything, numbers)
+    np.testing.assert_array_equal(found[:1], fitting.fold_scores(task, method, [own], everything, numbers))
+    np.testing.assert_array_equal(found[1:], fitting.fold_scores(task, method, [other], everything, {"a": 0, "b": 0}))
+    assert not np.array_equal(found[1:], fitting.fold_scores(task.through(numbers).task, method, [other], everything))
+
+    monkeypatch.setattr(fitting, "choose_filters", lambda *_: fitting.FilterChoice(numbers, 4, {"filter_a": 1.0, "filter_b": 2.0}, None))
+    monkeypatch.setattr(tuning, "choose", lambda scores: len(scores) - 1 if wins == "alternative" else 0)
+    fitted = fit_closed_form(task)
+    filtered = wins == "form"
+    assert [fitted.chosen[f"filter_{side}"] for side in "ab"] == ([1, 2] if filtered else [0, 0])
+    assert isinstance(fitted.space.map_a, Chain) == isinstance(fitted.space.map_b, Chain) == filtered
+    samples = (task.through(numbers).task if filtered else task).samples(everything)
+    [(map_a, _)] = method.candidates(samples, [own if filtered else other])
+    torch.testing.assert_close(fitted.space.embed("a", task.rows.a.pairs), torch.nn.functional.normalize(map_a(samples.x_a)))
 
 
 @pytest.mark.parametrize("preset", ["closed", "trained"])

@@ -418,6 +418,12 @@ def test_the_same_words_are_keyword_arguments(experiment, tmp_path):
     assert again.results["config_hash"].sort_values().tolist() == found.results["config_hash"].sort_values().tolist()
 
 
+def test_a_place_that_cannot_hold_runs_is_told_before_the_first(experiment, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"^runs_dir=.*file: .* cannot be made \(Not a directory\): name another place"):
+        run_experiment(experiment(runs_dir=str(tmp_path / "file")))
+
+
 def test_a_misspelt_part_of_a_sweep_is_named(experiment, tmp_path):
     experiment()
     with pytest.raises(UserError, match=r"sweep\.only: 'quik' is no preset; did you mean 'quick'"):

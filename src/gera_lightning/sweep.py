@@ -69,24 +69,40 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     waiting = distributed.broadcast_object(to_do(experiment, runs))
     first = distributed.world()[0] == 0
     mine = sorted(set(range(len(runs))[experiment.common.sweep.part]) & set(waiting))
+    folder = Path(experiment.common.runs_dir) / experiment.name
     if mine and first:
+        _make_folder(folder)
         runs[mine[0]].stores.check_finite()
     display = Display(console, len(runs), len(runs) - len(waiting)) if console is not None and first else None
     with display or nullcontext():
         failed = _execute_each(runs, mine, display)
-    folder = Path(experiment.common.runs_dir) / experiment.name
     if not first:
         return Outcome(pd.DataFrame(), "", folder, folder)
     finished = [run for run in runs if run.finished]
     if finished:
         collect(folder)
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed, the others are kept: " + "; ".join(f"{k} ({v})" for k, v in failed.items())
-        )
+        kept = ", the others are kept" if finished else ""
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed{kept}: " + "; ".join(f"{k} ({v})" for k, v in failed.items()))
     if not finished:  # a shard without runs, before any other shard's
         return Outcome(pd.DataFrame(), "", folder, folder)
     return _outcome(experiment, finished, folder)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder that runs are written into.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"runs_dir={folder.parent}: {folder} cannot be made ({error.strerror}): name another place by runs_dir=..."
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"runs_dir={folder.parent}: {folder} cannot be written: name another place by runs_dir=...")
 
 
 def train(experiment: str | os.PathLike[str] | Mapping[str, Any], **settings: Any) -> Outcome:
