@@ -71,8 +71,8 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     mine = sorted(set(range(len(runs))[experiment.common.sweep.part]) & set(waiting))
     folder = Path(experiment.common.runs_dir) / experiment.name
     if mine and first:
-        _make_folder(folder)
         runs[mine[0]].stores.check_finite()
+        _make_folder(folder)
     display = Display(console, len(runs), len(runs) - len(waiting)) if console is not None and first else None
     with display or nullcontext():
         failed = _execute_each(runs, mine, display)
