@@ -183,6 +183,7 @@ def build_filters(parts: Sequence[Part], side: str, number: int) -> list[Filter]
     """
     filters = []
     for i, part in enumerate(parts):
-        filters.append(build(part, f"filters.{side}[{number}][{i}]"))
-        check_role(filters[-1], "fit", f"filters.{side}[{number}][{i}]", "filter", "gera_lightning.aligners.filters.LocalCentering")
+        where = f"filters.{side}[{number}][{i}]"
+        filters.append(build(part, where))
+        check_role(filters[-1], "fit", where, "filter", "gera_lightning.aligners.filters.LocalCentering")
     return filters

@@ -193,7 +193,8 @@ class Aligner:
             weights = safetensors.torch.load((folder / "maps.safetensors").read_bytes())
         except FileNotFoundError as error:
             raise UserError(
-                f"no aligner at {str(folder)!r} ({Path(error.filename).name} is missing): give the aligner/ folder of a run, or train that run again with overwrite=true"
+                f"no aligner at {str(folder)!r} ({Path(error.filename).name} is missing): give the aligner/ folder of a run, "
+                "or train that run again with overwrite=true"
             ) from error
         except (ValueError, safetensors.SafetensorError) as error:
             raise UserError(f"{folder}: the aligner is damaged ({error}): train it again") from error

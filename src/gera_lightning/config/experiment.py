@@ -116,19 +116,19 @@ def _check_swept(words: Sequence[Mapping[str, Any]], common: Config) -> None:
 
 
 def _swept_methods(common: Config, known: Mapping[str, Path]) -> list[str]:
-    sweep = common.sweep
+    sweep, names = common.sweep, [*common.variants, *known]
     methods = sweep.methods or (common.methods if common.variants else sorted(known))
     for name in sweep.extra_budgets:
-        if name not in known and name not in common.variants:
-            raise UserError(f"sweep.extra_budgets.{name}: there is no such method{did_you_mean(name, [*common.variants, *known])}")
+        if name not in names:
+            raise UserError(f"sweep.extra_budgets.{name}: there is no such method{did_you_mean(name, names)}")
     if not sweep.only:
         return methods
     if sweep.only == "quick":
         return list(sweep.quick)
     only = [name.strip() for name in sweep.only.split(",") if name.strip()]
     for name in only:
-        if name not in known and name not in common.variants:
-            raise UserError(f"sweep.only: {name!r} is no preset{did_you_mean(name, ['quick', *common.variants, *known])}")
+        if name not in names:
+            raise UserError(f"sweep.only: {name!r} is no preset{did_you_mean(name, ['quick', *names])}")
     return only
 
 

@@ -219,7 +219,8 @@ def _check_reserve(budget: int, reserve: int, matched: int) -> None:
         raise UserError(f"budgets: {budget} pairs are {beyond}: lower the budget")
     if reserve > matched:
         raise UserError(
-            f"data.reserve={reserve} items set aside for pairs (the file's largest budget by default) are {beyond}: lower it, such as data.reserve={budget}"
+            f"data.reserve={reserve} items set aside for pairs (the file's largest budget by default) are {beyond}: "
+            f"lower it, such as data.reserve={budget}"
         )
     if not 1 < budget <= reserve:
         raise UserError(
