@@ -7,8 +7,8 @@ recall and whether `gera` is anywhere significantly worse. The digits are scikit
 modality and the right half the other. The words are the shipped WordNet sentences, as the leading directions of their tf-idf, which
 is fitted on training rows. Three more run when they are named, for they were tuned on: that `gera` has CCA and a strong penalty among
 its settings is for them. `linear` is two linear views of twenty factors, those that are strong in the one weak in the other; `table` is
-scikit-learn's breast
-cancer data, 15 measurements of a tumour against the other 15; `noisy` is two views of clusters with as much noise as signal.
+scikit-learn's breast cancer data, 15 measurements of a tumour against the other 15; `noisy` is two views of clusters with as much noise
+as signal.
 """
 
 from __future__ import annotations

@@ -391,7 +391,7 @@ def test_a_method_is_named_where_most_of_its_seeds_still_rose():
     table = plateaus(gera=[False, True, False], twin=[False, True], ridge=[None, None], rested=[True, True])
     said = sweep.still_rising(pd.concat([table, table.assign(budget=20, plateau=True)]), "small")
     assert said.startswith("most runs of gera at 10 pairs were still improving")
-    assert "trainer.max_steps in the experiment small or on the command line" in said
+    assert "trainer.max_steps or trainer.min_epochs in the experiment small or on the command line" in said
     for quiet in (plateaus(twin=[False, True]), plateaus(ridge=[None]), table.drop(columns="plateau"), table[:0]):
         assert sweep.still_rising(quiet, "small") == ""
 

@@ -216,7 +216,7 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
 def still_rising(results: pd.DataFrame, name: str) -> str:
     """A sentence on the methods and budgets most of whose seeds were stopped while they still improved; empty where there are none.
 
-    Such a method is not compared fairly. One seed of several may rise by chance.
+    Such a method may not be compared fairly. One seed of several may rise by chance.
 
     Args:
         results: rows of finished runs; a run that cannot tell (closed forms, one stopping step) has no `plateau`.
@@ -230,8 +230,9 @@ def still_rising(results: pd.DataFrame, name: str) -> str:
     if not rising:
         return ""
     return (
-        f"most runs of {', '.join(rising)} were still improving at their last stopping step: raise trainer.max_steps in the experiment "
-        f"{name} or on the command line, and run it again; the held-out curves are in each run's tuning.json"
+        f"most runs of {', '.join(rising)} were still improving at their last stopping step, in part since the learning rate falls to 0 "
+        f"there: see with data.split=dev whether twice the steps bring more, and then raise trainer.max_steps or trainer.min_epochs in the "
+        f"experiment {name} or on the command line; the held-out curves are in each run's tuning.json"
     )
 
 

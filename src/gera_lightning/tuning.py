@@ -52,8 +52,9 @@ def at_rest(scores: np.ndarray, chosen: int) -> bool | None:
     """Whether a training had come to rest: its held-out curve was not still rising at its last stopping step.
 
     It was still rising where the last step is the chosen one, and the gain from the last step but one, pair by pair, is above `GAIN` and
-    above twice its standard error. The learning rate falls to 0 by then, so a curve may look flat for that: `max_steps` is a preset's to
-    choose, this tells where it was too short.
+    above twice its standard error. The learning rate falls to 0 by then, which flattens a curve, and improves the maps by itself: a
+    training that is called unfinished may end where one of twice the steps does. `max_steps` is a preset's to choose, this tells where to
+    try more.
 
     Args:
         scores: `[steps, n]` scores of the same n held-out pairs at each stopping step.

@@ -48,7 +48,9 @@ def test_every_trained_method_has_a_figure_with_a_line_a_budget(findings):
     assert lines["20 pairs"].get_xdata().tolist() == [2, 8]
     assert lines["20 pairs"].get_ydata().tolist() == [-1, 0]
     [facts] = [block for block in section.blocks if isinstance(block, Facts)]
-    assert facts.items == ["m: 1 of 2 runs were still getting better at their last step: more steps may help it."]
+    assert facts.items == [
+        "m: 1 of 2 runs were still getting better at their last step, where the learning rate falls to 0: more steps may help it."
+    ]
 
 
 def test_without_curves_it_says_so(findings, tmp_path):
