@@ -72,7 +72,7 @@ def test_without_pools_nothing_is_subtracted(samples):
 
 
 def test_settings_are_cut_and_checked():
-    assert CoupledRidge().settings(1, 100) == [{"eps": 0.8, "penalty": 0.3}]
+    assert CoupledRidge().settings(1, 100) == [{"eps": 0.67, "penalty": 0.3}]
     assert len(CoupledRidge().settings(99, 100)) == len(CoupledRidge().settings_tried) == 7
     for tried in ((), ((1.0,),), ((1.0, 0.0),)):
         with pytest.raises(UserError, match="settings_tried"):
