@@ -50,7 +50,7 @@ class CoupledRidge:
     """
 
     settings_tried: tuple[tuple[float, float], ...] = (
-        *((0.67, 0.3), (3.0, 0.3), (4.0, 3.0)),  # narrow, wide, and strongly penalised where the rows are noisy
+        *((0.67, 0.3), (2.0, 0.3), (4.0, 3.0)),  # narrow, wide, and strongly penalised where the rows are noisy
         *((0.67, 0.1), (1.0, 0.1), (1.0, 1.0), (2.0, 1.0)),
     )
     predict: bool = True
