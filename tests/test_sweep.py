@@ -430,6 +430,13 @@ def test_a_misspelt_part_of_a_sweep_is_named(experiment, tmp_path):
         swept(tmp_path, sweep__only="quik")
 
 
+@pytest.mark.parametrize(("word", "expected"), [(["ridge", "procrustes"], ["ridge", "procrustes"]), ("ridge", ["ridge"]), ("", None)])
+def test_a_part_of_a_sweep_may_be_a_list_or_empty(experiment, tmp_path, word, expected):
+    experiment()
+    whole = list(swept(tmp_path).methods)
+    assert list(swept(tmp_path, sweep__only=word).methods) == (expected or whole)
+
+
 def test_a_vector_that_is_not_finite_is_told_before_the_first_run(make_store, tmp_path, write_yaml):
     x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     split = ["test" if n % 4 == 0 else "train" for n in range(40)]
