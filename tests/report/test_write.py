@@ -296,6 +296,9 @@ def test_budgets_of_one_method_alone_are_in_the_command_and_not_compared(project
 
 def test_a_report_of_kept_results_has_the_same_tables(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
+    assert cli.main(["report", "small"]) == 0
+    assert f"]({project / 'runs' / 'small' / 'report' / 'recall_both.png'})" in capsys.readouterr().out
+    assert (project / "runs" / "small" / "report" / "recall_both.png").is_file()
     assert cli.main(["keep", "small"]) == 0
     kept = project / "docs" / "results" / "small.zip"
     assert str(kept.relative_to(project)) in capsys.readouterr().out

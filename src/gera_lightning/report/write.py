@@ -74,8 +74,9 @@ def _write(loaded: config.Experiment, sweep: Sweep, findings: Findings, experime
             Section("Where this comes from", provenance.blocks(sweep, experiment, folder)),
         ],
     )
-    pasted = headline.pasted(headline.table(findings), kept.picture_path(loaded.name).as_posix())
     page = save(report, _runs(loaded) / "report")
+    curve = kept.picture_path(loaded.name) if kept.kept_path(loaded.name).is_file() else page.with_name("recall_both.png")
+    pasted = headline.pasted(headline.table(findings), curve.as_posix())
     replace_atomically(page.with_name("headline.md"), pasted.encode())
     return page
 
