@@ -42,13 +42,18 @@ def _store(name: str, x: np.ndarray, rows: pd.DataFrame, encoder: str, source: s
     write_store(FOLDER / name, x, rows, encoder={"name": encoder}, source={"name": source}, dtype="float32")
 
 
+def _view(name: str, x: np.ndarray, items: list[str], encoder: str, source: str, **columns: np.ndarray) -> None:
+    """Write one modality's vectors, row i of item i."""
+    rows = pd.DataFrame({"row": [f"{item}-{name}" for item in items], "item": items, **columns})
+    _store(name, x.astype(np.float32), rows, encoder, source)
+
+
 def make_digits() -> dict[str, object]:
     """Left halves against right halves."""
     digits = load_digits()
     items = [f"digit{number:04d}" for number in range(len(digits.target))]
     for name, pixels in (("left", digits.images[:, :, :4]), ("right", digits.images[:, :, 4:])):
-        rows = pd.DataFrame({"row": [f"{item}-{name}" for item in items], "item": items, "label": digits.target.astype(str)})
-        _store(name, pixels.reshape(len(items), -1).astype(np.float32), rows, "pixels", "sklearn digits")
+        _view(name, pixels.reshape(len(items), -1), items, "pixels", "sklearn digits", label=digits.target.astype(str))
     return {"data": {"a": str(FOLDER / "left"), "b": str(FOLDER / "right")}, "budgets": [25, 50, 100, 200, 400]}
 
 
@@ -77,7 +82,7 @@ def make_linear() -> dict[str, object]:
     for side, width, weight in (("linear-a", 64, strength), ("linear-b", 48, strength[::-1])):
         x = (u * weight) @ rng.normal(size=(factors, width))
         x += 0.03 * x.std() * rng.normal(size=x.shape)
-        _store(side, x.astype(np.float32), pd.DataFrame({"row": [f"{item}-{side}" for item in items], "item": items}), side, "made")
+        _view(side, x, items, side, "made")
     return {"data": {"a": str(FOLDER / "linear-a"), "b": str(FOLDER / "linear-b")}, "budgets": [30, 100, 200]}
 
 
@@ -87,8 +92,7 @@ def make_table() -> dict[str, object]:
     columns, scaled = np.random.default_rng(0).permutation(30), (table - table.mean(0)) / table.std(0)
     items = [f"tumour{number:03d}" for number in range(len(table))]
     for side, half in (("table-a", columns[:15]), ("table-b", columns[15:])):
-        rows = pd.DataFrame({"row": [f"{item}-{side}" for item in items], "item": items})
-        _store(side, scaled[:, half].astype(np.float32), rows, side, "sklearn breast cancer")
+        _view(side, scaled[:, half], items, side, "sklearn breast cancer")
     return {"data": {"a": str(FOLDER / "table-a"), "b": str(FOLDER / "table-b")}, "budgets": [25, 50, 100]}
 
 
@@ -100,7 +104,7 @@ def make_noisy() -> dict[str, object]:
     for side, width in (("noisy-a", 96), ("noisy-b", 64)):
         x = np.tanh(z @ rng.normal(size=(factors, 128)) / factors**0.5) @ rng.normal(size=(128, width))
         x = x / x.std() + rng.normal(size=x.shape)
-        _store(side, x.astype(np.float32), pd.DataFrame({"row": [f"{item}-{side}" for item in items], "item": items}), side, "made")
+        _view(side, x, items, side, "made")
     return {"data": {"a": str(FOLDER / "noisy-a"), "b": str(FOLDER / "noisy-b")}, "budgets": [30, 100, 300]}
 
 

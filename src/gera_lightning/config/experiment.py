@@ -123,13 +123,12 @@ def _swept_methods(common: Config, known: Mapping[str, Path]) -> list[str]:
             raise UserError(f"sweep.extra_budgets.{name}: there is no such method{did_you_mean(name, names)}")
     if not sweep.only:
         return methods
-    if sweep.only == "quick":
+    if sweep.only == ["quick"]:
         return list(sweep.quick)
-    only = [name.strip() for name in sweep.only.split(",") if name.strip()]
-    for name in only:
+    for name in sweep.only:
         if name not in names:
             raise UserError(f"sweep.only: {name!r} is no preset{did_you_mean(name, ['quick', *names])}")
-    return only
+    return list(sweep.only)
 
 
 def _experiment_path(experiment: str, folder: Path) -> Path:

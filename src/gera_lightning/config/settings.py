@@ -185,7 +185,7 @@ class SweepConfig:
     )
     """The subset that `sweep.only=quick` names: closed forms, minutes instead of hours."""
     only: Any = ""
-    """`quick`, or some of the methods: separated by commas, or a list."""
+    """`quick`, or some of the methods, separated by commas or as a list; a list of names here."""
     shard: str = "1/1"
     """`i/n`: of all runs every n-th, starting with the i-th; n machines with one file system share a sweep."""
     workers: int = 1
@@ -203,7 +203,8 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         _at_least("sweep.", 1, workers=self.workers, jobs=self.jobs)
-        self.only = ",".join(map(str, self.only)) if isinstance(self.only, list | tuple) else str(self.only or "")
+        words = self.only if isinstance(self.only, list) else [] if self.only is None else [self.only]
+        self.only = [name.strip() for word in words for name in str(word).split(",") if name.strip()]
         _listed(**{"sweep.seeds": self.seeds})
         _at_least("sweep.", 0, seeds=min(self.seeds))
         for name, budgets in self.extra_budgets.items():

@@ -19,6 +19,8 @@ from gera_lightning.stores import joint_hash, open_stores
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
 DRAWS = 20_000
 """Resamples of a report: a p-value is at least 2 / (draws + 1), and Holm multiplies it by the number of comparisons, some thirty."""
+CURVE = "recall_both.png"
+"""The report's picture that is kept, and shown in its `headline.md`: see `sections.recall`."""
 WORDS = ("reference", "baseline", "draws", "kept")
 
 
@@ -75,7 +77,7 @@ def _write(loaded: config.Experiment, sweep: Sweep, findings: Findings, experime
         ],
     )
     page = save(report, _runs(loaded) / "report")
-    curve = kept.picture_path(loaded.name) if kept.kept_path(loaded.name).is_file() else page.with_name("recall_both.png")
+    curve = kept.picture_path(loaded.name) if kept.kept_path(loaded.name).is_file() else page.with_name(CURVE)
     pasted = headline.pasted(headline.table(findings), curve.as_posix())
     replace_atomically(page.with_name("headline.md"), pasted.encode())
     return page
@@ -143,7 +145,7 @@ def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str 
             raise UserError(f"{path}: holds results of other data, which would be lost: move it away, or give the experiment another name")
         kept.pack(sweep, path)
         page = _write(loaded, sweep, _findings(sweep, None, None, DRAWS), experiment, folder)
-    replace_atomically(kept.picture_path(loaded.name), page.with_name("recall_both.png").read_bytes())
+    replace_atomically(kept.picture_path(loaded.name), page.with_name(CURVE).read_bytes())
     return path
 
 
