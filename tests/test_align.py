@@ -140,6 +140,20 @@ def test_an_experiment_gives_all_its_pairs_and_all_rows_without_partner(project,
     assert [line.split()[-1] for line in lines if line.startswith("a*")] == ["a-4"]
 
 
+def test_stores_of_train_items_alone_are_aligned_searched_and_exported(project, capsys):
+    for name in "ab":
+        store = EmbeddingStore(name)
+        rows = store.rows.assign(split="train")
+        write_store(project / "all" / name, store.read(), rows, encoder=store.encoder, source={"name": "test"}, dtype="float32")
+    align_experiment("small", ["data.a=all/a", "data.b=all/b"], method="ridge")
+    assert cli.main(["search", "runs/small", "b-4"]) == 0
+    assert cli.main(["export", "runs/small", "out=exported"]) == 0
+    assert cli.main(["affinity", "all/a", "all/b", "k=3"]) == 0
+    said = capsys.readouterr()
+    assert not said.err
+    assert len(EmbeddingStore("exported/a")) == len(EmbeddingStore("all/a"))
+
+
 def test_items_called_unused_stay_unused(project):
     first = align_experiment("small", method="ridge", out="first")
     for name in "ab":

@@ -163,6 +163,7 @@ def test_a_sweep_of_an_experiment_with_variants_runs_its_own_methods(experiment)
         ({"of": "geometrik"}, r"geometrik.*'geometric'"),
         ({"of": "geometric", "graph.kk": 4}, r"graph\.kk.*'graph\.k'"),
         ({"of": "geometric", "budgets": [10]}, "budgets is no setting of a method"),
+        ({"of": "geometric", "data.reserve": 30}, r"data\.reserve=30 of method v.*all methods"),
         ({"of": "geometric", "data.split": "dev"}, r"data\.split='dev' of method v.*all methods"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gera_lightning import results
 from gera_lightning.errors import UserError
 from gera_lightning.results import load_sweep
 
@@ -98,6 +99,14 @@ def test_finished_folders_alone_count_whatever_results_jsonl_says(folder):
     (folder / "m" / "b10-s0-h0" / "metrics.json").unlink()
     with pytest.raises(UserError, match="no finished run"):
         load_sweep(folder)
+
+
+def test_a_run_that_another_process_is_replacing_is_passed_over(folder, monkeypatch):
+    add(folder, seed=0)
+    there = results.finished_records(folder)
+    monkeypatch.setattr(results, "finished_records", lambda folder: [folder / "m" / "b10-s1-h0" / "metrics.json", *there])
+    assert [row["seed"] for row in results.finished_rows(folder)] == [0]
+    assert results.collect(folder).read_text().count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"method": "m"}\n', "[1]\n", "7"])

@@ -74,7 +74,7 @@ def test_a_folder_stands_for_itself(project, inner):
     [folder] = project.glob("runs/small/ridge/b10-s1-*")
     run = finished_run(f"{folder}{inner}")
     assert run.folder == folder
-    assert run.stores.a.path == Path("a")
+    assert run.a.path == Path("a")
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def test_a_folder_names_its_stores_whatever_the_experiment_is_called_now(project
     (project / "experiments" / "small.yaml").rename(tmp_path / "small.yaml")
     try:
         run = finished_run(str(folder))
-        assert (run.stores.a.path, run.stores.b.path) == (Path("a"), Path("b"))
+        assert (run.a.path, run.b.path) == (Path("a"), Path("b"))
         assert search_words(str(folder), "i5", k=2).startswith(str(folder))
         shutil.copytree("b", tmp_path / "moved")
-        assert finished_run(str(folder), [f"data.b={tmp_path / 'moved'}"]).stores.b.path == tmp_path / "moved"
+        assert finished_run(str(folder), [f"data.b={tmp_path / 'moved'}"]).b.path == tmp_path / "moved"
         with pytest.raises(UserError, match=r"hold other data than this run had: name its stores by data\.a="):
             finished_run(str(folder), ["data.b=a"])
     finally:
@@ -124,7 +124,7 @@ def test_the_matches_are_the_aligners_best_and_right_ones_carry_a_star(project):
     first, query, *found = search_words("small", "i5", k=4).splitlines()
     assert first == f"{run.folder}   (*: of the same item)"
     assert "The sound number 5" in query
-    scores = run.aligner.score(run.stores.a.read([5]), run.stores.b)[0]
+    scores = run.aligner.score(run.a.read([5]), run.b)[0]
     best = scores.topk(4)
     for line, value, number in zip(found, best.values.tolist(), best.indices.tolist(), strict=True):
         assert line.startswith("b*" if number == 5 else "b ")
@@ -173,9 +173,9 @@ def test_dot_products_of_exported_rows_are_scores(project, tmp_path, method):
     run = finished_run("small", method=method)
     folder = export("small", out=str(tmp_path / method), method=method)
     a, b = EmbeddingStore(folder / "a"), EmbeddingStore(folder / "b")
-    scores = run.aligner.score(run.stores.a, run.stores.b)
+    scores = run.aligner.score(run.a, run.b)
     torch.testing.assert_close(torch.from_numpy(a.read() @ b.read().T), scores, atol=1e-5, rtol=1e-4)
-    pd.testing.assert_frame_equal(a.rows, run.stores.a.rows)
+    pd.testing.assert_frame_equal(a.rows, run.a.rows)
     assert "in the shared space of" in b.encoder["name"]
     a.verify()
 
@@ -186,10 +186,8 @@ def test_faiss_reads_the_index_and_finds_what_the_aligner_finds(project, tmp_pat
     assert Aligner.load(run.folder / "aligner").space.correction is not None
     for query, gallery, direction in (("a", "b", "ab"), ("b", "a", "ba")):
         index = faiss.read_index(str(folder / f"{gallery}.index"))
-        values, found = index.search(score_rows(run.aligner, query, getattr(run.stores, query).read(slice(0, 9))).numpy(), 5)
-        expected, numbers = run.aligner.search(
-            getattr(run.stores, query).read(slice(0, 9)), getattr(run.stores, gallery), 5, direction=direction
-        )
+        values, found = index.search(score_rows(run.aligner, query, getattr(run, query).read(slice(0, 9))).numpy(), 5)
+        expected, numbers = run.aligner.search(getattr(run, query).read(slice(0, 9)), getattr(run, gallery), 5, direction=direction)
         np.testing.assert_allclose(values, expected, atol=1e-5)
         np.testing.assert_array_equal(found, numbers)
 

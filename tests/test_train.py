@@ -234,6 +234,19 @@ def test_an_interrupted_training_goes_on_to_bit_identical_weights(experiment, mo
     }
 
 
+def test_a_run_that_went_on_counts_the_seconds_before_it_was_interrupted(experiment, monkeypatch):
+    run = only_run(experiment(methods=["twin"], tuning__settings=1))
+    ticks = iter(range(0, 10_000_000, 10))
+    with monkeypatch.context() as patch:
+        patch.setattr("gera_lightning.run.time.perf_counter", lambda: next(ticks))
+        with pytest.raises(KeyboardInterrupt):
+            execute(run, interrupt_at("training", 6))
+    before = float((run.partial_folder / "seconds.txt").read_text())
+    assert before >= 50, "ten seconds at each look at the clock"
+    assert before < execute(run)["seconds"] < before + 600
+    assert not (run.folder / "seconds.txt").exists()
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -632,6 +645,7 @@ def test_a_part_that_is_none_is_named_before_anything_runs(settings, words):
 def test_a_start_is_tuned_on_the_families_that_a_fold_leaves(experiment):
     row = execute(only_run(experiment(methods=["started"], budgets=[4], tuning__folds=4, tuning__used_folds=None)))
     assert row["budget"] == 4
+    assert execute(only_run(experiment(methods=["started"], budgets=[2])))["budget"] == 2, "of one pair nothing can be held out"
 
 
 def test_scores_are_corrected_against_images_without_dropout(experiment):

@@ -63,3 +63,4 @@ def test_values_of_the_annotated_types_pass():
     words = ["columns=null", "share=1", "names=[a,b]", "limit=3"]
     assert keywords(words, function) == {"columns": None, "share": 1, "names": ["a", "b"], "limit": 3}
     assert keywords(["limit=null", "share=.5"], function) == {"limit": None, "share": 0.5}
+    assert keywords(["share=2e-1"], function) == {"share": 0.2}, "as in settings"

@@ -176,7 +176,7 @@ def _fitted(
         UserError: a part that refuses its settings, or unpaired rows that are needed and missing.
     """
     dims = rows.a.pairs.shape[1], rows.b.pairs.shape[1]
-    settings = at_budget(chosen, len(rows.items))
+    settings = at_budget(chosen, len(np.unique(rows.items)))
     check(settings, dims, len(rows.items))
     reader = unpaired_reader(settings)
     if reader is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:

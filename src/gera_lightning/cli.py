@@ -169,9 +169,11 @@ def keep(experiment: str, overrides: Sequence[str]) -> None:
 
 def report(experiment: str, overrides: Sequence[str]) -> None:
     """Report an experiment's finished runs: intervals, comparisons and examples, as HTML and Markdown."""
-    from gera_lightning.report.write import report_words
+    from gera_lightning.report.write import write_report
+    from gera_lightning.words import own_words
 
-    path = report_words(experiment, overrides)
+    options, others = own_words(overrides, write_report)
+    path = write_report(experiment, others, **options)
     print(path.with_name("headline.md").read_text())
     print(f"report       {path}")
     print(f"Markdown     {path.with_name('report.md')}   (with a CSV for each table, a PNG and an SVG for each figure)")
@@ -257,7 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     options = parser.parse_args(arguments)
     experiment, overrides = options.experiment, list(options.overrides)
-    if "=" in experiment:  # no experiment was named
+    takes_experiment = next(iter(inspect.signature(COMMANDS[options.command]).parameters)) == "experiment"
+    if takes_experiment and "=" in experiment:  # none was named
         experiment, overrides = "", [experiment, *overrides]
     again = options.command not in GO_ON or any(word.partition("=")[0] == "overwrite" for word in overrides)
     stopped = "stopped" + ("" if again else "; the same command goes on from here")

@@ -88,7 +88,7 @@ def export(
 
 def _write_side(run: Finished, side: str, folder: Path, dtype: str, index: str) -> None:
     """One modality's store and index, part by part: of the rows in the shared space only the index is in memory as a whole."""
-    store, aligner = getattr(run.stores, side), run.aligner
+    store, aligner = getattr(run, side), run.aligner
     name = f"{store.encoder.get('name')} in the shared space of {run.folder.parent.name}/{run.folder.name}"
     writer = StoreWriter(folder / side, dtype, resume=False)
     growing = None
@@ -104,7 +104,7 @@ def _write_side(run: Finished, side: str, folder: Path, dtype: str, index: str) 
 
 def _empty_index(run: Finished, side: str, index: str, dim: int) -> GrowingIndex:
     """The index that one modality's rows are added to, trained where it has something to learn."""
-    store = getattr(run.stores, side)
+    store = getattr(run, side)
     try:
         growing = GrowingIndex(dim, index)
         if growing.learns:

@@ -9,9 +9,10 @@ from pathlib import Path
 from gera_lightning import config
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config.layers import merge, parse_overrides, read_yaml, typed
+from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.errors import UserError
 from gera_lightning.results import load_sweep
-from gera_lightning.stores import Stores
+from gera_lightning.stores import joint_hash, open_stores
 
 PREFERRED = "gera"
 
@@ -21,7 +22,8 @@ class Finished:
     """A finished run's aligner, the stores it is of, and its folder."""
 
     aligner: Aligner
-    stores: Stores
+    a: EmbeddingStore
+    b: EmbeddingStore
     folder: Path
 
 
@@ -40,19 +42,19 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
     if found is not None:
         folder = found.parent if found.name == "aligner" else found
         aligner = Aligner.load(found)
-        stores = Stores.open(_recorded(folder, aligner, overrides))
+        a, b = open_stores(_recorded(folder, aligner, overrides))
     else:
         experiment = config.load(target, overrides)
         settings = experiment.common
-        stores = Stores.open(settings)
-        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget, stores.data_hash)
+        a, b = open_stores(settings)
+        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget, joint_hash(a, b))
         aligner = Aligner.load(folder / "aligner")
-    if stores.data_hash != aligner.about.get("data_hash"):
+    if joint_hash(a, b) != aligner.about.get("data_hash"):
         raise UserError(
-            f"{folder}: {stores.a.path} and {stores.b.path} hold other data than this run had: name its stores by data.a=... and "
+            f"{folder}: {a.path} and {b.path} hold other data than this run had: name its stores by data.a=... and "
             "data.b=..., or train it again"
         )
-    return Finished(aligner, stores, folder)
+    return Finished(aligner, a, b, folder)
 
 
 def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> config.Config:

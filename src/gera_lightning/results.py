@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,11 @@ def finished_records(folder: Path) -> list[Path]:
 
 def finished_rows(folder: Path) -> list[dict[str, Any]]:
     """Result rows of the finished runs under an experiment's folder, in order of their paths."""
-    return [read_row(path) for path in finished_records(folder)]
+    rows = []
+    for path in finished_records(folder):
+        with contextlib.suppress(FileNotFoundError):  # another process is replacing that run
+            rows.append(read_row(path))
+    return rows
 
 
 def read_row(record: Path, needed: Sequence[str] = ()) -> dict[str, Any]:

@@ -66,6 +66,38 @@ class Run:
         return (self.folder / "metrics.json").exists()
 
 
+class Clock:
+    """Seconds that a run takes, with those of its attempts before, as far as they were told of progress.
+
+    Args:
+        file: where they are kept until the clock stops.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.started = self.kept = time.perf_counter()
+        try:
+            self.before = float(file.read_text())
+        except (OSError, ValueError):
+            self.before = 0.0
+
+    def kept_with(self, progress: Progress) -> Progress:
+        """The same progress; what the clock says is kept whenever something is told, once a second at most."""
+
+        def told(what: str, done: int, total: int) -> None:
+            progress(what, done, total)
+            if (now := time.perf_counter()) - self.kept > 1:
+                self.kept = now
+                self.file.write_text(str(self.before + now - self.started))
+
+        return told
+
+    def stop(self) -> float:
+        """All seconds; nothing is kept any more."""
+        self.file.unlink(missing_ok=True)
+        return self.before + time.perf_counter() - self.started
+
+
 def execute(run: Run, progress: Progress = unheard) -> dict[str, Any]:
     """Run to the end and return its result row; the folder appears under its final name when it is whole.
 
@@ -97,13 +129,13 @@ def _execute(run: Run, progress: Progress, first: bool) -> dict[str, Any]:
         replace_atomically(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False).encode())
     distributed.barrier()
     _reset_peak_memory()
-    started, row = time.perf_counter(), {}
+    clock, row = Clock(folder / "seconds.txt"), {}
     if first or run.config.closed_form is None:  # closed forms have nothing for several processes to share
         draw = run.stores.draw(run.config, run.budget, run.seed)
         rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
-        fitted = fit(Task(run.config, rows, run.stores.split.families, run.seed, folder, progress))
+        fitted = fit(Task(run.config, rows, run.stores.split.families, run.seed, folder, clock.kept_with(progress) if first else progress))
         if first:
-            row = _finish(run, rows, fitted, time.perf_counter() - started)
+            row = _finish(run, rows, fitted, clock.stop())
     distributed.barrier()
     return row
 
@@ -141,9 +173,12 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
     logger.log_hyperparams(flat({"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}), measures)
     logger.finalize("success")
     replace_atomically(folder / "metrics.json", (json.dumps(row, indent=1) + "\n").encode())
+    replaced = run.folder.with_name(f"{run.folder.name}.replaced.partial")  # out of the way at once: others may be reading it
+    shutil.rmtree(replaced, ignore_errors=True)
     if run.folder.exists():
-        shutil.rmtree(run.folder)
+        os.replace(run.folder, replaced)
     os.replace(folder, run.folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return row
 
 

@@ -35,12 +35,12 @@ def search_words(
     if k < 1 or side not in ("", "a", "b"):
         raise UserError(f"k={k} must be at least 1, and side={side!r} a or b")
     run = finished_run(target, overrides, method=method, budget=budget)
-    found = {s: matching(getattr(run.stores, s).rows, query) for s in (side or "ab")}
+    found = {s: matching(getattr(run, s).rows, query) for s in (side or "ab")}
     asking = next((s for s, numbers in found.items() if len(numbers)), None)
     if asking is None:
-        raise UserError(f"{query!r} is in no `row`, `item` or `text` of {' and '.join(str(getattr(run.stores, s).path) for s in found)}")
+        raise UserError(f"{query!r} is in no `row`, `item` or `text` of {' and '.join(str(getattr(run, s).path) for s in found)}")
     answering = "b" if asking == "a" else "a"
-    asked, gallery = getattr(run.stores, asking), getattr(run.stores, answering)
+    asked, gallery = getattr(run, asking), getattr(run, answering)
     number = int(found[asking][0])
     scores, rows = run.aligner.search(asked.read([number]), gallery, k, direction=asking + answering)
     item = asked.rows["item"].iloc[number]

@@ -65,7 +65,9 @@ class Stores:
             UserError: a missing or damaged store, or an impossible split.
         """
         data, (a, b) = config.data, open_stores(config)
-        return cls(a, b, splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev"))
+        split = splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev")
+        splits.check_sides(split, data.test_share)
+        return cls(a, b, split)
 
     @property
     def data_hash(self) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from gera_lightning.config.layers import parse_value
 from gera_lightning.errors import UserError, did_you_mean
 
 
@@ -27,10 +26,7 @@ def keywords(words: Sequence[str], function: Callable[..., Any]) -> dict[str, An
         key, _, inner = full.partition(".")
         if key not in known:
             raise UserError(f"{full}={text}: there is no key {key!r}{did_you_mean(key, known)}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{full}={text}: the value cannot be read; quote it") from error
+        value = parse_value(full, text)
         if inner:
             out[key] = {**(out[key] if isinstance(out.get(key), dict) else {}), inner: value}
         else:

@@ -138,6 +138,18 @@ def test_saving_again_replaces_the_folder(tmp_path):
     assert torch.equal(score(Aligner.load(tmp_path)), score(second))
 
 
+def test_a_kill_between_the_two_files_of_an_aligner_is_found_out(tmp_path):
+    first, second = make(trained()), make(trained())
+    first.save(tmp_path)
+    before = (tmp_path / "aligner.json").read_bytes()
+    with torch.no_grad():
+        next(second.space.map_a.parameters()).add_(1)
+    second.save(tmp_path)
+    (tmp_path / "aligner.json").write_bytes(before)
+    with pytest.raises(UserError, match=r"maps\.safetensors is not the one aligner\.json was written with"):
+        Aligner.load(tmp_path)
+
+
 # ---- scores ----
 
 
@@ -275,6 +287,7 @@ def test_missing_weights_are_refused(tmp_path, name):
     weights = safetensors.torch.load_file(tmp_path / "maps.safetensors")
     del weights[name]
     safetensors.torch.save_file(weights, tmp_path / "maps.safetensors")
+    edited(tmp_path, lambda r: r.pop("maps_sha256"))  # as an older version wrote it
     with pytest.raises(UserError, match="train it again"):
         Aligner.load(tmp_path)
 
@@ -283,6 +296,7 @@ def test_a_correction_whose_pools_are_gone_is_not_dropped_in_silence(tmp_path):
     make(fitted("Procrustes"), corrected=True).save(tmp_path)
     weights = safetensors.torch.load_file(tmp_path / "maps.safetensors")
     safetensors.torch.save_file({n: w for n, w in weights.items() if "pool" not in n}, tmp_path / "maps.safetensors")
+    edited(tmp_path, lambda r: r.pop("maps_sha256"))
     with pytest.raises(UserError, match="damaged"):
         Aligner.load(tmp_path)
 

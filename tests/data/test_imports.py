@@ -160,6 +160,24 @@ def test_ids_must_fit_the_vectors(tmp_path: Path):
         import_store(tmp_path / "x.npy", tmp_path / "out", ids=tmp_path / "ids.csv")
 
 
+def test_rows_that_are_too_small_are_named_and_left_out(tmp_path: Path):
+    x = X.copy()
+    x[2], x[4] = 1e-9, 0
+    np.save(tmp_path / "x.npy", x)
+    store = import_store(tmp_path / "x.npy", tmp_path / "out", dtype="float16")
+    assert store.rows["item"].tolist() == ["0", "1", "3", "4", "5", "6"], "a row of zeros is what it was"
+    [line] = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert (line["item"], line["reason"]) == ("2", "values that are too small for float16")
+
+
+def test_vectors_are_not_imported_over_themselves(tmp_path: Path):
+    np.save(tmp_path / "emb_0000.npy", X)
+    before = (tmp_path / "emb_0000.npy").read_bytes()
+    with pytest.raises(UserError, match=r"holds emb_0000\.npy, which is of no store"):
+        import_store(tmp_path / "emb_0000.npy", tmp_path)
+    assert (tmp_path / "emb_0000.npy").read_bytes() == before
+
+
 def test_a_store_that_is_there_is_kept(tmp_path: Path):
     np.save(tmp_path / "x.npy", X)
     import_store(tmp_path / "x.npy", tmp_path / "out")
@@ -172,6 +190,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "ids.csv").write_text("id\n" + "\n".join(ITEMS) + "\n")
     words = ["import", str(tmp_path / "x.npy"), str(tmp_path / "out"), f"ids={tmp_path / 'ids.csv'}", "columns.item=id"]
     assert cli.main(words) == 0
+    assert "7 rows of width 3" in capsys.readouterr().out
+    (tmp_path / "split=train").mkdir()
+    (tmp_path / "x.npy").rename(tmp_path / "split=train" / "x.npy")  # as partitions of a data set are called
+    assert cli.main(["import", str(tmp_path / "split=train" / "x.npy"), str(tmp_path / "again")]) == 0
     assert "7 rows of width 3" in capsys.readouterr().out
     for bad, message in ((words[:2], "takes two paths"), ([*words[:3], "id=x"], "did you mean 'ids'")):
         assert cli.main(bad) == 2

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gera_lightning.data.splits import Draw, ItemSplit, draw, folds, item_families, matched_items, split_items, unit_hash
+from gera_lightning.data.splits import Draw, ItemSplit, check_sides, draw, folds, item_families, matched_items, split_items, unit_hash
 from gera_lightning.errors import UserError
 
 
@@ -161,12 +161,12 @@ def test_stores_that_disagree_are_refused():
 )
 def test_a_side_without_rows_is_named(a, b, left):
     with pytest.raises(UserError, match=rf"leaves no {left} of \d items: check the `split` column, data\.test_share=0\.15$"):
-        split_items(*(table(list(side), split=list(side.values())) for side in (a, b)))
+        check_sides(split_items(*(table(list(side), split=list(side.values())) for side in (a, b))), 0.15)
 
 
 def test_a_family_of_all_items_is_named_where_it_leaves_a_side_empty():
     with pytest.raises(UserError, match=r"of 3 items: .*, and the `family` column \(1 families, never cut\)"):
-        split_items(*(table(list("xyz"), family=["f"] * 3) for _ in range(2)))
+        check_sides(split_items(*(table(list("xyz"), family=["f"] * 3) for _ in range(2))), 0.15)
 
 
 # ---- budgets and pools ----

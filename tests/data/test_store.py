@@ -382,6 +382,24 @@ def test_a_half_written_run_of_embed_is_not_written_over(tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir() if p.is_file()} == before
 
 
+@pytest.mark.parametrize("name", ["emb_0000.npy", "rows_0003.parquet"])
+def test_files_that_no_writer_left_are_not_written_over(tmp_path, name):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / name).write_bytes(b"theirs")
+    with pytest.raises(UserError, match=rf"holds {name}, which is of no store"):
+        write(tmp_path / "s")
+    assert [(p.name, p.read_bytes()) for p in (tmp_path / "s").iterdir()] == [(name, b"theirs")]
+
+
+def test_a_writer_that_was_killed_within_its_first_shard_is_no_hindrance(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("gera_lightning.data.store.file_sha256", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write(tmp_path / "s")
+    assert (tmp_path / "s" / "emb_0000.npy").exists()
+    write(tmp_path / "s").verify()
+
+
 def test_folders_of_stores_are_found(tmp_path):
     for name in ("layers/layer_02", "layers/layer_10", "alone"):
         write(tmp_path / name)

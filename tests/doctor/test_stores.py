@@ -108,6 +108,16 @@ def test_too_few_pairs_and_pairs_that_are_none_are_told_apart(make_store):
     assert "train items have a row in both stores, at least 10 are needed" in words
 
 
+def test_stores_without_test_items_can_be_aligned_but_not_measured(make_store):
+    items, x = [f"i{n:03d}" for n in range(60)], cloud(60, 6)
+    a, b = (make_store(side, x * scale, item=items, split=["train"] * 60) for side, scale in (("a", 1), ("b", 2)))
+    assert "runs measure nothing: check the `split` column, or take gera align" in said(
+        pair_findings(a, b, split_items(a.rows, b.rows)), NOTE
+    )
+    half = make_store("c", x * 3, item=[*items[:59], "other"], split=["train"] * 59 + ["test"])
+    assert "runs measure nothing" in said(pair_findings(a, half, split_items(a.rows, half.rows)), MEND)
+
+
 # ---- geometry ----
 
 

@@ -482,6 +482,15 @@ def test_rows_that_are_not_finite_are_left_out(tmp_path: Path):
     assert "not finite in float16" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
 
+def test_rows_that_are_too_small_are_left_out(tmp_path: Path):
+    encoder = CharacterEncoder()
+    encoder.model.weight.data[ord("z")] = 1e-9  # zero in float16
+    settings = EmbedConfig(accelerator="cpu", max_skipped=0.5)
+    [store] = embed_corpus(manifest(tmp_path, ["a", "z", "b"]), encoder, tmp_path / "out", settings)
+    assert store.rows["text"].tolist() == ["a", "b"]
+    assert "too small for float16" in (tmp_path / "out" / "skipped.jsonl").read_text()
+
+
 def test_another_run_begins_anew_where_no_shard_is_whole(tmp_path: Path):
     corpus = manifest(tmp_path)
     with pytest.raises(RuntimeError, match="stopped here"):

@@ -17,7 +17,7 @@ from gera_lightning.comparisons import Bootstrap, compare, load_hits, multiplier
 from gera_lightning.data.store import EmbeddingStore, write_store
 from gera_lightning.errors import UserError
 from gera_lightning.report.kept import unpack
-from gera_lightning.report.write import keep_results, report_words, write_report
+from gera_lightning.report.write import keep_results, write_report
 from gera_lightning.results import load_sweep
 
 N = 120
@@ -304,7 +304,7 @@ def test_a_report_of_kept_results_has_the_same_tables(project, monkeypatch, caps
     assert str(kept.relative_to(project)) in capsys.readouterr().out
     assert kept.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     shutil.move(project / "runs" / "small" / "report", project / "before")
-    named = report_words("small", [f"kept={kept}"]).parent
+    named = write_report("small", kept=kept).parent
     shutil.move(named, project / "named")
     shutil.rmtree(project / "runs")
     assert cli.main(["report", "small"]) == 0
@@ -419,11 +419,11 @@ def test_the_command(project, capsys, monkeypatch):
     assert "asif against the others" in page.read_text()
     assert "Label multipliers over gera" in page.read_text()
     assert cli.main(["report", "small", "draws=many"]) == 2
-    assert "draws=many must be a whole number" in capsys.readouterr().err
+    assert "draws='many' must be a whole number" in capsys.readouterr().err
     assert cli.main(["report", "small", "refrence=asif"]) == 2
     assert "refrence" in capsys.readouterr().err
     with pytest.raises(UserError, match="budget"):
-        report_words("small", ["budget=3"])
+        write_report("small", ["budget=3"])
 
 
 def test_kept_results_of_other_data_are_not_lost(project, monkeypatch):

@@ -6,6 +6,7 @@ names code to import, so a map of a class that is not ours must be handed to `lo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -171,9 +172,9 @@ class Aligner:
         }
         weights = {**self.preprocess.state_dict(prefix="preprocess."), **self.space.state_dict(prefix="space.")}
         # a clone each: safetensors refuses tensors that share memory, as those of a map used on both sides do
-        replace_atomically(
-            folder / "maps.safetensors", safetensors.torch.save({n: v.detach().cpu().contiguous().clone() for n, v in weights.items()})
-        )
+        written = safetensors.torch.save({n: v.detach().cpu().contiguous().clone() for n, v in weights.items()})
+        record["maps_sha256"] = hashlib.sha256(written).hexdigest()  # a kill may fall between the two files
+        replace_atomically(folder / "maps.safetensors", written)
         replace_atomically(folder / "aligner.json", (json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n").encode())
 
     @classmethod
@@ -190,7 +191,8 @@ class Aligner:
         folder = Path(path)
         try:
             record = json.loads((folder / "aligner.json").read_text())
-            weights = safetensors.torch.load((folder / "maps.safetensors").read_bytes())
+            written = (folder / "maps.safetensors").read_bytes()
+            weights = safetensors.torch.load(written)
         except FileNotFoundError as error:
             raise UserError(
                 f"no aligner at {str(folder)!r} ({Path(error.filename).name} is missing): give the aligner/ folder of a run, "
@@ -203,6 +205,10 @@ class Aligner:
         if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
             raise UserError(
                 f"{folder}: format {record.get('format')!r} version {record.get('version')!r}; this version reads {FORMAT!r} version {VERSION}"
+            )
+        if record.get("maps_sha256", "") not in ("", hashlib.sha256(written).hexdigest()):
+            raise UserError(
+                f"{folder}: the aligner is damaged (maps.safetensors is not the one aligner.json was written with): train it again"
             )
         try:
             means = [torch.zeros_like(weights[f"preprocess.{s}.mean"]) if record["center"][s] else None for s in "ab"]

@@ -77,7 +77,7 @@ def load(
         unreachable = {key for key, value in preset.items() if value is None} | _classless([base, preset, *words])
         reachable = [word for word in words if next(iter(word)) not in unreachable]
         settings = typed(merge([base, preset, *reachable]), f"method {name}")
-        settings.data.reserve = common.data.reserve
+        settings.data.reserve = common.data.reserve if settings.data.reserve is None else settings.data.reserve
         settings.tuning.grid = grid_left(settings.tuning.grid, [*parse_overrides(common.variants.get(name, {})), *reachable])
         _check_parts(settings)
         combinations(settings)
@@ -200,6 +200,6 @@ def _check_same_data(name: str, mine: DataConfig, common: DataConfig) -> None:
     Raises:
         UserError: a preset or a variant asks for others.
     """
-    for key in ("a", "b", "synthetic", "split", "test_share"):
+    for key in ("a", "b", "synthetic", "split", "test_share", "reserve"):
         if getattr(mine, key) != getattr(common, key):
             raise UserError(f"data.{key}={getattr(mine, key)!r} of method {name} is not that of all methods: set it in the experiment")

@@ -58,7 +58,7 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[s
             key, equals, text = word.partition("=")
             if not equals or not key:
                 raise UserError(f"{word!r} is not of the form key=value, such as budgets=[100,300]")
-            pairs.append((key, _parse_value(key, text)))
+            pairs.append((key, parse_value(key, text)))
     pairs.sort(key=lambda pair: not pair[0].endswith(".class"))  # first, since a new class drops the arguments set before it
     nested = []
     for key, value in pairs:
@@ -79,7 +79,12 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _parse_value(key: str, text: str) -> Any:
+def parse_value(key: str, text: str) -> Any:
+    """The value of a word `key=text`, read as the settings' YAML.
+
+    Raises:
+        UserError: a value that cannot be read.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from gera_lightning.data.corpus import COLUMNS, Skipped
 from gera_lightning.data.records import read_records, text_of
-from gera_lightning.data.store import DTYPES, EmbeddingStore, StoreWriter, check_rows
+from gera_lightning.data.store import DTYPES, EmbeddingStore, StoreWriter, as_kept, check_rows
 from gera_lightning.data.vector_tables import is_vector_table, table_records
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.files import replace_atomically
@@ -99,7 +99,8 @@ def _write(
             for start in range(0, len(rows), shard_rows):
                 skipped += _append(writer, vectors[start : start + shard_rows], rows.iloc[start : start + shard_rows])
     except BaseException:  # also Ctrl+C: half an import is of no use
-        _withdraw(writer)
+        if writer is not None:
+            writer.withdraw()
         raise
     if writer is None or not writer.shards:
         raise UserError(f"{path}: holds no vectors that can be kept")
@@ -109,20 +110,16 @@ def _write(
 
 
 def _append(writer: StoreWriter, vectors: np.ndarray, rows: pd.DataFrame) -> list[Skipped]:
-    """Write one shard of what is finite; returns the rest."""
-    with np.errstate(over="ignore"):
-        part = np.asarray(vectors).astype(writer.dtype)
-    finite = np.isfinite(part).all(1)
-    if finite.any():
-        writer.append(part[finite], rows[finite])
-    reason = f"values that are not finite in {writer.dtype}"
-    return [Skipped(row, item, "", reason) for row, item in rows.loc[~finite, ["row", "item"]].itertuples(index=False)]
-
-
-def _withdraw(writer: StoreWriter | None) -> None:
-    for number, shard in enumerate(writer.shards if writer else ()):
-        for name in (shard.vectors, shard.rows, f"shard_{number:04d}.json"):
-            (writer.path / name).unlink()  # type: ignore[union-attr]  # there are shards, so there is a writer
+    """Write one shard of what can be kept; returns the rest."""
+    part, odd, lost = as_kept(np.asarray(vectors), writer.dtype)
+    whole = ~(odd | lost)
+    if whole.any():
+        writer.append(part[whole], rows[whole])
+    left = rows.loc[~whole, ["row", "item"]].itertuples(index=False)
+    return [
+        Skipped(row, item, "", f"values that are {'not finite in' if infinite else 'too small for'} {writer.dtype}")
+        for (row, item), infinite in zip(left, odd[~whole], strict=True)
+    ]
 
 
 def _vectors_of(path: Path, key: str | None) -> tuple[np.ndarray, list[Any] | None]:

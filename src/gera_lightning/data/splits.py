@@ -92,7 +92,7 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
         dev: for design work: the test items are dropped, and the train items split again by another hash.
 
     Raises:
-        UserError: the two stores disagree, a given split cuts a family, or nothing is left on a side.
+        UserError: the two stores disagree, or a given split cuts a family.
     """
     families = item_families(rows_a, rows_b)
     given_a, given_b = _given_split(rows_a), _given_split(rows_b)
@@ -121,16 +121,21 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
         side = side.where(side == "both", np.where(was_train, np.where(is_dev, "test", "train"), "unused"))
     side_a, side_b = side[rows_a["item"]].to_numpy(), side[rows_b["item"]].to_numpy()
     parts = [np.flatnonzero(np.isin(s, [want, "both"])) for want in ("train", "test") for s in (side_a, side_b)]
-    for name, rows in zip(
-        ("train rows in store a", "train rows in store b", "test rows in store a", "test rows in store b"), parts, strict=True
-    ):
-        if len(rows) == 0:
-            groups = families.nunique()
-            joined = f", and the `family` column ({groups} families, never cut)" if groups < len(families) else ""
-            raise UserError(
-                f"the split leaves no {name} of {len(families)} items: check the `split` column, data.test_share={test_share}{joined}"
-            )
     return ItemSplit(parts[0], parts[1], parts[2], parts[3], families)
+
+
+def check_sides(split: ItemSplit, test_share: float) -> None:
+    """Refuse a split that nothing can be measured on.
+
+    Raises:
+        UserError: nothing is left on a side.
+    """
+    parts = {f"{part} rows in store {side}": getattr(split, f"{part}_{side}") for part in ("train", "test") for side in "ab"}
+    for name, rows in parts.items():
+        if len(rows) == 0:
+            items, groups = len(split.families), split.families.nunique()
+            joined = f", and the `family` column ({groups} families, never cut)" if groups < items else ""
+            raise UserError(f"the split leaves no {name} of {items} items: check the `split` column, data.test_share={test_share}{joined}")
 
 
 def everything(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:

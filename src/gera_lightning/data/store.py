@@ -36,6 +36,8 @@ SPLITS = ("train", "test", "both", "unused")
 DTYPES = ("float16", "float32")
 SCRATCH = ".embed"
 """Folder that an unfinished run of `gera embed` keeps beside its shards."""
+BEGUN = ".begun"
+"""File that a writer keeps until its store is finished: files of vectors beside it are the writer's, and may be written over."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,17 @@ def check_rows(table: pd.DataFrame, where: str) -> None:
             raise UserError(f"{where}: split {sorted(map(str, unknown))[0]!r} is not one of {', '.join(SPLITS)}")
 
 
+def as_kept(vectors: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors `[..., D]` as a store keeps them, and two masks `[...]` of what it cannot keep.
+
+    Returns:
+        the vectors in `dtype`; those that are not finite in it; those that are too small for it and would be zero.
+    """
+    with np.errstate(over="ignore"):
+        kept = np.ascontiguousarray(vectors, dtype=dtype)
+    return kept, ~np.isfinite(kept).all(-1), np.any(vectors, axis=-1) & ~np.any(kept, axis=-1)
+
+
 class StoreWriter:
     """Append shards to a store; `finish` makes it readable. An interrupted writer goes on after its last whole shard.
 
@@ -217,7 +230,7 @@ class StoreWriter:
         resume: keep the whole shards of an interrupted writer; False drops them.
 
     Raises:
-        UserError: an unknown dtype, a store at `path`, or with `resume=False` an unfinished run of `gera embed`.
+        UserError: an unknown dtype, a store at `path`, or with `resume=False` an unfinished run of `gera embed` or vectors of no writer.
     """
 
     def __init__(self, path: str | os.PathLike[str], dtype: str = "float16", *, resume: bool = True) -> None:
@@ -229,15 +242,17 @@ class StoreWriter:
             raise UserError(f"{str(path)!r} holds a store already: remove it, or choose another folder")
         if not resume and (self.path / SCRATCH).exists():
             raise UserError(f"{str(path)!r} holds an unfinished run of gera embed: finish or remove it, or choose another folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.shards: list[Shard] = []
         records = sorted(self.path.glob("shard_*.json"))  # kept only until `finish`
+        files = [file for pattern in ("emb_*.npy", "rows_*.parquet") for file in self.path.glob(pattern)]
+        if not resume and files and not records and not (self.path / BEGUN).exists():
+            raise UserError(f"{str(path)!r} holds {files[0].name}, which is of no store: choose another folder")
+        self.shards: list[Shard] = []
         if resume:
             self.shards += [Shard(**json.loads(record.read_text())) for record in records]
-        elif records:  # without one the files of vectors are not ours to remove
-            for pattern in ("shard_*.json", "emb_*.npy", "rows_*.parquet"):
-                for file in self.path.glob(pattern):
-                    file.unlink()
+        else:
+            self.withdraw()
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / BEGUN).touch()
 
     @property
     def count(self) -> int:
@@ -260,17 +275,15 @@ class StoreWriter:
             width = int(np.load(self.path / self.shards[0].vectors, mmap_mode="r", allow_pickle=False).shape[1])
             if vectors.shape[1] != width:
                 raise UserError(f"{self.path}: vectors of width {vectors.shape[1]} after a shard of width {width}: one encoder a store")
-        with np.errstate(over="ignore"):
-            kept = np.ascontiguousarray(vectors, dtype=self.dtype)
-        beyond = np.flatnonzero((np.isfinite(vectors) & ~np.isfinite(kept)).any(1))
-        if len(beyond):
-            name = rows["row"].iloc[beyond[0]]
+        kept, odd, lost = as_kept(vectors, self.dtype)
+        beyond = odd & np.isfinite(vectors).all(1)
+        if beyond.any():
+            name = rows["row"].iloc[beyond.argmax()]
             raise UserError(
                 f"{self.path}: row {name!r} has values beyond {self.dtype}'s {np.finfo(kept.dtype).max:g}: write it with dtype=float32"
             )
-        lost = np.flatnonzero(vectors.any(1) & ~kept.any(1))
-        if len(lost):
-            name = rows["row"].iloc[lost[0]]
+        if lost.any():
+            name = rows["row"].iloc[lost.argmax()]
             raise UserError(f"{self.path}: row {name!r} is too small for {self.dtype} and would be zero: write it with dtype=float32")
         number = len(self.shards)
         names = f"emb_{number:04d}.npy", f"rows_{number:04d}.parquet"
@@ -279,6 +292,13 @@ class StoreWriter:
         shard = Shard(*names, len(rows), *(file_sha256(self.path / name) for name in names))
         replace_atomically(self.path / f"shard_{number:04d}.json", json.dumps(vars(shard)).encode())
         self.shards.append(shard)
+
+    def withdraw(self) -> None:
+        """Remove what was written."""
+        for pattern in ("shard_*.json", "emb_*.npy", "rows_*.parquet", BEGUN):
+            for file in self.path.glob(pattern):
+                file.unlink()
+        self.shards.clear()
 
     def finish(self, encoder: Mapping[str, Any], source: Mapping[str, Any]) -> EmbeddingStore:
         """Write the manifest and open the store.
@@ -301,8 +321,8 @@ class StoreWriter:
             "source": dict(source),
         }
         replace_atomically(self.path / "manifest.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-        for record in self.path.glob("shard_*.json"):
-            record.unlink()
+        for file in (*self.path.glob("shard_*.json"), self.path / BEGUN):
+            file.unlink(missing_ok=True)
         return EmbeddingStore(self.path)
 
 

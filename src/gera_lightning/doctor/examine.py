@@ -87,6 +87,8 @@ def examine(
         yield Finding(NOTE, "pairs, neighbours and presets are not looked at before every row is finite")
         return
     yield from pair_findings(a, b, split)
+    if not len(split.train_a) or not len(split.train_b):
+        return
     collapsed = False
     for side, store, rows in (("a", a, split.train_a), ("b", b, split.train_b)):
         for finding in _geometry(store, side, rows, k, most, seed):

@@ -102,7 +102,10 @@ def pair_findings(a: EmbeddingStore, b: EmbeddingStore, split: ItemSplit) -> Ite
     families = split.families[items].nunique()
     yield Finding(OK, f"pairs: {len(items):,} train items in {families:,} families, {len(held):,} test items; {alone}")
     if not len(held):
-        yield Finding(MEND, "pairs: no test item has a row in both stores, so nothing could be measured: check the `split` column")
+        mark = MEND if len(split.test_a) or len(split.test_b) else NOTE
+        yield Finding(
+            mark, "pairs: no test item has a row in both stores, so runs measure nothing: check the `split` column, or take gera align"
+        )
     elif len(held) < FEW_TEST_ITEMS:
         yield Finding(NOTE, f"pairs: {len(held)} test items are few to measure on: raise data.test_share, or take gera align")
     found = affinity([a], [b], most=2000)

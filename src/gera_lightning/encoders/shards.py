@@ -19,7 +19,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from gera_lightning.data.corpus import Corpus, Listing, Skipped
-from gera_lightning.data.store import SCRATCH, EmbeddingStore, StoreWriter
+from gera_lightning.data.store import BEGUN, SCRATCH, EmbeddingStore, StoreWriter, as_kept
 from gera_lightning.encoders.base import Encoder
 from gera_lightning.encoders.batches import records_of, skip
 from gera_lightning.encoders.settings import EmbedConfig
@@ -174,11 +174,15 @@ class Shards:
         positions = np.array([position for part in parts for position in part.positions], dtype=np.int64)
         order = np.argsort(positions)
         positions = positions[order]
-        with np.errstate(over="ignore"):
-            vectors = np.concatenate([part.rows for part in parts])[order].astype(self.dtype)
-        finite = np.isfinite(vectors).reshape(len(vectors), int(np.prod(vectors.shape[1:]))).all(1)  # in every layer
-        records = records_of(self.listing.rows.iloc[positions[~finite]])
-        skipped += [skip(record, f"the encoder gave values that are not finite in {self.dtype}") for record in records]
+        vectors, odd, lost = as_kept(np.concatenate([part.rows for part in parts])[order], self.dtype)
+        if vectors.ndim == 3:  # what one layer cannot keep none keeps
+            odd, lost = odd.any(1), lost.any(1)
+        bad = odd | lost
+        records = records_of(self.listing.rows.iloc[positions[bad]])
+        for record, infinite in zip(records, odd[bad], strict=True):
+            skipped.append(
+                skip(record, f"the encoder gave values that are {'not finite in' if infinite else 'too small for'} {self.dtype}")
+            )
         skipped.sort(key=lambda entry: entry.row)
         self.skipped += skipped
         cut = sorted((entry for part in parts for entry in part.cut), key=lambda entry: entry.row)
@@ -186,12 +190,12 @@ class Shards:
         if self.limit.strict:
             self.limit.check(skipped, len(self.skipped), self.path)
         told = {name: [asdict(entry) for entry in entries] for name, entries in (("skipped", skipped), ("cut", cut))}
-        record = {"kept": int(finite.sum()), "files": self._files(shard), **told}
+        record = {"kept": int((~bad).sum()), "files": self._files(shard), **told}
         replace_atomically(self.scratch / f"shard_{shard:06d}.json", json.dumps(record, ensure_ascii=False).encode())
-        if finite.any():
-            layers = vectors[finite].reshape(int(finite.sum()), len(self.writers), -1)  # [n, L, D], L = 1 of one store
+        if not bad.all():
+            layers = vectors[~bad].reshape(int((~bad).sum()), len(self.writers), -1)  # [n, L, D], L = 1 of one store
             for number, writer in enumerate(self.writers):
-                writer.append(layers[:, number], self.listing.rows.iloc[positions[finite]])
+                writer.append(layers[:, number], self.listing.rows.iloc[positions[~bad]])
         if len(self.skipped) > self.limit.share * self.limit.total:
             self.write_skipped()
         self.limit.check(skipped, len(self.skipped), self.path)
@@ -223,7 +227,7 @@ def _rows_in_shards(path: Path) -> int:
 
 def remove_store(path: Path, keep: Sequence[Path] = ()) -> None:
     """Remove a store's files, whole or half written, and those of its layers, but no others, nor `keep`."""
-    patterns = ("manifest.json", "shard_*.json", "emb_*.npy", "rows_*.parquet", SKIPPED, CUT, f"{SCRATCH}/*")
+    patterns = ("manifest.json", BEGUN, "shard_*.json", "emb_*.npy", "rows_*.parquet", SKIPPED, CUT, f"{SCRATCH}/*")
     layers = list(path.glob("layer_*"))
     for file in {file for folder in (path, *layers) for pattern in patterns for file in folder.glob(pattern)} - set(keep):
         file.unlink()
@@ -235,5 +239,5 @@ def remove_store(path: Path, keep: Sequence[Path] = ()) -> None:
 def remove_scratch(path: Path, folders: Sequence[Path]) -> None:
     """Remove what only the run needed."""
     shutil.rmtree(path / SCRATCH, ignore_errors=True)
-    for record in [record for folder in folders for record in folder.glob("shard_*.json")]:
-        record.unlink()
+    for file in [file for folder in folders for file in (*folder.glob("shard_*.json"), folder / BEGUN)]:
+        file.unlink(missing_ok=True)

@@ -10,9 +10,10 @@ from gera_lightning import config
 from gera_lightning.comparisons import Bootstrap, load_hits
 from gera_lightning.errors import UserError, did_you_mean
 from gera_lightning.files import replace_atomically
-from gera_lightning.report import ablations, examples, figures, headline, html, kept, markdown, provenance, qualities, sections, tuning
+from gera_lightning.report import ablations, examples, figures, headline, html, markdown, provenance, qualities, sections, tuning
 from gera_lightning.report.document import Report, Section
 from gera_lightning.report.findings import Findings
+from gera_lightning.report.kept import kept_path, kept_rows, lay_over, pack, picture_path, unpack
 from gera_lightning.results import Sweep, finished_records, load_sweep, no_runs
 from gera_lightning.stores import joint_hash, open_stores
 
@@ -21,7 +22,6 @@ DRAWS = 20_000
 """Resamples of a report: a p-value is at least 2 / (draws + 1), and Holm multiplies it by the number of comparisons, some thirty."""
 CURVE = "recall_both.png"
 """The report's picture that is kept, and shown in its `headline.md`: see `sections.recall`."""
-WORDS = ("reference", "baseline", "draws", "kept")
 
 
 def write_report(
@@ -31,7 +31,7 @@ def write_report(
     reference: str | None = None,
     baseline: str | None = None,
     draws: int = DRAWS,
-    kept_file: str | Path | None = None,
+    kept: str | Path | None = None,
     folder: str | Path = "experiments",
 ) -> Path:
     """Write `runs/<experiment>/report/`: `index.html` (one file, opens offline), `report.md`, a CSV a table, a PNG and an SVG a figure, and
@@ -43,7 +43,7 @@ def write_report(
         reference: method that the others are compared with; `gera` where it ran, else the best at the largest budget.
         baseline: method whose labels are counted; a contrastive one where it ran, else `ridge`, else the reference's weakest peer.
         draws: resamples of the bootstrap.
-        kept_file: report these kept results; by default the experiment's in `docs/results`, where it has no finished runs here.
+        kept: report these kept results; by default the experiment's in `docs/results`, where it has no finished runs here.
         folder: where experiments lie.
 
     Returns:
@@ -54,7 +54,7 @@ def write_report(
     """
     loaded = config.load(experiment, overrides, folder=folder)
     with tempfile.TemporaryDirectory() as scratch:
-        sweep = _finished(loaded, kept_file, Path(scratch))
+        sweep = _finished(loaded, kept, Path(scratch))
         return _write(loaded, sweep, _findings(sweep, reference, baseline, draws), experiment, folder)
 
 
@@ -77,7 +77,7 @@ def _write(loaded: config.Experiment, sweep: Sweep, findings: Findings, experime
         ],
     )
     page = save(report, _runs(loaded) / "report")
-    curve = kept.picture_path(loaded.name) if kept.kept_path(loaded.name).is_file() else page.with_name(CURVE)
+    curve = picture_path(loaded.name) if kept_path(loaded.name).is_file() else page.with_name(CURVE)
     pasted = headline.pasted(headline.table(findings), curve.as_posix())
     replace_atomically(page.with_name("headline.md"), pasted.encode())
     return page
@@ -91,19 +91,19 @@ def _data_hash(loaded: config.Experiment) -> str:
         return ""
 
 
-def _finished(loaded: config.Experiment, kept_file: str | Path | None, scratch: Path) -> Sweep:
+def _finished(loaded: config.Experiment, kept: str | Path | None, scratch: Path) -> Sweep:
     """The finished runs of an experiment, or those of its kept results, laid out in `scratch`."""
     runs = _runs(loaded)
-    usual = kept.kept_path(runs.name)
-    if kept_file is None and not finished_records(runs) and usual.is_file():
-        kept_file = usual
-    if kept_file is None:
+    usual = kept_path(runs.name)
+    if kept is None and not finished_records(runs) and usual.is_file():
+        kept = usual
+    if kept is None:
         return load_sweep(runs, _data_hash(loaded))
-    kept.unpack(Path(kept_file), scratch / runs.name)
+    unpack(Path(kept), scratch / runs.name)
     data = _data_hash(loaded)
     sweep = load_sweep(scratch / runs.name, data)
     other = " They are of other data than the experiment's stores hold now." if data and data not in set(sweep.runs["data_hash"]) else ""
-    sweep.notes.append(f"Read from the kept results {kept_file}, which hold no aligners.{other}")
+    sweep.notes.append(f"Read from the kept results {kept}, which hold no aligners.{other}")
     return sweep
 
 
@@ -132,36 +132,21 @@ def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str 
         UserError: no finished runs, runs without ranks, or results of other data that were kept before.
     """
     loaded = config.load(experiment, overrides, folder=folder)
-    runs, path = _runs(loaded), kept.kept_path(loaded.name)
+    runs, path = _runs(loaded), kept_path(loaded.name)
     if not finished_records(runs):
         raise no_runs(runs)
     with tempfile.TemporaryDirectory() as scratch:
         every = Path(scratch) / loaded.name
         if path.is_file():
-            kept.unpack(path, every)
-        kept.lay_over(runs, every)
+            unpack(path, every)
+        lay_over(runs, every)
         sweep = load_sweep(every, _data_hash(loaded))
-        if {row["data_hash"] for row in kept.kept_rows(path)} - set(sweep.runs["data_hash"]):
+        if {row["data_hash"] for row in kept_rows(path)} - set(sweep.runs["data_hash"]):
             raise UserError(f"{path}: holds results of other data, which would be lost: move it away, or give the experiment another name")
-        kept.pack(sweep, path)
+        pack(sweep, path)
         page = _write(loaded, sweep, _findings(sweep, None, None, DRAWS), experiment, folder)
-    replace_atomically(kept.picture_path(loaded.name), page.with_name(CURVE).read_bytes())
+    replace_atomically(picture_path(loaded.name), page.with_name(CURVE).read_bytes())
     return path
-
-
-def report_words(experiment: str, words: Sequence[str]) -> Path:
-    """`write_report` from the words of a command line: `reference=`, `baseline=`, `draws=` and `kept=` are its own, the others overrides.
-
-    Raises:
-        UserError: as `write_report`, or draws that are no whole number.
-    """
-    own = dict(word.split("=", 1) for word in words if word.partition("=")[0] in WORDS and "=" in word)
-    draws = own.pop("draws", str(DRAWS))
-    if not draws.isdigit():
-        raise UserError(f"draws={draws} must be a whole number, such as draws=2000")
-    others = [word for word in words if word.partition("=")[0] not in WORDS]
-    kept_file, reference, baseline = (own.get(key) for key in ("kept", "reference", "baseline"))
-    return write_report(experiment, others, reference=reference, baseline=baseline, draws=int(draws), kept_file=kept_file)
 
 
 def _lead(sweep: Sweep) -> str:
