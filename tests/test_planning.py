@@ -114,6 +114,15 @@ def test_a_method_that_reads_unpaired_rows_is_refused_where_there_are_none(exper
     assert len(plan(experiment(**chosen, sweep__extra_budgets={method: [most - 10]}))) == 3
 
 
+def test_a_handful_of_unpaired_rows_is_told(experiment, caplog):
+    count = items(experiment)
+    plan(experiment(sweep=False, methods=["filtered"], data__reserve=count - 20))
+    assert "filtered: 10 unpaired rows are too few for its filters" in caplog.text
+    caplog.clear()
+    plan(experiment(sweep=False, methods=["filtered", "ridge"], data__synthetic__items=200))
+    assert not caplog.text
+
+
 def test_a_budget_beyond_a_given_reserve_is_refused(experiment):
     with pytest.raises(UserError, match=r"20 must lie between 2 and data\.reserve=15"):
         plan(experiment(data__reserve=15))

@@ -58,15 +58,34 @@ def test_other_data_and_another_split_than_the_newest_are_left_out(folder):
     add(folder, seed=1, when=150, split="dev")
     add(folder, seed=2, when=200)
     assert kept(folder) == {("m", 10, 2, "h0")}
-    assert [note[:20] for note in load_sweep(folder).notes] == ["1 run is left out: o", "1 run is left out: n"]
+    assert [note[:20] for note in load_sweep(folder).notes] == ["1 run is left out: o", "1 run is left out: a"]
 
 
 def test_runs_of_the_data_asked_for_are_not_displaced_by_newer_ones_of_other_data(folder):
     add(folder, seed=0, when=100, data_hash="mine")
     add(folder, seed=1, when=200, data_hash="other")
-    assert [row["seed"] for row in load_sweep(folder, "mine").runs.to_dict("records")] == [0]
-    assert load_sweep(folder, "mine").notes == ["1 run is left out: other data than the experiment's."]
-    assert [row["seed"] for row in load_sweep(folder, "none").runs.to_dict("records")] == [1]  # there are none: the newest
+    assert [row["seed"] for row in load_sweep(folder, {"data_hash": "mine"}).runs.to_dict("records")] == [0]
+    assert load_sweep(folder, {"data_hash": "mine"}).notes == ["1 run is left out: other data than the experiment's."]
+    assert [row["seed"] for row in load_sweep(folder, {"data_hash": "none"}).runs.to_dict("records")] == [1]  # there are none: the newest
+
+
+def test_runs_of_the_split_asked_for_are_not_displaced_by_a_newer_one_for_design_work(folder):
+    add(folder, seed=0, when=100)
+    add(folder, seed=1, when=200, split="dev")
+    wanted = {"data_hash": "d", "split": "test"}
+    assert [row["seed"] for row in load_sweep(folder, wanted).runs.to_dict("records")] == [0]
+    assert load_sweep(folder, wanted).notes == ["1 run is left out: another data.split than the experiment's."]
+    assert [row["seed"] for row in load_sweep(folder, {"split": "other"}).runs.to_dict("records")] == [1]  # there are none: the newest
+
+
+def test_runs_of_another_share_of_test_items_are_not_compared(folder):
+    for seed, share in ((0, 0.15), (1, 0.05)):
+        add(folder, seed=seed, when=100 + seed)
+        run = folder / "m" / f"b10-s{seed}-h0"
+        (run / "config.yaml").write_text(yaml.safe_dump({"budget": 10, "seed": seed, "data": {"test_share": share}}))
+    assert [row["seed"] for row in load_sweep(folder).runs.to_dict("records")] == [1]
+    assert [row["seed"] for row in load_sweep(folder, {"test_share": 0.15}).runs.to_dict("records")] == [0]
+    assert load_sweep(folder, {"test_share": 0.15}).notes == ["1 run is left out: another data.test_share than the experiment's."]
 
 
 def test_the_newest_settings_of_each_method_and_budget_stay(folder):

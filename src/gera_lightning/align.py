@@ -5,6 +5,7 @@ Legend: `n` pairs, `N_a`, `N_b` unpaired rows, `D_a`, `D_b` frozen widths.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,12 +24,14 @@ from gera_lightning.config.layers import flat
 from gera_lightning.data import splits
 from gera_lightning.data.rows import TrainingRows, digest, load_rows, modality_of
 from gera_lightning.errors import UserError
-from gera_lightning.planning import at_budget
+from gera_lightning.planning import FEW_UNPAIRED, at_budget
 from gera_lightning.stores import facts, open_stores
 from gera_lightning.task import Progress, Task, unheard
 from gera_lightning.train import fit
 
+log = logging.getLogger(__name__)
 Array = Tensor | np.ndarray
+DEFAULT, WITHOUT_GEOMETRY = "gera", "gera_off"
 OF_BUDGETS = (
     "methods",
     "budgets",
@@ -51,7 +54,7 @@ def align(
     pool_a: Array | None = None,
     pool_b: Array | None = None,
     *,
-    method: str = "gera",
+    method: str = "",
     items: Sequence[object] | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
@@ -61,7 +64,7 @@ def align(
     Args:
         a, b: pairs, `[n, D_a]` and `[n, D_b]`: row i of one belongs to row i of the other.
         pool_a, pool_b: unpaired rows, `[N_a, D_a]` and `[N_b, D_b]`; none of them partners of each other or copies of paired rows.
-        method: a preset.
+        method: a preset; by default `gera`, or `gera_off` where there are fewer than `FEW_UNPAIRED` unpaired rows of a modality.
         items: what each pair is of `[n]`; rows of one item are kept in one fold and are positives of each other. By default each is its own.
         seed: fixes folds, start and batches.
         settings: dotted keys to values, such as `{"tuning.folds": 3}`.
@@ -83,6 +86,7 @@ def align(
     items = range(len(pairs["a"])) if items is None else items
     if not isinstance(method, str):
         raise UserError(f"method={method!r}: name one preset, such as method='gera'")
+    method = method or _default(len(pools["a"]), len(pools["b"]))
     if len(pairs["a"]) < 2:
         raise UserError(f"{len(pairs['a'])} pairs are too few: two at least")
     if len(items) != len(pairs["a"]):
@@ -101,14 +105,14 @@ def align(
 
 
 def align_experiment(
-    experiment: str, overrides: Sequence[str] = (), progress: Progress = unheard, *, method: str = "gera", out: str = ""
+    experiment: str, overrides: Sequence[str] = (), progress: Progress = unheard, *, method: str = "", out: str = ""
 ) -> Path:
     """Align an experiment's two stores from all their pairs, the sealed items' among them, and all their unpaired rows.
 
     Args:
         experiment, overrides: as `config.load`; `seeds` gives the seed, the first of them.
         progress: told of what is under way.
-        method: a preset or variant.
+        method: a preset or variant; by default as in `align`.
         out: the aligner's folder; by default `runs/<experiment>/aligner`.
 
     Returns:
@@ -118,14 +122,17 @@ def align_experiment(
         UserError: as `config.load` and `align`, or a missing store, or stores that share no item.
     """
     _check_used(word.partition("=")[0] for word in overrides)
-    loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
-    chosen, seed = loaded.methods[method], loaded.common.seeds[0]
-    a, b = open_stores(chosen)
+    loaded = config.load(experiment, [*overrides, f"methods=[{method or DEFAULT}]"])
+    a, b = open_stores(loaded.common)
     split = splits.everything(a.rows, b.rows)
-    count = len(splits.matched_items(a.rows, b.rows, split))
+    matched = splits.matched_items(a.rows, b.rows, split)
+    count = len(matched)
     if count < 2:
         raise UserError(f"{a.path} and {b.path} share {count} items: rows that belong together carry the same `item`")
-    data = chosen.data
+    alone = [int((~store.rows["item"].iloc[rows].isin(matched)).sum()) for store, rows in ((a, split.train_a), (b, split.train_b))]
+    if not method and (method := _default(*alone)) != DEFAULT:
+        loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
+    chosen, seed, data = loaded.methods[method], loaded.common.seeds[0], loaded.methods[method].data
     draw = splits.draw(
         a.rows, b.rows, split, budget=count, reserve=count, seed=seed, pool_size=data.pool_size, extra_views=data.extra_views
     )
@@ -134,6 +141,14 @@ def align_experiment(
     folder = Path(out) if out else Path(loaded.common.runs_dir) / loaded.name / "aligner"
     aligner.save(folder)
     return folder
+
+
+def _default(unpaired_a: int, unpaired_b: int) -> str:
+    """The default method for so many unpaired rows of each modality."""
+    if min(unpaired_a, unpaired_b) >= FEW_UNPAIRED:
+        return DEFAULT
+    log.warning("%d and %d unpaired rows are too few for geometry: aligned by %s", unpaired_a, unpaired_b, WITHOUT_GEOMETRY)
+    return WITHOUT_GEOMETRY
 
 
 def _check_used(keys: Iterable[str], *more: str) -> None:

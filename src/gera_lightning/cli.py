@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -79,14 +80,14 @@ def _show(experiment: str, outcome: Outcome) -> None:
 
 
 def align(experiment: str, rest: Sequence[str]) -> None:
-    """Make the aligner to put to use, of all pairs, test items too: gera align EXP [method=gera out=FOLDER key=value ...]."""
+    """Make the aligner to put to use, of all pairs, test items too: gera align EXP [method=ridge out=FOLDER key=value ...]."""
     from gera_lightning.align import align_experiment
     from gera_lightning.display import Display
     from gera_lightning.words import own_words
 
     options, overrides = own_words(rest, align_experiment)
     with Display(Console(), 1, 0) as display:
-        folder = align_experiment(experiment, overrides, display.start(1, options.get("method", "gera")), **options)
+        folder = align_experiment(experiment, overrides, display.start(1, options.get("method", "aligner")), **options)
     print(f"aligner      {folder}   (Aligner.load, gera search {folder} QUERY, gera export {folder})")
 
 
@@ -258,6 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             help="settings, such as budgets=[100,300] trainer.max_steps=200" if takes_experiment else "as above",
         )
     options = parser.parse_args(arguments)
+    if (here := str(Path.cwd())) not in sys.path:  # a user's own classes lie there
+        sys.path.append(here)
     experiment, overrides = options.experiment, list(options.overrides)
     takes_experiment = next(iter(inspect.signature(COMMANDS[options.command]).parameters)) == "experiment"
     if takes_experiment and "=" in experiment:  # none was named

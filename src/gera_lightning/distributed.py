@@ -13,7 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gera_lightning.errors import UserError, check_one_of
+
 LONGEST_WAIT = timedelta(days=7)
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu", "xla", "hpu")
+"""Lightning's words; closed forms are computed on the CPU beside all but CUDA's."""
 
 
 def launched() -> bool:
@@ -47,9 +51,17 @@ def gpus() -> list[str]:
 
 
 def device(accelerator: str) -> torch.device:
-    """What a process computes on outside of Lightning, where `trainer.accelerator` says `accelerator`: this process's CUDA device, or the CPU."""
-    wanted = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if wanted else torch.device("cpu")
+    """What a process computes on outside of Lightning, where `trainer.accelerator` says `accelerator`: this process's CUDA device, or the CPU.
+
+    Raises:
+        UserError: an unknown word, or a GPU that is not there.
+    """
+    check_one_of("trainer.accelerator", accelerator, ACCELERATORS)
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if accelerator == "cuda" or (accelerator == "gpu" and not torch.backends.mps.is_available()):
+        raise UserError(f"trainer.accelerator={accelerator}: there is no GPU here that torch {torch.__version__} can use: take auto or cpu")
+    return torch.device("cpu")
 
 
 def initialize() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gera_lightning import config
 from gera_lightning.aligners.aligner import Aligner
@@ -12,7 +13,7 @@ from gera_lightning.config.layers import merge, parse_overrides, read_yaml, type
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.errors import UserError
 from gera_lightning.results import load_sweep
-from gera_lightning.stores import joint_hash, open_stores
+from gera_lightning.stores import joint_hash, open_stores, wanted_results
 
 PREFERRED = "gera"
 
@@ -47,7 +48,7 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
         experiment = config.load(target, overrides)
         settings = experiment.common
         a, b = open_stores(settings)
-        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget, joint_hash(a, b))
+        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget, wanted_results(settings, a, b))
         aligner = Aligner.load(folder / "aligner")
     if joint_hash(a, b) != aligner.about.get("data_hash"):
         raise UserError(
@@ -67,13 +68,13 @@ def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> confi
     return typed(merge([{"data": data}, *parse_overrides(overrides)]), str(folder))
 
 
-def _best(folder: Path, method: str, budget: int | None, data_hash: str) -> Path:
-    sweep = load_sweep(folder, data_hash)
+def _best(folder: Path, method: str, budget: int | None, wanted: Mapping[str, Any]) -> Path:
+    sweep = load_sweep(folder, wanted)
     name = method or (PREFERRED if PREFERRED in sweep.methods else sweep.methods[0])
     runs = sweep.runs[sweep.runs["method"] == name]
     if budget is not None:
         runs = runs[runs["budget"] == budget]
     if not len(runs):
-        wanted = f"method={name}" + (f" budget={budget}" if budget is not None else "")
-        raise UserError(f"{wanted}: {folder} holds no such run (methods {', '.join(sweep.methods)}; budgets {sweep.budgets})")
+        asked = f"method={name}" + (f" budget={budget}" if budget is not None else "")
+        raise UserError(f"{asked}: {folder} holds no such run (methods {', '.join(sweep.methods)}; budgets {sweep.budgets})")
     return Path(runs.sort_values(["budget", "seed"], ascending=[False, True])["folder"].iloc[0])

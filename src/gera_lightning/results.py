@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,11 +123,19 @@ class Sweep:
         return str(self.runs["data_hash"].iloc[0])
 
 
-def load_sweep(folder: Path, data_hash: str = "") -> Sweep:
+DIFFERS = {"data_hash": "other data", "split": "another data.split", "test_share": "another data.test_share"}
+"""What runs to compare have in common, and what is said of the others."""
+
+
+def load_sweep(folder: Path, wanted: Mapping[str, Any] | None = None) -> Sweep:
     """Read the finished runs of an experiment, also of one that is still running.
 
-    Where runs of other data, of the other split or of older settings lie there too, the newest run decides: its data and split, and
-    for each method and budget the settings of its newest run. Of the runs of `data_hash`, where there are any, the newest.
+    Where runs of other data, of another split or of older settings lie there too, those of the data and the split that are `wanted`
+    count, and else the newest run decides: its data and split, and for each method and budget the settings of its newest run.
+
+    Args:
+        folder: the experiment's.
+        wanted: values of the columns of `DIFFERS`; of those that no run has, the newest run's are taken.
 
     Raises:
         UserError: nothing finished there, or a record that is no result.
@@ -136,15 +144,16 @@ def load_sweep(folder: Path, data_hash: str = "") -> Sweep:
     if not len(table):
         raise no_runs(folder)
     notes: list[str] = []
-    if (table["data_hash"] == data_hash).any():
-        table = _left_out(table, table["data_hash"] == data_hash, "other data than the experiment's", notes)
-    newest = table.iloc[int(table["time"].to_numpy().argmax())]
-    table = _left_out(table, table["data_hash"] == newest["data_hash"], "other data than the newest run's", notes)
-    table = _left_out(table, table["split"] == newest["split"], f"not evaluated on `{newest['split']}` as the newest run", notes)
+    for column, differs in DIFFERS.items():
+        same = table[column] == (wanted or {}).get(column)
+        whose = "experiment's" if same.any() else "newest run's"
+        if not same.any():
+            same = table[column] == table[column].iloc[int(table["time"].to_numpy().argmax())]
+        table = _left_out(table, same, f"{differs} than the {whose}", notes)
     latest = table.sort_values("time").groupby(["method", "budget"])["settings_key"].transform("last").reindex(table.index)
     table = _left_out(table, table["settings_key"] == latest, "older settings of their method and budget", notes)
     table = _left_out(table, ~table.sort_values("time").duplicated(KEY, keep="last"), "older than a run of the same seed", notes)
-    table = table.drop(columns=["time", "settings_key", "results"], errors="ignore").sort_values(KEY, ignore_index=True)
+    table = table.drop(columns=["time", "settings_key", "results", "test_share"], errors="ignore").sort_values(KEY, ignore_index=True)
     return Sweep(folder.name, folder, table, notes)
 
 
@@ -159,7 +168,8 @@ def _row(record: Path) -> dict[str, Any]:
     settings = _read_settings(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     own = {name: value for name, value in settings.items() if name not in ("budget", "seed")}
     key = json.dumps({**own, "results": row.get("results", 1)}, sort_keys=True, default=str)
-    return {**row, "folder": run, "time": record.stat().st_mtime, "settings_key": key, "split": row.get("split", "test")}
+    about = {"folder": run, "time": record.stat().st_mtime, "settings_key": key}
+    return {**row, **about, "split": row.get("split", "test"), "test_share": settings.get("data", {}).get("test_share", "unknown")}
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

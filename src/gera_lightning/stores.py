@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from gera_lightning.aligners.aligner import ENCODED_BY
 from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.held_out import HeldOutItems
@@ -39,13 +40,18 @@ def joint_hash(a: EmbeddingStore, b: EmbeddingStore) -> str:
     return f"{a.data_hash[:8]}{b.data_hash[:8]}"
 
 
+def wanted_results(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
+    """What the results of an experiment have in common, for `results.load_sweep`."""
+    return {"data_hash": joint_hash(a, b), "split": config.data.split, "test_share": config.data.test_share}
+
+
 def facts(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
     """What an aligner keeps about the stores it was fitted on."""
     known: dict[str, Any] = {"data_hash": joint_hash(a, b)}
     if not config.data.synthetic:  # made data may be made anew from the experiment's settings, so its cached stores are no place to name
         known["stores"] = {"a": str(a.path), "b": str(b.path)}
     for side, store in (("a", a), ("b", b)):
-        known |= {f"dim_{side}": store.dim, f"encoder_{side}": store.encoder.get("name"), f"revision_{side}": store.encoder.get("revision")}
+        known |= {f"dim_{side}": store.dim, **{f"{ours}_{side}": store.encoder.get(theirs) for ours, theirs in ENCODED_BY.items()}}
     return known
 
 

@@ -74,13 +74,15 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
         runs[mine[0]].stores.check_finite()
         _make_folder(folder)
     display = Display(console, len(runs), len(runs) - len(waiting)) if console is not None and first else None
-    with display or nullcontext():
-        failed = _execute_each(runs, mine, display)
+    try:
+        with display or nullcontext():
+            failed = _execute_each(runs, mine, display)
+    finally:  # also where it is interrupted
+        finished = [run for run in runs if run.finished] if first else []
+        if finished:
+            collect(folder)
     if not first:
         return Outcome(pd.DataFrame(), "", folder, folder)
-    finished = [run for run in runs if run.finished]
-    if finished:
-        collect(folder)
     if failed:
         kept = ", the others are kept" if finished else ""
         raise UserError(f"{len(failed)} of {len(runs)} runs failed{kept}: " + "; ".join(f"{k} ({v})" for k, v in failed.items()))

@@ -225,6 +225,12 @@ def test_rows_of_another_width_encoder_or_shape_are_refused(make_store):
         aligner.encode_b(make_store("b", cloud(3, 4).numpy()))
     with pytest.raises(UserError, match=r"'enc-other'.*'enc-a'"):
         aligner.encode_a(make_store("other", cloud(3, D_A).numpy()))
+    layered = make(fitted("Ridge"), about={"dim_a": D_A, "encoder_a": "enc-a", "layer_a": 9})
+    store = make_store("a", cloud(3, D_A).numpy())
+    assert len(layered.encode_a(store)) == 3, "a store that does not say"
+    store.manifest["encoder"]["layer"] = 3
+    with pytest.raises(UserError, match="its layer is 3, but that of this aligner's modality a is 9"):
+        layered.encode_a(store)
     with pytest.raises(UserError, match=r"\(6,\)"):
         aligner.encode_a(torch.zeros(D_A))
     with pytest.raises(UserError, match="direction='aa'"):

@@ -105,6 +105,11 @@ def test_an_index_must_be_known_and_fit_the_width(index, dim, fits):
     neighbors.SearchSettings("torch", index=index).check(dim)  # which has no index
 
 
+def test_an_index_of_more_lists_than_points_is_an_error_with_its_remedy():
+    with pytest.raises(UserError, match=r"graph\.index='IVF64,Flat': FAISS cannot make it of 40 points .*: take fewer lists, or 'Flat'"):
+        neighbors.knn_graph(torch.randn(40, 4), 3, how=neighbors.SearchSettings(index="IVF64,Flat"))
+
+
 def test_an_index_that_finds_too_few_is_an_error_with_its_remedy():
     x = torch.cat([torch.randn(50, 4) + 100, torch.randn(3, 4) - 100])
     with pytest.raises(UserError, match=r"graph\.index='IVF2,Flat' found fewer than 11 neighbours of some points: raise graph\.nprobe"):

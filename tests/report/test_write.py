@@ -323,6 +323,19 @@ def test_a_report_of_kept_results_has_the_same_tables(project, monkeypatch, caps
     assert sorted(path.name for path in (project / "runs" / "small").iterdir()) == ["report"]  # no run counts as finished by it
 
 
+def test_a_run_for_design_work_takes_no_place_in_reports_and_kept_results(project, monkeypatch):
+    monkeypatch.chdir(project)
+    before = keep_results("small").read_bytes()
+    assert cli.main(["train", "small", "methods=[ridge]", "budgets=[8]", "seeds=[0]", "data.split=dev"]) == 0
+    assert keep_results("small").read_bytes() == before
+    text = (write_report("small").parent / "report.md").read_text()
+    assert "1 run is left out: another data.split than the experiment's." in text
+    shutil.rmtree(project / "runs")
+    assert cli.main(["train", "small", "methods=[ridge]", "budgets=[8]", "seeds=[0]", "data.split=dev"]) == 0
+    with pytest.raises(UserError, match="of another split, which would be lost"):
+        keep_results("small", ["data.split=dev"])
+
+
 def test_what_was_kept_before_stays_where_no_newer_run_takes_its_place(project, monkeypatch):
     monkeypatch.chdir(project)
     keep_results("small")
@@ -439,7 +452,7 @@ def test_kept_results_of_other_data_are_not_lost(project, monkeypatch):
     write_store(other, vectors, rows, encoder={"name": "b"}, source={"name": "t"}, dtype="float32")
     words = [f"data.b={other}", "methods=[ridge]"]
     sweep.run_experiment(config.load("small", words, folder=project / "experiments"))
-    with pytest.raises(UserError, match=r"small\.zip: holds results of other data, which would be lost"):
+    with pytest.raises(UserError, match=r"small\.zip: holds results of other data or of another split, which would be lost"):
         keep_results("small", words)
     assert path.read_bytes() == before
     assert keep_results("small") == path  # the runs of the first data, though those of the other are newer

@@ -33,6 +33,10 @@ Rows = Tensor | np.ndarray | EmbeddingStore
 """Frozen embeddings: an array `[n, D]`, or a whole store of them."""
 
 
+ENCODED_BY = {"encoder": "name", "revision": "revision", "layer": "layer", "pooling": "pooling", "preprocessing": "preprocessing"}
+"""What an aligner knows of each modality's encoder, as `<key>_a` and `<key>_b`, and where a store's manifest has it."""
+
+
 def float_rows(x: Tensor | np.ndarray, name: str) -> Tensor:
     """An array as a float32 tensor: of any strides and byte order, or what NumPy makes of `x`; a tensor stays on its device.
 
@@ -94,11 +98,12 @@ class Aligner:
         """`encode` part by part, of `chunk` rows each: a large gallery need not fit in memory. Of no rows one empty part."""
         dim = self.about.get(f"dim_{side}")
         if isinstance(x, EmbeddingStore):
-            known, given = self.about.get(f"encoder_{side}"), x.encoder.get("name")
-            if known and given and known != given:
-                raise UserError(
-                    f"{x.path}: embedded by {given!r}, but this aligner's modality {side} is {known!r}: embed with the same encoder"
-                )
+            for ours, theirs in ENCODED_BY.items():
+                known, given = self.about.get(f"{ours}_{side}"), x.encoder.get(theirs)
+                if known is not None and given is not None and known != given:
+                    raise UserError(
+                        f"{x.path}: its {ours} is {given!r}, but that of this aligner's modality {side} is {known!r}: embed as its rows were embedded"
+                    )
             width, rows = x.dim, len(x)
         else:
             x = x if isinstance(x, Tensor) else np.asarray(x)

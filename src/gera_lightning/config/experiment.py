@@ -139,7 +139,8 @@ def _experiment_path(experiment: str, folder: Path) -> Path:
         )
     path = Path(experiment) if experiment.endswith((".yaml", ".yml")) else folder / f"{experiment}.yaml"
     if not path.is_file():
-        raise UserError(f"experiment {experiment!r}: there is no {path}{did_you_mean(experiment, known)}")
+        inside = f", and the folder {experiment} holds no aligner (gera align makes one)" if Path(experiment).is_dir() else ""
+        raise UserError(f"experiment {experiment!r}: there is no {path}{inside}{did_you_mean(experiment, known)}")
     return path
 
 

@@ -341,6 +341,8 @@ def write_store(
     Raises:
         UserError: a store is there already, the rows break the contract or are not as many as the vectors, or values beyond `dtype`.
     """
+    if not isinstance(rows, pd.DataFrame) or not isinstance(encoder, Mapping) or not isinstance(source, Mapping):
+        raise UserError('rows must be a pandas DataFrame, encoder and source mappings, such as {"name": "my-encoder"}')
     check_rows(rows, str(path))
     if shard_rows < 1:
         raise UserError(f"shard_rows={shard_rows} must be at least 1")

@@ -176,7 +176,7 @@ class Shards:
         positions = positions[order]
         vectors, odd, lost = as_kept(np.concatenate([part.rows for part in parts])[order], self.dtype)
         if vectors.ndim == 3:  # what one layer cannot keep none keeps
-            odd, lost = odd.any(1), lost.any(1)
+            odd, lost = np.any(odd, axis=1), np.any(lost, axis=1)
         bad = odd | lost
         records = records_of(self.listing.rows.iloc[positions[bad]])
         for record, infinite in zip(records, odd[bad], strict=True):

@@ -196,7 +196,12 @@ def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, 
             answer = _answer(faiss.index_cpu_to_all_gpus(index, co=options), queries, points, k)
         except RuntimeError as error:  # an index without a GPU form such as HNSW, too little memory, a driver too old
             log.warning("graph.index=%r: FAISS finds no use for the GPUs (%s): searching on the CPU", how.index, _reason(error))
-    values, found = answer or _answer(index, queries, points, k)
+    try:
+        values, found = answer or _answer(index, queries, points, k)
+    except RuntimeError as error:
+        raise UserError(
+            f"graph.index={how.index!r}: FAISS cannot make it of {len(points)} points ({_reason(error)}): take fewer lists, or 'Flat'"
+        ) from error
     if (found < 0).any():
         raise UserError(f"graph.index={how.index!r} found fewer than {k} neighbours of some points: raise graph.nprobe, or take 'Flat'")
     return (np.maximum(values, 0) if metric == "l2" else values), found.astype(np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gera_lightning import config
 from gera_lightning.comparisons import Bootstrap, load_hits
@@ -15,7 +16,7 @@ from gera_lightning.report.document import Report, Section
 from gera_lightning.report.findings import Findings
 from gera_lightning.report.kept import kept_path, kept_rows, lay_over, pack, picture_path, unpack
 from gera_lightning.results import Sweep, finished_records, load_sweep, no_runs
-from gera_lightning.stores import joint_hash, open_stores
+from gera_lightning.stores import open_stores, wanted_results
 
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
 DRAWS = 20_000
@@ -77,18 +78,18 @@ def _write(loaded: config.Experiment, sweep: Sweep, findings: Findings, experime
         ],
     )
     page = save(report, _runs(loaded) / "report")
-    curve = picture_path(loaded.name) if kept_path(loaded.name).is_file() else page.with_name(CURVE)
+    curve = page.with_name(CURVE) if sweep.folder == _runs(loaded) else picture_path(loaded.name)  # of runs that lie here, or of kept ones
     pasted = headline.pasted(headline.table(findings), curve.as_posix())
     replace_atomically(page.with_name("headline.md"), pasted.encode())
     return page
 
 
-def _data_hash(loaded: config.Experiment) -> str:
-    """Hash of the experiment's stores; empty where they are not there, as kept results need none."""
+def _wanted(loaded: config.Experiment) -> dict[str, Any]:
+    """What the experiment's results have in common, without its stores where they are not there, as kept results need none."""
     try:
-        return joint_hash(*open_stores(loaded.common))
+        return wanted_results(loaded.common, *open_stores(loaded.common))
     except UserError:
-        return ""
+        return {"split": loaded.common.data.split, "test_share": loaded.common.data.test_share}
 
 
 def _finished(loaded: config.Experiment, kept: str | Path | None, scratch: Path) -> Sweep:
@@ -98,10 +99,10 @@ def _finished(loaded: config.Experiment, kept: str | Path | None, scratch: Path)
     if kept is None and not finished_records(runs) and usual.is_file():
         kept = usual
     if kept is None:
-        return load_sweep(runs, _data_hash(loaded))
+        return load_sweep(runs, _wanted(loaded))
     unpack(Path(kept), scratch / runs.name)
-    data = _data_hash(loaded)
-    sweep = load_sweep(scratch / runs.name, data)
+    wanted = _wanted(loaded)
+    sweep, data = load_sweep(scratch / runs.name, wanted), wanted.get("data_hash")
     other = " They are of other data than the experiment's stores hold now." if data and data not in set(sweep.runs["data_hash"]) else ""
     sweep.notes.append(f"Read from the kept results {kept}, which hold no aligners.{other}")
     return sweep
@@ -140,9 +141,11 @@ def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str 
         if path.is_file():
             unpack(path, every)
         lay_over(runs, every)
-        sweep = load_sweep(every, _data_hash(loaded))
-        if {row["data_hash"] for row in kept_rows(path)} - set(sweep.runs["data_hash"]):
-            raise UserError(f"{path}: holds results of other data, which would be lost: move it away, or give the experiment another name")
+        sweep = load_sweep(every, _wanted(loaded))
+        if {(row["data_hash"], row.get("split", "test")) for row in kept_rows(path)} - {(sweep.data_hash, sweep.split)}:
+            raise UserError(
+                f"{path}: holds results of other data or of another split, which would be lost: move it away, or give the experiment another name"
+            )
         pack(sweep, path)
         page = _write(loaded, sweep, _findings(sweep, None, None, DRAWS), experiment, folder)
     replace_atomically(picture_path(loaded.name), page.with_name(CURVE).read_bytes())
