@@ -17,7 +17,7 @@ from sklearn import manifold
 from torch import Tensor
 from torchmetrics import Metric
 
-from gera_lightning.geometry.neighbors import search
+from gera_lightning.geometry.neighbors import NeighborGraph, search
 
 TOP = (1, 5, 10)
 FEW = 8
@@ -190,10 +190,7 @@ def knn_overlap(x: Tensor, z: Tensor, k: int = 10) -> float:
 
 def nearest_others(x: Tensor, k: int) -> Tensor:
     """Numbers `[n, k]` of each row's k nearest others, on the CPU; the row itself is taken out (among exact copies, the last found)."""
-    found = search(x, x, k + 1)[1].cpu()
-    is_self = found == torch.arange(len(x)).unsqueeze(1)
-    is_self[~is_self.any(1), -1] = True
-    return found[~is_self].view(len(found), -1)
+    return NeighborGraph.of_search(*search(x, x, k + 1)).indices.cpu()
 
 
 def shared_share(near: Tensor, other: Tensor) -> float:

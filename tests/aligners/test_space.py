@@ -81,7 +81,7 @@ def test_a_hub_is_marked_down():
 def test_rows_are_taken_in_parts_without_a_trace():
     s = space()
     z = normalized(cloud(4100, 4, 9))
-    torch.testing.assert_close(s.correction.hubness(z, "a")[-5:], s.correction.hubness(z[-5:], "a"))
+    torch.testing.assert_close(s.correction.nearness(z, "a")[-5:], s.correction.nearness(z[-5:], "a"))
 
 
 def test_empty_pools_correct_nothing():

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import UserError, check_one_of
 from gera_lightning.heads import Concat, Identity
 
 Setting = Mapping[str, float]
@@ -76,18 +76,17 @@ def check_range(smallest: float, largest: float) -> None:
         raise UserError(f"smallest={smallest} must be above 0 and at most largest={largest}")
 
 
-DIRECTIONS = ("both", "a_to_b", "b_to_a")
+REGRESSIONS = ("both", "a_to_b", "b_to_a")
 """Which way a regression goes: into b's space, into a's, or both with their cosines averaged."""
 
 
 def check_direction(direction: str) -> None:
-    """Refuse an unknown direction.
+    """Refuse an unknown direction of a regression.
 
     Raises:
         UserError: naming the nearest known one.
     """
-    if direction not in DIRECTIONS:
-        raise UserError(f"direction={direction!r} is not one{did_you_mean(direction, DIRECTIONS)}")
+    check_one_of("direction", direction, REGRESSIONS)
 
 
 def regression_maps(dim_a: int, dim_b: int, a_to_b: nn.Module | None, b_to_a: nn.Module | None) -> Maps:

@@ -40,7 +40,7 @@ class Csls(nn.Module):
         self.register_buffer("pool_a", pool_a)
         self.register_buffer("pool_b", pool_b)
 
-    def hubness(self, z: Tensor, side: str) -> Tensor:
+    def nearness(self, z: Tensor, side: str) -> Tensor:
         """`r` of mapped rows of modality `side` `[n, D] -> [n]`: mean cosine to the nearest pool rows of the other modality."""
         pool = self.pool_b if side == "a" else self.pool_a
         k = min(self.k, len(pool))
@@ -52,7 +52,7 @@ class Csls(nn.Module):
 
     def penalty(self, z: Tensor, side: str) -> Tensor:
         """What the hubness of rows of modality `side` takes from their scores, `weight r / 2`, `[n]`."""
-        return self.weight / 2 * self.hubness(z, side)
+        return self.weight / 2 * self.nearness(z, side)
 
 
 class SharedSpace(nn.Module):

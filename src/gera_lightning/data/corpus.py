@@ -21,7 +21,7 @@ import pandas as pd
 from gera_lightning.data.records import read_records, text_of
 from gera_lightning.data.splits import unit_hash
 from gera_lightning.data.store import check_rows
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import UserError, check_one_of, did_you_mean
 
 Folder = str | os.PathLike[str]
 MODALITIES = ("text", "audio", "image")
@@ -140,8 +140,7 @@ def check_modality(modality: str) -> str:
     Raises:
         UserError: naming the nearest known one.
     """
-    if modality not in MODALITIES:
-        raise UserError(f"modality={modality!r} is not one of {', '.join(MODALITIES)}{did_you_mean(modality, MODALITIES)}")
+    check_one_of("modality", modality, MODALITIES)
     return modality
 
 

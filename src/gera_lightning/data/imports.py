@@ -18,7 +18,7 @@ from gera_lightning.data.corpus import COLUMNS, Skipped
 from gera_lightning.data.records import read_records, text_of
 from gera_lightning.data.store import DTYPES, EmbeddingStore, StoreWriter, as_kept, check_rows
 from gera_lightning.data.vector_tables import is_vector_table, table_records
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import UserError, check_one_of, did_you_mean
 from gera_lightning.files import replace_atomically
 
 Folder = str | os.PathLike[str]
@@ -232,8 +232,7 @@ def clip_retrieval_parts(folder: Path, side: str, columns: Mapping[str, str] | N
         UserError: no vectors of that side, or parts whose metadata are missing or of another length.
     """
     names = {"image": "img_emb", "text": "text_emb"}
-    if side not in names:
-        raise UserError(f"side={side!r} is not one of {', '.join(names)}{did_you_mean(side, names)}")
+    check_one_of("side", side, list(names))
     parts = {_number(path): path for path in (folder / names[side]).glob("*.npy")}
     if not parts:
         raise UserError(f"{folder}: no {names[side]}/*.npy, so no clip-retrieval folder with {side} vectors: check side= and the path")

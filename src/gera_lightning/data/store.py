@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning.errors import UserError
+from gera_lightning.errors import UserError, check_one_of
 from gera_lightning.files import file_sha256, replace_atomically
 
 log = logging.getLogger(__name__)
@@ -234,8 +234,7 @@ class StoreWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], dtype: str = "float16", *, resume: bool = True) -> None:
-        if dtype not in DTYPES:
-            raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+        check_one_of("dtype", dtype, DTYPES)
         self.path = Path(path)
         self.dtype = dtype
         if (self.path / "manifest.json").exists():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import UserError, check_one_of
 from gera_lightning.geometry.kernels import BANDWIDTHS, KERNELS, bandwidth, bandwidth_floor, squared_distances
 from gera_lightning.geometry.neighbors import NeighborGraph, search
 
@@ -74,10 +74,8 @@ class DiffusionOperator:
     self_loops: bool = True
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
-            raise UserError(f"kernel={self.kernel!r} is not a kernel{did_you_mean(self.kernel, KERNELS)}")
-        if self.bandwidth not in BANDWIDTHS:
-            raise UserError(f"bandwidth={self.bandwidth!r} is not a bandwidth rule{did_you_mean(self.bandwidth, BANDWIDTHS)}")
+        check_one_of("kernel", self.kernel, list(KERNELS))
+        check_one_of("bandwidth", self.bandwidth, list(BANDWIDTHS))
         for key, value, low in (("factor", self.factor, 0), ("neighbor", self.neighbor, 0), ("power", self.power, 0)):
             if value is not None and value <= low:
                 raise UserError(f"{key}={value} must be above {low}")
@@ -169,8 +167,7 @@ class GraphDiffusion:
     strength: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNELS:
-            raise UserError(f"kernel={self.kernel!r} is not a kernel{did_you_mean(self.kernel, KERNELS)}")
+        check_one_of("kernel", self.kernel, list(KERNELS))
         for key, value in (("k", self.k), ("steps", self.steps)):
             if value < 1:
                 raise UserError(f"{key}={value} must be at least 1")

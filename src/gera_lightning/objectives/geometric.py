@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import check_one_of
 from gera_lightning.geometry.diffusion import DiffusionOperator
 from gera_lightning.geometry.kernels import bandwidth_floor, squared_distances
 
@@ -66,8 +66,7 @@ class GeometricLoss(nn.Module):
         tied: bool = False,
     ) -> None:
         super().__init__()
-        if form not in FORMS:
-            raise UserError(f"form={form!r} is not a form of the geometric loss{did_you_mean(form, FORMS)}")
+        check_one_of("form", form, list(FORMS))
         self.form = form
         self.tied = tied
         self.operator = DiffusionOperator(kernel, bandwidth, factor, neighbor, alpha, power, self_loops)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import UserError, check_one_of
 from gera_lightning.objectives.base import Mapped, MappedStep, UnpairedLoss
 from gera_lightning.objectives.transport import sinkhorn
 
@@ -55,8 +55,7 @@ class CaptionLoss(UnpairedLoss):
 
     def __init__(self, sides: str = "both", eps: float | None = None, iterations: int = 10) -> None:
         super().__init__()
-        if sides not in SIDES:
-            raise UserError(f"sides={sides!r} is not one of {', '.join(SIDES)}{did_you_mean(sides, SIDES)}")
+        check_one_of("sides", sides, SIDES)
         if eps is not None and not eps > 0:
             raise UserError(f"eps={eps} must be above 0")
         if iterations < 1:

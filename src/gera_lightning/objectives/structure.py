@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.errors import UserError, check_one_of
 from gera_lightning.heads import normalized
 from gera_lightning.objectives.base import Mapped, MappedStep, UnpairedLoss
 
@@ -71,8 +71,7 @@ class StructureLoss(UnpairedLoss):
 
     def __init__(self, rows: str = "unpaired", temperature: float = 0.05, hops: int = 1, warmup: int = 0) -> None:
         super().__init__()
-        if rows not in ("unpaired", "pairs"):
-            raise UserError(f"rows={rows!r} is not unpaired or pairs{did_you_mean(rows, ('unpaired', 'pairs'))}")
+        check_one_of("rows", rows, ("unpaired", "pairs"))
         if not temperature > 0:
             raise UserError(f"temperature={temperature} must be above 0")
         if hops < 1:

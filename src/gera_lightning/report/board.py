@@ -20,12 +20,12 @@ from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.data.held_out import HeldOut, HeldOutItems
 from gera_lightning.errors import UserError
 from gera_lightning.report.figures import Series, lines, styles
+from gera_lightning.report.findings import WAYS
 from gera_lightning.run import Run
 from gera_lightning.statistics import summary
 
 log = logging.getLogger(__name__)
 MEASURES = ("r@1", "r@10")
-DIRECTIONS = {"ab": "a → b", "ba": "b → a"}
 ITEMS = 200
 """Test items in the projector: a row of each modality each."""
 WIDTH = 128
@@ -48,7 +48,7 @@ def write_board(runs: Sequence[Run], results: pd.DataFrame, folder: Path) -> Pat
     shutil.rmtree(target, ignore_errors=True)
     with SummaryWriter(str(target)) as writer:
         style = styles(list(results["method"].unique()))
-        for direction, name in DIRECTIONS.items():
+        for direction, name in WAYS.items():
             for measure in MEASURES:
                 chance = float(results[f"{direction}/chance@10"].mean()) if measure == "r@10" else None
                 figure = lines(curves(results, f"{direction}/{measure}"), style, f"{measure.upper()} {name}", measure.upper(), level=chance)
