@@ -217,12 +217,13 @@ def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> It
     settings = {"budgets": [evidence.budget for evidence in compared], "methods": names}
     words = " ".join(f"{key}={_flow(value)}" for key, value in settings.items())
     known = _experiment_of(stores, folder)
-    if known:
-        yield Finding(NEXT, f'make train EXP={known} ARGS="{words}"')
-        return
-    data = {"data": {"a": str(stores.a.path), "b": str(stores.b.path)}, **settings}
-    yield Finding(NEXT, f"write {folder}/mine.yaml: {_flow(data)}")
-    yield Finding(NEXT, "make train EXP=mine")
+    if not known:
+        data = {"data": {"a": str(stores.a.path), "b": str(stores.b.path)}, **settings}
+        yield Finding(NEXT, f"write {folder}/mine.yaml: {_flow(data)}")
+    if not len(stores.split.test_a):  # nothing to measure a run on
+        yield Finding(NEXT, f"make align EXP={known or 'mine'}" + (f" ARGS=method={names[0]}" if names[0] != "gera" else ""))
+    else:
+        yield Finding(NEXT, f'make train EXP={known} ARGS="{words}"' if known else "make train EXP=mine")
 
 
 def _flow(value: object) -> str:
