@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,12 +12,10 @@ import numpy as np
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from gera_lightning import distributed
 from gera_lightning.aligners.base import ClosedForm, Maps, Samples
-from gera_lightning.config import Config, TrainerConfig, combinations
+from gera_lightning.config import Config, combinations
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.errors import UserError
 from gera_lightning.fit import cross_validated, on_accelerator
@@ -28,7 +25,7 @@ from gera_lightning.module import AlignmentModule
 from gera_lightning.objectives.base import UnpairedLoss
 from gera_lightning.parts import Part, build, check_role
 from gera_lightning.task import Task, build_filters
-from gera_lightning.trainers import undisturbed
+from gera_lightning.trainers import trainer, undisturbed
 
 CALIBRATION_PATCHES = 512
 
@@ -250,32 +247,17 @@ def make_trainer(config: Config, folder: Path, stop: int, callbacks: list[Callba
     Raises:
         UserError: a word that Lightning does not know, or hardware that is not there.
     """
-    size = distributed.world()[1]
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    try:
-        return _trainer(config.trainer, folder, stop, callbacks, size, local)
-    except (ValueError, ImportError, MisconfigurationException) as error:
-        raise UserError(f"trainer: Lightning refuses these settings ({' '.join(str(error).split())})") from error
-
-
-def _trainer(settings: TrainerConfig, folder: Path, stop: int, callbacks: list[Callback], size: int, local: int) -> Trainer:
-    return Trainer(
+    settings = config.trainer
+    return trainer(
+        settings,
+        "trainer",
         max_steps=stop,
         max_epochs=-1,
-        accelerator=settings.accelerator,
-        devices=local if size > 1 else 1,
-        num_nodes=size // local if size > 1 else 1,
-        strategy="ddp" if size > 1 else "auto",
-        precision=settings.precision,  # type: ignore[arg-type]
         gradient_clip_val=settings.gradient_clip_val,
         log_every_n_steps=settings.log_every_n_steps,
         logger=TensorBoardLogger(folder, name="", version=""),
         callbacks=callbacks,
         default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )

@@ -3,10 +3,55 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
+
+from lightning import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from gera_lightning import distributed
+from gera_lightning.errors import UserError
+
+
+class Hardware(Protocol):
+    """Settings of what a Trainer computes on, and in which precision."""
+
+    accelerator: str
+    precision: str
+
+
+def trainer(settings: Hardware, section: str, **options: Any) -> Trainer:
+    """A Trainer on as many processes as were started, which shows and keeps nothing of its own accord.
+
+    Args:
+        settings: accelerator and precision, in Lightning's words.
+        section: where they stand in a config.
+        options: further arguments of Lightning's Trainer.
+
+    Raises:
+        UserError: a word that Lightning does not know, or hardware that is not there.
+    """
+    size, local = distributed.world()[1], int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        return Trainer(
+            accelerator=settings.accelerator,
+            devices=local if size > 1 else 1,
+            num_nodes=size // local if size > 1 else 1,
+            strategy="ddp" if size > 1 else "auto",
+            precision=settings.precision,  # type: ignore[arg-type]
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **options,
+        )
+    except (ValueError, ImportError, MisconfigurationException) as error:
+        raise UserError(f"{section}: Lightning refuses these settings ({' '.join(str(error).split())})") from error
+
 
 LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
 

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -25,8 +24,7 @@ from gera_lightning.encoders.base import Encoder, NetworkEncoder, row_shape
 from gera_lightning.encoders.batches import REFUSALS, Batch, ItemBatches, sift
 from gera_lightning.encoders.settings import EmbedConfig
 from gera_lightning.encoders.shards import Encoded, Shards
-from gera_lightning.errors import UserError
-from gera_lightning.trainers import undisturbed
+from gera_lightning.trainers import trainer, undisturbed
 
 
 class EncoderModule(LightningModule):
@@ -132,32 +130,8 @@ def predict(items: ItemBatches, settings: EmbedConfig, shards: Shards | None, pa
         task = bar.add_task(str(path), total=plan.count, completed=min(plan.first * plan.shard_rows, plan.count))
         writer = ShardWriter(shards, lambda count: bar.advance(task, count * plan.size))
         if len(plan):
-            make_trainer(settings, writer).predict(EncoderModule(items.encoder, items.rows), loader, return_predictions=False)
-
-
-def make_trainer(settings: EmbedConfig, writer: ShardWriter) -> Trainer:
-    """Lightning's Trainer for prediction.
-
-    Raises:
-        UserError: settings that Lightning refuses.
-    """
-    size, local = distributed.world()[1], int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    try:
-        return Trainer(
-            accelerator=settings.accelerator,
-            devices=local if size > 1 else 1,
-            num_nodes=size // local if size > 1 else 1,
-            strategy="ddp" if size > 1 else "auto",
-            precision=settings.precision,  # type: ignore[arg-type]
-            logger=False,
-            callbacks=[writer],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-    except (ValueError, MisconfigurationException) as error:
-        raise UserError(f"embed: Lightning refuses these settings ({' '.join(str(error).split())})") from error
+            predictor = trainer(settings, "embed", logger=False, callbacks=[writer])
+            predictor.predict(EncoderModule(items.encoder, items.rows), loader, return_predictions=False)
 
 
 def _as_it_is(batch: Any) -> Any:
