@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,21 @@ def test_a_sweep_takes_all_presets_and_its_own_seeds_or_what_is_named(experiment
         swept(tmp_path, sweep__only="ridgge")
     with pytest.raises(UserError, match=r"sweep.shard='3/2'"):
         swept(tmp_path, sweep__shard="3/2")
+
+
+def test_shards_take_as_many_seeds_of_each_method(experiment, tmp_path):
+    """A fast and a slow method by turns on two workers: one of them would have all that is slow."""
+    experiment()
+    taken = []
+    for shard in ("1/2", "2/2"):
+        loaded = swept(tmp_path, sweep__only="ridge,procrustes", sweep__seeds=[0, 1, 2, 3], sweep__shard=shard)
+        runs = sweep.plan(loaded)
+        mine = [runs[number] for number in sweep.of_shard(loaded, runs)]
+        counts = Counter((run.method, run.budget) for run in mine)
+        assert set(counts.values()) == {2}
+        assert len(counts) == 2 * len(loaded.common.budgets)
+        taken += [(run.method, run.budget, run.seed) for run in mine]
+    assert len(set(taken)) == len(taken) == len(runs)
 
 
 def test_shards_part_the_runs_whatever_is_finished(experiment, tmp_path):

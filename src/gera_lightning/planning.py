@@ -115,6 +115,12 @@ def _check_pools(runs: Sequence[Run]) -> None:
             )
 
 
+def of_shard(experiment: Experiment, runs: Sequence[Run]) -> list[int]:
+    """Numbers of the runs in the experiment's shard. Shards share out the seeds of each method and budget, which take as long as each other."""
+    alike = sorted(range(len(runs)), key=lambda number: (runs[number].budget, runs[number].method))
+    return alike[experiment.common.sweep.part]
+
+
 def to_do(experiment: Experiment, runs: Sequence[Run]) -> list[int]:
     """Numbers of those of `runs` that are not finished, or of all under `overwrite`."""
     return [number for number, run in enumerate(runs) if experiment.common.overwrite or not run.finished]

@@ -22,7 +22,7 @@ from gera_lightning.config import Experiment, load
 from gera_lightning.display import Display
 from gera_lightning.errors import UserError
 from gera_lightning.files import replace_atomically
-from gera_lightning.planning import describe, plan, to_do
+from gera_lightning.planning import describe, of_shard, plan, to_do
 from gera_lightning.report.kept import kept_path, kept_rows
 from gera_lightning.results import collect, read_row
 from gera_lightning.run import ERROR, Run, execute
@@ -68,7 +68,7 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     runs = plan(experiment) if runs is None else runs
     waiting = distributed.broadcast_object(to_do(experiment, runs))
     first = distributed.world()[0] == 0
-    mine = sorted(set(range(len(runs))[experiment.common.sweep.part]) & set(waiting))
+    mine = sorted(set(of_shard(experiment, runs)) & set(waiting))
     folder = Path(experiment.common.runs_dir) / experiment.name
     if mine and first:
         runs[mine[0]].stores.check_finite()
@@ -184,7 +184,7 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
             f"remove {Path(experiment.common.runs_dir) / experiment.name}, or the runs to do again in it, and submit without overwrite"
         )
     runs = plan(experiment)
-    mine = runs[settings.part]
+    mine = [runs[number] for number in sorted(of_shard(experiment, runs))]
     told = describe(experiment, mine, kept_rows(kept_path(experiment.name)))
     if settings.dry_run:
         for run in (mine[number] for number in to_do(experiment, mine)):

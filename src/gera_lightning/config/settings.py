@@ -218,7 +218,7 @@ class SweepConfig:
 
     @property
     def part(self) -> slice:
-        """The runs of the shard, as a slice of all: the shards of a sweep never depend on what is finished."""
+        """The runs of the shard, as a slice of all (`planning.of_shard`): the shards of a sweep never depend on what is finished."""
         first, step = self._numbers
         return slice(first - 1, None, step)
 
