@@ -82,8 +82,7 @@ def test_of_an_item_with_several_rows_one_is_taken(make_store):
     x = cloud(30, 4).numpy()
     a = make_store("a", x, item=[f"i{n % 15}" for n in range(30)], split=["train"] * 29 + ["train"])
     b = make_store("b", np.concatenate([x[:15], x[:1]]), item=[f"i{n}" for n in range(15)] + ["t"], split=["train"] * 15 + ["test"])
-    with pytest.raises(UserError, match="no test rows in store a"):
-        affinity([a], [b])
+    assert affinity([a], [b]).pairs == 15, "no test item is needed"
     c = make_store("c", x, item=[f"i{n % 15}" for n in range(30)])
     d = make_store("d", x[:15], item=[f"i{n}" for n in range(15)])
     assert 3 <= affinity([c], [d], test_share=0.3).pairs < 15

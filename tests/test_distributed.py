@@ -25,6 +25,7 @@ from gera_lightning import distributed
 from gera_lightning.config import load
 from gera_lightning.data.datamodule import AlignmentDataModule
 from gera_lightning.data.rows import Modality, TrainingRows
+from gera_lightning.errors import UserError
 from gera_lightning.heads import Preprocessing, ResidualMLP
 from gera_lightning.module import AlignmentModule
 from gera_lightning.objectives.contrastive import ClipLoss, SiglipLoss
@@ -360,13 +361,18 @@ def test_without_a_gpu_there_is_none_to_name(monkeypatch):
         ("cpu", True, "cpu"),
         ("mps", True, "cpu"),
         ("auto", False, "cpu"),
-        ("gpu", False, "cpu"),
     ],
 )
 def test_closed_forms_are_computed_on_this_process_gpu_where_it_may(monkeypatch, accelerator, there, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     assert str(distributed.device(accelerator)) == device
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"trainer\.accelerator=gpu: there is no GPU here"):
+        distributed.device("gpu")
 
 
 @pytest.mark.parametrize(("gpus", "chosen"), [(0, []), (1, []), (2, [1])])

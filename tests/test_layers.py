@@ -35,7 +35,7 @@ ONLY_IN = {
     "omegaconf": {"config/layers.py"},
     "submitit": {"cluster.py"},
     "matplotlib": {"report"},
-    "lightning": {"data/datamodule.py", "module.py", "callbacks.py", "assembly.py", "run.py", "train.py", "encoders"},
+    "lightning": {"data/datamodule.py", "module.py", "callbacks.py", "assembly.py", "run.py", "train.py", "trainers.py", "encoders"},
 }
 """Library to the files or folders that alone import it: the mathematics works without Lightning, OmegaConf or YAML."""
 

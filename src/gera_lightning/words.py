@@ -1,14 +1,44 @@
-"""Words of the command line, `key=value`, as keyword arguments of a function."""
+"""Words of the command line, `key=value`: their values, and what of them are keyword arguments of a function."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from gera_lightning.config.layers import parse_value
+import yaml
+
 from gera_lightning.errors import UserError, did_you_mean
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-3 is a number, not a word, and a key that stands twice is refused instead of the first one's value being lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node, each key once."""
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789"))
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value of a word `key=text`, read as the settings' YAML.
+
+    Raises:
+        UserError: a value that cannot be read.
+    """
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}={text}: the value cannot be read; quote it, or write lists as [1,2]") from error
 
 
 def keywords(words: Sequence[str], function: Callable[..., Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gera_lightning.config.settings import PARTS, Config
 from gera_lightning.errors import UserError, did_you_mean
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-3 is a number, not a word, and a key that stands twice is refused instead of the first one's value being lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789"))
+from gera_lightning.words import Loader, parse_value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -40,7 +25,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: not readable, or no keys and values.
     """
     try:
-        values = yaml.load(path.read_text(), _Loader) or {}
+        values = yaml.load(path.read_text(), Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
@@ -77,18 +62,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def parse_value(key: str, text: str) -> Any:
-    """The value of a word `key=text`, read as the settings' YAML.
-
-    Raises:
-        UserError: a value that cannot be read.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}={text}: the value cannot be read; quote it, or write lists as [1,2]") from error
 
 
 def merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Legend: `N` items, `d` latent dimension, `D` width of a view.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -65,6 +66,7 @@ class SyntheticViews:
         with FileLock(folder / ".lock"):
             for view, dim in enumerate((self.dim_a, self.dim_b)):
                 if not (folder / "ab"[view] / "manifest.json").exists():
+                    shutil.rmtree(folder / "ab"[view], ignore_errors=True)  # of a writer that was cut off
                     self._write(folder / "ab"[view], view, dim)
         return EmbeddingStore(folder / "a"), EmbeddingStore(folder / "b")
 
