@@ -24,6 +24,7 @@ from gera_lightning.config.layers import flat
 from gera_lightning.data import splits
 from gera_lightning.data.rows import TrainingRows, digest, load_rows, modality_of
 from gera_lightning.errors import UserError
+from gera_lightning.finished import PREFERRED
 from gera_lightning.planning import FEW_UNPAIRED, at_budget
 from gera_lightning.stores import facts, open_stores
 from gera_lightning.task import Progress, Task, unheard
@@ -31,7 +32,7 @@ from gera_lightning.train import fit
 
 log = logging.getLogger(__name__)
 Array = Tensor | np.ndarray
-DEFAULT, WITHOUT_GEOMETRY = "gera", "gera_off"
+WITHOUT_GEOMETRY = "gera_off"
 OF_BUDGETS = (
     "methods",
     "budgets",
@@ -122,7 +123,7 @@ def align_experiment(
         UserError: as `config.load` and `align`, or a missing store, or stores that share no item.
     """
     _check_used(word.partition("=")[0] for word in overrides)
-    loaded = config.load(experiment, [*overrides, f"methods=[{method or DEFAULT}]"])
+    loaded = config.load(experiment, [*overrides, f"methods=[{method or PREFERRED}]"])
     a, b = open_stores(loaded.common)
     split = splits.everything(a.rows, b.rows)
     matched = splits.matched_items(a.rows, b.rows, split)
@@ -130,7 +131,7 @@ def align_experiment(
     if count < 2:
         raise UserError(f"{a.path} and {b.path} share {count} items: rows that belong together carry the same `item`")
     alone = [int((~store.rows["item"].iloc[rows].isin(matched)).sum()) for store, rows in ((a, split.train_a), (b, split.train_b))]
-    if not method and (method := _default(*alone)) != DEFAULT:
+    if not method and (method := _default(*alone)) != PREFERRED:
         loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
     chosen, seed, data = loaded.methods[method], loaded.common.seeds[0], loaded.methods[method].data
     draw = splits.draw(
@@ -146,7 +147,7 @@ def align_experiment(
 def _default(unpaired_a: int, unpaired_b: int) -> str:
     """The default method for so many unpaired rows of each modality."""
     if min(unpaired_a, unpaired_b) >= FEW_UNPAIRED:
-        return DEFAULT
+        return PREFERRED
     log.warning("%d and %d unpaired rows are too few for geometry: aligned by %s", unpaired_a, unpaired_b, WITHOUT_GEOMETRY)
     return WITHOUT_GEOMETRY
 

@@ -235,6 +235,11 @@ def _start_processes(count: int, *words: str) -> None:
         sys.exit(error.get_first_failure()[1].exitcode)
 
 
+def _takes(command: str) -> list[str]:
+    """What a command calls its first word, and those after it."""
+    return list(inspect.signature(COMMANDS[command]).parameters)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(prog="gera", description="Align two frozen embedding spaces from few pairs.")
@@ -242,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, function in COMMANDS.items():
         about = (function.__doc__ or "").splitlines()[0]
-        first, rest = list(inspect.signature(function).parameters)[:2]
+        first, rest = _takes(name)
         takes_experiment = first == "experiment"
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument(
@@ -262,8 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (here := str(Path.cwd())) not in sys.path:  # a user's own classes lie there
         sys.path.append(here)
     experiment, overrides = options.experiment, list(options.overrides)
-    takes_experiment = next(iter(inspect.signature(COMMANDS[options.command]).parameters)) == "experiment"
-    if takes_experiment and "=" in experiment:  # none was named
+    if "=" in experiment and _takes(options.command)[0] == "experiment":  # none was named
         experiment, overrides = "", [experiment, *overrides]
     again = options.command not in GO_ON or any(word.partition("=")[0] == "overwrite" for word in overrides)
     stopped = "stopped" + ("" if again else "; the same command goes on from here")

@@ -48,7 +48,7 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
         experiment = config.load(target, overrides)
         settings = experiment.common
         a, b = open_stores(settings)
-        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget, wanted_results(settings, a, b))
+        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget, wanted_results(settings, joint_hash(a, b)))
         aligner = Aligner.load(folder / "aligner")
     if joint_hash(a, b) != aligner.about.get("data_hash"):
         raise UserError(

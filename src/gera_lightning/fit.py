@@ -188,9 +188,8 @@ def cross_validated(
     """
     settings = method.settings(count, len(positions))
     chosen = 0
-    if (
-        len(settings) > 1 and task.families[task.rows.items[positions]].nunique() > 1
-    ):  # of one family, as a fold may be, no part can be held out
+    foldable = task.families[task.rows.items[positions]].nunique() > 1  # of one family, as a fold may be, no part can be held out
+    if len(settings) > 1 and foldable:
         known = first_scores is not None and settings[0] == method.settings(1, len(positions))[0]
         scores = fold_scores(task, method, settings[1:] if known else settings, positions, numbers)
         chosen = tuning.choose(np.concatenate([first_scores, scores]) if known and first_scores is not None else scores)

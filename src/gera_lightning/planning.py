@@ -56,9 +56,9 @@ def plan(experiment: Experiment) -> list[Run]:
 def at_budget(config: Config, budget: int, *, extra: bool = False) -> Config:
     """The settings of a run on so many pairs.
 
-    `trainer.max_steps` is `trainer.min_epochs` passes over them, one row a modality each, where it was fewer. A budget that is `extra` goes beyond `data.reserve`: all
-    its items are set aside, the pools are what is left. Its first items are those of the smaller budgets of its seed, since the reserve has
-    no part in their order.
+    `trainer.max_steps` is `trainer.min_epochs` passes over them, one row a modality each, where it was fewer. A budget that is `extra` goes
+    beyond `data.reserve`: all its items are set aside, the pools are what is left. Its first items are those of the smaller budgets of its
+    seed, since the reserve has no part in their order.
     """
     trainer, data = config.trainer, config.data
     steps = max(trainer.min_epochs * math.ceil(budget / config.batch.pairs), trainer.max_steps)

@@ -40,9 +40,9 @@ def joint_hash(a: EmbeddingStore, b: EmbeddingStore) -> str:
     return f"{a.data_hash[:8]}{b.data_hash[:8]}"
 
 
-def wanted_results(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
-    """What the results of an experiment have in common, for `results.load_sweep`."""
-    return {"data_hash": joint_hash(a, b), "split": config.data.split, "test_share": config.data.test_share}
+def wanted_results(config: Config, data_hash: str) -> dict[str, Any]:
+    """What the results of an experiment on stores of this `joint_hash` have in common, for `results.load_sweep`."""
+    return {"data_hash": data_hash, "split": config.data.split, "test_share": config.data.test_share}
 
 
 def facts(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:

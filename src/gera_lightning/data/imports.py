@@ -16,7 +16,7 @@ import pandas as pd
 
 from gera_lightning.data.corpus import COLUMNS, Skipped
 from gera_lightning.data.records import read_records, text_of
-from gera_lightning.data.store import DTYPES, EmbeddingStore, StoreWriter, as_kept, check_rows
+from gera_lightning.data.store import DTYPES, EmbeddingStore, StoreWriter, as_kept, check_rows, left_out
 from gera_lightning.data.vector_tables import is_vector_table, table_records
 from gera_lightning.errors import UserError, check_one_of, did_you_mean
 from gera_lightning.files import replace_atomically
@@ -116,10 +116,7 @@ def _append(writer: StoreWriter, vectors: np.ndarray, rows: pd.DataFrame) -> lis
     if whole.any():
         writer.append(part[whole], rows[whole])
     left = rows.loc[~whole, ["row", "item"]].itertuples(index=False)
-    return [
-        Skipped(row, item, "", f"values that are {'not finite in' if infinite else 'too small for'} {writer.dtype}")
-        for (row, item), infinite in zip(left, odd[~whole], strict=True)
-    ]
+    return [Skipped(row, item, "", left_out(infinite, writer.dtype)) for (row, item), infinite in zip(left, odd[~whole], strict=True)]
 
 
 def _vectors_of(path: Path, key: str | None) -> tuple[np.ndarray, list[Any] | None]:

@@ -36,6 +36,8 @@ SPLITS = ("train", "test", "both", "unused")
 DTYPES = ("float16", "float32")
 SCRATCH = ".embed"
 """Folder that an unfinished run of `gera embed` keeps beside its shards."""
+PARTS = ("emb_*.npy", "rows_*.parquet")
+"""Files of a store's shards."""
 BEGUN = ".begun"
 """File that a writer keeps until its store is finished: files of vectors beside it are the writer's, and may be written over."""
 
@@ -210,6 +212,11 @@ def check_rows(table: pd.DataFrame, where: str) -> None:
             raise UserError(f"{where}: split {sorted(map(str, unknown))[0]!r} is not one of {', '.join(SPLITS)}")
 
 
+def left_out(infinite: bool, dtype: str) -> str:
+    """Why a vector of one of `as_kept`'s masks is left out."""
+    return f"values that are {'not finite in' if infinite else 'too small for'} {dtype}"
+
+
 def as_kept(vectors: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vectors `[..., D]` as a store keeps them, and two masks `[...]` of what it cannot keep.
 
@@ -242,7 +249,7 @@ class StoreWriter:
         if not resume and (self.path / SCRATCH).exists():
             raise UserError(f"{str(path)!r} holds an unfinished run of gera embed: finish or remove it, or choose another folder")
         records = sorted(self.path.glob("shard_*.json"))  # kept only until `finish`
-        files = [file for pattern in ("emb_*.npy", "rows_*.parquet") for file in self.path.glob(pattern)]
+        files = [file for pattern in PARTS for file in self.path.glob(pattern)]
         if not resume and files and not records and not (self.path / BEGUN).exists():
             raise UserError(f"{str(path)!r} holds {files[0].name}, which is of no store: choose another folder")
         self.shards: list[Shard] = []
@@ -294,7 +301,7 @@ class StoreWriter:
 
     def withdraw(self) -> None:
         """Remove what was written."""
-        for pattern in ("shard_*.json", "emb_*.npy", "rows_*.parquet", BEGUN):
+        for pattern in ("shard_*.json", *PARTS, BEGUN):
             for file in self.path.glob(pattern):
                 file.unlink()
         self.shards.clear()

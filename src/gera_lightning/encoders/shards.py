@@ -19,7 +19,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from gera_lightning.data.corpus import Corpus, Listing, Skipped
-from gera_lightning.data.store import BEGUN, SCRATCH, EmbeddingStore, StoreWriter, as_kept
+from gera_lightning.data.store import BEGUN, PARTS, SCRATCH, EmbeddingStore, StoreWriter, as_kept, left_out
 from gera_lightning.encoders.base import Encoder
 from gera_lightning.encoders.batches import records_of, skip
 from gera_lightning.encoders.settings import EmbedConfig
@@ -179,10 +179,9 @@ class Shards:
             odd, lost = np.any(odd, axis=1), np.any(lost, axis=1)
         bad = odd | lost
         records = records_of(self.listing.rows.iloc[positions[bad]])
-        for record, infinite in zip(records, odd[bad], strict=True):
-            skipped.append(
-                skip(record, f"the encoder gave values that are {'not finite in' if infinite else 'too small for'} {self.dtype}")
-            )
+        skipped += [
+            skip(record, f"the encoder gave {left_out(infinite, self.dtype)}") for record, infinite in zip(records, odd[bad], strict=True)
+        ]
         skipped.sort(key=lambda entry: entry.row)
         self.skipped += skipped
         cut = sorted((entry for part in parts for entry in part.cut), key=lambda entry: entry.row)
@@ -227,7 +226,7 @@ def _rows_in_shards(path: Path) -> int:
 
 def remove_store(path: Path, keep: Sequence[Path] = ()) -> None:
     """Remove a store's files, whole or half written, and those of its layers, but no others, nor `keep`."""
-    patterns = ("manifest.json", BEGUN, "shard_*.json", "emb_*.npy", "rows_*.parquet", SKIPPED, CUT, f"{SCRATCH}/*")
+    patterns = ("manifest.json", BEGUN, "shard_*.json", *PARTS, SKIPPED, CUT, f"{SCRATCH}/*")
     layers = list(path.glob("layer_*"))
     for file in {file for folder in (path, *layers) for pattern in patterns for file in folder.glob(pattern)} - set(keep):
         file.unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gera_lightning import config
 from gera_lightning.comparisons import Bootstrap, load_hits
@@ -16,7 +15,7 @@ from gera_lightning.report.document import Report, Section
 from gera_lightning.report.findings import Findings
 from gera_lightning.report.kept import kept_path, kept_rows, lay_over, pack, picture_path, unpack
 from gera_lightning.results import Sweep, finished_records, load_sweep, no_runs
-from gera_lightning.stores import open_stores, wanted_results
+from gera_lightning.stores import joint_hash, open_stores, wanted_results
 
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
 DRAWS = 20_000
@@ -84,25 +83,24 @@ def _write(loaded: config.Experiment, sweep: Sweep, findings: Findings, experime
     return page
 
 
-def _wanted(loaded: config.Experiment) -> dict[str, Any]:
-    """What the experiment's results have in common, without its stores where they are not there, as kept results need none."""
+def _data_hash(loaded: config.Experiment) -> str:
+    """Hash of the experiment's stores; empty where they are not there, as kept results need none."""
     try:
-        return wanted_results(loaded.common, *open_stores(loaded.common))
+        return joint_hash(*open_stores(loaded.common))
     except UserError:
-        return {"split": loaded.common.data.split, "test_share": loaded.common.data.test_share}
+        return ""
 
 
 def _finished(loaded: config.Experiment, kept: str | Path | None, scratch: Path) -> Sweep:
     """The finished runs of an experiment, or those of its kept results, laid out in `scratch`."""
-    runs = _runs(loaded)
-    usual = kept_path(runs.name)
+    runs, data = _runs(loaded), _data_hash(loaded)
+    wanted, usual = wanted_results(loaded.common, data), kept_path(runs.name)
     if kept is None and not finished_records(runs) and usual.is_file():
         kept = usual
     if kept is None:
-        return load_sweep(runs, _wanted(loaded))
+        return load_sweep(runs, wanted)
     unpack(Path(kept), scratch / runs.name)
-    wanted = _wanted(loaded)
-    sweep, data = load_sweep(scratch / runs.name, wanted), wanted.get("data_hash")
+    sweep = load_sweep(scratch / runs.name, wanted)
     other = " They are of other data than the experiment's stores hold now." if data and data not in set(sweep.runs["data_hash"]) else ""
     sweep.notes.append(f"Read from the kept results {kept}, which hold no aligners.{other}")
     return sweep
@@ -141,7 +139,7 @@ def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str 
         if path.is_file():
             unpack(path, every)
         lay_over(runs, every)
-        sweep = load_sweep(every, _wanted(loaded))
+        sweep = load_sweep(every, wanted_results(loaded.common, _data_hash(loaded)))
         if {(row["data_hash"], row.get("split", "test")) for row in kept_rows(path)} - {(sweep.data_hash, sweep.split)}:
             raise UserError(
                 f"{path}: holds results of other data or of another split, which would be lost: move it away, or give the experiment another name"
