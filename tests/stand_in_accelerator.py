@@ -49,8 +49,10 @@ class Backend:
     def _is_in_bad_fork(self) -> bool:
         return False
 
-    def manual_seed_all(self, seed: int) -> None:
+    def manual_seed(self, seed: int) -> None:
         pass
+
+    manual_seed_all = manual_seed
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 def test_the_graph_on_the_device_is_that_of_the_cpu(backend):
-    x = torch.nn.functional.normalize(torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    x = torch.nn.functional.normalize(torch.randn(5000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     here, there = (
         knn_graph(v, 10, how=SearchSettings(name)) for v, name in ((x, "torch"), (x.cuda() if backend == "torch" else x, backend))
     )

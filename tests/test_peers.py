@@ -355,7 +355,7 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
 
     monkeypatch.setattr(Cca, "candidates", watched)
     config = Config(geometric_loss=None, unpaired_loss={"class": TRANSPORT, "teacher": {"class": CCA}})
-    config.tuning.folds = 2
+    config.tuning.folds, config.trainer.accelerator = 2, "cpu"
     positions = np.array([1, 2, 4, 5, 6, 7])
     items = sorted({*rows.items, *rows.a.pool_items, *rows.b.pool_items})
     families = pd.Series(items, index=items)

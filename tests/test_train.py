@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from gera_lightning import assembly, sweep, train
@@ -447,6 +448,21 @@ def test_random_draws_of_a_step_depend_on_its_number_and_the_seed_alone(experime
             assert seen[0] == seen[1]
             draws[seed, step] = seen[0]
     assert len(set(draws.values())) == 6
+
+
+def test_steps_are_logged_as_often_as_asked(experiment, tmp_path):
+    logged = {}
+    for every in (1, 3):
+        run = only_run(experiment(methods=["geometric"], trainer__log_every_n_steps=every, runs_dir=str(tmp_path / f"every{every}")))
+        execute(run)
+        [folder] = (run.folder / "tuning").iterdir()
+        events = EventAccumulator(str(folder)).Reload()
+        logged[every] = {name: {event.step: event.value for event in events.Scalars(name)} for name in events.Tags()["scalars"]}
+    terms = {"loss/pair", "loss/geometric_a", "loss/geometric_b", "loss/total", "train/scale"}
+    assert terms <= set(logged[1])
+    for name in terms:
+        assert list(logged[1][name]) == list(range(9))
+        assert logged[3][name] == {step: logged[1][name][step] for step in (2, 5, 8)}
 
 
 def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tmp_path):

@@ -150,6 +150,7 @@ def build_module(task: Task, data: AlignmentDataModule, starts: Starts) -> Align
         optimizer=lambda groups: build(config.optimizer, "optimizer", groups),
         schedule_steps=config.trainer.max_steps,
         seed=task.seed,
+        log_every=config.trainer.log_every_n_steps,
     )
 
 

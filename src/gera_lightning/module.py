@@ -47,6 +47,7 @@ class AlignmentModule(LightningModule):
         optimizer: makes the optimizer of parameter groups.
         schedule_steps: length of the cosine that the learning rate falls to 0 by.
         seed: with step and process it fixes random draws such as dropout.
+        log_every: steps between two that are logged. Of the others Lightning would take note and write nothing, a millisecond a value.
     """
 
     def __init__(
@@ -66,17 +67,21 @@ class AlignmentModule(LightningModule):
         optimizer: Callable[[ParameterGroups], Optimizer],
         schedule_steps: int,
         seed: int = 0,
+        log_every: int = 1,
     ) -> None:
         super().__init__()
         self.map_a, self.map_b, self.pair_loss = map_a, map_b, pair_loss
         self.geometric_a, self.geometric_b = geometric_a, geometric_b
         self.scale_a, self.scale_b, self.weight = scale_a, scale_b, weight
         self.unpaired_loss, self.unpaired_weight, self.mixup = unpaired_loss, unpaired_weight, mixup
-        self.make_optimizer, self.schedule_steps, self.seed = optimizer, schedule_steps, seed
+        self.make_optimizer, self.schedule_steps, self.seed, self.log_every = optimizer, schedule_steps, seed, log_every
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Random draws of a step depend on seed, step and process alone, so that going on in mid-epoch changes nothing."""
-        torch.manual_seed(self.seed * 1_000_003 + batch.step + world()[0] * OTHER_PROCESS)
+        seed = self.seed * 1_000_003 + batch.step + world()[0] * OTHER_PROCESS
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would keep a stack trace for every device that is not there
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Loss of one step: all rows of a modality go through its map together, each distinct point of its patches once."""
@@ -105,10 +110,11 @@ class AlignmentModule(LightningModule):
             )
             terms[self.unpaired_loss.term] = self.unpaired_loss(step)
             total = total + self.unpaired_weight * terms[self.unpaired_loss.term]
-        for name, value in {**terms, "total": total}.items():
-            self.log(f"loss/{name}", value.detach(), rank_zero_only=True)
-        if isinstance(scale, Tensor):
-            self.log("train/scale", scale.detach(), rank_zero_only=True)
+        if (batch.step + 1) % self.log_every == 0:
+            for name, value in {**terms, "total": total}.items():
+                self.log(f"loss/{name}", value.detach(), rank_zero_only=True)
+            if isinstance(scale, Tensor):
+                self.log("train/scale", scale.detach(), rank_zero_only=True)
         return total
 
     def _mixed(self, mixup: FuseMix, batch: Batch) -> Batch:

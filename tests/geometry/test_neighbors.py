@@ -162,6 +162,7 @@ def test_what_gpus_do_not_take_is_searched_on_the_cpu(monkeypatch, caplog, index
             return Full()
         raise RuntimeError("This index type is not implemented on GPU.")
 
+    monkeypatch.setattr(neighbors, "WORTH_A_GPU", 40 * 40)
     monkeypatch.setattr("faiss.get_num_gpus", lambda: 2, raising=False)
     monkeypatch.setattr("faiss.GpuMultipleClonerOptions", SimpleNamespace, raising=False)
     monkeypatch.setattr("faiss.index_cpu_to_all_gpus", refuse, raising=False)
@@ -170,6 +171,9 @@ def test_what_gpus_do_not_take_is_searched_on_the_cpu(monkeypatch, caplog, index
     reason = "CUDA memory allocation error" if late else "not implemented on GPU."
     assert f"graph.index={index!r}: FAISS finds no use for the GPUs" in caplog.text
     assert reason in caplog.text
+    caplog.clear()
+    neighbors.knn_graph(cloud(39), 3)  # too small to ask a GPU
+    assert not caplog.text
 
 
 def test_exact_search_in_torch_holds_few_distances_at_once(monkeypatch):

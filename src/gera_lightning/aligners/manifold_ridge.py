@@ -15,7 +15,7 @@ from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction
 from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, median_d2, rbf
 from gera_lightning.aligners.ridge import ridge_path
 from gera_lightning.errors import UserError
-from gera_lightning.geometry.diffusion import edge_weights
+from gera_lightning.geometry.diffusion import edge_weights, sparse_matrix
 from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
 from gera_lightning.heads import Linear
 
@@ -30,8 +30,7 @@ def graph_laplacian(graph: NeighborGraph) -> Tensor:
     key, place = torch.unique(torch.minimum(i, j) * n + torch.maximum(i, j), return_inverse=True)
     d2 = graph.distances2.new_zeros(len(key)).index_copy(0, place, graph.distances2.reshape(-1))  # both ways it is the same distance
     i, j, w = key // n, key % n, edge_weights(d2, "heat", max(graph.edge_scale, 1e-12))
-    places = torch.stack([torch.cat([i, j, i, j]), torch.cat([j, i, i, j])])
-    return torch.sparse_coo_tensor(places, torch.cat([-w, -w, w, w]), (n, n), check_invariants=False).coalesce()
+    return sparse_matrix(torch.cat([i, j, i, j]), torch.cat([j, i, i, j]), torch.cat([-w, -w, w, w]), n)
 
 
 def manifold_ridge_path(

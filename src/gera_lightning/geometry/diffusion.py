@@ -194,7 +194,7 @@ class GraphDiffusion:
             q = torch.zeros(n, dtype=w.dtype, device=w.device).index_add(0, i, weight) ** self.alpha
             weight = weight / (q[i] * q[j])
         degree = torch.zeros(n, dtype=w.dtype, device=w.device).index_add(0, i, weight)
-        return torch.sparse_coo_tensor(torch.stack([i, j]), weight / degree[i], (n, n), check_invariants=False).coalesce()
+        return sparse_matrix(i, j, weight / degree[i], n)
 
     def eps(self, graph: NeighborGraph) -> float:
         """Bandwidth of a graph's edges, a squared distance."""
@@ -283,6 +283,13 @@ class DiffusedFeatures(nn.Module):
         for j in range(index.shape[1]):  # neighbour by neighbour: memory stays at one [n, D]
             mean.addcmul_(p[:, j : j + 1], self.source[index[:, j]])
         return (1 - self.strength) * x + self.strength * mean
+
+
+def sparse_matrix(i: Tensor, j: Tensor, values: Tensor, n: int) -> Tensor:
+    """The sparse matrix `[n, n]` with `values` at rows `i` and columns `j`; of several at one place their sum."""
+    # said once, and not to the constructor alone: some releases of torch warn of what `coalesce` makes unless checks are ruled out there too
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):
+        return torch.sparse_coo_tensor(torch.stack([i, j]), values, (n, n)).coalesce()
 
 
 def edge_weights(d2: Tensor, kernel: str, eps: float) -> Tensor:
