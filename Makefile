@@ -64,8 +64,8 @@ sweep: $(READY)  ## run every method and seed of EXP (ONLY=quick: the closed for
 tensorboard: $(READY)  ## open the runs of EXP (or all) at http://localhost:6006
 	$(BIN)/tensorboard --logdir runs/$(EXP) --port $(PORT)
 
-test: $(READY)  ## run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## run the whole test suite, on four cores at most (ARGS="-n 0 -k name": in one process)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(READY)  ## ruff: style and formatting
 	$(BIN)/ruff check .
