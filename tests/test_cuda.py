@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import pytest
 import torch
 
@@ -23,6 +24,23 @@ def test_the_graph_on_the_device_is_that_of_the_cpu(backend):
     shared = (here.indices.unsqueeze(2) == there.indices.cpu().unsqueeze(1)).any(2).float().mean()
     assert float(shared) > 0.999  # ties and rounding
     torch.testing.assert_close(there.distances2.cpu(), here.distances2, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources"), reason="needs a FAISS with GPUs")
+@pytest.mark.parametrize("shard", [True, False])
+def test_a_graph_by_several_gpus_is_that_of_one(monkeypatch, shard):
+    """Each of two FAISS resources stands for a GPU; a machine with one takes it twice."""
+
+    def on_two(index, co):
+        devices = [number % torch.cuda.device_count() for number in range(2)]
+        return faiss.index_cpu_to_gpu_multiple_py([faiss.StandardGpuResources() for _ in devices], index, co, devices)
+
+    x = torch.nn.functional.normalize(torch.randn(20_000, 384, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = knn_graph(x.cuda(), 16, how=SearchSettings("torch")).indices.cpu()
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", on_two)
+    found = knn_graph(x, 16, how=SearchSettings(shard=shard)).indices
+    assert float((found == expected).float().mean()) > 0.999
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
