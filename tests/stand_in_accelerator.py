@@ -138,7 +138,7 @@ def prepare() -> None:
     torch.__future__.set_swap_module_params_on_conversion(True)
 
 
-def main(folder: Path, experiment: str, methods: list[str]) -> None:
+def main(experiment: str, methods: list[str]) -> None:
     prepare()
     from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator
     from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -147,6 +147,8 @@ def main(folder: Path, experiment: str, methods: list[str]) -> None:
     from gera_lightning import distributed
     from gera_lightning.aligners import Aligner
     from gera_lightning.config import load
+    from gera_lightning.data.store import EmbeddingStore
+    from gera_lightning.export import export
     from gera_lightning.run import execute
     from gera_lightning.sweep import plan
 
@@ -170,7 +172,7 @@ def main(folder: Path, experiment: str, methods: list[str]) -> None:
     for method in methods:
         found[method] = {}
         for accelerator in ("cpu", "stand_in"):
-            words = {"methods": [method], "trainer.accelerator": accelerator, "runs_dir": str(folder / accelerator)}
+            words = {"methods": [method], "trainer.accelerator": accelerator, "runs_dir": accelerator}
             [run] = plan(load(experiment, words))
             before = operations
             waits.clear()
@@ -184,8 +186,16 @@ def main(folder: Path, experiment: str, methods: list[str]) -> None:
             found[method]["searched there"] = {t.device.type for t in there} == {DEVICE.type}
             scores, rows = (t.cpu() for t in there)
             found[method]["search"] = torch.allclose(scores, here[0], atol=1e-5) and torch.equal(rows, here[1])
-    (folder / "found.json").write_text(json.dumps(found))
+        exported = {}
+        for accelerator in ("cpu", "stand_in"):
+            before = operations
+            with StandIn():
+                out = export(str(run.folder), [f"trainer.accelerator={accelerator}"], out=f"exported/{accelerator}/{method}")
+            exported[accelerator] = [torch.from_numpy(EmbeddingStore(out / side).read()) for side in "ab"]
+        found[method]["exported there"] = operations - before
+        found[method]["export"] = all(torch.allclose(*rows, atol=1e-5) for rows in zip(*exported.values(), strict=True))
+    Path("found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2:])

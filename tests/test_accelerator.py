@@ -54,11 +54,11 @@ SMALL = {
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What became of each method on the CPU and on the stand-in."""
     folder = tmp_path_factory.mktemp("accelerator")
-    shutil.copytree(HERE.parent / "experiments" / "methods", folder / "methods")
-    (folder / "small.yaml").write_text(yaml.safe_dump({**SMALL, "cache_dir": str(folder / "cache")}))
+    shutil.copytree(HERE.parent / "experiments" / "methods", folder / "experiments" / "methods")
+    (folder / "experiments" / "small.yaml").write_text(yaml.safe_dump(SMALL))
     methods = [f"short_{method}" if method in SHORT else method for method in (*TRAINED, *CLOSED)]
-    command = [sys.executable, str(HERE / "stand_in_accelerator.py"), str(folder), str(folder / "small.yaml"), *methods]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(HERE / "stand_in_accelerator.py"), "small", *methods]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-12000:]
     return {m.removeprefix("short_"): what for m, what in json.loads((folder / "found.json").read_text()).items()}
 
@@ -76,6 +76,8 @@ def test_a_run_on_an_accelerator_computes_there_what_the_cpu_computes(found, met
             assert row[name] == pytest.approx(value, rel=1e-4), name
     assert found[method]["searched there"]
     assert found[method]["search"]
+    assert found[method]["exported there"]
+    assert found[method]["export"]
 
 
 @pytest.mark.parametrize("method", ["gera_plain", "gera_mlp", "contrastive_siglip", "structure", "filtered"])

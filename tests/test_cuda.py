@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from gera_lightning.config import load
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.export import export
 from gera_lightning.geometry.neighbors import SearchSettings, knn_graph
 from gera_lightning.objectives.geometric import GeometricLoss
 from gera_lightning.run import execute
+from gera_lightning.search import search_words
 from gera_lightning.sweep import plan
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -87,3 +90,16 @@ def test_a_closed_form_on_the_device_is_that_of_the_cpu(tmp_path, repository, me
         found[accelerator] = execute(run)
     assert abs(found["gpu"]["ab/r@10"] - found["cpu"]["ab/r@10"]) < 0.02
     assert set(found["gpu"]["chosen"]) == set(found["cpu"]["chosen"])
+
+
+def test_an_export_by_the_device_is_that_of_the_cpu(tmp_path, repository):
+    words = {"budgets": [100], "methods": ["gera"], "data.synthetic.items": 1500, "runs_dir": str(tmp_path / "runs")}
+    [run] = plan(load("synthetic", words, folder=repository / "experiments"))
+    execute(run)
+    rows, told = {}, {}
+    for accelerator in ("cpu", "gpu"):
+        chosen = [f"trainer.accelerator={accelerator}", "data.synthetic.items=1500"]
+        rows[accelerator] = torch.from_numpy(EmbeddingStore(export(str(run.folder), chosen, out=str(tmp_path / accelerator)) / "b").read())
+        told[accelerator] = search_words(str(run.folder), str(run.stores.a.rows["row"].iloc[0]), chosen, k=1)
+    torch.testing.assert_close(rows["gpu"], rows["cpu"], rtol=0, atol=1e-4)
+    assert told["gpu"].split()[-1] == told["cpu"].split()[-1]

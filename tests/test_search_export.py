@@ -201,6 +201,26 @@ def test_an_export_lies_in_the_runs_folder_and_takes_a_half_of_the_room_in_float
         shutil.rmtree(folder)
 
 
+def test_an_aligner_too_large_for_the_device_searches_and_exports_on_the_cpu(project, tmp_path, monkeypatch, caplog):
+    """The device here is `meta`, whose rows have no values."""
+    words, asked, moved = ["trainer.accelerator=gpu"], [], Aligner.to
+    expected, first = search_words("small", "i5"), export("small", out=str(tmp_path / "first"))
+
+    def full(self: Aligner, device: torch.device) -> Aligner:
+        if device.type == "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return moved(self, device)
+
+    monkeypatch.setattr("gera_lightning.distributed.device", lambda accelerator: asked.append(accelerator) or torch.device("meta"))
+    monkeypatch.setattr(Aligner, "to", full)
+    assert search_words("small", "i5", words) == expected
+    second = export("small", words, out=str(tmp_path / "second"), index="IVF2,Flat")
+    for side in "ab":
+        np.testing.assert_array_equal(EmbeddingStore(second / side).read(), EmbeddingStore(first / side).read())
+    assert asked == ["gpu", "gpu"]
+    assert caplog.text.count("the memory of meta is too small for the aligner in") == 2
+
+
 @pytest.mark.parametrize("options", [{"index": "Flatt"}, {"index": "IVF1000,Flat"}, {"dtype": "float8"}])
 def test_a_refused_export_leaves_nothing_behind(project, tmp_path, options):
     [(word, value)] = options.items()

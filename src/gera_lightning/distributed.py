@@ -5,15 +5,20 @@ Legend: `B` rows of the global batch, `w` processes; process r holds rows r::w, 
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gera_lightning.errors import UserError, check_one_of
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu", "xla", "hpu")
@@ -62,6 +67,29 @@ def device(accelerator: str) -> torch.device:
     if accelerator == "cuda" or (accelerator == "gpu" and not torch.backends.mps.is_available()):
         raise UserError(f"trainer.accelerator={accelerator}: there is no GPU here that torch {torch.__version__} can use: take auto or cpu")
     return torch.device("cpu")
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error is of a device without memory left: where other processes fill it CUDA and cuBLAS have words of their own."""
+    return "out of memory" in str(error) or "ALLOC_FAILED" in str(error)
+
+
+def with_room(device: torch.device, work: Callable[[torch.device], T], what: str) -> T:
+    """What `work` gives on a device; on the CPU where the device's memory is too small for it.
+
+    Args:
+        device: where to try first.
+        work: called with the device to compute on, a second time with the CPU where the first had too little memory.
+        what: the work in words, for the warning.
+    """
+    if device.type != "cpu":
+        try:
+            return work(device)
+        except RuntimeError as error:
+            if not is_full(error):
+                raise
+            log.warning("the memory of %s is too small for %s: computing on the CPU", device, what)
+    return work(torch.device("cpu"))
 
 
 def initialize() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gera_lightning import distributed
 from gera_lightning.aligners.aligner import Aligner, Rows
 from gera_lightning.data.store import StoreWriter
 from gera_lightning.errors import UserError
@@ -77,12 +78,17 @@ def export(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{str(folder)!r} holds a store or other files already: remove it, or choose another folder by out=...")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:  # a whole export or none
-        whole = Path(scratch) / "export"
-        whole.mkdir()
-        for side in "ab":
-            _write_side(run, side, whole, dtype, index)
-        os.replace(whole, folder)
+
+    def write(device: torch.device) -> None:
+        run.aligner.to(device)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:  # a whole export or none
+            whole = Path(scratch) / "export"
+            whole.mkdir()
+            for side in "ab":
+                _write_side(run, side, whole, dtype, index)
+            os.replace(whole, folder)
+
+    distributed.with_room(run.device, write, f"the aligner in {run.folder}")
     return folder
 
 
@@ -110,5 +116,7 @@ def _empty_index(run: Finished, side: str, index: str, dim: int) -> GrowingIndex
         if growing.learns:
             growing.learn(score_rows(run.aligner, side, store.read(spread(len(store), LEARNT_FROM))))
     except (UserError, RuntimeError) as error:  # unknown words, or too few rows to train it on
+        if distributed.is_full(error):
+            raise
         raise UserError(f"index={index!r}: FAISS cannot make it of {len(store)} rows of width {dim}; 'Flat' is exact") from error
     return growing

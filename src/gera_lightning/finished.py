@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gera_lightning import config
+import torch
+
+from gera_lightning import config, distributed
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config.layers import merge, parse_overrides, read_yaml, typed
 from gera_lightning.data.store import EmbeddingStore
@@ -20,12 +22,13 @@ PREFERRED = "gera"
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run's aligner, the stores it is of, and its folder."""
+    """A finished run's aligner, the stores it is of, its folder, and the device to compute on."""
 
     aligner: Aligner
     a: EmbeddingStore
     b: EmbeddingStore
     folder: Path
+    device: torch.device
 
 
 def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = "", budget: int | None = None) -> Finished:
@@ -33,7 +36,7 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
 
     Args:
         target: an experiment, whose run of the largest budget and least seed is taken; or a folder with an `aligner` in it, such as a run's, or that folder.
-        overrides: `key=value` words of the experiment, such as `runs_dir=...`.
+        overrides: `key=value` words of the experiment, such as `runs_dir=...` or `trainer.accelerator=cpu`.
         method, budget: of an experiment's runs; by default `gera`, or where it was not run the method of the best recall, and the largest.
 
     Raises:
@@ -43,7 +46,8 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
     if found is not None:
         folder = found.parent if found.name == "aligner" else found
         aligner = Aligner.load(found)
-        a, b = open_stores(_recorded(folder, aligner, overrides))
+        settings = _recorded(folder, aligner, overrides)
+        a, b = open_stores(settings)
     else:
         experiment = config.load(target, overrides)
         settings = experiment.common
@@ -55,7 +59,7 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
             f"{folder}: {a.path} and {b.path} hold other data than this run had: name its stores by data.a=... and "
             "data.b=..., or train it again"
         )
-    return Finished(aligner, a, b, folder)
+    return Finished(aligner, a, b, folder, distributed.device(settings.trainer.accelerator))
 
 
 def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> config.Config:

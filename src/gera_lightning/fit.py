@@ -11,7 +11,6 @@ A fold is the real task in small: of the families that it holds out, pairs and p
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,8 +27,6 @@ from gera_lightning.aligners.space import SharedSpace
 from gera_lightning.geometry.alignment import kernel_alignment
 from gera_lightning.parts import build
 from gera_lightning.task import MOST_POOL_ROWS, Task
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -76,15 +73,7 @@ def on_accelerator(task: Task, work: Callable[[Task], T]) -> T:
     """
     task = task.looked_at()
     device = distributed.device(task.config.trainer.accelerator)
-    if device.type != "cpu":
-        try:
-            return work(task.to(device))
-        except RuntimeError as error:
-            # OutOfMemoryError is one; where other processes fill the device CUDA and cuBLAS have words of their own
-            if "out of memory" not in str(error) and "ALLOC_FAILED" not in str(error):
-                raise
-            log.warning("the memory of %s is too small for %d pairs: computing on the CPU", device, len(task.rows.items))
-    return work(task)
+    return distributed.with_room(device, lambda device: work(task.to(device)), f"{len(task.rows.items)} pairs")
 
 
 def fit_closed_form(task: Task) -> Fitted:

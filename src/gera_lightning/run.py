@@ -147,7 +147,11 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
     about |= facts(run.config, stores.a, stores.b)
     aligner = Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, about)
     aligner.save(folder / "aligner")
-    measures, ranks = evaluate(aligner, stores.held_out, run.config.evaluation)
+    measures, ranks = distributed.with_room(
+        distributed.device(run.config.trainer.accelerator),
+        lambda device: evaluate(aligner.to(device), stores.held_out, run.config.evaluation),
+        "held-out items",
+    )
     with appearing_whole(folder / "ranks.parquet") as scratch:
         ranks.to_parquet(scratch, index=False)
     row: dict[str, Any] = {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from gera_lightning import distributed
 from gera_lightning.data.inspect import row_words
 from gera_lightning.errors import UserError
 from gera_lightning.finished import finished_run
@@ -42,7 +43,11 @@ def search_words(
     answering = "b" if asking == "a" else "a"
     asked, gallery = getattr(run, asking), getattr(run, answering)
     number = int(found[asking][0])
-    scores, rows = run.aligner.search(asked.read([number]), gallery, k, direction=asking + answering)
+    scores, rows = distributed.with_room(
+        run.device,
+        lambda device: run.aligner.to(device).search(asked.read([number]), gallery, k, direction=asking + answering),
+        f"the aligner in {run.folder}",
+    )
     item = asked.rows["item"].iloc[number]
     more = f"   ({len(found[asking]) - 1} more rows of {asking} match)" if len(found[asking]) > 1 else ""
     lines = [f"{run.folder}   (*: of the same item)", f"{asking}      {row_words(asked.rows, number)}{more}"]

@@ -94,7 +94,9 @@ class Task:
         return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **sides))
 
     def to(self, device: torch.device) -> Task:
-        """The task with its rows on another device."""
+        """The task with its rows on a device: itself, where they lie there."""
+        if self.rows.a.pairs.device == device:
+            return self
         return dataclasses.replace(self, rows=self.rows.to(device), memory={})
 
     def samples(self, positions: np.ndarray) -> Samples:
