@@ -31,7 +31,7 @@ def search_words(
     """
     if not query.strip():
         raise UserError(
-            'the query is empty: gera search speech_text "an afternoon nap", or make search EXP=speech_text Q="an afternoon nap"'
+            'the query is empty: gera search speech_text "he traveled by rail", or make search EXP=speech_text Q="he traveled by rail"'
         )
     if k < 1 or side not in ("", "a", "b"):
         raise UserError(f"k={k} must be at least 1, and side={side!r} a or b")

@@ -15,6 +15,7 @@ import pytest
 
 from gera_lightning.data.splits import item_families, split_items
 from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.search import matching
 
 DATA = Path(__file__).parents[2] / "data"
 SETS = {"wordnet_speech": ("speech", "text"), "emoji": ("image", "text")}
@@ -210,3 +211,9 @@ def test_the_tables_of_emojis_readme():
     alone = (image["item"].value_counts() == 1).sum()
     assert f"({alone} items have one)" in readme
     assert f"({text['label'].nunique()} of them)" in readme
+
+
+def test_the_readmes_queries_name_rows_of_the_shipped_stores():
+    asked = re.findall(r'make search EXP=speech_text Q="([^"]+)"', (DATA.parent / "README.md").read_text())
+    assert asked
+    assert all(len(matching(opened("wordnet_speech/text").rows, query)) for query in asked)
