@@ -23,6 +23,7 @@ import torch
 from gera_lightning.config import load
 from gera_lightning.geometry.neighbors import NeighborGraph, SearchSettings, knn_graph
 from gera_lightning.heads import normalized
+from gera_lightning.metrics import shared_share
 from gera_lightning.planning import plan
 from gera_lightning.run import execute
 
@@ -46,12 +47,6 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - started
 
 
-def recall(graph: NeighborGraph, exact: NeighborGraph) -> float:
-    """Share of the exact graph's neighbours that a graph holds."""
-    graph, exact = (NeighborGraph(g.indices.cuda(), g.distances2) for g in (graph, exact))
-    return float((exact.indices.unsqueeze(2) == graph.indices.unsqueeze(1)).any(2).float().mean())
-
-
 def graphs() -> None:
     """The same graph by every backend; each is built twice, and the second counts."""
     for count in (10_000, 30_000, 100_000, 300_000):
@@ -66,7 +61,7 @@ def graphs() -> None:
             build()
             graph, seconds = timed(build)
             exact = graph if exact is None else exact
-            told.append(f"{name} {seconds * 1e3:,.0f} ms (recall {recall(graph, exact):.4f})")
+            told.append(f"{name} {seconds * 1e3:,.0f} ms (recall {shared_share(exact.indices.cuda(), graph.indices.cuda()):.4f})")
         if count <= ON_CPU_AT_MOST:
             with mock.patch("faiss.get_num_gpus", return_value=0):
                 _, seconds = timed(ways["faiss"])

@@ -69,11 +69,6 @@ def device(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-def is_full(error: Exception) -> bool:
-    """Whether an error is of a device without memory left: where other processes fill it CUDA and cuBLAS have words of their own."""
-    return "out of memory" in str(error) or "ALLOC_FAILED" in str(error)
-
-
 def with_room(device: torch.device, work: Callable[[torch.device], T], what: str) -> T:
     """What `work` gives on a device; on the CPU where the device's memory is too small for it.
 
@@ -86,7 +81,8 @@ def with_room(device: torch.device, work: Callable[[torch.device], T], what: str
         try:
             return work(device)
         except RuntimeError as error:
-            if not is_full(error):
+            # OutOfMemoryError is one; where other processes fill the device CUDA and cuBLAS have words of their own
+            if "out of memory" not in str(error) and "ALLOC_FAILED" not in str(error):
                 raise
             log.warning("the memory of %s is too small for %s: computing on the CPU", device, what)
     return work(torch.device("cpu"))

@@ -111,12 +111,15 @@ def _write_side(run: Finished, side: str, folder: Path, dtype: str, index: str) 
 def _empty_index(run: Finished, side: str, index: str, dim: int) -> GrowingIndex:
     """The index that one modality's rows are added to, trained where it has something to learn."""
     store = getattr(run, side)
+    refusal = UserError(f"index={index!r}: FAISS cannot make it of {len(store)} rows of width {dim}; 'Flat' is exact")
     try:
         growing = GrowingIndex(dim, index)
-        if growing.learns:
-            growing.learn(score_rows(run.aligner, side, store.read(spread(len(store), LEARNT_FROM))))
-    except (UserError, RuntimeError) as error:  # unknown words, or too few rows to train it on
-        if distributed.is_full(error):
-            raise
-        raise UserError(f"index={index!r}: FAISS cannot make it of {len(store)} rows of width {dim}; 'Flat' is exact") from error
+    except UserError as error:
+        raise refusal from error
+    if growing.learns:
+        rows = score_rows(run.aligner, side, store.read(spread(len(store), LEARNT_FROM)))
+        try:
+            growing.learn(rows)
+        except RuntimeError as error:  # too few of them
+            raise refusal from error
     return growing

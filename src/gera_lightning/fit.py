@@ -72,8 +72,8 @@ def on_accelerator(task: Task, work: Callable[[Task], T]) -> T:
     is too small for the work.
     """
     task = task.looked_at()
-    device = distributed.device(task.config.trainer.accelerator)
-    return distributed.with_room(device, lambda device: work(task.to(device)), f"{len(task.rows.items)} pairs")
+    accelerator, pairs = distributed.device(task.config.trainer.accelerator), f"{len(task.rows.items)} pairs"
+    return distributed.with_room(accelerator, lambda device: work(task.to(device)), pairs)
 
 
 def fit_closed_form(task: Task) -> Fitted:

@@ -40,8 +40,7 @@ class SearchSettings:
 
     Attributes:
         backend: `faiss` (large searches on all GPUs that FAISS sees, else on the CPU; exact ones of rows that are on an accelerator stay
-            there, in torch)
-            or `torch` (exact; graphs on the accelerator that torch sees, if any).
+            there, in torch) or `torch` (exact; graphs on the accelerator that torch sees, if any).
         index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for millions of points.
         nprobe: lists of an inverted file (`IVF...`) that a search visits, more find more neighbours; None: one in 16.
         shard: several GPUs hold a share of the points each; False: a copy each.
