@@ -22,11 +22,11 @@ import soundfile
 import torch
 import transformers
 
-from gera_lightning.data.corpus import Corpus, Listing, RowsAndFiles
+from gera_lightning.config.embed_schema import EmbedConfig
+from gera_lightning.embedding.corpus import Corpus, Listing, RowsAndFiles
+from gera_lightning.embedding.embed import embed_corpus
+from gera_lightning.embedding.reading import read_audio
 from gera_lightning.encoders.base import NetworkEncoder
-from gera_lightning.encoders.embed import embed_corpus
-from gera_lightning.encoders.reading import read_audio
-from gera_lightning.encoders.settings import EmbedConfig
 from gera_lightning.encoders.speech import SpeechEncoder
 from gera_lightning.encoders.text import TextEncoder
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
-from gera_lightning.heads import Preprocessing, ResidualMLP, normalized
-from gera_lightning.objectives.contrastive import clip_loss
-from gera_lightning.objectives.geometric import GeometricLoss
+from gera_lightning.losses.contrastive import clip_loss
+from gera_lightning.losses.geometric import GeometricLoss
+from gera_lightning.models.maps import ResidualMLP, normalized
+from gera_lightning.models.preprocessing import Preprocessing
 
 STORES = ("data/wordnet_speech/speech", "data/wordnet_speech/text", "data/emoji/image", "data/emoji/text")
 ROWS, K, ANCHORS, STEPS = 3000, 16, 64, 20

@@ -21,11 +21,11 @@ from unittest import mock
 import torch
 
 from gera_lightning.config import load
+from gera_lightning.evaluation.neighborhoods import shared_share
+from gera_lightning.experiment.plan import plan
+from gera_lightning.experiment.run import execute
 from gera_lightning.geometry.neighbors import NeighborGraph, SearchSettings, knn_graph
-from gera_lightning.heads import normalized
-from gera_lightning.metrics import shared_share
-from gera_lightning.planning import plan
-from gera_lightning.run import execute
+from gera_lightning.models.maps import normalized
 
 DIM, K = 384, 16
 ON_CPU_AT_MOST = 30_000

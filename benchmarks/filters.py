@@ -17,15 +17,17 @@ import torch
 
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.coupled_ridge import CoupledRidge
-from gera_lightning.aligners.filters import Beside, Filter, LocalCentering, fit_filters
-from gera_lightning.aligners.space import Csls, SharedSpace
 from gera_lightning.config import load
 from gera_lightning.data import splits
 from gera_lightning.data.held_out import HeldOutItems
-from gera_lightning.data.rows import TrainingRows, load_rows
-from gera_lightning.geometry.diffusion import GraphDiffusion
-from gera_lightning.metrics import rank_positives
-from gera_lightning.stores import Stores
+from gera_lightning.data.training_rows import TrainingRows, load_rows
+from gera_lightning.evaluation.retrieval import rank_positives
+from gera_lightning.experiment.paired_stores import Stores
+from gera_lightning.filters.base import Filter, fit_filters
+from gera_lightning.filters.beside import Beside
+from gera_lightning.filters.diffusion import GraphDiffusion
+from gera_lightning.filters.local_centering import LocalCentering
+from gera_lightning.models.shared_space import Csls, SharedSpace
 
 SPLITS, SHARE = 10, 0.2
 SETTING = {"eps": 1.0, "penalty": 0.3}

@@ -27,8 +27,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from gera_lightning import config
 from gera_lightning.data.store import EmbeddingStore, write_store
+from gera_lightning.experiment.runner import run_sweep
 from gera_lightning.report.write import write_report
-from gera_lightning.sweep import run_sweep
 
 FOLDER = Path(".cache") / "untuned"
 PRESETS = Path("experiments") / "methods"

@@ -25,7 +25,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _own_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     """An experiment of a test has the presets beside it alone; those of the repository's experiments lie beside them."""
-    monkeypatch.setattr("gera_lightning.config.experiment.SHIPPED", REPOSITORY / "nothing")
+    monkeypatch.setattr("gera_lightning.config.loading.SHIPPED", REPOSITORY / "nothing")
 
 
 @pytest.fixture

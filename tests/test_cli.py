@@ -14,9 +14,12 @@ import pytest
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from gera_lightning import __version__, cli, config, sweep
+from gera_lightning import __version__, cli, config
+from gera_lightning.commands.train import train
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.errors import UserError
+from gera_lightning.experiment import runner
+from gera_lightning.report.outcome import Outcome
+from gera_lightning.utils.errors import UserError
 
 N = 60
 RIDGE = {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "both"}}
@@ -120,7 +123,7 @@ def test_a_broken_experiment_file_is_one_line(project, capsys):
 
 def test_the_real_command_exits_with_2(project):
     """In a process of its own, as a shell sees it."""
-    done = subprocess.run([sys.executable, "-m", "gera_lightning.cli", "train", "small", "budget=[1]"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "gera_lightning", "train", "small", "budget=[1]"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == f"error: budget=[1]: there is no key 'budget'; did you mean 'budgets'?{chr(10)}"
@@ -152,11 +155,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What reaches the sweep."""
     seen: list[Any] = []
 
-    def record(experiment: config.Experiment, console: object = None) -> sweep.Outcome:
+    def record(experiment: config.Experiment, console: object = None) -> Outcome:
         seen.append((experiment, console))
-        return sweep.Outcome(pd.DataFrame(), "the table", Path("runs/small/curve.png"), Path("runs/small"), "bear in mind")
+        return Outcome(pd.DataFrame(), "the table", Path("runs/small/curve.png"), Path("runs/small"), "bear in mind")
 
-    monkeypatch.setattr(sweep, "run_experiment", record)
+    monkeypatch.setattr(runner, "run_experiment", record)
     return seen
 
 
@@ -217,13 +220,13 @@ def test_what_stops_a_run_decides_the_code(project, capsys, monkeypatch, error, 
     def stopped(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sweep, "run_experiment", stopped)
+    monkeypatch.setattr(runner, "run_experiment", stopped)
     assert cli.main(["train", "small"]) == code
     assert capsys.readouterr().err == line
 
 
 def test_what_was_finished_before_an_interruption_is_in_the_results(project, monkeypatch):
-    done, execute = [], sweep.execute
+    done, execute = [], runner.execute
 
     def stopping(run, progress):
         if done:
@@ -231,7 +234,7 @@ def test_what_was_finished_before_an_interruption_is_in_the_results(project, mon
         done.append(execute(run, progress))
         return done[-1]
 
-    monkeypatch.setattr(sweep, "execute", stopping)
+    monkeypatch.setattr(runner, "execute", stopping)
     assert cli.main(["train", "small", "methods=[ridge]", "seeds=[0,1]"]) == 130
     assert [json.loads(line) for line in Path("runs/small/results.jsonl").read_text().splitlines()] == done
 
@@ -256,7 +259,7 @@ def test_what_begins_again_is_not_said_to_go_on(project, capsys, monkeypatch, wo
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "run_experiment", stopped)
+    monkeypatch.setattr(runner, "run_experiment", stopped)
     assert cli.main(["train", "small", word]) == 130
     assert capsys.readouterr().err == "stopped\n"
 
@@ -266,15 +269,15 @@ def test_commands_that_begin_again_are_not_said_to_go_on(capsys, monkeypatch):
         """Stop."""
         raise KeyboardInterrupt
 
-    assert set(cli.GO_ON) < set(cli.COMMANDS)
-    for name in set(cli.COMMANDS) - set(cli.GO_ON):
-        monkeypatch.setitem(cli.COMMANDS, name, stopped)
+    assert set(cli.RESUMES) < set(cli.VERBS)
+    for name in set(cli.VERBS) - set(cli.RESUMES):
+        monkeypatch.setitem(cli.VERBS, name, stopped)
         assert cli.main([name, "x", "y"]) == 130
         assert capsys.readouterr().err == "stopped\n"
 
 
 def test_a_sweep_on_several_devices_is_refused(project, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "run_sweep", lambda *_: None)
+    monkeypatch.setattr(runner, "run_sweep", lambda *_: None)
     message = refused(capsys, "sweep", "small", "trainer.devices=2")
     assert "trainer.devices=2" in message
     assert "sweep.workers=2" in message
@@ -285,7 +288,7 @@ def test_our_own_bugs_keep_their_traceback(project, monkeypatch):
     def broken(*_: object) -> None:
         raise AssertionError("ours")
 
-    monkeypatch.setattr(sweep, "run_experiment", broken)
+    monkeypatch.setattr(runner, "run_experiment", broken)
     with pytest.raises(AssertionError, match="ours"):
         cli.main(["train", "small"])
 
@@ -330,6 +333,6 @@ def test_processes_are_started_with_the_commands_words_and_a_failed_one_gives_th
     with pytest.raises(SystemExit) as left:
         cli.main(["train", "small", "trainer.devices=2", "methods=[plain]"])
     assert left.value.code == 2
-    assert started[0][-6:] == ["-m", "gera_lightning.cli", "train", "small", "trainer.devices=2", "methods=[plain]"]
+    assert started[0][-6:] == ["-m", "gera_lightning", "train", "small", "trainer.devices=2", "methods=[plain]"]
     with pytest.raises(UserError, match=r"trainer\.devices=2: this is one process"):
-        sweep.train("small", trainer={"devices": 2})
+        train("small", trainer={"devices": 2})

@@ -6,14 +6,14 @@ import faiss
 import pytest
 import torch
 
+from gera_lightning.commands.export import export
+from gera_lightning.commands.search import search_words
 from gera_lightning.config import load
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.export import export
+from gera_lightning.experiment.run import execute
+from gera_lightning.experiment.runner import plan
 from gera_lightning.geometry.neighbors import SearchSettings, knn_graph
-from gera_lightning.objectives.geometric import GeometricLoss
-from gera_lightning.run import execute
-from gera_lightning.search import search_words
-from gera_lightning.sweep import plan
+from gera_lightning.losses.geometric import GeometricLoss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from gera_lightning.data.corpus import TableCorpus
-from gera_lightning.data.inspect import largest_difference
+from gera_lightning.config.embed_schema import EmbedConfig
+from gera_lightning.data.inspection import largest_difference
 from gera_lightning.data.store import SCRATCH, EmbeddingStore, is_whole
+from gera_lightning.embedding.corpus import TableCorpus
+from gera_lightning.embedding.embed import embed_corpus
 from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder
-from gera_lightning.encoders.embed import embed_corpus
-from gera_lightning.encoders.settings import EmbedConfig
 from gera_lightning.encoders.text import TextEncoder
-from gera_lightning.errors import UserError, exit_code
+from gera_lightning.utils.errors import UserError, exit_code
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".build" / HERE.name

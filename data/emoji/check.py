@@ -10,8 +10,9 @@ from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder
-from gera_lightning.heads import Preprocessing, normalized
-from gera_lightning.metrics import retrieval
+from gera_lightning.evaluation.retrieval import retrieval
+from gera_lightning.models.maps import normalized
+from gera_lightning.models.preprocessing import Preprocessing
 
 DRAWS = 5
 ALIKE = 0.97

@@ -15,9 +15,9 @@ import pandas as pd
 from families import base_family, merged
 from PIL import Image
 
-from gera_lightning.data.corpus import shuffled
 from gera_lightning.data.splits import unit_hash
-from gera_lightning.errors import UserError
+from gera_lightning.embedding.corpus import shuffled
+from gera_lightning.utils.errors import UserError
 
 RENDERERS = ("google", "twitter")
 TEXT_PACKAGE = "emojibase-data"

@@ -28,15 +28,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from synthesis import VOICES, check_voices, speak
 
-from gera_lightning.data.corpus import TableCorpus, shuffled
-from gera_lightning.data.inspect import largest_difference
+from gera_lightning.config.embed_schema import EmbedConfig
+from gera_lightning.data.inspection import largest_difference
 from gera_lightning.data.store import SCRATCH, EmbeddingStore, is_whole
+from gera_lightning.embedding.corpus import TableCorpus, shuffled
+from gera_lightning.embedding.embed import embed_corpus
 from gera_lightning.encoders.acoustic_units import AcousticUnitEncoder, AcousticUnits
-from gera_lightning.encoders.embed import embed_corpus
-from gera_lightning.encoders.settings import EmbedConfig
 from gera_lightning.encoders.speech_embedding import PADDING, SpeechEmbeddingFrames
 from gera_lightning.encoders.text import TextEncoder
-from gera_lightning.errors import UserError, exit_code
+from gera_lightning.utils.errors import UserError, exit_code
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".build" / HERE.name

@@ -9,8 +9,9 @@ from torch import Tensor
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.heads import Preprocessing, normalized
-from gera_lightning.metrics import retrieval
+from gera_lightning.evaluation.retrieval import retrieval
+from gera_lightning.models.maps import normalized
+from gera_lightning.models.preprocessing import Preprocessing
 
 BUDGETS = ((1_000, 5, 3.0), (10_000, 1, 0.3))
 """Pairs, how many disjoint draws of them are averaged, and the relative penalty: the best on an inner split of training items."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from gera_lightning.data.corpus import shuffled
 from gera_lightning.data.splits import unit_hash
+from gera_lightning.embedding.corpus import shuffled
 
 COUNT = 12_000
 WORDS = range(4, 13)

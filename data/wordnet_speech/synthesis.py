@@ -14,7 +14,7 @@ from corpus import SEEN, UNSEEN, Voice
 from scipy.signal import resample_poly
 
 from gera_lightning.encoders.speech_embedding import SAMPLE_RATE, SpeechEmbeddingFrames
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 VOICES = {voice.name: voice for voice in [*SEEN, *UNSEEN]}
 FRAMES_DIFFER = 0.5

@@ -17,12 +17,15 @@ import gera_lightning.aligners
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.cca import Cca
-from gera_lightning.aligners.filters import Beside, LocalCentering, fit_filters
-from gera_lightning.aligners.space import Csls, SharedSpace
-from gera_lightning.errors import UserError
-from gera_lightning.geometry.diffusion import GraphDiffusion
-from gera_lightning.heads import KINDS, Chain, Linear, Preprocessing, ResidualMLP, normalized
-from gera_lightning.parts import build
+from gera_lightning.filters.base import fit_filters
+from gera_lightning.filters.beside import Beside
+from gera_lightning.filters.diffusion import GraphDiffusion
+from gera_lightning.filters.local_centering import LocalCentering
+from gera_lightning.models.maps import KINDS, Chain, Linear, ResidualMLP, normalized
+from gera_lightning.models.preprocessing import Preprocessing
+from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import build
 
 D_A, D_B, N = 6, 5, 24
 
@@ -345,7 +348,7 @@ def test_a_users_own_map_is_loaded_only_when_its_class_is_handed_over(tmp_path):
     assert torch.equal(score(Aligner.load(tmp_path, kinds={"Tripled": Tripled})), score(aligner))
 
 
-@pytest.mark.parametrize("kind", ["trap_module.Map", "gera_lightning.heads.Linear", "os.system", "builtins.eval"])
+@pytest.mark.parametrize("kind", ["trap_module.Map", "gera_lightning.models.maps.Linear", "os.system", "builtins.eval"])
 def test_an_import_path_as_a_kind_is_refused_and_not_imported(tmp_path, monkeypatch, kind):
     (tmp_path / "trap_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -6,9 +6,9 @@ from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.cca import Cca
 from gera_lightning.aligners.coupled_ridge import CoupledRidge
 from gera_lightning.aligners.ridge import Ridge
-from gera_lightning.errors import UserError
-from gera_lightning.heads import normalized
-from gera_lightning.parts import build
+from gera_lightning.models.maps import normalized
+from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import build
 
 FORM, OTHERS = CoupledRidge(), (Ridge(), Cca("gaussian"))
 

@@ -4,8 +4,8 @@ import torch
 
 from gera_lightning.aligners.asif import Asif, RelativeMap
 from gera_lightning.aligners.base import Samples
-from gera_lightning.aligners.space import SharedSpace
-from gera_lightning.errors import UserError
+from gera_lightning.models.shared_space import SharedSpace
+from gera_lightning.utils.errors import UserError
 
 
 def cloud(n, d, seed=0):

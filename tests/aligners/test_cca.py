@@ -10,8 +10,8 @@ from sklearn.cross_decomposition import CCA
 from gera_lightning.aligners import cca
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.cca import SCORES, CanonicalFits, Cca, WeightedCosine
-from gera_lightning.errors import UserError
-from gera_lightning.heads import normalized
+from gera_lightning.models.maps import normalized
+from gera_lightning.utils.errors import UserError
 
 
 def views(n=60, d_a=5, d_b=4, noise=1.0, dtype=torch.float64):

@@ -6,8 +6,8 @@ from sklearn.kernel_ridge import KernelRidge as SklearnKernelRidge
 from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.coupled_ridge import CoupledRidge, anchor_regression
 from gera_lightning.aligners.kernel_ridge import KernelRidge, rbf
-from gera_lightning.errors import UserError
-from gera_lightning.heads import normalized
+from gera_lightning.models.maps import normalized
+from gera_lightning.utils.errors import UserError
 
 
 def rows(n, d, seed):

@@ -7,7 +7,7 @@ from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.coupled_ridge import CoupledRidge
 from gera_lightning.aligners.kernel_ridge import KernelRidge, RbfMap, rbf
 from gera_lightning.aligners.manifold_ridge import ManifoldRidge
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 
 def cloud(n, d, seed=0, dtype=torch.float64):

@@ -8,9 +8,9 @@ from gera_lightning.aligners.base import Samples
 from gera_lightning.aligners.kernel_ridge import KernelRidge, rbf
 from gera_lightning.aligners.manifold_ridge import ManifoldRidge, graph_laplacian, manifold_kernel_path, manifold_ridge_path
 from gera_lightning.aligners.ridge import Ridge
-from gera_lightning.errors import UserError
 from gera_lightning.geometry.neighbors import SearchSettings, knn_graph
-from gera_lightning.heads import build_map, describe_map
+from gera_lightning.models.maps import build_map, describe_map
+from gera_lightning.utils.errors import UserError
 
 
 def cloud(n, d, seed=0, dtype=torch.float64):

@@ -5,8 +5,8 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from gera_lightning.aligners.base import Samples, grid, log_spaced
 from gera_lightning.aligners.ridge import Ridge, ridge_path
-from gera_lightning.errors import UserError
-from gera_lightning.heads import Concat, Identity, Linear
+from gera_lightning.models.maps import Concat, Identity, Linear
+from gera_lightning.utils.errors import UserError
 
 
 def cloud(n, d, seed=0, dtype=torch.float64):

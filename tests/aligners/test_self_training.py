@@ -9,9 +9,9 @@ from gera_lightning.aligners.cca import Cca
 from gera_lightning.aligners.kernel_ridge import KernelRidge
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.aligners.self_training import SelfTraining, mutual_neighbours
-from gera_lightning.errors import UserError
-from gera_lightning.heads import Identity, normalized
-from gera_lightning.parts import build
+from gera_lightning.models.maps import Identity, normalized
+from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import build
 
 
 def cloud(n, d, seed=0):

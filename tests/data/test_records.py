@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gera_lightning.data.corpus import Manifest
-from gera_lightning.data.imports import rows_from
+from gera_lightning.data.importing import rows_from
 from gera_lightning.data.records import text_of
+from gera_lightning.embedding.corpus import Manifest
 
 
 @pytest.mark.parametrize(

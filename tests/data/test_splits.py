@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gera_lightning.data.splits import Draw, ItemSplit, check_sides, draw, folds, item_families, matched_items, split_items, unit_hash
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 
 def table(items: list[str], name: str = "a", **columns: list[Any]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pytest
 
 from gera_lightning.data import store as module
 from gera_lightning.data.store import EmbeddingStore, StoreWriter, check_rows, is_whole, store_folders, write_store
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 ENCODER, SOURCE = {"name": "enc", "revision": "r1"}, {"name": "test", "licence": "none"}
 

@@ -12,7 +12,7 @@ from gera_lightning.data import synthetic
 from gera_lightning.data.splits import split_items
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 SMALL = {"items": 300, "latent_dim": 2, "dim_a": 96, "dim_b": 48, "classes": 4}
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gera_lightning import cli
-from gera_lightning.data.imports import import_store
-from gera_lightning.errors import UserError
+from gera_lightning.data.importing import import_store
+from gera_lightning.utils.errors import UserError
 
 X = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 ITEMS = ["a", "b", "a", "c", "d", "e", "f"]

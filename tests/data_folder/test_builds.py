@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 DATA = Path(__file__).parents[2] / "data"
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gera_lightning.commands.search import matching
 from gera_lightning.data.splits import item_families, split_items
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.search import matching
 
 DATA = Path(__file__).parents[2] / "data"
 SETS = {"wordnet_speech": ("speech", "text"), "emoji": ("image", "text")}

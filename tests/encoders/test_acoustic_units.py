@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from gera_lightning.encoders.acoustic_units import AcousticUnitEncoder, AcousticUnits
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 WIDTH, UNITS, DIM, NEAREST = 6, 24, 10, 3
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gera_lightning.encoders.bundles import TorchaudioEncoder
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 RATE = 16_000
 

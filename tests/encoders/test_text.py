@@ -13,7 +13,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast, T5Config, T5Model
 
 from gera_lightning.encoders.text import POOLINGS, TextEncoder, pool_tokens
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "small", "dog", "cat", "runs", "over", "the", "red", "house", "##s"]
 TEXTS = ["a dog", "the small red cat runs over the house", "dogs", "a small house", "the red dog runs", ""]

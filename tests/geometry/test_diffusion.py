@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.errors import UserError
+from gera_lightning.filters.diffusion import GraphDiffusion
 from gera_lightning.geometry import diffusion
-from gera_lightning.geometry.diffusion import DiffusionOperator, GraphDiffusion, effective_neighbors, patch_operator
+from gera_lightning.geometry.diffusion import DiffusionOperator, effective_neighbors, patch_operator
 from gera_lightning.geometry.kernels import BANDWIDTHS, KERNELS, squared_distances
 from gera_lightning.geometry.neighbors import NeighborGraph, SearchSettings, knn_graph
+from gera_lightning.utils.errors import UserError
 
 
 def cloud(n=40, d=6, seed=0, dtype=torch.float64):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.errors import UserError
 from gera_lightning.geometry import kernels
+from gera_lightning.utils.errors import UserError
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gera_lightning.comparisons import Bootstrap, Hits
+from gera_lightning.evaluation.comparisons import Bootstrap, Hits
+from gera_lightning.experiment.results import Sweep
 from gera_lightning.report import headline
 from gera_lightning.report.findings import Findings
-from gera_lightning.results import Sweep
 
 RECALL = {"gera": (0.5, 0.6), "gera_off": (0.5, 0.6), "far": (0.2, 0.3), "near": (0.5, 0.8)}
 BUDGETS = (50, 100)

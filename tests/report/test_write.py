@@ -12,13 +12,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from gera_lightning import cli, config, sweep
-from gera_lightning.comparisons import Bootstrap, compare, load_hits, multipliers
+from gera_lightning import cli, config
 from gera_lightning.data.store import EmbeddingStore, write_store
-from gera_lightning.errors import UserError
-from gera_lightning.report.kept import unpack
+from gera_lightning.evaluation.comparisons import Bootstrap, compare, load_hits, multipliers
+from gera_lightning.experiment import runner
+from gera_lightning.experiment.archive import unpack
+from gera_lightning.experiment.plan import plan
+from gera_lightning.experiment.results import load_sweep
+from gera_lightning.report.outcome import summarize
 from gera_lightning.report.write import keep_results, write_report
-from gera_lightning.results import load_sweep
+from gera_lightning.utils.errors import UserError
 
 N = 120
 METHODS = {
@@ -54,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose sweep is through; tests copy it."""
     root = tmp_path_factory.mktemp("finished")
     make_project(root)
-    sweep.run_experiment(config.load("small", folder=root / "experiments"))
+    runner.run_experiment(config.load("small", folder=root / "experiments"))
     return root
 
 
@@ -209,7 +212,7 @@ def test_the_best_and_those_near_it_are_marked(written):
 
 def test_examples_are_what_the_aligner_finds(written, finished):
     from gera_lightning.aligners import Aligner
-    from gera_lightning.stores import Stores
+    from gera_lightning.experiment.paired_stores import Stores
 
     lines = (written / "report.md").read_text().splitlines()
     loaded = config.load("small", folder=finished / "experiments")
@@ -233,13 +236,13 @@ def test_the_command_is_the_one_that_makes_the_runs(written, finished):
     assert "12 of 12 runs have the hash" in text
     words = re.search(r'make train EXP=small ARGS="([^"]+)"', text).group(1).split()
     loaded = config.load("small", words, folder=finished / "experiments")
-    assert sweep.run_experiment(loaded).results["method"].nunique() == 3
-    assert all(run.finished for run in sweep.plan(loaded))
+    assert len({run.method for run in runner.run_experiment(loaded)}) == 3
+    assert all(run.finished for run in plan(loaded))
 
 
 def test_settings_of_the_command_line_are_found_again(project):
     shutil.rmtree(project / "runs")
-    sweep.run_experiment(config.load("small", ["tuning.settings=3", "budgets=[8]"], folder=project / "experiments"))
+    runner.run_experiment(config.load("small", ["tuning.settings=3", "budgets=[8]"], folder=project / "experiments"))
     text = (write(project) / "report.md").read_text()
     assert "tuning.settings=3" in text
     assert "6 of 6 runs have the hash" in text
@@ -247,7 +250,7 @@ def test_settings_of_the_command_line_are_found_again(project):
 
 def test_a_setting_of_the_command_line_is_found_beside_a_changed_preset(project):
     shutil.rmtree(project / "runs")
-    sweep.run_experiment(config.load("small", ["tuning.settings=3", "budgets=[8]"], folder=project / "experiments"))
+    runner.run_experiment(config.load("small", ["tuning.settings=3", "budgets=[8]"], folder=project / "experiments"))
     (project / "experiments" / "methods" / "asif.yaml").write_text(yaml.safe_dump(METHODS["ridge"]))
     text = (write(project) / "report.md").read_text()
     assert "tuning.settings=3" in text
@@ -259,7 +262,8 @@ def test_steps_that_grow_with_the_pairs_are_the_commands_own(project):
     twin = {"closed_form": None, "geometric_loss": None, "trainer": {"max_steps": 1, "min_epochs": 2}, "tuning": {"settings": 1}}
     (project / "experiments" / "methods" / "twin.yaml").write_text(yaml.safe_dump(twin))
     words = ["methods=[twin]", "batch.pairs=4", "seeds=[0]"]
-    outcome = sweep.run_experiment(config.load("small", words, folder=project / "experiments"))
+    loaded = config.load("small", words, folder=project / "experiments")
+    outcome = summarize(loaded, runner.run_experiment(loaded))
     assert sorted(outcome.results["steps"]) == [4, 10]
     assert "14 of 14 runs have the hash" in (write(project) / "report.md").read_text()
 
@@ -275,14 +279,14 @@ def test_budgets_of_one_method_alone_are_in_the_command_and_not_compared(project
     loaded = config.load(
         "small", {"sweep.extra_budgets": {"ridge": [40, 60]}, "sweep.seeds": [0, 1]}, folder=project / "experiments", sweep=True
     )
-    sweep.run_experiment(loaded)
+    runner.run_experiment(loaded)
     folder = write(project, baseline="ridge")
     text = (folder / "report.md").read_text()
     assert "16 of 16 runs have the hash" in text
     words = re.search(r'make sweep EXP=small ARGS="([^"]+)"', text).group(1).split()
     again = config.load("small", words, folder=project / "experiments", sweep=True)
-    assert len(sweep.plan(again)) == 16
-    assert all(run.finished for run in sweep.plan(again))
+    assert len(plan(again)) == 16
+    assert all(run.finished for run in plan(again))
     assert set(pd.read_csv(folder / "headline.csv")["budget"]) == {8, 20}
     assert set(pd.read_csv(folder / "differences.csv")["budget"]) == {8, 20}
     assert set(pd.read_csv(folder / "results.csv")["budget"]) == {8, 20, 40, 60}
@@ -451,7 +455,7 @@ def test_kept_results_of_other_data_are_not_lost(project, monkeypatch):
     shutil.rmtree(other)
     write_store(other, vectors, rows, encoder={"name": "b"}, source={"name": "t"}, dtype="float32")
     words = [f"data.b={other}", "methods=[ridge]"]
-    sweep.run_experiment(config.load("small", words, folder=project / "experiments"))
+    runner.run_experiment(config.load("small", words, folder=project / "experiments"))
     with pytest.raises(UserError, match=r"small\.zip: holds results of other data or of another split, which would be lost"):
         keep_results("small", words)
     assert path.read_bytes() == before

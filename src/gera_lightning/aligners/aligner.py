@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning import __version__
-from gera_lightning.aligners.space import Csls, SharedSpace
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.errors import UserError
-from gera_lightning.files import replace_atomically
 from gera_lightning.geometry.neighbors import search
-from gera_lightning.heads import CHUNK, Preprocessing, build_map, describe_map
+from gera_lightning.models.maps import build_map, describe_map
+from gera_lightning.models.preprocessing import CHUNK, Preprocessing
+from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.files import replace_atomically
 
 FORMAT = "gera-aligner"
 VERSION = 1

@@ -8,8 +8,8 @@ from itertools import groupby
 from typing import Any
 
 from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
-from gera_lightning.errors import UserError
-from gera_lightning.parts import check_role
+from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import check_role
 
 ALTERNATIVE = "alternative"
 """In a setting: the number of the alternative that it is of, from 1; the form's own settings have none."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.aligners.base import Maps, Samples, Setting, grid
-from gera_lightning.errors import UserError
-from gera_lightning.heads import normalized, saved_as
+from gera_lightning.models.maps import normalized, saved_as
+from gera_lightning.utils.errors import UserError
 
 
 @saved_as("relative")

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from gera_lightning.errors import UserError, check_one_of
-from gera_lightning.heads import Concat, Identity
+from gera_lightning.models.maps import Concat, Identity
+from gera_lightning.utils.errors import UserError, check_one_of
 
 Setting = Mapping[str, float]
 """One choice of a method's free parameters, by name."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.aligners.base import Maps, Samples, Setting, check_range, grid, log_spaced
-from gera_lightning.errors import UserError, check_one_of
-from gera_lightning.heads import Linear, normalized, saved_as
+from gera_lightning.models.maps import Linear, normalized, saved_as
+from gera_lightning.utils.errors import UserError, check_one_of
 
 
 class CanonicalFits:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gera_lightning.aligners.base import Maps, Samples, Setting
 from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, rbf
-from gera_lightning.errors import UserError
-from gera_lightning.heads import Blocks, Chain, Concat, Identity, Shift
+from gera_lightning.models.maps import Blocks, Chain, Concat, Identity, Shift
+from gera_lightning.utils.errors import UserError
 
 
 def anchor_regression(x: Tensor, eps: float, penalty: float) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
-from gera_lightning.errors import UserError
-from gera_lightning.heads import saved_as
+from gera_lightning.models.maps import saved_as
+from gera_lightning.utils.errors import UserError
 
 
 def rbf(x: Tensor, y: Tensor, eps: Tensor | float) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
 from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, median_d2, rbf
 from gera_lightning.aligners.ridge import ridge_path
-from gera_lightning.errors import UserError
 from gera_lightning.geometry.diffusion import edge_weights, sparse_matrix
 from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
-from gera_lightning.heads import Linear
+from gera_lightning.models.maps import Linear
+from gera_lightning.utils.errors import UserError
 
 
 def graph_laplacian(graph: NeighborGraph) -> Tensor:

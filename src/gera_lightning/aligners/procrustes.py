@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from gera_lightning.aligners.base import Maps, Samples, Setting, grid, log_spaced
-from gera_lightning.heads import Linear
+from gera_lightning.models.maps import Linear
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
-from gera_lightning.heads import Linear
+from gera_lightning.models.maps import Linear
 
 
 def ridge_path(x: Tensor, y: Tensor, penalties: Sequence[float]) -> Iterator[Tensor]:

@@ -17,9 +17,9 @@ from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
 from gera_lightning.aligners.cca import Cca
 from gera_lightning.aligners.procrustes import Procrustes
 from gera_lightning.aligners.ridge import Ridge
-from gera_lightning.aligners.space import Csls, SharedSpace
-from gera_lightning.errors import UserError
-from gera_lightning.parts import check_role
+from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import check_role
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """Settings: a tree of typed dataclasses (`settings`), loaded from an experiment's file, method presets and overrides (`experiment`)."""
 
-from gera_lightning.config.experiment import Experiment, load
 from gera_lightning.config.grid import combinations
 from gera_lightning.config.identity import RESULTS, config_hash, identity
-from gera_lightning.config.settings import (
+from gera_lightning.config.loading import Experiment, load
+from gera_lightning.config.schema import (
     BatchConfig,
     Config,
     DataConfig,

@@ -7,10 +7,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gera_lightning.config.layers import flat, holds, merge
-from gera_lightning.config.settings import PARTS, Config
-from gera_lightning.errors import UserError, did_you_mean
-from gera_lightning.parts import check_part
+from gera_lightning.config.merging import flat, holds, merge
+from gera_lightning.config.schema import PARTS, Config
+from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.instantiate import check_part
 
 
 def combinations(config: Config) -> list[tuple[dict[str, float], Config]]:

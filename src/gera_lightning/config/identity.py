@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from gera_lightning.config.settings import RUNTIME_KEYS, TRAINED_KEYS, Config
+from gera_lightning.config.schema import RUNTIME_KEYS, TRAINED_KEYS, Config
 
 RESULTS = 1
 """Raise it when a run of the same settings would give another result: older results then count as those of other runs."""

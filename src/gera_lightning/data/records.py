@@ -5,13 +5,27 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
+
+COLUMNS = ("row", "item", "path", "text", "group", "family", "label", "split")
+"""Columns that a corpus may give a store."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An entry that is left out, or kept in part, and why."""
+
+    row: str
+    item: str
+    path: str
+    reason: str
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:

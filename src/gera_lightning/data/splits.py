@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 
 def unit_hash(word: str) -> float:

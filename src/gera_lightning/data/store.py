@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning.errors import UserError, check_one_of
-from gera_lightning.files import file_sha256, replace_atomically
+from gera_lightning.utils.errors import UserError, check_one_of
+from gera_lightning.utils.files import file_sha256, replace_atomically
 
 log = logging.getLogger(__name__)
 FORMAT = "gera-embeddings"

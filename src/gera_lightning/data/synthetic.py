@@ -17,7 +17,7 @@ import pandas as pd
 from filelock import FileLock
 
 from gera_lightning.data.store import EmbeddingStore, StoreWriter
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 SHARD = 50_000
 

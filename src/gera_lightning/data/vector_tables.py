@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gera_lightning.data.corpus import COLUMNS
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.data.records import COLUMNS
+from gera_lightning.utils.errors import UserError, did_you_mean
 
 BATCH = 10_000
 """Rows of a Parquet file that are read at once."""

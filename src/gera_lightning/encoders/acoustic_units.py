@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from gera_lightning.encoders.speech_embedding import SpeechEmbeddingFrames
-from gera_lightning.errors import UserError
-from gera_lightning.files import replace_atomically
+from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.files import replace_atomically
 
 FORMAT = "gera-acoustic-units"
 VERSION = 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.encoders.layers import Layers
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 Inputs = dict[str, Tensor]
 """A network's input tensors by name, first axis n."""

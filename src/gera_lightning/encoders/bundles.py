@@ -16,7 +16,7 @@ from gera_lightning.encoders.base import Inputs, check_batch_size
 from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.encoders.loading import guarded
 from gera_lightning.encoders.waves import AudioEncoder, padded, receptive_field
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.utils.errors import UserError, did_you_mean
 
 
 class TorchaudioEncoder(AudioEncoder):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

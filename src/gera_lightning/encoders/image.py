@@ -12,7 +12,7 @@ from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_siz
 from gera_lightning.encoders.efficientnet_lite import on_white
 from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
-from gera_lightning.errors import UserError, check_one_of
+from gera_lightning.utils.errors import UserError, check_one_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 Layer = int | str | Sequence[int]
 """What a user writes: `9`, `-1`, `[6, 9, 12]` or `all`."""

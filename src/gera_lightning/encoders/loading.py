@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from gera_lightning.errors import UserError
-from gera_lightning.files import file_sha256
+from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.files import file_sha256
 
 Checkpoint = str | os.PathLike[str]
 PACKAGE = "package:"

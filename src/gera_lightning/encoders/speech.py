@@ -16,7 +16,7 @@ from gera_lightning.encoders.base import Inputs, check_batch_size
 from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
 from gera_lightning.encoders.waves import AudioEncoder, frames_of, padded, receptive_field
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 FAMILIES = "wav2vec 2.0, HuBERT, WavLM, Whisper or CLAP"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gera_lightning.errors import UserError
+from gera_lightning.utils.errors import UserError
 
 SAMPLE_RATE = 16_000
 MEL_BINS, WINDOW, STEP = 32, 76, 8

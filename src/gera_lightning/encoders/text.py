@@ -14,7 +14,7 @@ from torch import Tensor
 from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_size, masked_mean
 from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
-from gera_lightning.errors import UserError, check_one_of
+from gera_lightning.utils.errors import UserError, check_one_of
 
 POOLINGS = ("mean", "cls", "last", "max")
 SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")

@@ -10,19 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gera_lightning.errors import UserError, check_one_of
 from gera_lightning.geometry.kernels import BANDWIDTHS, KERNELS, bandwidth, bandwidth_floor, squared_distances
-from gera_lightning.geometry.neighbors import NeighborGraph, search
+from gera_lightning.utils.errors import UserError, check_one_of
 
 SMALLEST = 1e-10
 """What keeps a row of affinities above 0."""
-COPY = 1e-6
-"""Squared distance between unit rows below which one is taken for the other: some rounding steps of float32."""
 
 
 def normalize_density(w: Tensor, alpha: float, density: Tensor | None = None) -> Tensor:
@@ -140,149 +136,6 @@ class DiffusionOperator:
             middle = (low + high) / 2
             low, high = (low, middle) if seen(middle) > target else (middle, high)
         return dataclasses.replace(self, factor=math.exp(low))
-
-
-@dataclass(frozen=True)
-class GraphDiffusion:
-    """Diffusion of features over the whole neighbour graph, with its out-of-sample form.
-
-    On the graph: `W` on the kNN edges, symmetrised by `max(W, W')`, self-weight 1, density-normalised, row-normalised;
-    `X^(t) = P^t X`. Out of sample (any row, the pool's own included): with kernel weights p (rows sum to 1) to its k nearest pool
-    rows, copies of itself left out, `x^ = (1 - strength) x + strength * sum_j p_j X^(steps-1)_j`.
-
-    Attributes:
-        k: neighbours.
-        kernel: `heat`, `student` or `laplacian`, with eps = factor x median squared edge length.
-        factor: multiple of the median squared edge length.
-        alpha: density normalisation over the whole graph.
-        steps: t, at least 1.
-        strength: share b of the diffused part in the out-of-sample form.
-    """
-
-    k: int = 20
-    kernel: str = "heat"
-    factor: float = 1.0
-    alpha: float = 0.0
-    steps: int = 1
-    strength: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_one_of("kernel", self.kernel, list(KERNELS))
-        for key, value in (("k", self.k), ("steps", self.steps)):
-            if value < 1:
-                raise UserError(f"{key}={value} must be at least 1")
-        if self.factor <= 0:
-            raise UserError(f"factor={self.factor} must be above 0")
-        if not 0 <= self.strength <= 1:
-            raise UserError(f"strength={self.strength} must lie between 0 and 1")
-
-    def operator(self, graph: NeighborGraph) -> Tensor:
-        """Row-stochastic sparse operator P `[N, N]` of a graph."""
-        n, k = graph.indices.shape
-        w = edge_weights(graph.distances2, self.kernel, self.eps(graph))
-        rows = torch.arange(n, device=w.device).repeat_interleave(k)
-        cols = graph.indices.reshape(-1)
-        # max(W, W'): both directions of every edge, and of the copies the larger (equal distances give equal weights)
-        ij = torch.cat([torch.stack([rows, cols]), torch.stack([cols, rows])], 1)
-        key, inverse = torch.unique(ij[0] * n + ij[1], return_inverse=True)
-        weight = torch.zeros(len(key), dtype=w.dtype, device=w.device)
-        weight = weight.scatter_reduce(0, inverse, torch.cat([w.reshape(-1), w.reshape(-1)]), "amax")
-        loops = torch.arange(n, device=w.device)
-        i, j = torch.cat([key // n, loops]), torch.cat([key % n, loops])
-        weight = torch.cat([weight, torch.ones(n, dtype=w.dtype, device=w.device)])
-        if self.alpha:
-            q = torch.zeros(n, dtype=w.dtype, device=w.device).index_add(0, i, weight) ** self.alpha
-            weight = weight / (q[i] * q[j])
-        degree = torch.zeros(n, dtype=w.dtype, device=w.device).index_add(0, i, weight)
-        return sparse_matrix(i, j, weight / degree[i], n)
-
-    def eps(self, graph: NeighborGraph) -> float:
-        """Bandwidth of a graph's edges, a squared distance."""
-        return max(self.factor * graph.edge_scale, bandwidth_floor(graph.edge_scale))
-
-    def diffuse(self, x: Tensor, graph: NeighborGraph, steps: int | None = None) -> Tensor:
-        """`P^steps x` of the pool's own rows `[N, D]`."""
-        steps = self.steps if steps is None else steps
-        p = self.operator(graph)
-        for _ in range(steps):
-            x = p @ x
-        return x
-
-    def fit(self, pool: Tensor) -> DiffusedFeatures:
-        """The out-of-sample form against a pool `[N, D]`; a pool without neighbours leaves rows as they are."""
-        if len(pool) < 2:
-            return DiffusedFeatures(pool, pool, k=1, eps=1.0, kernel=self.kernel, strength=0.0)
-        own = search(pool, pool, min(self.k, len(pool) - 1) + 1)
-        graph = NeighborGraph.of_search(*own)
-        source = self.diffuse(pool, graph, self.steps - 1) if self.steps > 1 else pool
-        fitted = DiffusedFeatures(pool, source, k=graph.indices.shape[1], eps=self.eps(graph), kernel=self.kernel, strength=self.strength)
-        fitted.found = own  # the pool itself is what is most often mapped next
-        return fitted
-
-
-class DiffusedFeatures(nn.Module):
-    """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows, see `GraphDiffusion`.
-
-    A pool row at distance 0 is taken for x itself and left out, so that rows of the pool and new rows are treated alike. A row so far
-    from the pool that its heat weights underflow has those of the distances less the nearest one's, which are the same but for rounding.
-
-    Args:
-        pool: rows that neighbours are looked up in `[N, D]`.
-        source: what is averaged for each of them `[N, D]`.
-        k, eps, kernel, strength: neighbours, bandwidth (a squared distance), kernel, share of the mean.
-        shape: `(N, D)`, for an empty map that weights are loaded into.
-    """
-
-    pool: Tensor
-    source: Tensor
-
-    def __init__(
-        self,
-        pool: Tensor | None = None,
-        source: Tensor | None = None,
-        *,
-        k: int,
-        eps: float,
-        kernel: str,
-        strength: float,
-        shape: tuple[int, int] | None = None,
-    ) -> None:
-        super().__init__()
-        if shape is not None:
-            pool, source = torch.zeros(*shape), torch.zeros(*shape)
-        assert pool is not None
-        assert source is not None
-        self.register_buffer("pool", pool)
-        self.register_buffer("source", source)
-        self.k, self.eps, self.kernel, self.strength = k, eps, kernel, strength
-        self.found: tuple[Tensor, Tensor] | None = None
-        """What `search` found of the pool among itself, until the pool is mapped."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What, with the weights, rebuilds this map."""
-        return {"k": self.k, "eps": self.eps, "kernel": self.kernel, "strength": self.strength, "shape": tuple(self.pool.shape)}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[n, D] -> [n, D]`."""
-        if not self.strength:
-            return x
-        known, self.found = (self.found, None) if x is self.pool else (None, self.found)
-        d2, index = known or search(x, self.pool, self.k + 1)
-        copy = torch.zeros_like(index, dtype=torch.bool)
-        copy[:, 0] = d2[:, 0] < COPY
-        if index.shape[1] > self.k:
-            copy[~copy[:, 0], -1] = True  # not of the pool: its k + 1st neighbour goes instead
-            d2, index = d2[~copy].view(len(x), self.k), index[~copy].view(len(x), self.k)
-        nearest = d2[:, :1]
-        # so far from the pool that all weights would vanish: distances count from the nearest neighbour's on
-        lost = edge_weights(nearest, self.kernel, self.eps) < torch.finfo(x.dtype).tiny
-        p = edge_weights(d2 - nearest * lost, self.kernel, self.eps)
-        p = p / p.sum(-1, keepdim=True)
-        mean = torch.zeros_like(x)
-        for j in range(index.shape[1]):  # neighbour by neighbour: memory stays at one [n, D]
-            mean.addcmul_(p[:, j : j + 1], self.source[index[:, j]])
-        return (1 - self.strength) * x + self.strength * mean
 
 
 def sparse_matrix(i: Tensor, j: Tensor, values: Tensor, n: int) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gera_lightning.errors import UserError, did_you_mean
+from gera_lightning.utils.errors import UserError, did_you_mean
 
 TINY = 1e-12
 

@@ -22,8 +22,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from gera_lightning import __version__
-from gera_lightning.errors import UserError, check_one_of
-from gera_lightning.files import appearing_whole, replace_atomically
+from gera_lightning.utils.errors import UserError, check_one_of
+from gera_lightning.utils.files import appearing_whole, replace_atomically
 
 log = logging.getLogger(__name__)
 BACKENDS = ("faiss", "torch")

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from gera_lightning.comparisons import Comparison, compare
-from gera_lightning.config.layers import flat
+from gera_lightning.config.merging import flat
+from gera_lightning.evaluation.comparisons import Comparison, compare
 from gera_lightning.report.document import Block, Section, Table, Text
 from gera_lightning.report.findings import Findings, number
 

@@ -11,10 +11,10 @@ import pandas as pd
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import Config
 from gera_lightning.data.held_out import HeldOut
-from gera_lightning.errors import UserError
+from gera_lightning.experiment.paired_stores import Stores
+from gera_lightning.experiment.results import Sweep
 from gera_lightning.report.document import Answer, Block, Example, Section, Text
-from gera_lightning.results import Sweep
-from gera_lightning.stores import Stores
+from gera_lightning.utils.errors import UserError
 
 SHOWN = 5
 GOOD, BAD = 3, 3

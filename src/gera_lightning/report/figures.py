@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gera_lightning.files import appearing_whole
+from gera_lightning.utils.files import appearing_whole
 
 INK = "#1f2329"
 GREY = "#8a919b"

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning import statistics
-from gera_lightning.comparisons import Bootstrap, compare
+from gera_lightning.evaluation.comparisons import Bootstrap, compare
+from gera_lightning.evaluation import statistics
+from gera_lightning.experiment.results import Sweep
 from gera_lightning.report import figures
 from gera_lightning.report.document import Table
 from gera_lightning.report.figures import Series
-from gera_lightning.results import Sweep
 
 MEASURES = ("r@1", "r@5", "r@10", "mrr", "map", "median_rank", "hubness", "unseen/r@10", "zero_shot")
 SHOWN = 8

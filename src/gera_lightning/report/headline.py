@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from gera_lightning.comparisons import compare
+from gera_lightning.evaluation.comparisons import compare
 from gera_lightning.report import markdown
 from gera_lightning.report.document import Table
 from gera_lightning.report.findings import Findings

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from gera_lightning import config
-from gera_lightning.config.layers import flat
-from gera_lightning.errors import UserError
-from gera_lightning.planning import at_budget
+from gera_lightning.config.merging import flat
+from gera_lightning.experiment.plan import at_budget
+from gera_lightning.experiment.results import Sweep
 from gera_lightning.report.document import Block, Code, Facts
-from gera_lightning.results import Sweep
+from gera_lightning.utils.errors import UserError
 
 PACKAGES = ("torch", "lightning", "faiss-gpu", "faiss-cpu", "numpy", "scipy", "scikit-learn", "pandas")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gera_lightning.comparisons import Bootstrap, Comparison, compare, multipliers
+from gera_lightning.evaluation.comparisons import Bootstrap, Comparison, compare, multipliers
 from gera_lightning.report import figures, headline
 from gera_lightning.report.document import Block, Facts, Picture, Pictures, Section, Text
 from gera_lightning.report.figures import Series

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gera_lightning import config
-from gera_lightning.comparisons import Bootstrap, load_hits
-from gera_lightning.errors import UserError, did_you_mean
-from gera_lightning.files import replace_atomically
-from gera_lightning.report import ablations, examples, figures, headline, html, markdown, provenance, qualities, sections, tuning
+from gera_lightning.evaluation.comparisons import Bootstrap, load_hits
+from gera_lightning.experiment.archive import kept_path, kept_rows, lay_over, pack, picture_path, unpack
+from gera_lightning.experiment.paired_stores import joint_hash, open_stores, wanted_results
+from gera_lightning.experiment.results import Sweep, finished_records, load_sweep, no_runs
+from gera_lightning.report import ablations, examples, figures, geometry, headline, html, markdown, provenance, sections, tuning_curves
 from gera_lightning.report.document import Report, Section
 from gera_lightning.report.findings import Findings
-from gera_lightning.report.kept import kept_path, kept_rows, lay_over, pack, picture_path, unpack
-from gera_lightning.results import Sweep, finished_records, load_sweep, no_runs
-from gera_lightning.stores import joint_hash, open_stores, wanted_results
+from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.files import replace_atomically
 
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
 DRAWS = 20_000
@@ -65,13 +65,13 @@ def _runs(loaded: config.Experiment) -> Path:
 
 def _write(loaded: config.Experiment, sweep: Sweep, findings: Findings, experiment: str, folder: str | Path) -> Path:
     """The report's files, in the experiment's folder of runs."""
-    parts = (sections.recall, sections.results, sections.differences, sections.labels, ablations.section, tuning.section)
+    parts = (sections.recall, sections.results, sections.differences, sections.labels, ablations.section, tuning_curves.section)
     report = Report(
         sweep.name,
         _lead(sweep),
         [
             sections.short(findings),
-            *(part(findings) for part in (*parts, qualities.unimodal, qualities.hubs, qualities.cost)),
+            *(part(findings) for part in (*parts, geometry.unimodal, geometry.hubs, geometry.cost)),
             examples.section(sweep, findings.reference, loaded.common),
             Section("Where this comes from", provenance.blocks(sweep, experiment, folder)),
         ],

@@ -1,0 +1,125 @@
+"""What cross-validation inside a budget says of the closed-form presets: on train rows alone, nothing of the test items is read.
+
+Legend: `n` held-out pairs of a budget, all folds together. A pair's score is `-log rank` of its partner, the mean of both directions.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.special import gammaln
+from scipy.stats import ttest_1samp
+
+from gera_lightning.aligners.base import ClosedForm
+from gera_lightning.config import Experiment
+from gera_lightning.data.training_rows import load_rows
+from gera_lightning.evaluation.statistics import holm
+from gera_lightning.experiment.paired_stores import Stores
+from gera_lightning.training.cross_validation import choose, fold_scores
+from gera_lightning.training.filter_choice import choose_filters
+from gera_lightning.training.training_set import Task, on_accelerator
+from gera_lightning.utils.instantiate import build
+from gera_lightning.utils.progress import unheard
+
+LEVEL = 0.01
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Held-out scores of presets at one budget, pair by pair on the same folds.
+
+    Attributes:
+        budget: pairs.
+        scores: preset to the score of each pair `[n]`.
+        chance: mean score of a random order of each pair's gallery `[n]`.
+    """
+
+    budget: int
+    scores: Mapping[str, np.ndarray]
+    chance: np.ndarray
+
+    @property
+    def best(self) -> str:
+        """The preset of the best mean score."""
+        return max(self.scores, key=lambda name: float(self.scores[name].mean()))
+
+    def rank(self, name: str) -> float:
+        """Geometric mean of the partner's rank."""
+        return float(np.exp(-self.scores[name].mean()))
+
+    def above_chance(self, name: str) -> float:
+        """One-sided p-value of "no better than a random order" (t-test over pairs)."""
+        return float(ttest_1samp(self.scores[name] - self.chance, 0, alternative="greater").pvalue)
+
+    def lead(self, name: str, other: str) -> tuple[float, float]:
+        """How far a preset's log rank is better than another's, over the same pairs, and the standard error."""
+        difference = self.scores[name] - self.scores[other]
+        return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
+
+    def as_good(self, level: float = 0.05) -> list[str]:
+        """Presets that these pairs cannot tell from the best: paired t-tests, Holm-corrected."""
+        others = [name for name in self.scores if name != self.best]
+        p = [_paired_p(self.scores[self.best], self.scores[name]) for name in others]
+        return [name for name, value in zip(others, holm(p), strict=True) if value > level]
+
+
+def _paired_p(x: np.ndarray, y: np.ndarray) -> float:
+    return 1.0 if np.array_equal(x, y) else float(ttest_1samp(x - y, 0).pvalue)
+
+
+def chance_score(gallery: int) -> float:
+    """Expected `-log rank` in a random order: `-log(gallery!) / gallery`."""
+    return float(-gammaln(gallery + 1) / gallery)
+
+
+def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[str]) -> Evidence:
+    """Cross-validate presets inside one budget.
+
+    Args:
+        experiment: `methods` holds the presets, all closed forms.
+        stores: the data.
+        budget: pairs.
+        names: which of the presets.
+    """
+    common, seed = experiment.common, experiment.common.seeds[0]
+    rows = load_rows(stores.a, stores.b, stores.draw(common, budget, seed), center=common.data.center)
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = {n: Task(experiment.methods[n], rows, stores.split.families, seed, Path(folder), unheard) for n in names}
+        scores = {name: on_accelerator(task, held_out_scores) for name, task in tasks.items()}
+        task = tasks[names[0]]
+        parts = task.folds(np.arange(len(rows.items)))
+        chance = [
+            np.full(len(held), np.mean([chance_score(len(held) + len(pool)) for pool in task.without(held).distractors()]))
+            for held in parts
+        ]
+    return Evidence(budget, scores, np.concatenate(chance))
+
+
+def held_out_scores(task: Task) -> np.ndarray:
+    """Score of every held-out pair `[n]`, each under the setting that the pairs of the other folds choose.
+
+    So no pair has a say in the setting that it is scored under, and presets with many settings gain nothing by having them. Filters are
+    chosen by all pairs, as in a run: a preset with a choice of them is flattered a little.
+    """
+    assert task.config.closed_form is not None
+    method: ClosedForm = build(task.config.closed_form, "closed_form")
+    everything = np.arange(len(task.rows.items))
+    choice = choose_filters(task, method, everything)
+    settings = method.settings(choice.left(task.config.tuning.settings), len(everything))
+    scores = fold_scores(task, method, settings, everything, choice.numbers)
+    fold = np.concatenate([np.full(len(held), number) for number, held in enumerate(task.folds(everything))])
+    chosen = {number: choose(scores[:, fold != number]) for number in np.unique(fold)}
+    return scores[[chosen[number] for number in fold], np.arange(len(fold))]
+
+
+def smallest_budget(experiment: Experiment, stores: Stores, budgets: Sequence[int], name: str) -> Evidence | None:
+    """The least of `budgets` (ascending) at which a preset is above chance, at level 0.01 over all of them; None if there is none."""
+    for budget in budgets:
+        evidence = gather(experiment, stores, budget, [name])
+        if evidence.above_chance(name) <= LEVEL / len(budgets):
+            return evidence
+    return None

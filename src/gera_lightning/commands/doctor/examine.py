@@ -1,0 +1,256 @@
+"""The examination of two stores from their files to a recommended preset, and what to do next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from gera_lightning import config
+from gera_lightning.commands.doctor.checks import (
+    FEW_PAIRS,
+    MEND,
+    NEXT,
+    NOTE,
+    OK,
+    Finding,
+    leak_findings,
+    neighbor_findings,
+    pair_findings,
+    row_findings,
+    spread_findings,
+)
+from gera_lightning.commands.doctor.evidence import Evidence, gather, smallest_budget
+from gera_lightning.data.inspection import Scan, scan
+from gera_lightning.data.splits import matched_items, split_items
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.data.training_rows import load_modality
+from gera_lightning.experiment.paired_stores import Stores
+from gera_lightning.utils.errors import UserError
+
+PROBE = "ridge"
+"""The preset that the smallest budget is looked for with: the simplest, and quick."""
+BUDGETS = (10, 25, 50, 100, 200)
+DISTRACTORS = 500
+"""Pool rows in the galleries of cross-validation: fewer than a run takes, for time."""
+PAIRS = 300
+"""The largest budget that is looked at unless one is given."""
+
+
+def examine(
+    path_a: str | os.PathLike[str],
+    path_b: str | os.PathLike[str],
+    *,
+    budget: int | None = None,
+    k: int = 16,
+    most: int = 20_000,
+    seed: int = 0,
+    methods: Sequence[str] | None = None,
+    folder: str = "experiments",
+) -> Iterator[Finding]:
+    """Findings on two stores, one after the other as they are made; what needs whole rows is left out where some are damaged.
+
+    Test rows are looked at for damage and copies, never for anything that could choose a method.
+
+    Args:
+        path_a, path_b: folders of the stores.
+        budget: pairs that there will be; by default 300, or half of the train items where they are few.
+        k: neighbours.
+        most: train rows of the neighbour graphs at most.
+        seed: fixes what is drawn.
+        methods: closed-form presets to compare; by default `sweep.quick`.
+        folder: where experiments and presets lie.
+    """
+    for key, value, low in (("budget", budget if budget is not None else 4, 4), ("k", k, 1), ("most", most, 100), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < low:
+            raise UserError(f"{key}={value!r} must be a whole number of at least {low}")
+    names = config.SweepConfig().quick if methods is None else methods.split(",") if isinstance(methods, str) else list(methods)
+    if methods is not None:  # a misspelt one is told at once
+        _closed_forms({"methods": names}, folder)
+    stores = yield from _opened(path_a, path_b)
+    if len(stores) < 2:
+        return
+    (a, found_a), (b, found_b) = stores
+    try:
+        split = split_items(a.rows, b.rows)
+    except UserError as error:
+        yield Finding(MEND, f"split: {error}")
+        return
+    yield from leak_findings("a", found_a, split.train_a, split.test_a)
+    yield from leak_findings("b", found_b, split.train_b, split.test_b)
+    if len(found_a.damaged) or len(found_b.damaged):
+        yield Finding(NOTE, "pairs, neighbours and presets are not looked at before every row is finite")
+        return
+    yield from pair_findings(a, b, split)
+    if not len(split.train_a) or not len(split.train_b):
+        return
+    collapsed = False
+    for side, store, rows in (("a", a, split.train_a), ("b", b, split.train_b)):
+        for finding in _geometry(store, side, rows, k, most, seed):
+            yield finding
+            collapsed |= finding.mark == MEND
+    pairs = len(matched_items(a.rows, b.rows, split))
+    if pairs >= FEW_PAIRS and not collapsed:
+        yield from _presets(Stores(a, b, split), pairs, budget, seed, names, folder)
+
+
+def _opened(*paths: str | os.PathLike[str]) -> Generator[Finding, None, list[tuple[EmbeddingStore, Scan]]]:
+    """The stores that can be opened, with a scan of each."""
+    stores = []
+    for side, path in zip("ab", paths, strict=True):
+        try:
+            store = EmbeddingStore(path)
+            found = scan(store)
+            yield from row_findings(store, side, found)
+            stores.append((store, found))
+        except UserError as error:
+            yield Finding(MEND, f"{side}: {error}")
+    return stores
+
+
+def _geometry(store: EmbeddingStore, side: str, rows: np.ndarray, k: int, most: int, seed: int) -> Iterator[Finding]:
+    chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+    x = load_modality(store, chosen, chosen[:0]).pairs
+    yield from spread_findings(torch.from_numpy(store.read(chosen[:2000])), side)
+    if len(x) > 2:
+        yield from neighbor_findings(x, store.rows.iloc[chosen].reset_index(drop=True), side, min(k, len(x) - 1))
+
+
+def _closed_forms(settings: Mapping[str, Any], folder: str) -> config.Experiment:
+    """The experiment of these settings.
+
+    Raises:
+        UserError: an unknown preset, or one that is trained.
+    """
+    experiment = config.load(settings, folder=folder)
+    trained = next((name for name, method in experiment.methods.items() if method.closed_form is None), None)
+    if trained:
+        raise UserError(f"methods={settings['methods']}: {trained} is trained, only closed forms are compared here")
+    return experiment
+
+
+def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, names: Sequence[str], folder: str) -> Iterator[Finding]:
+    """Pools, the smallest budget, and what the presets reach inside the budget."""
+    trains = ((stores.a, stores.split.train_a), (stores.b, stores.split.train_b))
+    unpaired = min(store.rows["item"].iloc[rows].nunique() for store, rows in trains) - pairs
+    largest = budget or min(PAIRS, pairs if unpaired >= pairs else pairs // 2)
+    if largest > pairs:
+        yield Finding(MEND, f"budget={largest} pairs are more than the {pairs} train items with a row in both stores: lower it")
+        return
+    settings = {
+        "data": {"a": str(stores.a.path), "b": str(stores.b.path)},
+        **{"budgets": [largest], "seeds": [seed], "methods": names, "tuning": {"distractors": DISTRACTORS}},
+    }
+    try:
+        experiment = _closed_forms(settings, folder)
+    except UserError as error:
+        yield Finding(NOTE, f"presets are not compared: {error}")
+        return
+    yield _pools(stores, experiment, largest)
+    budgets = [n for n in sorted({*BUDGETS, max(largest // 3, FEW_PAIRS), largest}) if n <= largest and _foldable(stores, experiment, n)]
+    if not budgets:
+        yield Finding(MEND, f"budget={largest}: the pairs hold fewer families than the {experiment.common.tuning.folds} folds of tuning")
+        return
+    yield _least(experiment, stores, budgets, PROBE if PROBE in names else names[0])
+    compared = []
+    for n in [n for n in budgets if n in (max(largest // 3, FEW_PAIRS), largest)]:
+        compared.append(gather(experiment, stores, n, names))
+        yield from _compared(compared[-1])
+    yield from _next_steps(stores, compared, folder)
+
+
+def _foldable(stores: Stores, experiment: config.Experiment, budget: int) -> bool:
+    """Whether there are as many families in the pairs as folds."""
+    items = stores.draw(experiment.common, budget, experiment.common.seeds[0]).items
+    return stores.split.families[items].nunique() >= experiment.common.tuning.folds
+
+
+def _pools(stores: Stores, experiment: config.Experiment, budget: int) -> Finding:
+    """Sizes of the pools, and items that are in both."""
+    drawn = stores.draw(experiment.common, budget, experiment.common.seeds[0])
+    items = [set(s.rows["item"].iloc[pool]) for s, pool in ((stores.a, drawn.pool_a), (stores.b, drawn.pool_b))]
+    shared = len(items[0] & items[1])
+    text = f"pools: {len(drawn.pool_a):,} and {len(drawn.pool_b):,} unpaired rows beside {budget} pairs, {shared:,} items in both"
+    few = min(len(drawn.pool_a), len(drawn.pool_b)) < budget
+    return Finding(NOTE if few or shared else OK, text + (": few unpaired rows, geometry has little to say" if few else ""))
+
+
+def _least(experiment: config.Experiment, stores: Stores, budgets: Sequence[int], probe: str) -> Finding:
+    """The smallest sensible budget."""
+    least = smallest_budget(experiment, stores, budgets, probe)
+    if least is None:
+        return Finding(
+            MEND,
+            f"budget: even at {budgets[-1]} pairs {probe} finds held-out partners no better than chance: "
+            "check that `item` pairs the right rows, or bring more pairs",
+        )
+    return Finding(
+        OK,
+        f"budget: from {least.budget} pairs on {probe} is above chance (held-out partner's typical rank {least.rank(probe):.0f}, "
+        f"chance {np.exp(-least.chance.mean()):.0f}, p = {least.above_chance(probe):.2g})",
+    )
+
+
+def _compared(evidence: Evidence) -> Iterator[Finding]:
+    """The presets, the best first: how far each one's log rank is behind, and whether these pairs can tell."""
+    ranked = sorted(evidence.scores, key=evidence.rank)
+    chance = np.exp(-evidence.chance.mean())
+    text = f"{evidence.budget} pairs: {evidence.best} is best, held-out partner's typical rank {evidence.rank(evidence.best):.0f} (chance {chance:.0f})"
+    as_good = evidence.as_good()
+    if ranked[1:]:
+        text += "; the others, and how far their log rank is behind:" if as_good else "; significantly behind in log rank:"
+    for name in ranked[1:]:
+        lead, error = evidence.lead(evidence.best, name)
+        told = "   not told apart" if name in as_good else ""
+        text += f"\n       {name:<24}{evidence.rank(name):4.0f}   {lead:.2f} ± {error:.2f}{told}"
+    yield Finding(OK, text)
+
+
+def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> Iterator[Finding]:
+    """The recommended preset against the probe at the budgets that were looked at, as lines to copy."""
+    names = list(dict.fromkeys([compared[-1].best, *(name for name in ("gera", PROBE) if name in compared[-1].scores)]))
+    settings = {"budgets": [evidence.budget for evidence in compared], "methods": names}
+    words = " ".join(f"{key}={_flow(value)}" for key, value in settings.items())
+    known = _experiment_of(stores, folder)
+    if not known:
+        data = {"data": {"a": str(stores.a.path), "b": str(stores.b.path)}, **settings}
+        yield Finding(NEXT, f"write {folder}/mine.yaml: {_flow(data)}")
+    if not len(stores.split.test_a):  # nothing to measure a run on
+        yield Finding(NEXT, f"make align EXP={known or 'mine'}" + (f" ARGS=method={names[0]}" if names[0] != "gera" else ""))
+    else:
+        yield Finding(NEXT, f'make train EXP={known} ARGS="{words}"' if known else "make train EXP=mine")
+
+
+def _flow(value: object) -> str:
+    return (
+        yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+        .strip()
+        .replace(", ", "," if isinstance(value, list) else ", ")
+    )
+
+
+def _experiment_of(stores: Stores, folder: str) -> str | None:
+    """The experiment whose stores these are."""
+    for path in sorted(Path(folder).glob("*.yaml")):
+        try:
+            data = (yaml.safe_load(path.read_text()) or {}).get("data")
+        except (yaml.YAMLError, AttributeError):
+            continue
+        if isinstance(data, dict) and all(
+            data.get(side) and Path(data[side]).resolve() == getattr(stores, side).path.resolve() for side in "ab"
+        ):
+            return path.stem
+    return None
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """One sentence that sums findings up."""
+    mend, note = (sum(finding.mark == mark for finding in findings) for mark in (MEND, NOTE))
+    if mend:
+        return f"alignment will not work as it is: first mend what is marked {MEND} ({mend})"
+    return "alignment will work" + (f"; keep in mind what is marked {NOTE} ({note})" if note else "")

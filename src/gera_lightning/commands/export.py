@@ -1,0 +1,138 @@
+"""Write both stores in the shared space, with a FAISS index each.
+
+    gera export EXPERIMENT [out=FOLDER method=gera budget=300 key=value ...]
+
+autofaiss and clip-retrieval read the stores.
+The dot product of a row of a and a row of b is the aligner's score, whichever of the two is searched with.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gera_lightning.aligners.aligner import Aligner, Rows
+from gera_lightning.config.overrides import split_overrides, split_target
+from gera_lightning.data.store import StoreWriter
+from gera_lightning.evaluation.neighborhoods import spread
+from gera_lightning.experiment.load_run import Finished, finished_run
+from gera_lightning.geometry.neighbors import GrowingIndex
+from gera_lightning.utils import distributed
+from gera_lightning.utils.errors import UserError
+
+LEARNT_FROM = 200_000
+"""Rows, spread evenly, that an index which learns from rows (`IVF...`, `PQ...`) sees at most."""
+
+
+@torch.inference_mode()
+def score_rows(aligner: Aligner, side: str, x: Rows) -> Tensor:
+    """Rows whose dot products with those of the other modality are scores.
+
+    `z` where the aligner scores by cosine; under a correction `[z_a; 1; -p_a]` and `[z_b; -p_b; 1]`, p what a row's hubness takes from
+    its scores, so that `[z_a; 1; -p_a] . [z_b; -p_b; 1] = cos(z_a, z_b) - p_a - p_b`.
+
+    Args:
+        aligner: of a finished run.
+        side: modality of the rows.
+        x: frozen embeddings `[n, D_in]`, or a store of them.
+
+    Returns:
+        `[n, D]`, or `[n, D + 2]` under a correction.
+    """
+    return _scoring(aligner, side, aligner.encode(side, x))
+
+
+def _scoring(aligner: Aligner, side: str, z: Tensor) -> Tensor:
+    """`score_rows` of encoded rows."""
+    if aligner.space.correction is None:
+        return z
+    penalty = -aligner.space.correction.penalty(z, side).unsqueeze(1)
+    one = torch.ones_like(penalty)
+    return torch.cat([z, one, penalty] if side == "a" else [z, penalty, one], dim=1)
+
+
+def export(
+    target: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: str = "",
+    method: str = "",
+    budget: int | None = None,
+    dtype: str = "float32",
+    index: str = "Flat",
+) -> Path:
+    """Write `out/a`, `out/b` (stores) and `out/a.index`, `out/b.index` (FAISS, inner product; numbers are rows of the store).
+
+    Args:
+        target, overrides, method, budget: see `finished_run`.
+        out: folder; by default `export` in the run's folder.
+        dtype: of the stores, `float32` or `float16`.
+        index: FAISS index factory string.
+
+    Raises:
+        UserError: something is there already, an index or a dtype that is refused, or as `finished_run`.
+    """
+    run = finished_run(target, overrides, method=method, budget=budget)
+    folder = Path(out) if out else run.folder / "export"
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{str(folder)!r} holds a store or other files already: remove it, or choose another folder by out=...")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(device: torch.device) -> None:
+        run.aligner.to(device)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:  # a whole export or none
+            whole = Path(scratch) / "export"
+            whole.mkdir()
+            for side in "ab":
+                _write_side(run, side, whole, dtype, index)
+            os.replace(whole, folder)
+
+    distributed.with_room(run.device, write, f"the aligner in {run.folder}")
+    return folder
+
+
+def _write_side(run: Finished, side: str, folder: Path, dtype: str, index: str) -> None:
+    """One modality's store and index, part by part: of the rows in the shared space only the index is in memory as a whole."""
+    store, aligner = getattr(run, side), run.aligner
+    name = f"{store.encoder.get('name')} in the shared space of {run.folder.parent.name}/{run.folder.name}"
+    writer = StoreWriter(folder / side, dtype, resume=False)
+    growing = None
+    for z in aligner.encoded(side, store):
+        rows = _scoring(aligner, side, z).cpu()
+        growing = growing or _empty_index(run, side, index, rows.shape[1])
+        growing.add(rows)
+        writer.append(rows.numpy(), store.rows.iloc[writer.count : writer.count + len(rows)])
+    assert growing is not None
+    growing.write(folder / f"{side}.index")
+    writer.finish({"name": name, "metric": "dot product"}, store.manifest.get("source") or {})
+
+
+def _empty_index(run: Finished, side: str, index: str, dim: int) -> GrowingIndex:
+    """The index that one modality's rows are added to, trained where it has something to learn."""
+    store = getattr(run, side)
+    refusal = UserError(f"index={index!r}: FAISS cannot make it of {len(store)} rows of width {dim}; 'Flat' is exact")
+    try:
+        growing = GrowingIndex(dim, index)
+    except UserError as error:
+        raise refusal from error
+    if growing.learns:
+        rows = score_rows(run.aligner, side, store.read(spread(len(store), LEARNT_FROM)))
+        try:
+            growing.learn(rows)
+        except RuntimeError as error:  # too few of them
+            raise refusal from error
+    return growing
+
+
+def run(words: Sequence[str]) -> None:
+    """The command line's `gera export`."""
+    target, rest = split_target(words)
+    options, overrides = split_overrides(rest, export)
+    folder = export(target, overrides, **options)
+    print(f"stores       {folder / 'a'}, {folder / 'b'}   (the dot product of their rows is the score)")
+    print(f"indices      {folder / 'a.index'}, {folder / 'b.index'}   (faiss.read_index)")

@@ -1,1 +1,0 @@
-"""Whether two stores can be aligned, in words: `stores` looks at the data, `evidence` cross-validates presets, `examine` concludes."""

@@ -1,0 +1,1 @@
+"""What an aligner is worth: retrieval, neighbourhoods, similarity of spaces, statistics and comparisons of runs."""

@@ -1,0 +1,1 @@
+"""Runs of an experiment: planned, executed, their results; and where stores, runs and results lie."""

@@ -1,0 +1,112 @@
+"""The two stores of an experiment: opened as its settings say, split, and drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from gera_lightning.aligners.aligner import ENCODED_BY
+from gera_lightning.config import Config
+from gera_lightning.data import splits
+from gera_lightning.data.held_out import HeldOutItems
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.data.synthetic import SyntheticViews
+from gera_lightning.models.preprocessing import CHUNK
+from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import build, check_part
+
+
+def open_stores(config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
+    """The stores that `config.data` names, or made ones.
+
+    Raises:
+        UserError: a missing or damaged store.
+    """
+    data = config.data
+    if data.synthetic is not None:
+        part = {"class": "gera_lightning.data.synthetic.SyntheticViews", **data.synthetic}
+        check_part(part, "data.synthetic")
+        views: SyntheticViews = build(part, "data.synthetic")
+        return views.stores(config.cache_dir)
+    for key in ("a", "b"):
+        if not getattr(data, key):
+            raise UserError(f"data.{key} is empty: name the folder of an embedding store")
+    return EmbeddingStore(data.a), EmbeddingStore(data.b)
+
+
+def joint_hash(a: EmbeddingStore, b: EmbeddingStore) -> str:
+    """Hash of both stores' contents."""
+    return f"{a.data_hash[:8]}{b.data_hash[:8]}"
+
+
+def wanted_results(config: Config, data_hash: str) -> dict[str, Any]:
+    """What the results of an experiment on stores of this `joint_hash` have in common, for `results.load_sweep`."""
+    return {"data_hash": data_hash, "split": config.data.split, "test_share": config.data.test_share}
+
+
+def facts(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
+    """What an aligner keeps about the stores it was fitted on."""
+    known: dict[str, Any] = {"data_hash": joint_hash(a, b)}
+    if not config.data.synthetic:  # made data may be made anew from the experiment's settings, so its cached stores are no place to name
+        known["stores"] = {"a": str(a.path), "b": str(b.path)}
+    for side, store in (("a", a), ("b", b)):
+        known |= {f"dim_{side}": store.dim, **{f"{ours}_{side}": store.encoder.get(theirs) for ours, theirs in ENCODED_BY.items()}}
+    return known
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The two stores of an experiment with their item split; shared by its runs."""
+
+    a: EmbeddingStore
+    b: EmbeddingStore
+    split: splits.ItemSplit
+
+    @classmethod
+    def open(cls, config: Config) -> Stores:
+        """Open what `config.data` names.
+
+        Raises:
+            UserError: a missing or damaged store, or an impossible split.
+        """
+        data, (a, b) = config.data, open_stores(config)
+        split = splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev")
+        splits.check_sides(split, data.test_share)
+        return cls(a, b, split)
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of both stores' contents."""
+        return joint_hash(self.a, self.b)
+
+    def check_finite(self) -> None:
+        """Read every vector once: what is not finite is told before anything runs, not after an hour.
+
+        Raises:
+            UserError: naming the store and the first such row.
+        """
+        for store in (self.a, self.b):
+            for start in range(0, len(store), CHUNK):
+                store.read(slice(start, start + CHUNK))
+
+    @cached_property
+    def held_out(self) -> HeldOutItems:
+        """The evaluated rows."""
+        return HeldOutItems.load(self.a, self.b, self.split)
+
+    def draw(self, config: Config, budget: int, seed: int) -> splits.Draw:
+        """Pairs and pools of a budget and seed."""
+        data = config.data
+        assert data.reserve is not None
+        return splits.draw(
+            self.a.rows,
+            self.b.rows,
+            self.split,
+            budget=budget,
+            reserve=data.reserve,
+            seed=seed,
+            shared_pools=data.shared_pools,
+            pool_size=data.pool_size,
+            extra_views=data.extra_views,
+        )

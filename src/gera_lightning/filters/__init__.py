@@ -1,0 +1,1 @@
+"""Filters of frozen features, fitted on a modality's unpaired rows."""

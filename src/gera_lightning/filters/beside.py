@@ -1,0 +1,32 @@
+"""A filter's image beside the features themselves.
+
+Legend: `n` rows, `N` pool rows, `D` frozen width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gera_lightning.filters.base import Filter
+from gera_lightning.models.maps import Concat, Identity
+from gera_lightning.utils.instantiate import check_role
+
+
+@dataclass(frozen=True)
+class Beside:
+    """`[n(x); n(filter(x))] / sqrt 2`: a filter's image beside the features themselves, so that what it blurs is not lost.
+
+    Attributes:
+        filter: the other filter.
+    """
+
+    filter: Filter
+
+    def __post_init__(self) -> None:
+        check_role(self.filter, "fit", "filter", "filter", "gera_lightning.filters.diffusion.GraphDiffusion")
+
+    def fit(self, pool: Tensor) -> Concat:
+        """The filter's map, `[n, D] -> [n, 2 D]`."""
+        return Concat(Identity(pool.shape[1]), self.filter.fit(pool))

@@ -1,0 +1,76 @@
+"""Filters of frozen features, fitted on a modality's pool: what its unpaired rows say about which directions and neighbours count.
+
+Legend: `n` rows, `N` pool rows, `C` clusters, `D` frozen width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from gera_lightning.models.maps import normalized, saved_as
+from gera_lightning.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class LocalCentering:
+    """`x - sum_c p_c(x) m_c`: takes from a row the mean of its coarse neighbourhood, p a softmax of cosines to the cluster means m.
+
+    Where a modality's coarse geometry is a nuisance (a speaker, a room, a renderer), what is left is the content. The overall mean, which
+    preprocessing subtracts, is the case of one cluster. Clusters are k-means on the pool. Our own.
+
+    Attributes:
+        clusters: C, at least 2.
+        temperature: of the softmax over cosines; small takes the nearest mean alone.
+    """
+
+    clusters: int = 16
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.clusters < 2:
+            raise UserError(f"clusters={self.clusters} must be at least 2")
+        if self.temperature <= 0:
+            raise UserError(f"temperature={self.temperature} must be above 0")
+
+    def fit(self, pool: Tensor) -> LocallyCentered:
+        """The filter's map; of a pool smaller than the number of clusters every row is a cluster."""
+        if not len(pool):
+            return LocallyCentered(pool.new_zeros(1, pool.shape[1]), self.temperature)
+        # float64, so that the number of threads does not show in the means
+        means = KMeans(min(self.clusters, len(pool)), n_init=1, random_state=0).fit(pool.double().cpu().numpy()).cluster_centers_
+        return LocallyCentered(torch.from_numpy(means).to(pool), self.temperature)
+
+
+@saved_as("locally_centered")
+class LocallyCentered(nn.Module):
+    """`x - softmax(n(x) n(m)' / temperature) m`, see `LocalCentering`.
+
+    Args:
+        means: cluster means m `[C, D]`.
+        temperature: of the softmax.
+        shape: `(C, D)`, for an empty map that weights are loaded into.
+    """
+
+    means: Tensor
+
+    def __init__(self, means: Tensor | None = None, temperature: float = 0.1, *, shape: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        if shape is not None:
+            means = torch.zeros(*shape)
+        assert means is not None
+        self.register_buffer("means", means)
+        self.temperature = temperature
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What, with the weights, rebuilds this map."""
+        return {"temperature": self.temperature, "shape": tuple(self.means.shape)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, D] -> [n, D]`."""
+        return x - torch.softmax(normalized(x) @ normalized(self.means).T / self.temperature, dim=1) @ self.means

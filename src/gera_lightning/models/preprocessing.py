@@ -1,0 +1,41 @@
+"""What is done to frozen rows before a map: L2 normalisation and centring.
+
+Legend: `n` rows, `D` width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gera_lightning.models.maps import normalized
+
+CHUNK = 16_384
+"""Rows that are preprocessed, or mapped, at once."""
+
+
+class Preprocessing(nn.Module):
+    """`n(n(x) - mean)`: L2 normalisation, centring by the training rows' mean, normalisation again.
+
+    Args:
+        mean: `[D]` mean of the normalised training rows; None normalises only.
+    """
+
+    mean: Tensor | None
+
+    def __init__(self, mean: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+
+    @classmethod
+    def fit(cls, x: Tensor, center: bool = True) -> Preprocessing:
+        """From training rows `[n, D]`, `CHUNK` of them at a time."""
+        if not center:
+            return cls(None)
+        total = torch.stack([normalized(rows).sum(0, dtype=torch.float64) for rows in x.split(CHUNK)]).sum(0)
+        return cls((total / len(x)).to(x.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, D] -> [n, D]`."""
+        x = normalized(x)
+        return x if self.mean is None else normalized(x - self.mean)

@@ -1,0 +1,215 @@
+"""What a method is fitted on: the rows of a budget, their folds, and the features that filters pass on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gera_lightning.aligners.base import Maps, Samples
+from gera_lightning.config import Config
+from gera_lightning.data import splits
+from gera_lightning.data.training_rows import Modality, TrainingRows
+from gera_lightning.filters.base import Filter, fit_filters
+from gera_lightning.models.maps import Chain
+from gera_lightning.models.shared_space import SharedSpace
+from gera_lightning.utils import distributed
+from gera_lightning.utils.instantiate import Part, build, check_role
+from gera_lightning.utils.progress import ProgressCallback
+
+MOST_POOL_ROWS = 20_000
+"""Rows of a pool that filters and closed forms look at and a score correction keeps, at most: the first, a random part of a shuffled pool."""
+MOST_FILTERED_BYTES = 2**29
+"""Filtered rows that are kept at most in case they are asked for again."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is fitted on, and where it keeps its state.
+
+    Attributes:
+        config: the method's settings.
+        rows: training rows of the budget.
+        families: family of every item: folds keep them whole.
+        seed: fixes folds, start and batches.
+        folder: for checkpoints and TensorBoard events; an interrupted training in it goes on.
+        progress: told of what is under way.
+        memory: filtered modalities that may be asked for again, the oldest first.
+    """
+
+    config: Config
+    rows: TrainingRows
+    families: pd.Series
+    seed: int
+    folder: Path
+    progress: ProgressCallback
+    memory: dict[str, FilteredModality] = field(default_factory=dict, repr=False, compare=False)
+
+    def folds(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out `tuning.enough` pairs together.
+
+        Inside a fold fewer families may be left than `tuning.folds` asks for: it has a part for each.
+        """
+        count = self.config.tuning.folds
+        if len(positions) < len(self.rows.items):
+            count = min(count, max(2, self.families[self.rows.items[positions]].nunique()))
+        parts = splits.folds(self.rows.items[positions], self.families, count, self.seed)
+        held = np.cumsum([len(part) for part in parts])
+        return [positions[part] for part in parts[: max(2, int(np.searchsorted(held, self.config.tuning.enough)) + 1)]]
+
+    def without(self, held: np.ndarray) -> Task:
+        """The task of a fold: pools without rows of the families that the pairs at `held` are of."""
+        number, sides = self.family_numbers, {}
+        families = np.unique(number["pairs"][held])
+        for side in "ab":
+            modality, kept = getattr(self.rows, side), ~np.isin(number[side], families)
+            sides[side] = modality if kept.all() else modality.pool_subset(kept)
+        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **sides))
+
+    @cached_property
+    def family_numbers(self) -> dict[str, np.ndarray]:
+        """A number for the family of each pair and of each pool row: numbers are looked for much faster than names."""
+        numbers = pd.Series(pd.factorize(self.families)[0], index=self.families.index)
+        items = {"pairs": self.rows.items, "a": self.rows.a.pool_items, "b": self.rows.b.pool_items}
+        return {name: numbers[found].to_numpy() for name, found in items.items()}
+
+    def looked_at(self) -> Task:
+        """The task with what filters and closed forms look at of each pool, so that its folds copy no more than that."""
+        if max(len(self.rows.a.pool), len(self.rows.b.pool)) <= MOST_POOL_ROWS:
+            return self
+        sides = {
+            side: getattr(self.rows, side).pool_subset(np.arange(len(getattr(self.rows, side).pool)) < MOST_POOL_ROWS) for side in "ab"
+        }
+        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **sides))
+
+    def to(self, device: torch.device) -> Task:
+        """The task with its rows on a device: itself, where they lie there."""
+        if self.rows.a.pairs.device == device:
+            return self
+        return dataclasses.replace(self, rows=self.rows.to(device), memory={})
+
+    def samples(self, positions: np.ndarray) -> Samples:
+        """Rows for a closed form, these pairs and the pools."""
+        a, b = self.rows.a, self.rows.b
+        return Samples(a.pairs[positions], b.pairs[positions], a.pool[:MOST_POOL_ROWS], b.pool[:MOST_POOL_ROWS])
+
+    def held_out(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of a, rows of b and item numbers of held-out pairs."""
+        x_a, x_b = self.rows.a.pairs[positions], self.rows.b.pairs[positions]
+        return x_a, x_b, self.rows.item_numbers[positions].to(x_a.device)
+
+    def distractors(self) -> tuple[Tensor, Tensor]:
+        """The first rows of each pool; pools are shuffled, and no pool row has its partner in the other gallery."""
+        count = self.config.tuning.distractors
+        return self.rows.a.pool[:count], self.rows.b.pool[:count]
+
+    def choices(self, side: str) -> Sequence[Sequence[Part]]:
+        """The choices of filters of modality `side`; none is one choice, to leave the features as they are."""
+        return self.config.filters.get(side) or [[]]
+
+    def filtered(self, side: str, number: int) -> FilteredModality:
+        """Modality `side` as choice `number` of its filters, fitted on its pool, passes it on."""
+        parts, modality = self.choices(side)[number], getattr(self.rows, side)
+        if not parts:
+            return FilteredModality(modality, None)
+        key = {**modality.key, "filters": json.dumps(parts, sort_keys=True)}
+        name = f"{side} {sorted(key.items())}"
+        if name not in self.memory:
+            mapping, pool = fit_filters(build_filters(parts, side, number), modality.pool[:MOST_POOL_ROWS])
+            with torch.no_grad():
+                pairs = mapping(modality.pairs)
+            items = modality.pool_items[: len(pool)]
+            self.memory[name] = FilteredModality(dataclasses.replace(modality, pairs=pairs, pool=pool, pool_items=items, key=key), mapping)
+            while len(self.memory) > 1 and sum(known.bytes for known in self.memory.values()) > MOST_FILTERED_BYTES:
+                del self.memory[next(iter(self.memory))]
+        return self.memory[name]
+
+    def through(self, numbers: Mapping[str, int]) -> Filtered:
+        """The task on features that choice `numbers[side]` of each modality's filters passes on."""
+        a, b = (self.filtered(side, numbers[side]) for side in "ab")
+        return Filtered(dataclasses.replace(self, rows=dataclasses.replace(self.rows, a=a.modality, b=b.modality)), (a.mapping, b.mapping))
+
+
+@dataclass(frozen=True)
+class FilteredModality:
+    """A modality's training rows behind its filters.
+
+    Attributes:
+        modality: the filters' images.
+        mapping: the filters' map; None where they leave features as they are.
+    """
+
+    modality: Modality
+    mapping: nn.Module | None
+
+    @property
+    def bytes(self) -> int:
+        """Of its rows."""
+        return self.modality.pairs.nbytes + self.modality.pool.nbytes
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """A task on filtered features.
+
+    Attributes:
+        task: its rows are the filters' images.
+        maps: the filters of both modalities; None where features are left as they are.
+    """
+
+    task: Task
+    maps: tuple[nn.Module | None, nn.Module | None]
+
+    def behind(self, map_a: nn.Module, map_b: nn.Module) -> Maps:
+        """Maps of frozen rows: the filters, then the given maps."""
+        a, b = (inner if first is None else Chain(first, inner) for first, inner in zip(self.maps, (map_a, map_b), strict=True))
+        return a, b
+
+
+def build_filters(parts: Sequence[Part], side: str, number: int) -> list[Filter]:
+    """The filters of one choice, number `number` of modality `side` in the config's `filters`.
+
+    Raises:
+        UserError: naming the part that is refused.
+    """
+    filters = []
+    for i, part in enumerate(parts):
+        where = f"filters.{side}[{number}][{i}]"
+        filters.append(build(part, where))
+        check_role(filters[-1], "fit", where, "filter", "gera_lightning.filters.local_centering.LocalCentering")
+    return filters
+
+
+T = TypeVar("T")
+
+
+@torch.no_grad()
+def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | None = None) -> SharedSpace:
+    """Maps as they stand with the score correction that the config asks for, against the first `rows` of each pool, or `MOST_POOL_ROWS`."""
+    rows = MOST_POOL_ROWS if rows is None else rows
+    space = SharedSpace(map_a, map_b)
+    if task.config.correction is not None:
+        device = next(iter((*map_a.parameters(), task.rows.a.pool))).device  # a closed form's maps lie where its rows do
+        pools = {f"pool_{s}": space.embed(s, getattr(task.rows, s).pool[:rows].to(device)) for s in "ab"}
+        space.correction = build(task.config.correction, "correction", **pools)
+    return space
+
+
+def on_accelerator(task: Task, work: Callable[[Task], T]) -> T:
+    """What `work` makes of a task whose pools are cut to what closed forms look at.
+
+    Its rows are on the CUDA device, where there is one and `trainer.accelerator` allows it; on the CPU where there is none, or its memory
+    is too small for the work.
+    """
+    task = task.looked_at()
+    accelerator, pairs = distributed.device(task.config.trainer.accelerator), f"{len(task.rows.items)} pairs"
+    return distributed.with_room(accelerator, lambda device: work(task.to(device)), pairs)

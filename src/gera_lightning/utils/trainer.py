@@ -1,0 +1,83 @@
+"""A Lightning Trainer at work, in training as in prediction."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from lightning import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from gera_lightning.utils import distributed
+from gera_lightning.utils.errors import UserError
+
+
+class Hardware(Protocol):
+    """Settings of what a Trainer computes on, and in which precision."""
+
+    accelerator: str
+    precision: str
+
+
+def trainer(settings: Hardware, section: str, **options: Any) -> Trainer:
+    """A Trainer on as many processes as were started, which shows and keeps nothing of its own accord.
+
+    Args:
+        settings: accelerator and precision, in Lightning's words.
+        section: where they stand in a config.
+        options: further arguments of Lightning's Trainer.
+
+    Raises:
+        UserError: a word that Lightning does not know, or hardware that is not there.
+    """
+    size, local = distributed.world()[1], int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        return Trainer(
+            accelerator=settings.accelerator,
+            devices=local if size > 1 else 1,
+            num_nodes=size // local if size > 1 else 1,
+            strategy="ddp" if size > 1 else "auto",
+            precision=settings.precision,  # type: ignore[arg-type]
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **options,
+        )
+    except (ValueError, ImportError, MisconfigurationException) as error:
+        raise UserError(f"{section}: Lightning refuses these settings ({' '.join(str(error).split())})") from error
+
+
+LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Build and run a Trainer: no lines of Lightning's, no warnings of third parties, and Ctrl+C interrupts as everywhere.
+
+    On Ctrl+C Lightning exits the process and ignores any further one; here it is a KeyboardInterrupt, and the handler is as it was.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl+C.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics|tensorboard)(\.|$)")
+            for name in LOGGERS:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            yield
+    except SystemExit as leave:
+        if not isinstance(leave.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from leave
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,454 @@
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gera_lightning import config
+from gera_lightning.config import Config, combinations, config_hash, identity, load
+from gera_lightning.config import loading as experiment
+from gera_lightning.utils.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+EXPERIMENTS = sorted(p.stem for p in (REPOSITORY / "experiments").glob("*.yaml"))
+PRESETS = sorted(p.stem for p in (REPOSITORY / "experiments" / "methods").glob("*.yaml"))
+
+FILES = {
+    "small.yaml": {
+        "data": {"synthetic": {"items": 40}},
+        "budgets": [5, 10],
+        "trainer": {"max_steps": 30},
+        "methods": ["plain", "twin", "closed"],
+    },
+    "methods/plain.yaml": {"closed_form": None, "batch": {"pairs": 7}},
+    "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
+    "methods/closed.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_yaml) -> Path:
+    """An `experiments/` of one experiment and three presets."""
+    return write_yaml(tmp_path / "experiments", FILES)
+
+
+# ---- what is shipped ----
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_shipped_experiment_loads_with_every_preset(name):
+    loaded = load(name, {"methods": PRESETS}, folder=REPOSITORY / "experiments")
+    assert loaded.name == name
+    assert list(loaded.methods) == PRESETS
+    own = load(name, folder=REPOSITORY / "experiments")
+    assert set(own.methods) <= {*PRESETS, *own.common.variants}
+    data = own.common.data
+    assert (data.synthetic is not None) != bool(data.a and data.b)
+    for side in ("a", "b") if data.synthetic is None else ():
+        embedded = getattr(own.common.embed, side)  # its store is shipped, or made of raw data that is not
+        assert (REPOSITORY / getattr(data, side) / "manifest.json").is_file() or (embedded.corpus and embedded.encoder)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_shipped_experiment_opens_with_its_command(name):
+    assert (REPOSITORY / "experiments" / f"{name}.yaml").read_text().startswith(f"# make train EXP={name}\n")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_shipped_preset_opens_with_what_it_is(name):
+    assert (REPOSITORY / "experiments" / "methods" / f"{name}.yaml").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("suffix", ["", "_linear", "_mlp", "_linear_ridge"])
+def test_the_twins_differ_in_the_geometric_loss_alone_and_tune_as_many_values(suffix):
+    names = [f"gera{suffix or '_plain'}", f"contrastive{suffix}"]
+    methods = load("synthetic", {"methods": names}, folder=REPOSITORY / "experiments").methods
+    plain, twin = (dataclasses.asdict(methods[name]) for name in names)
+    assert {key for key in plain if plain[key] != twin[key]} == {"geometric_loss", "tuning"}
+    assert twin["geometric_loss"] is None
+    assert {key for key in plain["tuning"] if plain["tuning"][key] != twin["tuning"][key]} == {"grid"}
+    assert len(combinations(methods[names[0]])) == len(combinations(methods[names[1]])) == 2
+
+
+def test_reading_settings_needs_no_torch():
+    code = "import sys; from gera_lightning import config; config.Config(); print('torch' in sys.modules, 'lightning' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
+
+
+def test_every_field_has_its_docstring():
+    tree = ast.parse(Path(config.settings.__file__).read_text())
+    fields = 0
+    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
+        for field, after in zip(cls.body, [*cls.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                fields += 1
+                text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and after.value.value
+                assert isinstance(text, str), f"{cls.name}.{ast.unparse(field.target)} has no docstring"
+    assert fields > 40
+
+
+# ---- precedence ----
+
+
+def test_later_layers_win(folder):
+    loaded = load("small", folder=folder)
+    assert loaded.common.graph == Config().graph  # defaults
+    assert loaded.methods["plain"].trainer.max_steps == 30  # the experiment over the default
+    assert loaded.methods["plain"].batch.pairs == 7  # the preset over the default ...
+    assert loaded.methods["twin"].batch.pairs == Config().batch.pairs  # ... for its own method
+    (folder / "small.yaml").write_text(yaml.safe_dump({**FILES["small.yaml"], "batch": {"pairs": 5, "anchors": 3}}))
+    plain, twin = (load("small", folder=folder).methods[name] for name in ("plain", "twin"))
+    assert (plain.batch.pairs, plain.batch.anchors) == (7, 3)  # the preset over the experiment, its other keys stay
+    assert (twin.batch.pairs, twin.batch.anchors) == (5, 3)
+    words = load("small", ["batch.pairs=9", "batch.pairs=11"], folder=folder)
+    assert {c.batch.pairs for c in (words.common, *words.methods.values())} == {11}  # the command line over all, its last word too
+
+
+def test_null_of_a_preset_stays_null(folder):
+    methods = load("small", ["geometric_loss.form=kl", "closed_form.direction=a_to_b"], folder=folder).methods
+    assert methods["twin"].geometric_loss is None
+    assert methods["plain"].geometric_loss == {**Config().geometric_loss, "form": "kl"}
+    assert methods["plain"].closed_form is None
+    assert methods["closed"].closed_form == {**FILES["methods/closed.yaml"]["closed_form"], "direction": "a_to_b"}
+
+
+def test_null_switches_a_section_off(folder):
+    methods = load("small", ["geometric_loss=null"], folder=folder).methods
+    assert all(settings.geometric_loss is None for settings in methods.values())
+
+
+def test_a_new_class_keeps_no_arguments_of_the_old():
+    assert Config().optimizer["weight_decay"] == 0.01
+    for words in (["optimizer.class=torch.optim.SGD", "optimizer.lr=0.3"], ["optimizer.lr=0.3", "optimizer.class=torch.optim.SGD"]):
+        loaded = load("synthetic", words, folder=REPOSITORY / "experiments")
+        assert loaded.methods["gera_plain"].optimizer == {"class": "torch.optim.SGD", "lr": 0.3}, words
+    same = load("synthetic", ["optimizer.class=torch.optim.AdamW", "optimizer.lr=0.3"], folder=REPOSITORY / "experiments")
+    assert same.methods["gera_plain"].optimizer == {"class": "torch.optim.AdamW", "lr": 0.3, "weight_decay": 0.01}
+
+
+def test_the_reserve_is_the_largest_budget_of_file_and_command(folder):
+    for words, reserve in (
+        ([], 10),
+        (["budgets=[4]"], 10),
+        (["budgets=[20]"], 20),
+        (["data.reserve=15"], 15),
+        (["data.reserve=15", "budgets=[4]"], 15),
+    ):
+        loaded = load("small", words, folder=folder)
+        assert {c.data.reserve for c in (loaded.common, *loaded.methods.values())} == {reserve}, words
+
+
+def test_an_experiment_without_budgets_reserves_those_that_it_runs(folder):
+    for words, reserve in (([], max(Config().budgets)), (["budgets=[20]"], 20)):
+        assert load({"methods": ["closed"]}, words, folder=folder).common.data.reserve == reserve
+
+
+@pytest.mark.parametrize("name", ["summary", "report", "jobs"])
+def test_a_method_is_not_called_as_a_folder_beside_the_methods(folder, name):
+    with pytest.raises(UserError, match=rf"methods: '{name}' is the name of a folder"):
+        load("small", {"methods": [name], "variants": {name: {"of": "closed"}}}, folder=folder)
+    (folder / "methods" / f"{name}.yaml").write_text("")
+    with pytest.raises(UserError, match=rf"methods: '{name}' is the name of a folder"):
+        load("small", {"methods": [name]}, folder=folder)
+
+
+def test_another_algorithm_is_another_run_and_the_first_keeps_its_hashes(monkeypatch):
+    settings = Config()
+    text = json.dumps({**identity(settings), "budget": 10}, sort_keys=True, default=str)
+    hashes = {hashlib.sha256(text.encode()).hexdigest()[:8]}
+    module = sys.modules["gera_lightning.config.identity"]  # the package's own `identity` is the function
+    monkeypatch.setattr(module, "RESULTS", 1)
+    assert {config_hash(settings, budget=10)} == hashes
+    for number in (2, 3):
+        monkeypatch.setattr(module, "RESULTS", number)
+        hashes.add(config_hash(settings, budget=10))
+    assert len(hashes) == 3
+
+
+def test_an_experiment_may_be_a_path(folder, monkeypatch):
+    by_name = load("small", folder=folder)
+    assert load(str(folder / "small.yaml"), folder="nowhere") == by_name
+
+
+# ---- words and keywords ----
+
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "budgets": st.lists(st.integers(2, 999), min_size=1, max_size=4, unique=True),
+    "seeds": st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True),
+    "trainer.max_steps": st.integers(1, 10**6),
+    "trainer.gradient_clip_val": st.none() | st.floats(1e-8, 1e8),
+    "trainer.precision": st.sampled_from(["32-true", "bf16-mixed"]),
+    "data.extra_views": st.booleans(),
+    "data.synthetic.noise": st.floats(1e-12, 1e12),
+    "runs_dir": st.sampled_from(["runs", "/tmp/a b", "x=y", "a#b"]),
+    "optimizer.lr": st.floats(1e-12, 1e12),
+    "geometric_weight": st.floats(0, 1e6),
+}
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.fixed_dictionaries({}, optional=VALUES))
+def test_words_equal_keywords(values):
+    words = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}" for key, value in values.items()
+    ]
+    assert load("synthetic", words, folder=REPOSITORY / "experiments") == load("synthetic", values, folder=REPOSITORY / "experiments")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1E5", 1e5), ("-2.5e+2", -250.0), ("3.e-1", 0.3), ("0.001", 1e-3)])
+def test_a_number_is_a_number_in_words_lists_and_files(folder, text, value):
+    by_word = load("small", [f"optimizer.lr={text}"], folder=folder).common.optimizer
+    by_list = load("small", [f"optimizer={{lr: {text}, betas: [{text}, 0.9]}}"], folder=folder).common.optimizer
+    (folder / "small.yaml").write_text((folder / "small.yaml").read_text() + f"optimizer:\n  lr: {text}\n")
+    by_file = load("small", folder=folder).common.optimizer
+    assert [o["lr"] for o in (by_word, by_list, by_file)] == [value] * 3
+    assert list(by_list["betas"]) == [value, 0.9]
+    assert load("small", ["runs_dir=2e"], folder=folder).common.runs_dir == "2e"  # no number
+
+
+def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
+    given_ = {"batch": {"pairs": 3, "anchors": 4}, "batch.anchors": 5}
+    kept = copy.deepcopy(given_)
+    batch = load("small", given_, folder=folder).common.batch
+    assert (batch.pairs, batch.anchors) == (3, 5)
+    assert given_ == kept
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("bugets=[3]", ["bugets=[3]", "did you mean 'budgets'"]),
+        ("trainer.max_step=3", ["trainer.max_step=3", "did you mean 'trainer.max_steps'"]),
+        ("zzz=3", ["zzz=3", "known: ", "budgets"]),
+        ("data..a=3", ["there is no key 'data.'"]),
+        ("budgets", ["'budgets'", "key=value", "budgets=[100,300]"]),
+        ("=3", ["'=3'", "key=value"]),
+        ("budgets=[1,", ["budgets=[1,", "[1,2]"]),
+        ("budgets=100", ["budgets=100", "list", "budgets=[100]"]),
+        ("methods=closed", ["methods='closed'", "list", "methods=[closed]"]),
+        ("budgets=[]", ["budgets=[]", "at least one"]),
+        ("budgets=[9,9]", ["budgets=[9, 9]", "none twice"]),
+        ("budgets=[1]", ["budgets=1", "at least 2"]),
+        ("budgets=[1.5]", ["budgets[0]=1.5", "Integer"]),
+        ("budgets=null", ["budgets=None", "list"]),
+        ("seeds=[-1]", ["seeds=-1", "at least 0"]),
+        ("sweep.seeds=[]", ["sweep.seeds=[]", "at least one"]),
+        ("sweep.seeds=[0,0]", ["sweep.seeds=[0, 0]", "none twice"]),
+        ("sweep.seeds=[-1]", ["sweep.seeds=-1", "at least 0"]),
+        ("methods=[closd]", ["'closd'", "did you mean 'closed'"]),
+        ("trainer=3", ["trainer=3", "section", "trainer.max_steps=..."]),
+        ("trainer=null", ["trainer=None", "section"]),
+        ("trainer.max_steps=many", ["trainer.max_steps=many", "Integer"]),
+        ("trainer.max_steps=0", ["trainer.max_steps=0", "at least 1"]),
+        ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0", "at least 1"]),
+        ("trainer.checkpoint_every_n_steps=0", ["trainer.checkpoint_every_n_steps=0", "at least 1"]),
+        ("trainer.devices=0", ["trainer.devices=0", "at least 1", "-1"]),
+        ("trainer.precision=bf16-true", ["trainer.precision='bf16-true'", "did you mean 'bf16-mixed'"]),
+        ("overwrite=perhaps", ["overwrite=perhaps", "bool"]),
+        ("runs_dir=${nothing}", ["runs_dir", "nothing"]),
+        ("head=Linear", ["head='Linear'", "head.class=..."]),
+        ("head=null", ["head=None"]),
+        ("head.hiden=3", ["head.hiden", "did you mean 'hidden'"]),
+        ("head.dim=3", ["head.dim", "set by the program"]),
+        ("head.class=Linear", ["head.class='Linear'", "package.module.Class"]),
+        ("start.class=gera_lightning.aligners.ridge.Rigde", ["start.class", "did you mean 'Ridge'"]),
+        ("pair_loss.class=gera_lightning.losses.contrastive.ClipLos", ["pair_loss.class", "did you mean 'ClipLoss'"]),
+        ("optimizer.params=[]", ["optimizer.params"]),
+        ("data.synthetic=3", ["data.synthetic=3", "part"]),
+        ("data.split=tests", ["data.split='tests'", "did you mean 'test'"]),
+        ("data.test_share=1.0", ["data.test_share=1.0", "between 0 and 1"]),
+        ("data.reserve=0", ["data.reserve=0", "at least 1"]),
+        ("data.pool_size=0", ["data.pool_size=0", "at least 1"]),
+        ("batch.pairs=1", ["batch.pairs=1", "at least 2"]),
+        ("batch.anchors=0", ["batch.anchors=0", "at least 1"]),
+        ("graph.k=0", ["graph.k=0", "at least 1"]),
+        ("graph.backend=fais", ["graph.backend='fais'", "did you mean 'faiss'"]),
+        ("tuning.folds=1", ["tuning.folds=1", "at least 2"]),
+        ("tuning.settings=0", ["tuning.settings=0", "at least 1"]),
+        ("tuning.used_folds=0", ["tuning.used_folds=0", "at least 1"]),
+        ("tuning.distractors=-1", ["tuning.distractors=-1", "at least 0"]),
+        ("evaluation.chunk=0", ["evaluation.chunk=0", "at least 1"]),
+        ("evaluation.overlap_k=0", ["evaluation.overlap_k=0", "at least 1"]),
+        ("geometric_weight=-1", ["geometric_weight=-1", "at least 0"]),
+        ("dim=0", ["dim=0", "at least 1"]),
+    ],
+)
+def test_a_mistake_names_key_value_and_remedy(word, words, folder):
+    with pytest.raises(UserError) as caught:
+        load("small", [word], folder=folder)
+    message = str(caught.value)
+    assert all(part in message for part in words), message
+    assert "\n" not in message
+
+
+def test_an_override_that_would_do_nothing_is_refused(folder):
+    with pytest.raises(UserError, match="geometric_loss: none of the methods twin has this section"):
+        load("small", ["methods=[twin]", "geometric_loss.form=kl"], folder=folder)
+    with pytest.raises(UserError, match="closed_form: none of the methods plain, twin"):
+        load("small", ["methods=[plain,twin]", "closed_form.direction=both"], folder=folder)
+    with pytest.raises(UserError, match="trainer: all of the methods closed are closed forms"):
+        load("small", ["methods=[closed]", "trainer.max_steps=3"], folder=folder)
+    computed = load("small", ["methods=[closed]", "trainer.accelerator=cpu"], folder=folder).methods["closed"]
+    assert computed.trainer.accelerator == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words"),
+    [
+        ("", ["EXP is empty", "EXP=small"]),
+        ("smal", ["'smal'", "smal.yaml", "did you mean 'small'"]),
+        ("there/none.yaml", ["'there/none.yaml'", "known: small"]),
+        ("methods", ["'methods'", "known: small"]),  # a folder
+    ],
+)
+def test_an_unknown_experiment_names_the_known(experiment, words, folder):
+    with pytest.raises(UserError) as caught:
+        load(experiment, folder=folder)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"budgets: [1,\n", ["not readable as YAML"]),
+        (b"\xff\xfe\x00", ["not readable as YAML"]),
+        (b"budgets: [10]\nseeds: [0]\nbudgets: [20]\n", ["not readable as YAML", "the key 'budgets' stands twice", "line 3"]),
+        (b"- a\n- b\n", ["must hold keys and values"]),
+        (b"bugets: [3]\n", ["bugets=[3]", "did you mean 'budgets'"]),
+        (b"trainer:\n", ["trainer=None", "section"]),
+        (b"a: !!python/object/apply:os.getcwd []\n", ["not readable as YAML"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["small.yaml", "methods/plain.yaml"])
+def test_a_broken_file_is_named(folder, name, text, words):
+    (folder / name).write_bytes(text)
+    with pytest.raises(UserError) as caught:
+        load("small", {"methods": ["plain"]}, folder=folder)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_a_merged_key_may_be_set_again(folder):
+    (folder / "small.yaml").write_text(
+        "trainer: &t {max_steps: 3, min_epochs: 2}\nvariants:\n  v: {of: plain, trainer: {<<: *t, max_steps: 4}}\n"
+    )
+    trainer = load("small", {"methods": ["v"]}, folder=folder).methods["v"].trainer
+    assert (trainer.max_steps, trainer.min_epochs) == (4, 2)
+
+
+def test_a_tilde_is_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    common = load("small", {"data.a": "~/a", "data.b": "b~/b", "runs_dir": "~/r", "cache_dir": "~"}, folder=folder).common
+    assert (common.data.a, common.data.b, common.runs_dir, common.cache_dir) == ("/somewhere/a", "b~/b", "/somewhere/r", "/somewhere")
+
+
+def test_an_empty_experiment_is_all_defaults(folder):
+    (folder / "small.yaml").write_text("# nothing yet\n")
+    loaded = load("small", ["methods=[twin]"], folder=folder)
+    expected = Config(methods=["twin"])
+    expected.data.reserve = max(expected.budgets)
+    assert loaded.common == expected
+
+
+# ---- identity ----
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("budgets=[7]", "seeds=[3]", "runs_dir=x", "cache_dir=x", "overwrite=true", "evaluation.chunk=7", "data.synthetic.items=50"),
+        *("trainer.log_every_n_steps=3", "trainer.checkpoint_every_n_steps=3", "trainer.accelerator=cpu", "trainer.devices=2"),
+    ],
+)
+def test_what_decides_no_result_is_no_part_of_a_run(word, folder):
+    before, after = (
+        load("small", ["data.reserve=10"], folder=folder).methods,
+        load("small", ["data.reserve=10", word], folder=folder).methods,
+    )
+    assert {n: config_hash(c) for n, c in before.items()} == {n: config_hash(c) for n, c in after.items()}
+
+
+@pytest.mark.parametrize(
+    ("word", "trained", "closed"),
+    [
+        ("data.center=false", True, True),
+        ("data.reserve=12", True, True),
+        ("data.shared_pools=true", True, True),
+        ("tuning.folds=3", True, True),
+        ("evaluation.overlap_k=5", True, True),
+        ("trainer.max_steps=31", True, False),
+        ("optimizer.lr=0.5", True, False),
+        ("head.hidden=5", True, False),
+        ("geometric_weight=2", True, False),
+        ("graph.k=3", True, False),
+        ("dim=5", True, False),
+        ("closed_form.direction=a_to_b", False, True),
+    ],
+)
+def test_a_hash_changes_with_what_its_method_reads(word, trained, closed, folder):
+    before, after = load("small", folder=folder).methods, load("small", [word], folder=folder).methods
+    assert (config_hash(before["plain"]) != config_hash(after["plain"])) == trained
+    assert (config_hash(before["closed"]) != config_hash(after["closed"])) == closed
+
+
+def test_a_hash_takes_in_data_budget_and_seed(folder):
+    settings_ = load("small", folder=folder).methods["plain"]
+    hashes = {config_hash(settings_, **more) for more in ({}, {"seed": 0}, {"seed": 1}, {"budget": 1}, {"data": "x"})}
+    assert len(hashes) == 5
+    assert all(len(h) == 8 and int(h, 16) >= 0 for h in hashes)
+
+
+def test_identity_is_plain_values_and_leaves_the_settings_alone(folder):
+    settings_ = load("small", folder=folder).methods["plain"]
+    kept = copy.deepcopy(settings_)
+    values = identity(settings_)
+    assert yaml.safe_load(yaml.safe_dump(values)) == values
+    assert settings_ == kept
+    assert settings_.trainer.devices == 1  # still there
+
+
+# ---- presets that come with the package ----
+
+
+def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(tmp_path, write_yaml, monkeypatch):
+    monkeypatch.setattr(experiment, "SHIPPED", experiment._shipped())
+    write_yaml(
+        tmp_path,
+        {
+            "mine.yaml": {"data": {"a": "a", "b": "b"}, "methods": ["gera", "ridge", "own"]},
+            "methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "a_to_b"}},
+            "methods/own.yaml": {"closed_form": {"class": "gera_lightning.aligners.procrustes.Procrustes"}},
+        },
+    )
+    loaded = load(str(tmp_path / "mine.yaml")).methods
+    assert loaded["gera"].closed_form["class"].endswith("Alternatives")
+    assert loaded["ridge"].closed_form["direction"] == "a_to_b"  # its own wins
+    swept = load(str(tmp_path / "mine.yaml"), sweep=True).common.methods
+    assert set(swept) == {"own", *(path.stem for path in (REPOSITORY / "experiments" / "methods").glob("*.yaml"))}
+    with pytest.raises(UserError, match=r"methods: 'gerra' has no preset methods/gerra\.yaml; did you mean 'gera'"):
+        load(str(tmp_path / "mine.yaml"), {"methods": ["gerra"]})
+
+
+def test_an_installation_has_its_presets_where_data_files_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "__file__", str(tmp_path / "site-packages" / "gera_lightning" / "config" / "experiment.py"))
+    place, patterns = next(iter(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"].items()))
+    assert experiment._shipped() == Path(sysconfig.get_path("data")) / place
+    assert list(REPOSITORY.glob(patterns[0]))

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from gera_lightning.report.figures import recall_curve
+from gera_lightning.report.terminal import results_table
+
+
+def frame(seeds=2, unseen=False):
+    """Numbers that name themselves: recall a->b is budget/1000, more for the second method and seed, b->a half of it."""
+    rows = []
+    for budget in (300, 100):
+        for number, method in enumerate(("zeta", "alpha")):
+            for seed in range(seeds):
+                recall = budget / 1000 + 0.06 * number + 0.01 * seed
+                row = {"experiment": "e", "method": method, "budget": budget, "seed": seed, "seconds": 1.0 + seed}
+                for direction, share in (("ab", 1.0), ("ba", 0.5)):
+                    row |= {
+                        f"{direction}/r@1": recall * share / 10,
+                        f"{direction}/r@10": recall * share,
+                        f"{direction}/median_rank": 7.0 + seed,
+                    }
+                    row |= {f"{direction}/chance@10": 0.032 * share}
+                    if unseen:
+                        row |= {f"{direction}/unseen/r@10": recall * share / 2}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def cells(table):
+    return [line.split() for line in table.splitlines()]
+
+
+def test_one_seed_gives_plain_numbers_budgets_in_order_and_methods_as_given():
+    lines = cells(results_table(frame(seeds=1)))
+    body = [line for line in lines if "zeta" in line or "alpha" in line]
+    assert body == [
+        ["100", "zeta", "0.010", "0.005", "0.100", "0.050", "7", "7", "1.0"],
+        ["alpha", "0.016", "0.008", "0.160", "0.080", "7", "7", "1.0"],
+        ["300", "zeta", "0.030", "0.015", "0.300", "0.150", "7", "7", "1.0"],
+        ["alpha", "0.036", "0.018", "0.360", "0.180", "7", "7", "1.0"],
+    ]
+    assert lines[-1] == ["chance", "0.032", "0.016"]
+
+
+def test_several_seeds_give_mean_and_sample_deviation():
+    [line] = [line for line in cells(results_table(frame(seeds=3))) if line[:2] == ["300", "zeta"]]
+    values = [0.3, 0.31, 0.32]
+    assert line[6:8] == [f"{np.mean(values):.3f}", f"±{np.std(values, ddof=1):.3f}"]
+    assert "2.0" in line
+
+
+def test_unseen_columns_appear_only_where_they_were_measured():
+    assert "unseen" not in results_table(frame())
+    table = results_table(frame(seeds=1, unseen=True), width=160)
+    assert "unseen" in table
+    [line] = [line for line in cells(table) if line[:2] == ["300", "zeta"]]
+    assert line[-2:] == ["0.150", "0.075"]
+
+
+@pytest.mark.parametrize("width", [100, 120, 200])
+def test_no_line_is_wider_than_asked(width):
+    assert max(len(line) for line in results_table(frame(), width=width).splitlines()) <= width
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures as they are saved."""
+    kept, honest = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (kept.append(self), honest(self, *args, **kwargs))[1])
+    return kept
+
+
+def test_the_curve_shows_every_methods_mean_against_the_pairs(tmp_path, figures):
+    path = tmp_path / "new" / "curve.png"
+    recall_curve(frame(), path, "an experiment")
+    assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    assert [p.name for p in path.parent.iterdir()] == ["curve.png"]
+    [figure] = figures
+    assert figure.get_suptitle() == "an experiment"
+    for axis, share in zip(figure.axes, (1.0, 0.5), strict=True):
+        lines = {line.get_label(): line for line in axis.get_lines()}
+        assert list(lines) == ["zeta", "alpha", "chance"]
+        for method, step in (("zeta", 0.0), ("alpha", 0.06)):
+            np.testing.assert_array_equal(lines[method].get_xdata(), [100, 300])
+            np.testing.assert_allclose(lines[method].get_ydata(), share * (np.array([0.1, 0.3]) + step + 0.005))
+        np.testing.assert_allclose(lines["chance"].get_ydata(), 0.032 * share)
+        assert axis.get_xscale() == "log"
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["100", "300"]
+        band = axis.collections[0].get_paths()[0].vertices
+        deviation = np.std([0.3, 0.31], ddof=1) * share
+        at_300 = band[np.isclose(band[:, 0], 300), 1]
+        np.testing.assert_allclose([at_300.min(), at_300.max()], share * 0.305 + np.array([-1, 1]) * deviation, rtol=1e-6)
+
+
+def test_a_curve_replaces_the_former_and_leaves_no_figure_open(tmp_path):
+    from matplotlib import pyplot as plt
+
+    path = tmp_path / "curve.png"
+    path.write_text("an old file")
+    recall_curve(frame(seeds=1), path, "t")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert not plt.get_fignums()
+    assert mpl.get_backend().lower() == "agg"
