@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 
 from gera_lightning.config import load
-from gera_lightning.evaluation.neighborhoods import shared_share
+from gera_lightning.evaluation.neighborhoods import overlap
 from gera_lightning.experiment.plan import plan
 from gera_lightning.experiment.run import execute
 from gera_lightning.geometry.neighbors import NeighborGraph, SearchSettings, knn_graph
@@ -61,7 +61,7 @@ def graphs() -> None:
             build()
             graph, seconds = timed(build)
             exact = graph if exact is None else exact
-            told.append(f"{name} {seconds * 1e3:,.0f} ms (recall {shared_share(exact.indices.cuda(), graph.indices.cuda()):.4f})")
+            told.append(f"{name} {seconds * 1e3:,.0f} ms (recall {overlap(exact.indices.cuda(), graph.indices.cuda()):.4f})")
         if count <= ON_CPU_AT_MOST:
             with mock.patch("faiss.get_num_gpus", return_value=0):
                 _, seconds = timed(ways["faiss"])

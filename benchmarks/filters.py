@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.base import FitData
 from gera_lightning.aligners.coupled_ridge import CoupledRidge
 from gera_lightning.config import load
 from gera_lightning.data import splits
@@ -27,7 +27,7 @@ from gera_lightning.filters.base import Filter, fit_filters
 from gera_lightning.filters.beside import Beside
 from gera_lightning.filters.diffusion import GraphDiffusion
 from gera_lightning.filters.local_centering import LocalCentering
-from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.models.shared_space import CSLS, SharedSpace
 
 SPLITS, SHARE = 10, 0.2
 SETTING = {"eps": 1.0, "penalty": 0.3}
@@ -61,10 +61,10 @@ def split_again(stores: Stores, number: int) -> Stores:
 def recall(rows: TrainingRows, held_out: HeldOutItems, filters: tuple[list[Filter], list[Filter]]) -> float:
     """R@10, the mean of both directions, of coupled ridge behind these filters, with half of CSLS."""
     (first_a, pool_a), (first_b, pool_b) = (fit_filters(parts, side.pool) for parts, side in zip(filters, (rows.a, rows.b), strict=True))
-    samples = Samples(first_a(rows.a.pairs), first_b(rows.b.pairs), pool_a, pool_b)
+    samples = FitData(first_a(rows.a.pairs), first_b(rows.b.pairs), pool_a, pool_b)
     [(map_a, map_b)] = CoupledRidge().candidates(samples, [SETTING])
     space = SharedSpace(map_a, map_b)
-    space.correction = Csls(weight=0.5, pool_a=space.embed("a", pool_a), pool_b=space.embed("b", pool_b))
+    space.correction = CSLS(weight=0.5, pool_a=space.embed("a", pool_a), pool_b=space.embed("b", pool_b))
     z_a = space.embed("a", first_a(rows.a.preprocess(held_out.a.x)))
     z_b = space.embed("b", first_b(rows.b.preprocess(held_out.b.x)))
     there = rank_positives(space.queries(z_a), space.gallery("b", z_b), held_out.item_a, held_out.item_b).best
@@ -81,7 +81,7 @@ def main(experiment: str, budgets: list[int]) -> None:
     for number in range(SPLITS):
         again = split_again(stores, number)
         for budget in budgets:
-            rows = load_rows(again.a, again.b, again.draw(config, budget, number))
+            rows = load_rows(again.a, again.b, again.sample_pairs(config, budget, number))
             for name, filters in FILTERS.items():
                 found[budget][name].append(recall(rows, again.held_out, filters))
     for budget in budgets:

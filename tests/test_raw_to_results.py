@@ -172,7 +172,7 @@ def test_a_shipped_experiment_from_raw_files_to_a_result(
         f"embed.a.encoder.checkpoint={networks / network}",
         f"embed.b.encoder.checkpoint={networks / 'mpnet'}",
         *("embed.workers=0", "embed.accelerator=cpu", "embed.precision=32-true", "embed.shard_rows=37"),
-        *("methods=[ridge]", "budgets=[50]", "data.reserve=50", "seeds=[0]", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path}"),
+        *("methods=[ridge]", "budgets=[50]", "data.reserved_pairs=50", "seeds=[0]", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path}"),
     ]
     experiment = str(repository / "experiments" / f"{name}.yaml")
     assert cli.main(["embed", experiment, *overrides]) == 0
@@ -209,7 +209,7 @@ def test_all_layers_are_embedded_compared_and_one_is_aligned(
     assert {tuple(line[:2]) for line in lines} == {(f"layer_0{a}", f"layer_0{b}") for a in (0, 1, 2) for b in (1, 2)}
     assert float(lines[0][2]) == max(float(line[2]) for line in lines) > 2 * float(lines[0][3])
     best = [f"data.{side}={tmp_path / side / name}" for side, name in zip("ab", lines[0][:2], strict=True)]
-    small = ["methods=[ridge]", "budgets=[50]", "data.reserve=50", "seeds=[0]", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path}"]
+    small = ["methods=[ridge]", "budgets=[50]", "data.reserved_pairs=50", "seeds=[0]", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path}"]
     assert cli.main(["train", experiment, *best, *small]) == 0
     assert cli.main(["train", experiment, *small, f"data.a={tmp_path / 'a'}", f"data.b={tmp_path / 'b'}"]) == 2
     assert "it holds layer_00, layer_01, layer_02: name one of them" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.base import FitData
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder
@@ -118,7 +118,7 @@ def ridge(image: EmbeddingStore, text: EmbeddingStore) -> None:
                 chosen = mixed[~pd.Series(partner[mixed]).duplicated().to_numpy()][:pairs]
                 order = draw.permutation(pairs) if name != "ridge" else np.arange(pairs)
                 [(map_a, map_b)] = Ridge("a_to_b").candidates(
-                    Samples(fit_a(x[chosen]), fit_b(y[chosen])[order], x[:0], y[:0]), [{"penalty": 1.0}]
+                    FitData(fit_a(x[chosen]), fit_b(y[chosen])[order], x[:0], y[:0]), [{"penalty": 1.0}]
                 )
                 with torch.inference_mode():
                     found.append(retrieval(normalized(map_a(fit_a(x[test]))), normalized(map_b(z_g)), asked, ids))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.base import FitData
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.evaluation.retrieval import retrieval
@@ -47,5 +47,5 @@ def report(speech: EmbeddingStore, text: EmbeddingStore, unseen: list[str]) -> N
 
 def _ridge(x: Tensor, y: Tensor, penalty: float) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The maps of a ridge regression from speech to text."""
-    [maps] = Ridge("a_to_b").candidates(Samples(x, y, x[:0], y[:0]), [{"penalty": penalty}])
+    [maps] = Ridge("a_to_b").candidates(FitData(x, y, x[:0], y[:0]), [{"penalty": penalty}])
     return maps

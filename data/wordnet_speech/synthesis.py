@@ -22,7 +22,7 @@ FRAMES_DIFFER = 0.5
 
 
 def _read_wave(data: bytes) -> np.ndarray:
-    """Samples in [-1, 1] at 16 kHz of a mono 16-bit WAV; a wrong length in its header (espeak-ng's pipe) does no harm."""
+    """FitData in [-1, 1] at 16 kHz of a mono 16-bit WAV; a wrong length in its header (espeak-ng's pipe) does no harm."""
     with wave.open(io.BytesIO(data)) as file:
         rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
     if (width, channels) != (2, 1):

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from gera_lightning.aligners.base import ClosedForm, Maps, Samples
+from gera_lightning.aligners.base import ClosedForm, FitData, Maps
 
 
 @pytest.fixture
-def in_order() -> Callable[[ClosedForm, Samples, int], list[Maps]]:
+def in_order() -> Callable[[ClosedForm, FitData, int], list[Maps]]:
     """Maps of a method's eight settings for a budget, each checked to be what that setting alone gives."""
 
-    def check(method: ClosedForm, given: Samples, pairs: int) -> list[Maps]:
+    def check(method: ClosedForm, given: FitData, pairs: int) -> list[Maps]:
         settings = method.settings(8, pairs)
         together = list(method.candidates(given, settings))
         assert len(together) == len(settings) == 8

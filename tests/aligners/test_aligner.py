@@ -15,15 +15,15 @@ from torch import nn
 
 import gera_lightning.aligners
 from gera_lightning.aligners import Aligner
-from gera_lightning.aligners.base import Samples
-from gera_lightning.aligners.cca import Cca
+from gera_lightning.aligners.base import FitData
+from gera_lightning.aligners.cca import CCA
 from gera_lightning.filters.base import fit_filters
 from gera_lightning.filters.beside import Beside
 from gera_lightning.filters.diffusion import GraphDiffusion
 from gera_lightning.filters.local_centering import LocalCentering
-from gera_lightning.models.maps import KINDS, Chain, Linear, ResidualMLP, normalized
+from gera_lightning.models.maps import MAPS, Linear, ResidualMLP, Sequential, normalized
 from gera_lightning.models.preprocessing import Preprocessing
-from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.models.shared_space import CSLS, SharedSpace
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import build
 
@@ -50,7 +50,7 @@ def presets():
             yield path.name, functools.partial(build, part, "closed_form")
 
 
-FORMS = {**dict(closed_forms()), **dict(presets()), "Csa": lambda: Cca("csa"), "Gaussian": lambda: Cca("gaussian")}
+FORMS = {**dict(closed_forms()), **dict(presets()), "Csa": lambda: CCA("csa"), "Gaussian": lambda: CCA("gaussian")}
 
 
 def prepared():
@@ -60,7 +60,7 @@ def prepared():
 def fitted(form, setting=-1):
     """Maps of a closed form's last setting, or of another."""
     a, b = prepared()
-    samples = Samples(a(cloud(N, D_A, 0)), b(cloud(N, D_B, 1)), a(cloud(40, D_A, 2)), b(cloud(40, D_B, 3)))
+    samples = FitData(a(cloud(N, D_A, 0)), b(cloud(N, D_B, 1)), a(cloud(40, D_A, 2)), b(cloud(40, D_B, 3)))
     method = FORMS[form]()
     return list(method.candidates(samples, method.settings(8, N)))[setting]
 
@@ -72,7 +72,7 @@ def trained():
         mlp = ResidualMLP(d, 4, hidden=7, dropout=0.5, generator=generator)
         nn.init.normal_(mlp.outer, generator=generator)
         filters, _ = fit_filters([LocalCentering(clusters=3), Beside(GraphDiffusion(k=3))], normalized(cloud(40, d, seed + 2)))
-        heads.append(Chain(filters, Linear(2 * d, d, generator=generator), mlp))
+        heads.append(Sequential(filters, Linear(2 * d, d, generator=generator), mlp))
     return tuple(heads)
 
 
@@ -81,7 +81,7 @@ def make(maps, corrected=False, about=None):
     a, b = prepared()
     if corrected:
         with torch.inference_mode():
-            space.correction = Csls(3, pool_a=space.embed("a", a(cloud(40, D_A, 2))), pool_b=space.embed("b", b(cloud(40, D_B, 3))))
+            space.correction = CSLS(3, pool_a=space.embed("a", a(cloud(40, D_A, 2))), pool_b=space.embed("b", b(cloud(40, D_B, 3))))
     return Aligner(a, b, space, {"dim_a": D_A, "dim_b": D_B, "encoder_a": "enc-a", "encoder_b": "enc-b"} if about is None else about)
 
 
@@ -114,7 +114,7 @@ def test_every_registered_kind_is_among_those_saved_above():
             yield from kinds(part)
 
     seen = {kind for maps in (*(fitted(form) for form in FORMS), trained()) for mapping in maps for kind in kinds(mapping)}
-    assert {cls for cls in KINDS.values() if cls.__module__.startswith("gera_lightning.")} <= seen
+    assert {cls for cls in MAPS.values() if cls.__module__.startswith("gera_lightning.")} <= seen
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -156,7 +156,7 @@ def test_a_kill_between_the_two_files_of_an_aligner_is_found_out(tmp_path):
 # ---- scores ----
 
 
-@pytest.mark.parametrize("form", ["Ridge", "Cca"])
+@pytest.mark.parametrize("form", ["Ridge", "CCA"])
 def test_score_and_search_agree_with_slow_loops_of_the_csls_formula(tmp_path, form):
     make(fitted(form), corrected=True).save(tmp_path)
     aligner = Aligner.load(tmp_path)
@@ -371,7 +371,7 @@ def test_a_saved_record_holds_no_import_path(tmp_path, form):
         elif isinstance(value, str):
             yield value
 
-    assert not [word for word in set(words(record["maps"])) - set(KINDS) if not word.isidentifier()]  # `heat`, but no path
+    assert not [word for word in set(words(record["maps"])) - set(MAPS) if not word.isidentifier()]  # `heat`, but no path
     assert set(words(record["correction"])) == {"csls"}
 
 

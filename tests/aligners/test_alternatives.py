@@ -2,15 +2,15 @@ import pytest
 import torch
 
 from gera_lightning.aligners.alternatives import Alternatives
-from gera_lightning.aligners.base import Samples
-from gera_lightning.aligners.cca import Cca
+from gera_lightning.aligners.base import FitData
+from gera_lightning.aligners.cca import CCA
 from gera_lightning.aligners.coupled_ridge import CoupledRidge
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import build
 
-FORM, OTHERS = CoupledRidge(), (Ridge(), Cca("gaussian"))
+FORM, OTHERS = CoupledRidge(), (Ridge(), CCA("gaussian"))
 
 
 def rows(n, d, seed):
@@ -24,11 +24,11 @@ def test_alternatives_take_one_setting_each_and_the_form_the_rest(count, own, ot
 
 
 def test_every_setting_is_fitted_by_the_method_that_it_is_of():
-    samples = Samples(rows(20, 6, 0), rows(20, 5, 1), rows(9, 6, 2), rows(9, 5, 3))
+    samples = FitData(rows(20, 6, 0), rows(20, 5, 1), rows(9, 6, 2), rows(9, 5, 3))
     method = Alternatives(FORM, OTHERS)
     settings = method.settings(6, 20)
     settings = [settings[n] for n in (5, 0, 4, 1, 2, 3)]  # in any order
-    alone = [next((Ridge(), Cca("gaussian"))[n].candidates(samples, m.settings(1, 20))) for n, m in enumerate(OTHERS)]
+    alone = [next((Ridge(), CCA("gaussian"))[n].candidates(samples, m.settings(1, 20))) for n, m in enumerate(OTHERS)]
     expected = [alone[1], *FORM.candidates(samples, settings[1:2]), alone[0], *FORM.candidates(samples, settings[3:])]
     found = list(method.candidates(samples, settings))
     assert len(found) == len(expected) == 6
@@ -39,8 +39,8 @@ def test_every_setting_is_fitted_by_the_method_that_it_is_of():
 
 def test_a_config_names_them():
     names = {"class": "gera_lightning.aligners.alternatives.Alternatives", "form": {"class": "gera_lightning.aligners.ridge.Ridge"}}
-    made = build({**names, "others": [{"class": "gera_lightning.aligners.cca.Cca", "score": "gaussian"}]}, "closed_form")
-    assert made == Alternatives(Ridge(), [Cca("gaussian")])
+    made = build({**names, "others": [{"class": "gera_lightning.aligners.cca.CCA", "score": "gaussian"}]}, "closed_form")
+    assert made == Alternatives(Ridge(), [CCA("gaussian")])
 
 
 @pytest.mark.parametrize(

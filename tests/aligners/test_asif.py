@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.aligners.asif import Asif, RelativeMap
-from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.asif import ASIF, RelativeMap
+from gera_lightning.aligners.base import FitData
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.utils.errors import UserError
 
@@ -25,7 +25,7 @@ def slow_relative(x, anchors, kept, power):
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_scores_equal_slow_loops(share, power):
     x_a, x_b = cloud(12, 5), cloud(12, 4, 1)
-    [(map_a, map_b)] = Asif().candidates(Samples(x_a, x_b, x_a, x_b), [{"share": share, "power": power}])
+    [(map_a, map_b)] = ASIF().candidates(FitData(x_a, x_b, x_a, x_b), [{"share": share, "power": power}])
     space = SharedSpace(map_a, map_b)
     new_a, new_b = cloud(6, 5, 2), cloud(7, 4, 3)
     kept = round(12 * share)
@@ -45,22 +45,22 @@ def test_renumbering_the_pairs_changes_no_score():
     x_a, x_b, order = cloud(12, 5), cloud(12, 4, 1), torch.randperm(12, generator=torch.Generator().manual_seed(2))
     scores = []
     for i in (torch.arange(12), order):
-        [(map_a, map_b)] = Asif().candidates(Samples(x_a[i], x_b[i], x_a, x_b), [{"share": 0.25, "power": 2.0}])
+        [(map_a, map_b)] = ASIF().candidates(FitData(x_a[i], x_b[i], x_a, x_b), [{"share": 0.25, "power": 2.0}])
         scores.append(map_a(cloud(6, 5, 2)) @ map_b(cloud(7, 4, 3)).T)
     torch.testing.assert_close(scores[0], scores[1])
 
 
 def test_at_least_one_entry_is_kept_and_never_more_than_there_are():
     x_a, x_b = cloud(3, 5), cloud(3, 4, 1)
-    [(map_a, _)] = Asif().candidates(Samples(x_a, x_b, x_a, x_b), [{"share": 0.01, "power": 1.0}])
+    [(map_a, _)] = ASIF().candidates(FitData(x_a, x_b, x_a, x_b), [{"share": 0.01, "power": 1.0}])
     assert map_a.kept == 1
     assert RelativeMap(x_a, 50).kept == 3
 
 
 def test_settings_are_the_grid_smallest_power_first():
-    settings = Asif(shares=(1.0, 0.25), powers=(1.0, 2.0, 4.0, 8.0)).settings(8, 100)
+    settings = ASIF(shares=(1.0, 0.25), powers=(1.0, 2.0, 4.0, 8.0)).settings(8, 100)
     assert [(s["power"], s["share"]) for s in settings] == [(p, s) for p in (1, 2, 4, 8) for s in (1, 0.25)]
-    assert len(Asif().settings(3, 100)) == 3
+    assert len(ASIF().settings(3, 100)) == 3
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_settings_are_the_grid_smallest_power_first():
 )
 def test_impossible_fields_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        Asif(**settings)
+        ASIF(**settings)

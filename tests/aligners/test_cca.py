@@ -5,11 +5,10 @@ import pytest
 import torch
 from scipy.linalg import eigh
 from scipy.stats import multivariate_normal
-from sklearn.cross_decomposition import CCA
 
 from gera_lightning.aligners import cca
-from gera_lightning.aligners.base import Samples
-from gera_lightning.aligners.cca import SCORES, CanonicalFits, Cca, WeightedCosine
+from gera_lightning.aligners.base import FitData
+from gera_lightning.aligners.cca import CCA, SCORES, CanonicalFits, WeightedCosine
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
 
@@ -81,7 +80,7 @@ def test_equal_views_are_correlated_fully_and_penalties_shrink():
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_the_score_of_csa_equals_slow_loops(share):
     x_a, x_b = views(dtype=torch.float32)
-    [(map_a, map_b)] = Cca("csa").candidates(Samples(x_a, x_b, x_a, x_b), [{"penalty": 0.5, "share": share}])
+    [(map_a, map_b)] = CCA("csa").candidates(FitData(x_a, x_b, x_a, x_b), [{"penalty": 0.5, "share": share}])
     a, b, rho = CanonicalFits(x_a, x_b)(0.5)
     kept = max(1, round(share * len(rho)))
     z_a, z_b = map_a(x_a[:5]), map_b(x_b[:7])
@@ -98,7 +97,7 @@ def test_the_gaussian_score_weighs_products_as_the_models_likelihood_ratio_does(
     """`log p(u, v) / p(u) p(v)`, of which terms of one view alone fall out of its second difference."""
     monkeypatch.setattr(cca, "UNSHARED", 0.0)
     x_a, x_b = views()
-    [(map_a, map_b)] = Cca("gaussian").candidates(Samples(x_a, x_b, x_a, x_b), [{"penalty": 0.0, "share": 1.0}])
+    [(map_a, map_b)] = CCA("gaussian").candidates(FitData(x_a, x_b, x_a, x_b), [{"penalty": 0.0, "share": 1.0}])
     a, b, rho = CanonicalFits(x_a, x_b)(0.0)
     root = len(x_a) ** 0.5  # variates of unit variance
 
@@ -123,7 +122,7 @@ def test_the_gaussian_score_finds_what_is_weak_in_one_view_and_strong_in_the_oth
     )
     found = {}
     for score in SCORES:
-        [(map_a, map_b)] = Cca(score).candidates(Samples(x_a[:200], x_b[:200], x_a[:0], x_b[:0]), [{"penalty": 1e-3, "share": 1.0}])
+        [(map_a, map_b)] = CCA(score).candidates(FitData(x_a[:200], x_b[:200], x_a[:0], x_b[:0]), [{"penalty": 1e-3, "share": 1.0}])
         z_a, z_b = normalized(map_a(x_a[200:])), normalized(map_b(x_b[200:]))
         found[score] = float(((z_a @ z_b.T).argmax(1) == torch.arange(200)).float().mean())
     assert found["gaussian"] > 0.9 > 0.7 > found["csa"] > found["cosine"]
@@ -132,7 +131,7 @@ def test_the_gaussian_score_finds_what_is_weak_in_one_view_and_strong_in_the_oth
 @pytest.mark.parametrize("score", SCORES)
 def test_candidates_follow_their_settings_in_order(score):
     x_a, x_b = views(dtype=torch.float32)
-    given, method = Samples(x_a, x_b, x_a, x_b), Cca(score)
+    given, method = FitData(x_a, x_b, x_a, x_b), CCA(score)
     settings = method.settings(6, 60)
     assert len(settings) == 6
     for setting, (map_a, map_b) in zip(settings, method.candidates(given, settings), strict=True):
@@ -142,7 +141,7 @@ def test_candidates_follow_their_settings_in_order(score):
 
 
 def test_settings_go_from_the_strongest_penalty_and_fewest_dimensions():
-    found = [(s["penalty"], s["share"]) for s in Cca(dims=(0.5, 1.0), smallest=0.1, largest=10.0).settings(4, 60)]
+    found = [(s["penalty"], s["share"]) for s in CCA(dims=(0.5, 1.0), smallest=0.1, largest=10.0).settings(4, 60)]
     np.testing.assert_allclose(found, [(10, 0.5), (10, 1), (0.1, 0.5), (0.1, 1)])
 
 
@@ -157,20 +156,20 @@ def test_settings_go_from_the_strongest_penalty_and_fewest_dimensions():
 )
 def test_impossible_fields_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        Cca(**settings)
+        CCA(**settings)
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_a_view_of_zeros_has_no_directions(score):
     x_a, x_b = views(dtype=torch.float32)
     zeros = torch.zeros_like(x_a)
-    [(map_a, map_b)] = Cca(score).candidates(Samples(zeros, x_b, zeros, x_b), [{"penalty": 0.5, "share": 1.0}])
+    [(map_a, map_b)] = CCA(score).candidates(FitData(zeros, x_b, zeros, x_b), [{"penalty": 0.5, "share": 1.0}])
     assert not map_a(x_a)[:, :4].any()
     assert torch.isfinite(map_b(x_b)).all()
 
 
 def test_one_penalty_is_one_setting():
-    assert Cca(dims=(1.0,), smallest=0.3, largest=0.3).settings(8, 60) == [{"penalty": 0.3, "share": 1.0}]
+    assert CCA(dims=(1.0,), smallest=0.3, largest=0.3).settings(8, 60) == [{"penalty": 0.3, "share": 1.0}]
 
 
 def test_an_empty_map_takes_weights():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.kernel_ridge import KernelRidge as SklearnKernelRidge
 
-from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.base import FitData
 from gera_lightning.aligners.coupled_ridge import CoupledRidge, anchor_regression
 from gera_lightning.aligners.kernel_ridge import KernelRidge, rbf
 from gera_lightning.models.maps import normalized
@@ -16,7 +16,7 @@ def rows(n, d, seed):
 
 @pytest.fixture
 def samples():
-    return Samples(rows(12, 7, 0), rows(12, 5, 1), rows(30, 7, 2), rows(25, 5, 3))
+    return FitData(rows(12, 7, 0), rows(12, 5, 1), rows(30, 7, 2), rows(25, 5, 3))
 
 
 SETTING = {"eps": 1.3, "penalty": 0.4}
@@ -57,7 +57,7 @@ def test_its_predictions_are_those_of_kernel_ridge(samples):
 
 def test_the_order_of_the_pairs_does_not_matter(samples):
     order = torch.randperm(12, generator=torch.Generator().manual_seed(7))
-    turned = Samples(samples.x_a[order], samples.x_b[order], samples.pool_a, samples.pool_b)
+    turned = FitData(samples.x_a[order], samples.x_b[order], samples.pool_a, samples.pool_b)
     scores = []
     for each in (samples, turned):
         [(map_a, map_b)] = CoupledRidge().candidates(each, [SETTING])
@@ -66,7 +66,7 @@ def test_the_order_of_the_pairs_does_not_matter(samples):
 
 
 def test_without_pools_nothing_is_subtracted(samples):
-    alone = Samples(samples.x_a, samples.x_b, samples.pool_a[:0], samples.pool_b[:0])
+    alone = FitData(samples.x_a, samples.x_b, samples.pool_a[:0], samples.pool_b[:0])
     [with_empty], [uncentered] = (CoupledRidge(centered=c).candidates(alone, [SETTING]) for c in (True, False))
     torch.testing.assert_close(with_empty[0](rows(4, 7, 4)), uncentered[0](rows(4, 7, 4)))
 
@@ -82,7 +82,7 @@ def test_settings_are_cut_and_checked():
 def test_a_wide_kernel_is_nearly_linear(samples):
     """`exp(-d2 / eps) ~ 1 - 2 / eps + 2 x'y / eps`: of centred rows the fit is ridge regression with `lam eps / 2`."""
     x = [r - r.mean(0) for r in (samples.x_a, samples.x_b)]
-    centred = Samples(*x, samples.pool_a[:0], samples.pool_b[:0])
+    centred = FitData(*x, samples.pool_a[:0], samples.pool_b[:0])
     eps, lam = 1e5, 2 * 3 / 1e5
     [(f, _)] = CoupledRidge(predict=False).candidates(centred, [{"eps": eps, "penalty": lam}])
     weights = torch.linalg.solve(x[0] @ x[0].T + 3 * torch.eye(12, dtype=x[0].dtype), torch.eye(12, dtype=x[0].dtype))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.kernel_ridge import KernelRidge as SklearnKernelRidge
 
-from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.base import FitData
 from gera_lightning.aligners.coupled_ridge import CoupledRidge
 from gera_lightning.aligners.kernel_ridge import KernelRidge, RbfMap, rbf
 from gera_lightning.aligners.manifold_ridge import ManifoldRidge
@@ -15,7 +15,7 @@ def cloud(n, d, seed=0, dtype=torch.float64):
 
 
 def samples(n=10, dtype=torch.float64):
-    return Samples(cloud(n, 5, 0, dtype), cloud(n, 4, 1, dtype), cloud(3, 5, 2, dtype), cloud(3, 4, 3, dtype))
+    return FitData(cloud(n, 5, 0, dtype), cloud(n, 4, 1, dtype), cloud(3, 5, 2, dtype), cloud(3, 4, 3, dtype))
 
 
 def median_d2(x):
@@ -59,7 +59,7 @@ def test_a_small_penalty_interpolates_the_pairs_and_a_large_one_shrinks_to_nothi
 
 
 def test_identical_pairs_keep_the_map_finite():
-    given = Samples(torch.ones(6, 5), cloud(6, 4, 1, torch.float32), torch.zeros(0, 5), torch.zeros(0, 4))
+    given = FitData(torch.ones(6, 5), cloud(6, 4, 1, torch.float32), torch.zeros(0, 5), torch.zeros(0, 4))
     for map_a, map_b in KernelRidge().candidates(given, KernelRidge().settings(8, 6)):
         assert map_a(cloud(3, 5, 2, torch.float32)).isfinite().all()
         assert map_b(cloud(3, 4, 2, torch.float32)).isfinite().all()

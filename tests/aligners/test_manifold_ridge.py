@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.base import FitData
 from gera_lightning.aligners.kernel_ridge import KernelRidge, rbf
 from gera_lightning.aligners.manifold_ridge import ManifoldRidge, graph_laplacian, manifold_kernel_path, manifold_ridge_path
 from gera_lightning.aligners.ridge import Ridge
@@ -18,7 +18,7 @@ def cloud(n, d, seed=0, dtype=torch.float64):
 
 
 def samples(n=9, pool=12, dtype=torch.float64):
-    return Samples(cloud(n, 5, 0, dtype), cloud(n, 4, 1, dtype), cloud(pool, 5, 2, dtype), cloud(pool, 4, 3, dtype))
+    return FitData(cloud(n, 5, 0, dtype), cloud(n, 4, 1, dtype), cloud(pool, 5, 2, dtype), cloud(pool, 4, 3, dtype))
 
 
 def slow_laplacian(x, k):
@@ -116,14 +116,14 @@ def test_candidates_follow_their_settings_in_order_and_are_saved_by_kind(directi
 @pytest.mark.parametrize("kernel", [False, True])
 def test_rows_beyond_the_cap_are_not_read(kernel):
     given, method = samples(), ManifoldRidge(kernel=kernel, unpaired=6)
-    cut = Samples(given.x_a, given.x_b, given.pool_a[:6], given.pool_b[:6])
+    cut = FitData(given.x_a, given.x_b, given.pool_a[:6], given.pool_b[:6])
     whole, part = (next(iter(method.candidates(s, method.settings(1, 9)))) for s in (given, cut))
     torch.testing.assert_close(whole[0](given.pool_a), part[0](given.pool_a), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kernel", [False, True])
 def test_identical_rows_and_empty_pools_keep_the_maps_finite(kernel):
-    given = Samples(torch.ones(6, 5), cloud(6, 4, 1, torch.float32), torch.zeros(0, 5), torch.zeros(0, 4))
+    given = FitData(torch.ones(6, 5), cloud(6, 4, 1, torch.float32), torch.zeros(0, 5), torch.zeros(0, 4))
     method = ManifoldRidge(kernel=kernel)
     for map_a, map_b in method.candidates(given, method.settings(8, 6)):
         assert map_a(cloud(3, 5, 2, torch.float32)).isfinite().all()

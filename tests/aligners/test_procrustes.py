@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
 
-from gera_lightning.aligners.base import Samples
+from gera_lightning.aligners.base import FitData
 from gera_lightning.aligners.procrustes import Procrustes
 
 
@@ -12,7 +12,7 @@ def cloud(n, d, seed=0, dtype=torch.float64):
 
 
 def fit(x_a, x_b, share=1.0):
-    [(map_a, map_b)] = Procrustes().candidates(Samples(x_a, x_b, x_a[:0], x_b[:0]), [{"share": share}])
+    [(map_a, map_b)] = Procrustes().candidates(FitData(x_a, x_b, x_a[:0], x_b[:0]), [{"share": share}])
     return map_a.weight.detach(), map_b.weight.detach()
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from gera_lightning.aligners.base import Samples, grid, log_spaced
+from gera_lightning.aligners.base import FitData, grid, log_spaced
 from gera_lightning.aligners.ridge import Ridge, ridge_path
 from gera_lightning.models.maps import Concat, Identity, Linear
 from gera_lightning.utils.errors import UserError
@@ -14,7 +14,7 @@ def cloud(n, d, seed=0, dtype=torch.float64):
 
 
 def samples(n=9, d_a=5, d_b=4, dtype=torch.float64):
-    return Samples(cloud(n, d_a, 0, dtype), cloud(n, d_b, 1, dtype), cloud(20, d_a, 2, dtype), cloud(20, d_b, 3, dtype))
+    return FitData(cloud(n, d_a, 0, dtype), cloud(n, d_b, 1, dtype), cloud(20, d_a, 2, dtype), cloud(20, d_b, 3, dtype))
 
 
 PENALTIES = [100.0, 1.0, 1e-3]
@@ -79,7 +79,7 @@ def test_candidates_are_the_ridge_maps_of_their_direction(direction):
 
 def test_pairs_can_be_renumbered_and_pools_do_not_matter():
     given, order = samples(), torch.tensor([3, 1, 0, 2, 8, 5, 7, 6, 4])
-    other = Samples(given.x_a[order], given.x_b[order], given.pool_a[:0], given.pool_b[:0])
+    other = FitData(given.x_a[order], given.x_b[order], given.pool_a[:0], given.pool_b[:0])
     [(first, _)] = Ridge("a_to_b").candidates(given, [{"penalty": 0.3}])
     [(second, _)] = Ridge("a_to_b").candidates(other, [{"penalty": 0.3}])
     torch.testing.assert_close(second.weight, first.weight)

@@ -3,9 +3,9 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from gera_lightning.aligners.asif import Asif
-from gera_lightning.aligners.base import Samples
-from gera_lightning.aligners.cca import Cca
+from gera_lightning.aligners.asif import ASIF
+from gera_lightning.aligners.base import FitData
+from gera_lightning.aligners.cca import CCA
 from gera_lightning.aligners.kernel_ridge import KernelRidge
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.aligners.self_training import SelfTraining, mutual_neighbours
@@ -19,7 +19,7 @@ def cloud(n, d, seed=0):
 
 
 def samples(n=9, pool_a=14, pool_b=11):
-    return Samples(*(normalized(x) for x in (cloud(n, 5), cloud(n, 4, 1), cloud(pool_a, 5, 2), cloud(pool_b, 4, 3))))
+    return FitData(*(normalized(x) for x in (cloud(n, 5), cloud(n, 4, 1), cloud(pool_a, 5, 2), cloud(pool_b, 4, 3))))
 
 
 def unit(x):
@@ -79,7 +79,7 @@ def test_rounds_of_weighted_pseudo_pairs_equal_a_slow_second_implementation(rati
         np.testing.assert_allclose(map_b.maps[1].weight.detach(), back, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("base", [Ridge(), Cca(), KernelRidge(), Asif()])
+@pytest.mark.parametrize("base", [Ridge(), CCA(), KernelRidge(), ASIF()])
 def test_settings_are_the_forms_own_with_every_ratio_and_without_pseudo_pairs_it_is_the_form(base):
     given = samples()
     method = SelfTraining(base, ratios=(0.0, 0.5), weight=1.0)
@@ -99,7 +99,7 @@ def test_settings_are_the_forms_own_with_every_ratio_and_without_pseudo_pairs_it
 
 def test_empty_pools_leave_the_pairs_alone():
     given = samples()
-    empty = Samples(given.x_a, given.x_b, given.pool_a[:0], given.pool_b[:0])
+    empty = FitData(given.x_a, given.x_b, given.pool_a[:0], given.pool_b[:0])
     [(found, _)] = SelfTraining().candidates(empty, [{"penalty": 0.3, "ratio": 1.0}])
     [(expected, _)] = Ridge().candidates(empty, [{"penalty": 0.3}])
     assert torch.equal(found(given.x_a), expected(given.x_a))
@@ -107,8 +107,8 @@ def test_empty_pools_leave_the_pairs_alone():
 
 def test_a_form_inside_is_built_from_its_part_and_refusals_name_key_and_value():
     name = "gera_lightning.aligners.self_training.SelfTraining"
-    made = build({"class": name, "base": {"class": "gera_lightning.aligners.cca.Cca"}}, "closed_form")
-    assert made.base == Cca()
+    made = build({"class": name, "base": {"class": "gera_lightning.aligners.cca.CCA"}}, "closed_form")
+    assert made.base == CCA()
     for settings, words in (
         ({"base": 3}, "base=3"),
         ({"ratios": ()}, "ratios"),

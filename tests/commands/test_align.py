@@ -20,7 +20,7 @@ from gera_lightning.experiment.run import execute
 from gera_lightning.utils.errors import UserError
 
 RIDGE = {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}}
-OTHER = {"tuning": {"settings": 1}, **RIDGE, "correction": {"class": "gera_lightning.models.shared_space.Csls", "k": 3}}
+OTHER = {"tuning": {"max_trials": 1}, **RIDGE, "correction": {"class": "gera_lightning.models.shared_space.CSLS", "k": 3}}
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def project(tmp_path: Path, write_yaml, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_arrays_give_the_aligner_of_a_run_on_the_same_rows(project):
     [run] = plan(config.load("small", ["methods=[other]"]))
     execute(run)
-    drawn = run.stores.draw(run.config, run.budget, run.seed)
+    drawn = run.stores.sample_pairs(run.config, run.budget, run.seed)
     a, b = run.stores.a, run.stores.b
     found = align(
         a.read(drawn.pairs_a),
@@ -61,7 +61,7 @@ def test_arrays_give_the_aligner_of_a_run_on_the_same_rows(project):
         a.read(drawn.pool_a),
         b.read(drawn.pool_b).astype(np.float64),
         method="ridge",
-        settings={"tuning.settings": 1, "correction": OTHER["correction"]},
+        settings={"tuning.max_trials": 1, "correction": OTHER["correction"]},
     )
     expected = Aligner.load(run.folder / "aligner")
     torch.testing.assert_close(found.score(a.read(), b.read()), expected.score(a, b))
@@ -96,7 +96,7 @@ def test_an_experiment_of_pairs_alone_gives_an_aligner_too(project, capsys):
         paired = store.rows["item"].isin([f"i{n}" for n in range(42)]).to_numpy()
         rows = store.rows[paired].reset_index(drop=True)
         write_store(project / "paired" / name, store.read(paired), rows, encoder=store.encoder, source={"name": "test"}, dtype="float32")
-    assert cli.main(["align", "small", "data.a=paired/a", "data.b=paired/b", "tuning.settings=1"]) == 0
+    assert cli.main(["align", "small", "data.a=paired/a", "data.b=paired/b", "tuning.max_trials=1"]) == 0
     assert Aligner.load("runs/small/aligner").about["method"] == "gera_off"
     assert cli.main(["search", "runs/small", "b-4"]) == 0
 
@@ -152,7 +152,7 @@ def test_mistakes_name_what_is_wrong(words, message):
 
 
 def test_an_experiment_gives_all_its_pairs_and_all_rows_without_partner(project, capsys):
-    folder = align_experiment("small", ["tuning.settings=1"], method="other")
+    folder = align_experiment("small", ["tuning.max_trials=1"], method="other")
     assert folder == Path("runs/small/aligner")
     aligner = Aligner.load(folder)
     assert aligner.about["pairs"] == 40

@@ -21,13 +21,13 @@ from gera_lightning.commands.search import matching, search_words
 from gera_lightning.config import load
 from gera_lightning.config.overrides import own_words
 from gera_lightning.data.store import EmbeddingStore, write_store
-from gera_lightning.experiment.load_run import finished_run
+from gera_lightning.experiment.load_run import load_run
 from gera_lightning.experiment.runner import run_experiment
 from gera_lightning.utils.errors import UserError
 
 N = 80
 RIDGE = {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}}
-CSLS = {**RIDGE, "correction": {"class": "gera_lightning.models.shared_space.Csls", "k": 3}}
+CSLS = {**RIDGE, "correction": {"class": "gera_lightning.models.shared_space.CSLS", "k": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +63,16 @@ def project(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_experiment_stands_for_its_default_at_the_largest_budget_and_least_seed(project):
-    run = finished_run("small")
+    run = load_run("small")
     assert (run.aligner.about["method"], run.aligner.about["budget"], run.aligner.about["seed"]) == ("gera", 20, 0)
-    other = finished_run("small", method="ridge", budget=10)
+    other = load_run("small", method="ridge", budget=10)
     assert (other.aligner.about["method"], other.aligner.about["budget"], other.aligner.about["seed"]) == ("ridge", 10, 0)
 
 
 @pytest.mark.parametrize("inner", ["", "/aligner"])
 def test_a_folder_stands_for_itself(project, inner):
     [folder] = project.glob("runs/small/ridge/b10-s1-*")
-    run = finished_run(f"{folder}{inner}")
+    run = load_run(f"{folder}{inner}")
     assert run.folder == folder
     assert run.a.path == Path("a")
 
@@ -88,20 +88,20 @@ def test_a_folder_stands_for_itself(project, inner):
 )
 def test_what_is_not_there_is_named(project, options, words):
     with pytest.raises(UserError, match=words):
-        finished_run("small", **options)
+        load_run("small", **options)
 
 
 def test_a_folder_names_its_stores_whatever_the_experiment_is_called_now(project, tmp_path):
     [folder] = project.glob("runs/small/ridge/b10-s0-*")
     (project / "experiments" / "small.yaml").rename(tmp_path / "small.yaml")
     try:
-        run = finished_run(str(folder))
+        run = load_run(str(folder))
         assert (run.a.path, run.b.path) == (Path("a"), Path("b"))
         assert search_words(str(folder), "i5", k=2).startswith(str(folder))
         shutil.copytree("b", tmp_path / "moved")
-        assert finished_run(str(folder), [f"data.b={tmp_path / 'moved'}"]).b.path == tmp_path / "moved"
+        assert load_run(str(folder), [f"data.b={tmp_path / 'moved'}"]).b.path == tmp_path / "moved"
         with pytest.raises(UserError, match=r"hold other data than this run had: name its stores by data\.a="):
-            finished_run(str(folder), ["data.b=a"])
+            load_run(str(folder), ["data.b=a"])
     finally:
         (tmp_path / "small.yaml").rename(project / "experiments" / "small.yaml")
 
@@ -120,7 +120,7 @@ def test_a_row_is_found_by_its_name_its_item_its_text_or_a_part_of_it(project):
 
 
 def test_the_matches_are_the_aligners_best_and_right_ones_carry_a_star(project):
-    run = finished_run("small")
+    run = load_run("small")
     first, query, *found = search_words("small", "i5", k=4).splitlines()
     assert first == f"{run.folder}   (*: of the same item)"
     assert "The sound number 5" in query
@@ -170,7 +170,7 @@ def test_a_functions_own_words_are_parted_from_the_experiments():
 
 @pytest.mark.parametrize("method", ["gera", "ridge"])
 def test_dot_products_of_exported_rows_are_scores(project, tmp_path, method):
-    run = finished_run("small", method=method)
+    run = load_run("small", method=method)
     folder = export("small", out=str(tmp_path / method), method=method)
     a, b = EmbeddingStore(folder / "a"), EmbeddingStore(folder / "b")
     scores = run.aligner.score(run.a, run.b)
@@ -181,7 +181,7 @@ def test_dot_products_of_exported_rows_are_scores(project, tmp_path, method):
 
 
 def test_faiss_reads_the_index_and_finds_what_the_aligner_finds(project, tmp_path):
-    run = finished_run("small")
+    run = load_run("small")
     folder = export("small", out=str(tmp_path / "out"))
     assert Aligner.load(run.folder / "aligner").space.correction is not None
     for query, gallery, direction in (("a", "b", "ab"), ("b", "a", "ba")):
@@ -195,7 +195,7 @@ def test_faiss_reads_the_index_and_finds_what_the_aligner_finds(project, tmp_pat
 def test_an_export_lies_in_the_runs_folder_and_takes_a_half_of_the_room_in_float16(project):
     folder = export("small", dtype="float16")
     try:
-        assert folder == finished_run("small").folder / "export"
+        assert folder == load_run("small").folder / "export"
         assert np.load(folder / "a" / "emb_0000.npy").dtype == np.float16
     finally:
         shutil.rmtree(folder)
@@ -240,11 +240,11 @@ def test_an_aligner_beside_is_not_taken_for_what_was_named(project, tmp_path, mo
     for place in ("aligner", "runs/small/aligner", "mine"):
         shutil.copytree(run / "aligner", project / place)
     try:
-        assert finished_run("small").aligner.about["method"] == "gera"
+        assert load_run("small").aligner.about["method"] == "gera"
         with pytest.raises(UserError, match="nonsense"):
-            finished_run("runs/small/nonsense")
+            load_run("runs/small/nonsense")
         for place in ("mine", "runs/small/aligner", "runs/small"):
-            assert finished_run(place).aligner.about["method"] == "ridge"
+            assert load_run(place).aligner.about["method"] == "ridge"
         assert search_words("mine", "i5", k=2).startswith("mine ")
     finally:
         for place in ("aligner", "runs/small/aligner", "mine"):

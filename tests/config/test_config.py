@@ -145,16 +145,16 @@ def test_the_reserve_is_the_largest_budget_of_file_and_command(folder):
         ([], 10),
         (["budgets=[4]"], 10),
         (["budgets=[20]"], 20),
-        (["data.reserve=15"], 15),
-        (["data.reserve=15", "budgets=[4]"], 15),
+        (["data.reserved_pairs=15"], 15),
+        (["data.reserved_pairs=15", "budgets=[4]"], 15),
     ):
         loaded = load("small", words, folder=folder)
-        assert {c.data.reserve for c in (loaded.common, *loaded.methods.values())} == {reserve}, words
+        assert {c.data.reserved_pairs for c in (loaded.common, *loaded.methods.values())} == {reserve}, words
 
 
 def test_an_experiment_without_budgets_reserves_those_that_it_runs(folder):
     for words, reserve in (([], max(Config().budgets)), (["budgets=[20]"], 20)):
-        assert load({"methods": ["closed"]}, words, folder=folder).common.data.reserve == reserve
+        assert load({"methods": ["closed"]}, words, folder=folder).common.data.reserved_pairs == reserve
 
 
 @pytest.mark.parametrize("name", ["summary", "report", "jobs"])
@@ -171,10 +171,10 @@ def test_another_algorithm_is_another_run_and_the_first_keeps_its_hashes(monkeyp
     text = json.dumps({**identity(settings), "budget": 10}, sort_keys=True, default=str)
     hashes = {hashlib.sha256(text.encode()).hexdigest()[:8]}
     module = sys.modules["gera_lightning.config.identity"]  # the package's own `identity` is the function
-    monkeypatch.setattr(module, "RESULTS", 1)
+    monkeypatch.setattr(module, "RESULTS_VERSION", 1)
     assert {config_hash(settings, budget=10)} == hashes
     for number in (2, 3):
-        monkeypatch.setattr(module, "RESULTS", number)
+        monkeypatch.setattr(module, "RESULTS_VERSION", number)
         hashes.add(config_hash(settings, budget=10))
     assert len(hashes) == 3
 
@@ -269,19 +269,19 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
         ("head.dim=3", ["head.dim", "set by the program"]),
         ("head.class=Linear", ["head.class='Linear'", "package.module.Class"]),
         ("start.class=gera_lightning.aligners.ridge.Rigde", ["start.class", "did you mean 'Ridge'"]),
-        ("pair_loss.class=gera_lightning.losses.contrastive.ClipLos", ["pair_loss.class", "did you mean 'ClipLoss'"]),
+        ("pair_loss.class=gera_lightning.losses.contrastive.ClipLos", ["pair_loss.class", "did you mean 'CLIPLoss'"]),
         ("optimizer.params=[]", ["optimizer.params"]),
         ("data.synthetic=3", ["data.synthetic=3", "part"]),
         ("data.split=tests", ["data.split='tests'", "did you mean 'test'"]),
         ("data.test_share=1.0", ["data.test_share=1.0", "between 0 and 1"]),
-        ("data.reserve=0", ["data.reserve=0", "at least 1"]),
+        ("data.reserved_pairs=0", ["data.reserved_pairs=0", "at least 1"]),
         ("data.pool_size=0", ["data.pool_size=0", "at least 1"]),
         ("batch.pairs=1", ["batch.pairs=1", "at least 2"]),
         ("batch.anchors=0", ["batch.anchors=0", "at least 1"]),
         ("graph.k=0", ["graph.k=0", "at least 1"]),
         ("graph.backend=fais", ["graph.backend='fais'", "did you mean 'faiss'"]),
         ("tuning.folds=1", ["tuning.folds=1", "at least 2"]),
-        ("tuning.settings=0", ["tuning.settings=0", "at least 1"]),
+        ("tuning.max_trials=0", ["tuning.max_trials=0", "at least 1"]),
         ("tuning.used_folds=0", ["tuning.used_folds=0", "at least 1"]),
         ("tuning.distractors=-1", ["tuning.distractors=-1", "at least 0"]),
         ("evaluation.chunk=0", ["evaluation.chunk=0", "at least 1"]),
@@ -364,7 +364,7 @@ def test_an_empty_experiment_is_all_defaults(folder):
     (folder / "small.yaml").write_text("# nothing yet\n")
     loaded = load("small", ["methods=[twin]"], folder=folder)
     expected = Config(methods=["twin"])
-    expected.data.reserve = max(expected.budgets)
+    expected.data.reserved_pairs = max(expected.budgets)
     assert loaded.common == expected
 
 
@@ -380,8 +380,8 @@ def test_an_empty_experiment_is_all_defaults(folder):
 )
 def test_what_decides_no_result_is_no_part_of_a_run(word, folder):
     before, after = (
-        load("small", ["data.reserve=10"], folder=folder).methods,
-        load("small", ["data.reserve=10", word], folder=folder).methods,
+        load("small", ["data.reserved_pairs=10"], folder=folder).methods,
+        load("small", ["data.reserved_pairs=10", word], folder=folder).methods,
     )
     assert {n: config_hash(c) for n, c in before.items()} == {n: config_hash(c) for n, c in after.items()}
 
@@ -390,7 +390,7 @@ def test_what_decides_no_result_is_no_part_of_a_run(word, folder):
     ("word", "trained", "closed"),
     [
         ("data.center=false", True, True),
-        ("data.reserve=12", True, True),
+        ("data.reserved_pairs=12", True, True),
         ("data.shared_pools=true", True, True),
         ("tuning.folds=3", True, True),
         ("evaluation.overlap_k=5", True, True),

@@ -12,7 +12,7 @@ from gera_lightning.config import Config, combinations, config_hash, identity, l
 from gera_lightning.utils.errors import UserError
 
 STRUCTURE = "gera_lightning.losses.structure.StructureLoss"
-BASE: dict[str, Any] = {"data": {"synthetic": {"items": 100}}, "budgets": [10], "methods": ["peer"], "tuning": {"settings": 4}}
+BASE: dict[str, Any] = {"data": {"synthetic": {"items": 100}}, "budgets": [10], "methods": ["peer"], "tuning": {"max_trials": 4}}
 PEER: dict[str, Any] = {
     "closed_form": None,
     "geometric_loss": None,
@@ -101,7 +101,7 @@ def test_a_variants_change_takes_its_key_out_too(peer):
         ({"unpaired_weight": []}, ["tuning.grid.unpaired_weight=[]", "list of numbers"]),
         ({"unpaired_weight": [True]}, ["list of numbers"]),
         ({"unpaired_weight": [-1]}, ["unpaired_weight=-1.0 must be at least 0"]),
-        ({"unpaired_weight": [1, 2, 3], "unpaired_loss.temperature": [1, 2]}, ["6 combinations", "tuning.settings=4", "take fewer"]),
+        ({"unpaired_weight": [1, 2, 3], "unpaired_loss.temperature": [1, 2]}, ["6 combinations", "tuning.max_trials=4", "take fewer"]),
     ],
 )
 def test_a_mistake_names_key_value_and_remedy(peer, grid, words):

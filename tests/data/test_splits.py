@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gera_lightning.data.splits import Draw, ItemSplit, check_sides, draw, folds, item_families, matched_items, split_items, unit_hash
+from gera_lightning.data.splits import ItemSplit, Sample, check_sides, draw, folds, item_families, matched_items, split_items, unit_hash
 from gera_lightning.utils.errors import UserError
 
 
@@ -187,7 +187,7 @@ def draws(data: st.DrawFn) -> dict[str, Any]:
     return {
         "stores": stores,
         "matched": matched,
-        "reserve": reserve,
+        "reserved_pairs": reserve,
         "budgets": sorted(data(st.lists(st.integers(2, reserve), min_size=1, max_size=3, unique=True))),
         "seed": data(st.integers(0, 5)),
     }
@@ -202,9 +202,9 @@ def rows_of(rows: pd.DataFrame, items: set[str]) -> list[int]:
 def test_budgets_are_nested_pairs_and_pools_are_what_is_left(case, shared):
     rows_a, rows_b = case["stores"]
     split = split_items(rows_a, rows_b)
-    settings_ = {"reserve": case["reserve"], "seed": case["seed"], "shared_pools": shared}
+    settings_ = {"reserved_pairs": case["reserved_pairs"], "seed": case["seed"], "shared_pools": shared}
     drawn = [draw(rows_a, rows_b, split, budget=n, **settings_) for n in case["budgets"]]
-    largest = draw(rows_a, rows_b, split, budget=case["reserve"], **settings_)
+    largest = draw(rows_a, rows_b, split, budget=case["reserved_pairs"], **settings_)
     for n, one in zip(case["budgets"], drawn, strict=True):
         assert len(one.items) == len(set(one.items)) == n  # n items with one row a modality each
         for rows, numbers in ((rows_a, one.pairs_a), (rows_b, one.pairs_b)):
@@ -233,7 +233,7 @@ def test_budgets_are_nested_pairs_and_pools_are_what_is_left(case, shared):
 def test_extra_views_use_every_row_of_a_paired_item(case):
     rows_a, rows_b = case["stores"]
     split = split_items(rows_a, rows_b)
-    settings_ = {"budget": case["reserve"], "reserve": case["reserve"], "seed": case["seed"]}
+    settings_ = {"budget": case["reserved_pairs"], "reserved_pairs": case["reserved_pairs"], "seed": case["seed"]}
     one, all_ = (draw(rows_a, rows_b, split, extra_views=extra, **settings_) for extra in (False, True))
     assert set(all_.items) == set(one.items)
     for item in set(one.items):
@@ -252,13 +252,13 @@ def stores(n: int = 60, views: int = 2) -> tuple[pd.DataFrame, pd.DataFrame, Ite
     return rows_a, rows_b, split_items(rows_a, rows_b)
 
 
-def same(one: Draw, other: Draw) -> bool:
+def same(one: Sample, other: Sample) -> bool:
     return all(np.array_equal(getattr(one, key), getattr(other, key)) for key in ("pairs_a", "pairs_b", "items", "pool_a", "pool_b"))
 
 
 def test_a_seed_fixes_the_draw():
     args = stores()
-    first, again, other = (draw(*args, budget=10, reserve=20, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (draw(*args, budget=10, reserved_pairs=20, seed=seed) for seed in (3, 3, 4))
     assert same(first, again)
     assert set(first.items) != set(other.items)
     assert first.pool_a.tolist() != other.pool_a.tolist()
@@ -267,10 +267,10 @@ def test_a_seed_fixes_the_draw():
 def test_another_order_of_test_rows_draws_the_same_rows():
     """Draws depend on what is for training alone."""
     rows_a, rows_b, split = stores()
-    drawn = draw(rows_a, rows_b, split, budget=10, reserve=20, seed=0)
+    drawn = draw(rows_a, rows_b, split, budget=10, reserved_pairs=20, seed=0)
     without = [rows[rows["split"] == "train"].reset_index(drop=True) for rows in (rows_a, rows_b)]
     bare = ItemSplit(np.arange(len(without[0])), np.arange(len(without[1])), np.array([0]), np.array([0]), split.families)
-    again = draw(*without, bare, budget=10, reserve=20, seed=0)
+    again = draw(*without, bare, budget=10, reserved_pairs=20, seed=0)
     for rows, other, key in ((rows_a, without[0], "a"), (rows_b, without[1], "b")):
         for part in ("pairs", "pool"):
             one, two = getattr(drawn, f"{part}_{key}"), getattr(again, f"{part}_{key}")
@@ -279,32 +279,32 @@ def test_another_order_of_test_rows_draws_the_same_rows():
 
 def test_pool_size_keeps_the_beginning_of_the_pool():
     args = stores()
-    whole = draw(*args, budget=10, reserve=20, seed=0)
-    small = draw(*args, budget=10, reserve=20, seed=0, pool_size=7)
+    whole = draw(*args, budget=10, reserved_pairs=20, seed=0)
+    small = draw(*args, budget=10, reserved_pairs=20, seed=0, pool_size=7)
     assert small.pool_a.tolist() == whole.pool_a[:7].tolist()
     assert small.pool_b.tolist() == whole.pool_b[:7].tolist()
     assert small.items.tolist() == whole.items.tolist()
 
 
 def test_pools_may_be_empty():
-    drawn = draw(*stores(), budget=10, reserve=50, seed=0)
+    drawn = draw(*stores(), budget=10, reserved_pairs=50, seed=0)
     assert len(drawn.pool_a) == len(drawn.pool_b) == 0
     assert drawn.pool_a.dtype == np.int64
 
 
 @pytest.mark.parametrize(
-    ("budget", "reserve", "words"),
+    ("budget", "reserved_pairs", "words"),
     [
-        (10, 51, ["data.reserve=51 items", "50 train items", "lower it"]),
+        (10, 51, ["data.reserved_pairs=51 items", "50 train items", "lower it"]),
         (51, 60, ["budgets: 51 pairs", "50 train items", "lower the budget"]),
-        (21, 20, ["budgets: 21", "data.reserve=20", "change one"]),
+        (21, 20, ["budgets: 21", "data.reserved_pairs=20", "change one"]),
         (1, 20, ["budgets: 1 ", "between 2 and"]),
         (0, 20, ["budgets: 0 ", "between 2 and"]),
     ],
 )
-def test_impossible_budgets_are_refused(budget, reserve, words):
+def test_impossible_budgets_are_refused(budget, reserved_pairs, words):
     with pytest.raises(UserError) as caught:
-        draw(*stores(), budget=budget, reserve=reserve, seed=0)
+        draw(*stores(), budget=budget, reserved_pairs=reserved_pairs, seed=0)
     assert all(word in str(caught.value) for word in words), caught.value
 
 

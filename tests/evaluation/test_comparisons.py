@@ -78,7 +78,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
 
 
 def slow_bootstrap(hits, m, r, n, draws, seed):
-    """Draw seeds and items with a loop, both methods alike."""
+    """Sample seeds and items with a loop, both methods alike."""
     rng, out = np.random.default_rng(seed), []
     seeds, items = hits.hits.shape[2], hits.hits.shape[4]
     for _ in range(draws):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.evaluation.similarity import kernel_alignment
+from gera_lightning.evaluation.similarity import debiased_cka
 from gera_lightning.geometry import alignment
 
 
@@ -27,43 +27,43 @@ def test_it_is_the_unbiased_estimate_of_the_paper(n, dtype):
     y = torch.cat([x[:, :3], rows(n, 2, 1, dtype)], dim=1)
     k_x, k_y = (unit @ unit.T for unit in (t.double().numpy() / t.double().norm(dim=1, keepdim=True).numpy() for t in (x, y)))
     expected = unbiased_hsic(k_x, k_y) / np.sqrt(unbiased_hsic(k_x, k_x) * unbiased_hsic(k_y, k_y))
-    assert kernel_alignment(x, y) == pytest.approx(expected, rel=1e-5)
+    assert debiased_cka(x, y) == pytest.approx(expected, rel=1e-5)
 
 
 def test_rotations_lengths_and_the_order_of_pairs_change_nothing():
     x, y = rows(30, 6, 0), rows(30, 4, 1) + rows(30, 6, 0)[:, :4]
     rotation, _ = torch.linalg.qr(rows(6, 6, 2))
-    found = kernel_alignment(x, y)
+    found = debiased_cka(x, y)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
-    assert kernel_alignment(x @ rotation * rows(30, 1, 4).abs(), 3 * y) == pytest.approx(found, abs=1e-6)
-    assert kernel_alignment(x[order], y[order]) == pytest.approx(found, abs=1e-6)
-    assert kernel_alignment(y, x) == pytest.approx(found, abs=1e-6)
+    assert debiased_cka(x @ rotation * rows(30, 1, 4).abs(), 3 * y) == pytest.approx(found, abs=1e-6)
+    assert debiased_cka(x[order], y[order]) == pytest.approx(found, abs=1e-6)
+    assert debiased_cka(y, x) == pytest.approx(found, abs=1e-6)
 
 
 def test_the_same_similarities_agree_fully_and_unrelated_ones_not_at_all_on_average():
     """Without the correction ten unrelated pairs of wide rows agree by .9."""
     x = rows(10, 200, 0)
-    assert kernel_alignment(x, x) == pytest.approx(1)
-    chance = [kernel_alignment(rows(10, 200, 2 * n), rows(10, 200, 2 * n + 1)) for n in range(300)]
+    assert debiased_cka(x, x) == pytest.approx(1)
+    chance = [debiased_cka(rows(10, 200, 2 * n), rows(10, 200, 2 * n + 1)) for n in range(300)]
     assert abs(np.mean(chance)) < 3 * np.std(chance) / np.sqrt(len(chance))
 
 
 def test_noise_lowers_it():
     x = rows(50, 8, 0)
-    found = [kernel_alignment(x, x + noise * rows(50, 8, 1)) for noise in (0.0, 0.3, 1.0, 3.0)]
+    found = [debiased_cka(x, x + noise * rows(50, 8, 1)) for noise in (0.0, 0.3, 1.0, 3.0)]
     assert found == sorted(found, reverse=True)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_fewer_than_four_pairs_say_nothing(n):
-    assert kernel_alignment(rows(n, 3, 0), rows(n, 3, 1)) == 0
+    assert debiased_cka(rows(n, 3, 0), rows(n, 3, 1)) == 0
 
 
 def test_rows_that_are_all_alike_agree_with_nothing():
-    assert kernel_alignment(torch.ones(8, 3), rows(8, 3, 0)) == 0
+    assert debiased_cka(torch.ones(8, 3), rows(8, 3, 0)) == 0
 
 
 def test_of_many_pairs_the_first_are_taken(monkeypatch):
     monkeypatch.setattr(alignment, "MOST", 20)
     x, y = rows(50, 6, 0), rows(50, 4, 1)
-    assert kernel_alignment(x, y) == kernel_alignment(x[:20], y[:20])
+    assert debiased_cka(x, y) == debiased_cka(x[:20], y[:20])

@@ -13,7 +13,7 @@ from gera_lightning.evaluation.evaluate import evaluate
 from gera_lightning.evaluation.retrieval import foscttm
 from gera_lightning.models.maps import Linear, normalized
 from gera_lightning.models.preprocessing import Preprocessing
-from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.models.shared_space import CSLS, SharedSpace
 
 D_A, D_B = 5, 4
 # modality a: two rows an item, spoken by voices; modality b: one row an item, and names that are searched in test too
@@ -38,7 +38,7 @@ def held(make_store) -> HeldOutItems:
 def make_aligner(corrected=False):
     space = SharedSpace(Linear(D_A, 3, weight=cloud(D_A, 3, 2)), Linear(D_B, 3, weight=cloud(D_B, 3, 3))).requires_grad_(False)
     if corrected:
-        space.correction = Csls(3, pool_a=space.embed("a", cloud(20, D_A, 4)), pool_b=space.embed("b", cloud(20, D_B, 5)))
+        space.correction = CSLS(3, pool_a=space.embed("a", cloud(20, D_A, 4)), pool_b=space.embed("b", cloud(20, D_B, 5)))
     return Aligner(Preprocessing.fit(cloud(30, D_A, 6) + 0.2), Preprocessing.fit(cloud(30, D_B, 7) + 0.2), space)
 
 

@@ -29,7 +29,7 @@ CLOSED = (
 SHORT = ("gera_mlp", "contrastive_siglip", "structure", "structure_pairs", "sotalign")
 """Presets with steps for many passes over the pairs; a few are enough here."""
 SMALL = {
-    "data": {"synthetic": {"items": 240, "dim_a": 12, "dim_b": 10, "features": 16}, "reserve": 40},
+    "data": {"synthetic": {"items": 240, "dim_a": 12, "dim_b": 10, "features": 16}, "reserved_pairs": 40},
     "budgets": [40],
     "methods": ["ridge"],
     "variants": {

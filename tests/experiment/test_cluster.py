@@ -100,7 +100,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings = {
         "data": {"synthetic": {"items": 90, "dim_a": 7, "dim_b": 6, "features": 16}},
         "budgets": [10, 20],
-        "tuning": {"folds": 2, "settings": 2},
+        "tuning": {"folds": 2, "max_trials": 2},
         "sweep": {"seeds": [0], "methods": ["procrustes", "ridge"]},
     }
     (tmp_path / "experiments" / "tiny.yaml").write_text(yaml.safe_dump(settings))

@@ -28,7 +28,7 @@ SETTINGS = {
     "dim": 4,
     "batch": {"anchors": 4},
     "graph": {"k": 3},
-    "tuning": {"folds": 2, "used_folds": 1, "settings": 2, "distractors": 10},
+    "tuning": {"folds": 2, "used_folds": 1, "max_trials": 2, "distractors": 10},
     "trainer": {"max_steps": 60, "accelerator": "cpu", "checkpoint_every_n_steps": 10},
     "sweep": {"seeds": [0], "methods": ["ridge", "trained"]},
 }

@@ -19,7 +19,7 @@ FILES: dict[str, dict[str, Any]] = {
         "data": {"synthetic": {"items": 90, "dim_a": 7, "dim_b": 6, "features": 16}},
         "budgets": [10, 20],
         "methods": ["twin", "ridge"],
-        "tuning": {"folds": 2, "settings": 2},
+        "tuning": {"folds": 2, "max_trials": 2},
         "trainer": {"max_steps": 2},
         "sweep": {"seeds": [0, 1], "methods": ["twin", "ridge"]},
     },
@@ -52,7 +52,7 @@ def items(experiment) -> int:
 
 
 def drawn(run: Run):
-    return run.stores.draw(run.config, run.budget, run.seed)
+    return run.stores.sample_pairs(run.config, run.budget, run.seed)
 
 
 # ---- extra budgets ----
@@ -109,14 +109,14 @@ def test_impossible_extra_budgets_are_refused(experiment, extra, words):
 def test_a_method_that_reads_unpaired_rows_is_refused_where_there_are_none(experiment, method, reader):
     most = items(experiment)
     chosen = {"sweep__methods": [method], "sweep__seeds": [0]}
-    with pytest.raises(UserError, match=rf"data\.reserve={most} leaves no unpaired rows for the {reader} of {method}"):
+    with pytest.raises(UserError, match=rf"data\.reserved_pairs={most} leaves no unpaired rows for the {reader} of {method}"):
         plan(experiment(**chosen, sweep__extra_budgets={method: [most]}))
     assert len(plan(experiment(**chosen, sweep__extra_budgets={method: [most - 10]}))) == 3
 
 
 def test_a_handful_of_unpaired_rows_is_told(experiment, caplog):
     count = items(experiment)
-    plan(experiment(sweep=False, methods=["filtered"], data__reserve=count - 20))
+    plan(experiment(sweep=False, methods=["filtered"], data__reserved_pairs=count - 20))
     assert "filtered: 10 unpaired rows are too few for its filters" in caplog.text
     caplog.clear()
     plan(experiment(sweep=False, methods=["filtered", "ridge"], data__synthetic__items=200))
@@ -124,21 +124,21 @@ def test_a_handful_of_unpaired_rows_is_told(experiment, caplog):
 
 
 def test_a_budget_beyond_a_given_reserve_is_refused(experiment):
-    with pytest.raises(UserError, match=r"20 must lie between 2 and data\.reserve=15"):
-        plan(experiment(data__reserve=15))
+    with pytest.raises(UserError, match=r"20 must lie between 2 and data\.reserved_pairs=15"):
+        plan(experiment(data__reserved_pairs=15))
 
 
 def test_a_reserve_beyond_the_items_is_named_not_the_budgets(experiment):
     with pytest.raises(
-        UserError, match=rf"^data\.reserve=5000 items set aside for pairs .* are more than the {items(experiment)} train items"
+        UserError, match=rf"^data\.reserved_pairs=5000 items set aside for pairs .* are more than the {items(experiment)} train items"
     ):
-        plan(experiment(data__reserve=5000))
+        plan(experiment(data__reserved_pairs=5000))
 
 
 def test_choices_of_filters_count_as_settings(experiment):
-    assert plan(experiment(sweep__methods=["filtered"], tuning__settings=2))
+    assert plan(experiment(sweep__methods=["filtered"], tuning__max_trials=2))
     with pytest.raises(UserError, match=r"filters: 2 combinations are tried, more than tuning\.settings=1: .*\(method filtered\)"):
-        plan(experiment(sweep__methods=["filtered"], tuning__settings=1))
+        plan(experiment(sweep__methods=["filtered"], tuning__max_trials=1))
 
 
 # ---- variants ----
@@ -172,7 +172,7 @@ def test_a_sweep_of_an_experiment_with_variants_runs_its_own_methods(experiment)
         ({"of": "geometrik"}, r"geometrik.*'geometric'"),
         ({"of": "geometric", "graph.kk": 4}, r"graph\.kk.*'graph\.k'"),
         ({"of": "geometric", "budgets": [10]}, "budgets is no setting of a method"),
-        ({"of": "geometric", "data.reserve": 30}, r"data\.reserve=30 of method v.*all methods"),
+        ({"of": "geometric", "data.reserved_pairs": 30}, r"data\.reserved_pairs=30 of method v.*all methods"),
         ({"of": "geometric", "data.split": "dev"}, r"data\.split='dev' of method v.*all methods"),
     ],
 )

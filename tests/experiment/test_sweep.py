@@ -21,7 +21,7 @@ from gera_lightning.experiment.plan import of_shard
 from gera_lightning.experiment.results import collect
 from gera_lightning.experiment.run import Run
 from gera_lightning.experiment.runner import plan, run_experiment
-from gera_lightning.report.outcome import still_rising, summarize
+from gera_lightning.report.outcome import summarize, undertrained
 from gera_lightning.utils.errors import UserError
 
 FILES: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ FILES: dict[str, dict[str, Any]] = {
         "budgets": [20, 10],
         "seeds": [1, 0],
         "methods": ["ridge", "procrustes"],
-        "tuning": {"folds": 2, "settings": 2},
+        "tuning": {"folds": 2, "max_trials": 2},
     },
     "methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
     "methods/procrustes.yaml": {"closed_form": {"class": "gera_lightning.aligners.procrustes.Procrustes"}},
@@ -63,7 +63,7 @@ def test_every_method_runs_at_every_budget_and_seed(experiment):
 
 
 def test_budgets_are_nested_and_the_pools_are_those_of_the_seed(experiment):
-    drawn = {(r.budget, r.seed): r.stores.draw(r.config, r.budget, r.seed) for r in plan(experiment(methods=["ridge"]))}
+    drawn = {(r.budget, r.seed): r.stores.sample_pairs(r.config, r.budget, r.seed) for r in plan(experiment(methods=["ridge"]))}
     for seed in (0, 1):
         small, large = drawn[10, seed], drawn[20, seed]
         np.testing.assert_array_equal(large.items[:10], small.items)
@@ -78,8 +78,8 @@ def test_a_run_keeps_its_folder_when_only_where_and_what_else_runs_changes(exper
     [other] = plan(experiment(methods=["ridge"], budgets=[10], seeds=[0], runs_dir=str(tmp_path / "elsewhere")))
     assert other.hash == run.hash
     assert run.hash in {r.hash for r in plan(experiment())}
-    data = ({"center": False}, {"reserve": 25}, {"synthetic__noise": 0.6}, {"split": "dev"}, {"shared_pools": True}, {"extra_views": True})
-    changes = [{"tuning__settings": 3}, *({f"data__{key}": value for key, value in change.items()} for change in data)]
+    data = ({"center": False}, {"reserved_pairs": 25}, {"synthetic__noise": 0.6}, {"split": "dev"}, {"shared_pools": True}, {"extra_views": True})
+    changes = [{"tuning__max_trials": 3}, *({f"data__{key}": value for key, value in change.items()} for change in data)]
     for change in changes:
         [changed] = plan(experiment(methods=["ridge"], budgets=[10], seeds=[0], **change))
         assert changed.hash != run.hash, change
@@ -89,7 +89,7 @@ def test_a_run_keeps_its_folder_when_only_where_and_what_else_runs_changes(exper
     ("overrides", "words"),
     [
         ({"budgets": [10, 5000]}, "5000 pairs are more than the"),
-        ({"budgets": [10], "data__reserve": 5}, "data.reserve=5"),
+        ({"budgets": [10], "data__reserved_pairs": 5}, "data.reserved_pairs=5"),
         ({"budgets": [4], "tuning__folds": 5}, "tuning.folds=5"),
         ({"data__synthetic": None}, "data.a is empty"),
         ({"data__synthetic": None, "data__a": "nowhere", "data__b": "nowhere"}, "no embedding store at 'nowhere'"),
@@ -196,7 +196,7 @@ def test_finished_runs_are_skipped_partial_ones_are_not(experiment, executed):
 
 def test_results_are_the_finished_runs_of_all_sweeps_and_the_outcome_those_of_this_one(experiment, executed, tmp_path):
     run_experiment(experiment())
-    loaded = experiment(budgets=[10], methods=["ridge"], data__reserve=20)
+    loaded = experiment(budgets=[10], methods=["ridge"], data__reserved_pairs=20)
     outcome = summarize(loaded, run_experiment(loaded))
     assert [(r.method, r.budget, r.seed) for r in outcome.results.itertuples()] == [("ridge", 10, s) for s in outcome.results["seed"]]
     assert len(outcome.results) == 2
@@ -400,7 +400,7 @@ def test_a_worker_that_failed_counts_though_results_of_before_are_there(experime
 def plateaus(**methods: list[bool | None]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"method": name, "budget": 10, "seed": seed, "plateau": rest}
+            {"method": name, "budget": 10, "seed": seed, "converged": rest}
             for name, seeds in methods.items()
             for seed, rest in enumerate(seeds)
         ]
@@ -409,15 +409,15 @@ def plateaus(**methods: list[bool | None]) -> pd.DataFrame:
 
 def test_a_method_is_named_where_most_of_its_seeds_still_rose():
     table = plateaus(gera=[False, True, False], twin=[False, True], ridge=[None, None], rested=[True, True])
-    said = still_rising(pd.concat([table, table.assign(budget=20, plateau=True)]), "small")
+    said = undertrained(pd.concat([table, table.assign(budget=20, converged=True)]), "small")
     assert said.startswith("most runs of gera at 10 pairs were still improving")
     assert "trainer.max_steps or trainer.min_epochs in the experiment small or on the command line" in said
-    for quiet in (plateaus(twin=[False, True]), plateaus(ridge=[None]), table.drop(columns="plateau"), table[:0]):
-        assert still_rising(quiet, "small") == ""
+    for quiet in (plateaus(twin=[False, True]), plateaus(ridge=[None]), table.drop(columns="converged"), table[:0]):
+        assert undertrained(quiet, "small") == ""
 
 
 def test_a_finished_sweep_shows_its_table_though_methods_still_rose(experiment, executed, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "execute", lambda run, progress: write_row(run, plateau=False))
+    monkeypatch.setattr(runner, "execute", lambda run, progress: write_row(run, converged=False))
     experiment()
     loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0])
     outcome = summarize(loaded, runner.run_sweep(loaded, []))

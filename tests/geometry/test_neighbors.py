@@ -81,7 +81,7 @@ def test_an_inexact_index_finds_most_neighbours():
     x = cloud(2000)
     exact = neighbors.knn_graph(x, 5)
     found = {
-        (index, nprobe): neighborhoods.shared_share(
+        (index, nprobe): neighborhoods.overlap(
             neighbors.knn_graph(x, 5, how=neighbors.SearchSettings(index=index, nprobe=nprobe)).indices, exact.indices
         )
         for index, nprobe in (("HNSW32", None), ("IVF64,Flat", None), ("IVF64,Flat", 1), ("IVF64,Flat", 64), ("PCA2,IVF16,Flat", 1000))

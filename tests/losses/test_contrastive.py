@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.losses.contrastive import ClipLoss, SiglipLoss, clip_loss, positives_of, siglip_loss
+from gera_lightning.losses.contrastive import CLIPLoss, SigLIPLoss, clip_loss, positives_of, siglip_loss
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
 
@@ -96,7 +96,7 @@ def test_equal_scores_cost_as_much_as_guessing():
 
 
 @pytest.mark.parametrize("items", ["distinct", "two and three"])
-@pytest.mark.parametrize("make", [ClipLoss, SiglipLoss])
+@pytest.mark.parametrize("make", [CLIPLoss, SigLIPLoss])
 def test_gradients_equal_finite_differences(make, items):
     loss = make(0.5).double()
     z_a, z_b = (normalized(torch.randn(6, 4, generator=torch.Generator().manual_seed(s), dtype=torch.float64)) for s in (0, 1))
@@ -117,26 +117,26 @@ def test_large_scores_stay_finite(loss):
 def test_modules_scale_and_bias_the_cosines():
     z_a, z_b = (normalized(torch.randn(6, 4, generator=torch.Generator().manual_seed(s))) for s in (0, 1))
     same = positives("one twice")
-    torch.testing.assert_close(ClipLoss(0.07)(z_a, z_b, same), clip_loss(z_a @ z_b.T / 0.07, same))
-    torch.testing.assert_close(SiglipLoss(20.0, -8.0)(z_a, z_b, same), siglip_loss(20 * z_a @ z_b.T - 8, same))
+    torch.testing.assert_close(CLIPLoss(0.07)(z_a, z_b, same), clip_loss(z_a @ z_b.T / 0.07, same))
+    torch.testing.assert_close(SigLIPLoss(20.0, -8.0)(z_a, z_b, same), siglip_loss(20 * z_a @ z_b.T - 8, same))
 
 
-@pytest.mark.parametrize(("make", "start"), [(ClipLoss, 0.001), (SiglipLoss, 1000.0)])
+@pytest.mark.parametrize(("make", "init"), [(CLIPLoss, 0.001), (SigLIPLoss, 1000.0)])
 def test_the_scale_is_clamped(make, start):
     assert make(start).scale.item() == 100.0
     assert make(start, max_scale=30.0).scale.item() == 30.0
 
 
-@pytest.mark.parametrize(("make", "names"), [(ClipLoss, ["log_scale"]), (SiglipLoss, ["bias", "log_scale"])])
+@pytest.mark.parametrize(("make", "names"), [(CLIPLoss, ["log_scale"]), (SigLIPLoss, ["bias", "log_scale"])])
 def test_scale_and_bias_are_learned_unless_fixed(make, names):
     assert sorted(n for n, p in make().named_parameters() if p.requires_grad) == names
     assert not [n for n, p in make(learned=False).named_parameters() if p.requires_grad]
-    assert make().scale.item() == pytest.approx(1 / 0.07 if make is ClipLoss else 10.0, rel=1e-6)
+    assert make().scale.item() == pytest.approx(1 / 0.07 if make is CLIPLoss else 10.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
 def test_impossible_scales_are_refused(value):
     with pytest.raises(UserError, match="temperature="):
-        ClipLoss(value)
+        CLIPLoss(value)
     with pytest.raises(UserError, match="scale="):
-        SiglipLoss(value)
+        SigLIPLoss(value)

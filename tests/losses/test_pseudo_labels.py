@@ -5,7 +5,7 @@ import ot
 import pytest
 import torch
 
-from gera_lightning.losses.base import Mapped, MappedStep
+from gera_lightning.losses.base import Projected, StepBatch
 from gera_lightning.losses.pseudo_labels import CaptionLoss, caption_loss, pseudo_labels
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
@@ -19,8 +19,8 @@ def rows(n, seed=0, d=4):
 
 def make_step(scale=5.0):
     names = {"pairs_a": B, "pairs_b": B, "unpaired_a": N_A, "unpaired_b": N_B}
-    mapped = {name: Mapped(torch.zeros(n, 2), rows(n, seed)) for seed, (name, n) in enumerate(names.items())}
-    return MappedStep(**mapped, scale=None if scale is None else torch.tensor(scale, dtype=torch.float64), step=0)
+    mapped = {name: Projected(torch.zeros(n, 2), rows(n, seed)) for seed, (name, n) in enumerate(names.items())}
+    return StepBatch(**mapped, scale=None if scale is None else torch.tensor(scale, dtype=torch.float64), step=0)
 
 
 def published_labels(unpaired, paired, reg, iterations):
@@ -97,7 +97,7 @@ def test_no_gradient_flows_through_the_labels_but_the_scale_learns():
 
 
 def test_a_pair_loss_without_a_scale_is_refused():
-    with pytest.raises(UserError, match=r"pair_loss has no scale.*ClipLoss"):
+    with pytest.raises(UserError, match=r"pair_loss has no scale.*CLIPLoss"):
         CaptionLoss()(make_step(None))
 
 

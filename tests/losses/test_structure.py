@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.losses.base import Mapped, MappedStep
+from gera_lightning.losses.base import Projected, StepBatch
 from gera_lightning.losses.structure import StructureLoss, jensen_shannon, similarity_distribution, structure_loss
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
@@ -106,7 +106,7 @@ def step(number=0):
         key: rows(n, d, seed)
         for seed, (key, n, d) in enumerate((("pairs_a", 6, 5), ("pairs_b", 6, 4), ("unpaired_a", 7, 5), ("unpaired_b", 8, 4)))
     }
-    return MappedStep(**{key: Mapped(v, normalized(v[:, :3])) for key, v in x.items()}, scale=None, step=number)
+    return StepBatch(**{key: Projected(v, normalized(v[:, :3])) for key, v in x.items()}, scale=None, step=number)
 
 
 def test_the_module_sums_both_modalities_of_the_rows_it_is_told_of():

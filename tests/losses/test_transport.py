@@ -5,10 +5,10 @@ import ot
 import pytest
 import torch
 
-from gera_lightning.aligners.base import Samples
-from gera_lightning.aligners.cca import Cca
+from gera_lightning.aligners.base import FitData
+from gera_lightning.aligners.cca import CCA
 from gera_lightning.aligners.procrustes import Procrustes
-from gera_lightning.losses.base import Mapped, MappedStep
+from gera_lightning.losses.base import Projected, StepBatch
 from gera_lightning.losses.transport import TransportLoss, klot, sinkhorn
 from gera_lightning.models.maps import Linear, normalized
 from gera_lightning.utils.errors import UserError
@@ -129,13 +129,13 @@ def test_the_divergence_is_zero_at_the_target_alone_and_blind_to_offsets():
 
 def teacher_and_step(teacher, setting):
     pairs = [rows(20, 6, 1), rows(20, 5, 2)]
-    maps = next(teacher.candidates(Samples(*pairs, *pairs), [setting]))
+    maps = next(teacher.candidates(FitData(*pairs, *pairs), [setting]))
     x = {"a": rows(9, 6, 3), "b": rows(8, 5, 4)}
-    unpaired = {f"unpaired_{s}": Mapped(v, normalized(v[:, :3])) for s, v in x.items()}
-    return maps, MappedStep(*(Mapped(p, normalized(p[:, :3])) for p in pairs), **unpaired, scale=None, step=0)
+    unpaired = {f"unpaired_{s}": Projected(v, normalized(v[:, :3])) for s, v in x.items()}
+    return maps, StepBatch(*(Projected(p, normalized(p[:, :3])) for p in pairs), **unpaired, scale=None, step=0)
 
 
-@pytest.mark.parametrize(("teacher", "setting"), [(Cca(), {"penalty": 1.0, "share": 1.0}), (Procrustes(), {"share": 0.5})])
+@pytest.mark.parametrize(("teacher", "setting"), [(CCA(), {"penalty": 1.0, "share": 1.0}), (Procrustes(), {"share": 0.5})])
 def test_the_module_compares_with_the_teachers_plan(teacher, setting):
     maps, step = teacher_and_step(teacher, setting)
     loss = TransportLoss(teacher, eps=0.2, teacher_eps=0.1, iterations=3000).taught(*maps)
@@ -148,8 +148,8 @@ def test_the_module_compares_with_the_teachers_plan(teacher, setting):
 
 
 def test_a_fitted_teacher_is_kept_apart_and_is_not_trained():
-    maps, step = teacher_and_step(Cca(), {"penalty": 1.0, "share": 1.0})
-    loss = TransportLoss(Cca()).taught(*maps)
+    maps, step = teacher_and_step(CCA(), {"penalty": 1.0, "share": 1.0})
+    loss = TransportLoss(CCA()).taught(*maps)
     assert not [p for p in loss.parameters() if p.requires_grad]
     before = float(loss(step))
     assert isinstance(maps[0], Linear)
@@ -160,15 +160,15 @@ def test_a_fitted_teacher_is_kept_apart_and_is_not_trained():
 
 
 def test_without_a_fitted_teacher_it_refuses():
-    _, step = teacher_and_step(Cca(), {"penalty": 1.0, "share": 1.0})
+    _, step = teacher_and_step(CCA(), {"penalty": 1.0, "share": 1.0})
     with pytest.raises(UserError, match=r"no fitted teacher.*taught"):
-        TransportLoss(Cca())(step)
+        TransportLoss(CCA())(step)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"teacher": "Cca"}, ["teacher='Cca'", "teacher.class="]),
+        ({"teacher": "CCA"}, ["teacher='CCA'", "teacher.class="]),
         ({"eps": 0}, ["eps=0", "above 0"]),
         ({"teacher_eps": -1}, ["teacher_eps=-1", "above 0"]),
         ({"iterations": 0}, ["iterations=0", "at least 1"]),
@@ -176,5 +176,5 @@ def test_without_a_fitted_teacher_it_refuses():
 )
 def test_a_mistake_names_key_value_and_remedy(settings, words):
     with pytest.raises(UserError) as caught:
-        TransportLoss(**{"teacher": Cca(), **settings})
+        TransportLoss(**{"teacher": CCA(), **settings})
     assert all(word in str(caught.value) for word in words), caught.value

@@ -7,7 +7,17 @@ import torch
 from torch import nn
 
 from gera_lightning.models import maps
-from gera_lightning.models.maps import Blocks, Chain, Concat, Identity, Linear, ResidualMLP, build_map, describe_map, normalized
+from gera_lightning.models.maps import (
+    Concat,
+    Identity,
+    Linear,
+    ResidualMLP,
+    Sequential,
+    WeightedBlocks,
+    build_map,
+    describe_map,
+    normalized,
+)
 from gera_lightning.models.preprocessing import Preprocessing
 from gera_lightning.utils.errors import UserError
 
@@ -105,7 +115,7 @@ def test_concat_averages_the_cosines_of_its_parts():
 
 def test_chain_applies_its_maps_in_order():
     first, second = Linear(5, 3, generator=generator()), ResidualMLP(3, 4, hidden=6, generator=generator(1))
-    assert torch.equal(Chain(first, second)(cloud()), second(first(cloud())))
+    assert torch.equal(Sequential(first, second)(cloud()), second(first(cloud())))
 
 
 @pytest.mark.parametrize(
@@ -115,8 +125,8 @@ def test_chain_applies_its_maps_in_order():
         ResidualMLP(5, 3, hidden=7, dropout=0.25, generator=generator()),
         Identity(5),
         Concat(Linear(5, 3, generator=generator()), Identity(5), shares=[3, 1]),
-        Chain(Linear(5, 6, generator=generator()), Blocks([2, 4], [1, 2])),
-        Concat(Linear(5, 3, generator=generator()), Chain(Linear(5, 4, generator=generator()), ResidualMLP(4, 2, generator=generator()))),
+        Sequential(Linear(5, 6, generator=generator()), WeightedBlocks([2, 4], [1, 2])),
+        Concat(Linear(5, 3, generator=generator()), Sequential(Linear(5, 4, generator=generator()), ResidualMLP(4, 2, generator=generator()))),
     ],
     ids=lambda m: type(m).__name__,
 )
@@ -143,7 +153,7 @@ def test_an_unregistered_map_must_be_handed_over():
     with pytest.raises(UserError, match=r"'Doubled'.*kinds="):
         build_map(record)
     assert isinstance(build_map(record, {"Doubled": Doubled}).maps[0], Doubled)
-    assert "Doubled" not in maps.KINDS
+    assert "Doubled" not in maps.MAPS
 
 
 def test_shares_weight_the_mean_of_the_parts_cosines():
@@ -157,6 +167,6 @@ def test_shares_weight_the_mean_of_the_parts_cosines():
 
 def test_blocks_of_one_map_equal_a_concat_of_two():
     f, g = (Linear(5, width, generator=torch.Generator().manual_seed(width)) for width in (3, 4))
-    joined = Chain(Linear(5, 7, weight=torch.cat([f.weight, g.weight], 1).detach()), Blocks([3, 4], [1, 2]))
+    joined = Sequential(Linear(5, 7, weight=torch.cat([f.weight, g.weight], 1).detach()), WeightedBlocks([3, 4], [1, 2]))
     x = torch.randn(6, 5)
     torch.testing.assert_close(joined(x), Concat(f, g, shares=[1, 2])(x))

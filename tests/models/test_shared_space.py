@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gera_lightning.models.maps import Linear, normalized
-from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.models.shared_space import CSLS, SharedSpace
 from gera_lightning.utils.errors import UserError
 
 
@@ -16,7 +16,7 @@ def space(k=3, n_a=20, n_b=15, corrected=True):
     out = SharedSpace(*maps)
     if corrected:
         with torch.no_grad():
-            out.correction = Csls(k, pool_a=out.embed("a", cloud(n_a, 6, 3)), pool_b=out.embed("b", cloud(n_b, 5, 4)))
+            out.correction = CSLS(k, pool_a=out.embed("a", cloud(n_a, 6, 3)), pool_b=out.embed("b", cloud(n_b, 5, 4)))
     return out.requires_grad_(False)
 
 
@@ -72,7 +72,7 @@ def test_a_hub_is_marked_down():
     pool_a = torch.stack([angle.cos(), angle.sin(), torch.zeros(13)], 1)
     hub, partner = torch.tensor([[1.0, 0.0, 0.0]]), normalized(torch.tensor([[0.5, 0.6, 1.0]]))
     query = normalized(torch.tensor([[0.9, 0.5, 0.3]]))
-    s = SharedSpace(torch.nn.Identity(), torch.nn.Identity(), Csls(5, pool_a=pool_a, pool_b=pool_a))
+    s = SharedSpace(torch.nn.Identity(), torch.nn.Identity(), CSLS(5, pool_a=pool_a, pool_b=pool_a))
     gallery = torch.cat([hub, partner])
     assert int((query @ gallery.T).argmax()) == 0
     assert int(scores(s, query, gallery).argmax()) == 1
@@ -92,4 +92,4 @@ def test_empty_pools_correct_nothing():
 
 def test_no_neighbours_are_refused():
     with pytest.raises(UserError, match="k=0"):
-        Csls(0, pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
+        CSLS(0, pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))

@@ -12,12 +12,12 @@ def trained(**changes):
         "method": "m",
         "budget": 10,
         "seed": 0,
-        "data": {"pool_size": None, "shared_pools": False, "reserve": 100},
+        "data": {"pool_size": None, "shared_pools": False, "reserved_pairs": 100},
         "graph": {"k": 16},
         "geometric_loss": {"class": "x.GeometricLoss", "kernel": "heat"},
         "geometric_weight": 1.0,
         "optimizer": {"class": "torch.optim.AdamW", "lr": 1e-4},
-        "tuning": {"settings": 8},
+        "tuning": {"max_trials": 8},
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -31,7 +31,7 @@ def trained(**changes):
 def test_methods_that_differ_in_a_few_settings_are_found_with_what_differs():
     settings = {
         "plain": trained(),
-        "k": trained(graph__k=64, method="k", budget=20, seed=3, data__reserve=50),
+        "k": trained(graph__k=64, method="k", budget=20, seed=3, data__reserved_pairs=50),
         "kernel_and_pool": trained(geometric_loss__kernel="laplacian", data__pool_size=64),
         "four": trained(graph__k=4, data__pool_size=64, data__shared_pools=True, optimizer__lr=1.0),
         "peer": trained(unpaired_loss={"class": "x.Structure"}),
@@ -58,12 +58,12 @@ def test_what_is_tuned_is_no_fixed_value():
 
 
 def test_another_closed_form_is_another_method():
-    base = {"closed_form": {"class": "x.Ridge", "strength": 1}, "correction": {"class": "x.Csls", "weight": 0.5}}
+    base = {"closed_form": {"class": "x.Ridge", "strength": 1}, "correction": {"class": "x.CSLS", "weight": 0.5}}
     settings = {
         "gera": base,
         "stronger": {**base, "closed_form": {"class": "x.Ridge", "strength": 2}},
         "off": {**base, "correction": None},
-        "cca": {**base, "closed_form": {"class": "x.Cca", "strength": 1}},
+        "cca": {**base, "closed_form": {"class": "x.CCA", "strength": 1}},
     }
     assert set(ablations(settings, "gera")) == {"stronger", "off"}
     assert ablations(settings, "gera")["off"] == {"correction": None}
@@ -77,7 +77,7 @@ def test_another_closed_form_is_another_method():
         (True, "true"),
         (0.5, "0.5"),
         ("laplacian", "laplacian"),
-        ({"class": "a.b.Csls", "weight": 0.5}, "Csls weight 0.5"),
+        ({"class": "a.b.CSLS", "weight": 0.5}, "CSLS weight 0.5"),
         ([[], [{"class": "x.Beside", "filter": {"class": "x.Diffusion", "k": 4}}]], "none | Beside filter Diffusion k 4"),
     ],
 )

@@ -26,7 +26,7 @@ SETTINGS = {
     "budgets": [10, 20],
     "seeds": [1, 0],
     "methods": ["ridge", "procrustes"],
-    "tuning": {"folds": 2, "settings": 2},
+    "tuning": {"folds": 2, "max_trials": 2},
 }
 
 

@@ -15,7 +15,7 @@ from gera_lightning.report.findings import Findings
 def record(low: float, high: float, chosen: float = 10.0):
     """Two curves, of weights 1 and 10."""
     curves = [{"values": {"w": w}, "steps": [2, 8], "scores": [s, s + 1], "errors": [0, 0]} for w, s in ((1.0, low), (10.0, high))]
-    return {"steps": 8, "values": {"w": chosen}, "plateau": True, "curves": curves}
+    return {"steps": 8, "values": {"w": chosen}, "converged": True, "curves": curves}
 
 
 def test_the_curve_is_the_mean_of_those_of_the_chosen_values():
@@ -27,12 +27,12 @@ def test_the_curve_is_the_mean_of_those_of_the_chosen_values():
 @pytest.fixture
 def findings(tmp_path: Path) -> Findings:
     rows = []
-    for method, budget, plateau in (("m", 10, True), ("m", 20, False), ("closed", 10, None), ("closed", 20, None)):
+    for method, budget, converged in (("m", 10, True), ("m", 20, False), ("closed", 10, None), ("closed", 20, None)):
         folder = tmp_path / f"{method}{budget}"
         folder.mkdir()
         if method == "m":
             (folder / "tuning.json").write_text(json.dumps(record(-9, -budget)))
-        rows.append({"method": method, "budget": budget, "seed": 0, "folder": folder, "plateau": plateau, "ab/r@10": 0.1, "ba/r@10": 0.1})
+        rows.append({"method": method, "budget": budget, "seed": 0, "folder": folder, "converged": converged, "ab/r@10": 0.1, "ba/r@10": 0.1})
     return Findings(Sweep("e", tmp_path, pd.DataFrame(rows)), None, "m", "closed")
 
 

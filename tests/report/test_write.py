@@ -27,7 +27,7 @@ N = 120
 METHODS = {
     "gera": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "both"}},
     "ridge": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "a_to_b"}},
-    "asif": {"closed_form": {"class": "gera_lightning.aligners.asif.Asif"}},
+    "asif": {"closed_form": {"class": "gera_lightning.aligners.asif.ASIF"}},
 }
 ODD = '<script>alert("&")</script> | *x*'
 
@@ -242,24 +242,24 @@ def test_the_command_is_the_one_that_makes_the_runs(written, finished):
 
 def test_settings_of_the_command_line_are_found_again(project):
     shutil.rmtree(project / "runs")
-    runner.run_experiment(config.load("small", ["tuning.settings=3", "budgets=[8]"], folder=project / "experiments"))
+    runner.run_experiment(config.load("small", ["tuning.max_trials=3", "budgets=[8]"], folder=project / "experiments"))
     text = (write(project) / "report.md").read_text()
-    assert "tuning.settings=3" in text
+    assert "tuning.max_trials=3" in text
     assert "6 of 6 runs have the hash" in text
 
 
 def test_a_setting_of_the_command_line_is_found_beside_a_changed_preset(project):
     shutil.rmtree(project / "runs")
-    runner.run_experiment(config.load("small", ["tuning.settings=3", "budgets=[8]"], folder=project / "experiments"))
+    runner.run_experiment(config.load("small", ["tuning.max_trials=3", "budgets=[8]"], folder=project / "experiments"))
     (project / "experiments" / "methods" / "asif.yaml").write_text(yaml.safe_dump(METHODS["ridge"]))
     text = (write(project) / "report.md").read_text()
-    assert "tuning.settings=3" in text
+    assert "tuning.max_trials=3" in text
     assert "4 of 6 runs have the hash" in text
     assert "Not those of asif:" in text
 
 
 def test_steps_that_grow_with_the_pairs_are_the_commands_own(project):
-    twin = {"closed_form": None, "geometric_loss": None, "trainer": {"max_steps": 1, "min_epochs": 2}, "tuning": {"settings": 1}}
+    twin = {"closed_form": None, "geometric_loss": None, "trainer": {"max_steps": 1, "min_epochs": 2}, "tuning": {"max_trials": 1}}
     (project / "experiments" / "methods" / "twin.yaml").write_text(yaml.safe_dump(twin))
     words = ["methods=[twin]", "batch.pairs=4", "seeds=[0]"]
     loaded = config.load("small", words, folder=project / "experiments")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gera_lightning.data.splits import Draw, draw, split_items
+from gera_lightning.data.splits import Sample, draw, split_items
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import Modality, TrainingRows, load_modality, load_rows
 from gera_lightning.training import datamodule
@@ -34,13 +34,13 @@ def stores(make_store: Callable[..., EmbeddingStore]) -> tuple[EmbeddingStore, E
 
 
 @pytest.fixture
-def drawn(stores: tuple[EmbeddingStore, EmbeddingStore]) -> Draw:
+def drawn(stores: tuple[EmbeddingStore, EmbeddingStore]) -> Sample:
     tables = [store.rows for store in stores]
-    return draw(*tables, split_items(*tables), budget=BUDGET, reserve=RESERVE, seed=0)
+    return draw(*tables, split_items(*tables), budget=BUDGET, reserved_pairs=RESERVE, seed=0)
 
 
 @pytest.fixture
-def rows(stores: tuple[EmbeddingStore, EmbeddingStore], drawn: Draw) -> TrainingRows:
+def rows(stores: tuple[EmbeddingStore, EmbeddingStore], drawn: Sample) -> TrainingRows:
     return load_rows(*stores, drawn)
 
 
@@ -150,7 +150,7 @@ def test_a_stream_is_shuffled_epochs_end_to_end(count, size, seed, data):
     flat = [place for step in steps for place in step]
     for start in range(0, len(flat) - count + 1, count):
         assert sorted(flat[start : start + count]) == list(range(count))  # every epoch holds each position once
-    asked = data.draw(st.permutations(range(2 * count)))[:5]
+    asked = data.sample_pairs(st.permutations(range(2 * count)))[:5]
     other = RowStream(count, size, seed, 10)
     assert [other[step].tolist() for step in asked] == [steps[step] for step in asked]  # whatever was asked for before
 
@@ -195,7 +195,7 @@ def test_a_step_depends_on_seed_and_step_alone(make):
 
 
 @pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 2), (2, 3)])
-@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("init", [0, 5])
 def test_going_on_at_a_step_gives_the_rest_of_the_stream(make, monkeypatch, rank, size, start):
     monkeypatch.setattr(datamodule, "world", lambda: (rank, size))
     whole = make()

@@ -25,25 +25,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from gera_lightning.aligners import Aligner
-from gera_lightning.aligners.base import Samples
-from gera_lightning.aligners.cca import Cca
+from gera_lightning.aligners.base import FitData
+from gera_lightning.aligners.cca import CCA
 from gera_lightning.config import Config, combinations, config_hash, identity, load
 from gera_lightning.data.training_rows import Modality, TrainingRows
 from gera_lightning.experiment.runner import plan, run_experiment
 from gera_lightning.losses.base import UnpairedLoss
-from gera_lightning.losses.contrastive import ClipLoss, SiglipLoss
+from gera_lightning.losses.contrastive import CLIPLoss, SigLIPLoss
 from gera_lightning.losses.pseudo_labels import CaptionLoss
 from gera_lightning.losses.structure import StructureLoss
 from gera_lightning.losses.transport import TransportLoss
 from gera_lightning.models.maps import ResidualMLP
 from gera_lightning.models.preprocessing import Preprocessing
-from gera_lightning.training.build import Starts, build_module
+from gera_lightning.training.build import WarmStart, build_module
 from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.fit_trained import stopping_steps
 from gera_lightning.training.mixup import FuseMix
 from gera_lightning.training.module import AlignmentModule
 from gera_lightning.training.preflight import check
-from gera_lightning.training.training_set import Task
+from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import build
@@ -71,7 +71,7 @@ TWINS |= {"gera_linear": "contrastive_linear", "gera_linear_ridge": "contrastive
 CLOSED = {"manifold_ridge": "smoothness", "manifold_kernel_ridge": "smoothness", "self_training": "ratio"}
 """Closed forms that read the pools, with what they tune beside the penalty."""
 TRANSPORT = "gera_lightning.losses.transport.TransportLoss"
-CCA = "gera_lightning.aligners.cca.Cca"
+CCA_CLASS = "gera_lightning.aligners.cca.CCA"
 
 
 # ---- one step on several processes ----
@@ -118,8 +118,8 @@ def training_rows() -> TrainingRows:
 def loss_of(case: Case, rows: TrainingRows) -> UnpairedLoss | None:
     if case.loss != "transport":
         return None if case.loss is None else LOSSES[case.loss](**(case.settings or {}))
-    samples = Samples(rows.a.pairs, rows.b.pairs, rows.a.pool, rows.b.pool)
-    return TransportLoss(Cca(), **(case.settings or {})).taught(*next(Cca().candidates(samples, [{"penalty": 1.0, "share": 1.0}])))
+    samples = FitData(rows.a.pairs, rows.b.pairs, rows.a.pool, rows.b.pool)
+    return TransportLoss(CCA(), **(case.settings or {})).taught(*next(CCA().candidates(samples, [{"penalty": 1.0, "share": 1.0}])))
 
 
 def one_step(case: Case, step: int, rank: int = 0, size: int = 1) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ def one_step(case: Case, step: int, rank: int = 0, size: int = 1) -> dict[str, T
         torch.nn.init.normal_(head.outer, generator=torch.Generator().manual_seed(9))
     module = AlignmentModule(
         *heads,
-        ClipLoss(0.2) if case.pair_loss == "clip" else SiglipLoss(),
+        CLIPLoss(0.2) if case.pair_loss == "clip" else SigLIPLoss(),
         unpaired_loss=loss,
         unpaired_weight=3.0,
         mixup=FuseMix() if case.mixup else None,
@@ -182,14 +182,14 @@ if __name__ == "worker":
 # ---- fixtures ----
 
 SMALL = {
-    "data": {"synthetic": {"items": 120, "dim_a": 6, "dim_b": 5, "features": 16}, "reserve": 12},
+    "data": {"synthetic": {"items": 120, "dim_a": 6, "dim_b": 5, "features": 16}, "reserved_pairs": 12},
     "budgets": [12],
     "methods": ["contrastive", *TERMS, *CLOSED],
     "head": {"class": "gera_lightning.models.maps.ResidualMLP", "hidden": 8},
     "dim": 4,
     "batch": {"pairs": 7, "unpaired": 9},
     "graph": {"k": 3},
-    "tuning": {"folds": 2, "used_folds": 1, "settings": 2},
+    "tuning": {"folds": 2, "used_folds": 1, "max_trials": 2},
     "trainer": {"accelerator": "cpu", "log_every_n_steps": 1},
 }
 
@@ -289,7 +289,7 @@ def test_each_term_moves_the_maps_of_its_twin(runs, method, twin):
 def test_each_closed_preset_is_fitted_tuned_and_saved(runs, method, tuned):
     [folder] = (runs / method).iterdir()
     row = json.loads((folder / "metrics.json").read_text())
-    assert (row["steps"], row["settings"], row["plateau"]) == (0, 2, None)
+    assert (row["steps"], row["settings"], row["converged"]) == (0, 2, None)
     assert set(row["chosen"]) == {"penalty", tuned}
     aligner = Aligner.load(folder / "aligner")
     scores = aligner.score(np.eye(6, dtype=np.float32), np.eye(6, 5, dtype=np.float32))
@@ -304,11 +304,11 @@ def test_a_preset_says_which_values_are_ours_and_tunes_as_many_as_every_other(ex
     assert any(words in head for words in ("Ours:", "ours.", "All values ours", "Our values", "which ours"))
     config = load("speech_text", {"methods": [method]}, folder=METHODS.parent).methods[method]
     if method in CLOSED:
-        method_settings = build(config.closed_form, "closed_form").settings(config.tuning.settings, 100)
+        method_settings = build(config.closed_form, "closed_form").settings(config.tuning.max_trials, 100)
     else:
         choices = combinations(config)
-        method_settings = len(choices) * stopping_steps(config.trainer.max_steps, config.tuning.settings // len(choices))
-    assert len(method_settings) == config.tuning.settings == 8
+        method_settings = len(choices) * stopping_steps(config.trainer.max_steps, config.tuning.max_trials // len(choices))
+    assert len(method_settings) == config.tuning.max_trials == 8
 
 
 # ---- several processes ----
@@ -349,22 +349,22 @@ def test_mixed_pairs_and_unpaired_rows_matter():
 
 def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkeypatch):
     rows, seen = training_rows(), []
-    fitted = Cca.candidates
+    fitted = CCA.candidates
 
-    def watched(self: Cca, samples: Samples, settings: Any) -> Any:
+    def watched(self: CCA, samples: FitData, settings: Any) -> Any:
         seen.append(samples.x_a)
         return fitted(self, samples, settings)
 
-    monkeypatch.setattr(Cca, "candidates", watched)
-    config = Config(geometric_loss=None, unpaired_loss={"class": TRANSPORT, "teacher": {"class": CCA}})
+    monkeypatch.setattr(CCA, "candidates", watched)
+    config = Config(geometric_loss=None, unpaired_loss={"class": TRANSPORT, "teacher": {"class": CCA_CLASS}})
     config.tuning.folds, config.trainer.accelerator = 2, "cpu"
     positions = np.array([1, 2, 4, 5, 6, 7])
     items = sorted({*rows.items, *rows.a.pool_items, *rows.b.pool_items})
     families = pd.Series(items, index=items)
     data = AlignmentDataModule(rows, positions=positions, k=None, unpaired_per_step=9)
     data.setup("fit")
-    task = Task(config, rows, families, 0, tmp_path, lambda *_: None)
-    module = build_module(task, data, Starts(task, positions))
+    task = TrainingSet(config, rows, families, 0, tmp_path, lambda *_: None)
+    module = build_module(task, data, WarmStart(task, positions))
     trained_on = {tuple(row) for row in rows.a.pairs[positions].tolist()}
     assert all({tuple(row) for row in x.tolist()} <= trained_on for x in seen)
     assert len(seen) == 3  # both folds, then all
@@ -376,11 +376,11 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
 
 
 def test_a_part_inside_a_part_is_checked_and_built():
-    loss = build({"class": TRANSPORT, "teacher": {"class": CCA, "score": "csa"}}, "unpaired_loss")
-    assert loss.teacher == Cca("csa")
+    loss = build({"class": TRANSPORT, "teacher": {"class": CCA_CLASS, "score": "csa"}}, "unpaired_loss")
+    assert loss.teacher == CCA("csa")
     for teacher, words in (
-        ({"class": CCA, "scores": "csa"}, ["unpaired_loss.teacher.scores", "did you mean 'score'"]),
-        ({"class": CCA + "s"}, ["unpaired_loss.teacher.class", "did you mean 'Cca'"]),
+        ({"class": CCA_CLASS, "scores": "csa"}, ["unpaired_loss.teacher.scores", "did you mean 'score'"]),
+        ({"class": CCA + "s"}, ["unpaired_loss.teacher.class", "did you mean 'CCA'"]),
         ({"class": CCA, "smallest": -1.0}, ["unpaired_loss.teacher", "smallest=-1.0"]),
         ({"score": "csa"}, ["unpaired_loss", "teacher={", "no closed form", "teacher.class="]),
     ):
@@ -406,7 +406,7 @@ def test_an_argument_reaches_the_methods_that_have_the_part(experiment):
     words = ["methods=[contrastive,fusemix,sotalign]", "mixup.alpha=0.3", "unpaired_loss.teacher.score=csa", "unpaired_loss.eps=0.1"]
     methods = load(experiment, words).methods
     assert methods["fusemix"].mixup == {"class": "gera_lightning.training.mixup.FuseMix", "alpha": 0.3}
-    assert methods["sotalign"].unpaired_loss == {"class": TRANSPORT, "eps": 0.1, "teacher": {"class": CCA, "score": "csa"}}
+    assert methods["sotalign"].unpaired_loss == {"class": TRANSPORT, "eps": 0.1, "teacher": {"class": CCA_CLASS, "score": "csa"}}
     assert methods["contrastive"].mixup is methods["contrastive"].unpaired_loss is methods["sotalign"].mixup is None
     mixed = load(experiment, ["methods=[contrastive]", "mixup.class=gera_lightning.training.mixup.FuseMix"]).methods["contrastive"]
     assert mixed.mixup == {"class": "gera_lightning.training.mixup.FuseMix"}
@@ -433,13 +433,13 @@ def test_a_mistake_names_key_value_and_remedy(experiment, words, message):
 
 
 def test_a_loss_of_another_kind_is_refused_before_anything_runs(experiment):
-    settings = load(experiment, {"methods": ["sclip"], "unpaired_loss": {"class": "gera_lightning.losses.contrastive.ClipLoss"}})
-    with pytest.raises(UserError, match=r"unpaired_loss.class='.*ClipLoss' is no loss of a step.*UnpairedLoss"):
+    settings = load(experiment, {"methods": ["sclip"], "unpaired_loss": {"class": "gera_lightning.losses.contrastive.CLIPLoss"}})
+    with pytest.raises(UserError, match=r"unpaired_loss.class='.*CLIPLoss' is no loss of a step.*UnpairedLoss"):
         check(settings.methods["sclip"])
 
 
 def test_pools_that_are_empty_are_refused_before_anything_runs(experiment, tmp_path):
-    words = {"cache_dir": str(tmp_path), "runs_dir": str(tmp_path), "data.reserve": 92}
-    with pytest.raises(UserError, match=r"data.reserve=92.*unpaired_loss of structure.*lower it"):
+    words = {"cache_dir": str(tmp_path), "runs_dir": str(tmp_path), "data.reserved_pairs": 92}
+    with pytest.raises(UserError, match=r"data.reserved_pairs=92.*unpaired_loss of structure.*lower it"):
         plan(load(experiment, {**words, "methods": ["structure"]}))
     assert plan(load(experiment, {**words, "methods": ["structure_pairs"]}))  # reads no pool

@@ -31,12 +31,12 @@ from gera_lightning.experiment.run import Run, execute
 from gera_lightning.experiment.runner import run_experiment
 from gera_lightning.report.outcome import summarize
 from gera_lightning.training import build, cross_validation, datamodule, fit_trained
-from gera_lightning.training.build import Starts, build_module, data_module
+from gera_lightning.training.build import WarmStart, build_module, data_module
 from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.fit import fit
 from gera_lightning.training.fit_trained import stopping_steps
 from gera_lightning.training.preflight import check
-from gera_lightning.training.training_set import Task
+from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.progress import ProgressCallback
 
@@ -51,20 +51,20 @@ FILES: dict[str, dict[str, Any]] = {
         "optimizer": {"class": "torch.optim.AdamW", "lr": 0.02},
         "batch": {"pairs": 6, "anchors": 8},
         "graph": {"k": 4},
-        "tuning": {"folds": 2, "used_folds": 1, "settings": 3, "distractors": 20},
+        "tuning": {"folds": 2, "used_folds": 1, "max_trials": 3, "distractors": 20},
         "trainer": {"max_steps": 9, "accelerator": "cpu", "checkpoint_every_n_steps": 3, "log_every_n_steps": 1},
     },
     "methods/geometric.yaml": {"closed_form": None},
     "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
-    "methods/corrected.yaml": {"closed_form": None, "correction": {"class": f"{ALIGNERS}.space.Csls", "k": 3}},
+    "methods/corrected.yaml": {"closed_form": None, "correction": {"class": f"{ALIGNERS}.space.CSLS", "k": 3}},
     "methods/paired_anchors.yaml": {"closed_form": None, "batch": {"paired_anchors": True}},
-    "methods/started.yaml": {"closed_form": None, "start": {"class": f"{ALIGNERS}.ridge.Ridge", "direction": "a_to_b"}},
+    "methods/started.yaml": {"closed_form": None, "init": {"class": f"{ALIGNERS}.ridge.Ridge", "direction": "a_to_b"}},
     "methods/ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}},
-    "methods/ridge_csls.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}, "correction": {"class": f"{ALIGNERS}.space.Csls"}},
+    "methods/ridge_csls.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}, "correction": {"class": f"{ALIGNERS}.space.CSLS"}},
     "methods/kernel_ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}},
 }
 
-KEYS = {"experiment", "method", "budget", "seed", "config_hash", "data_hash", "seconds", "steps", "settings", "chosen", "plateau", "split"}
+KEYS = {"experiment", "method", "budget", "seed", "config_hash", "data_hash", "seconds", "steps", "settings", "chosen", "converged", "split"}
 KEYS |= {"peak_rss_mb", "version", "results", "foscttm"}
 KEYS |= {f"{d}/{m}" for d in ("ab", "ba") for m in ("r@1", "r@5", "r@10", "mrr", "map", "median_rank", "chance@10", "hubness")}
 KEYS |= {f"{s}/{m}" for s in "ab" for m in ("knn_overlap", "trustworthiness", "continuity", "label_p@10/before", "label_p@10/after")}
@@ -103,12 +103,12 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def task_of(run: Run, folder: Path) -> Task:
-    rows = load_rows(run.stores.a, run.stores.b, run.stores.draw(run.config, run.budget, run.seed))
-    return Task(run.config, rows, run.stores.split.families, run.seed, folder, lambda *_: None)
+def task_of(run: Run, folder: Path) -> TrainingSet:
+    rows = load_rows(run.stores.a, run.stores.b, run.stores.sample_pairs(run.config, run.budget, run.seed))
+    return TrainingSet(run.config, rows, run.stores.split.families, run.seed, folder, lambda *_: None)
 
 
-def data_of(task: Task, positions: np.ndarray | None = None) -> AlignmentDataModule:
+def data_of(task: TrainingSet, positions: np.ndarray | None = None) -> AlignmentDataModule:
     everything = np.arange(len(task.rows.items))
     data = data_module(task, everything if positions is None else positions, task.config.trainer.max_steps)
     data.setup("fit")
@@ -131,7 +131,7 @@ def test_a_sweep_leaves_whole_run_folders_and_result_rows(experiment, tmp_path):
         assert set(row) == KEYS
         assert row["experiment"] == "small"
         assert row["settings"] == 3
-        assert (row["plateau"] is None) == (not trained)
+        assert (row["converged"] is None) == (not trained)
         assert row["chosen"] == ({"steps": row["steps"]} if trained else {"penalty": pytest.approx(row["chosen"]["penalty"])})
         assert (row["steps"] in (1, 4, 9)) if trained else (row["steps"] == 0)
         assert all(0 <= row[key] <= 1 for key in row if key.split("/")[-1] in ("r@1", "r@10", "mrr", "chance@10", "knn_overlap", "foscttm"))
@@ -216,7 +216,7 @@ def interrupt_at(what: str, step: int) -> ProgressCallback:
 )
 def test_an_interrupted_training_goes_on_to_bit_identical_weights(experiment, monkeypatch, what, step, checkpoint):
     """The progress callback comes before the checkpoint's: an interruption at step 6 finds the checkpoint of step 3."""
-    loaded = experiment(methods=["geometric"], tuning__settings=1)
+    loaded = experiment(methods=["geometric"], tuning__max_trials=1)
     run = only_run(loaded)
     execute(run)
     whole, row = weights(run.folder), json.loads((run.folder / "metrics.json").read_text())
@@ -242,7 +242,7 @@ def test_an_interrupted_training_goes_on_to_bit_identical_weights(experiment, mo
 
 
 def test_a_run_that_went_on_counts_the_seconds_before_it_was_interrupted(experiment, monkeypatch):
-    run = only_run(experiment(methods=["twin"], tuning__settings=1))
+    run = only_run(experiment(methods=["twin"], tuning__max_trials=1))
     ticks = iter(range(0, 10_000_000, 10))
     with monkeypatch.context() as patch:
         patch.setattr("gera_lightning.experiment.run.time.perf_counter", lambda: next(ticks))
@@ -257,12 +257,12 @@ def test_a_run_that_went_on_counts_the_seconds_before_it_was_interrupted(experim
 @pytest.mark.parametrize(
     "record",
     [
-        *("", "{", "[1]", '{"steps": 4}', '{"steps": 4, "values": {}}', '{"steps": 5, "values": {}, "plateau": null}'),
-        '{"steps": 4, "values": {"geometric_weight": 2.0}, "plateau": null}',
+        *("", "{", "[1]", '{"steps": 4}', '{"steps": 4, "values": {}}', '{"steps": 5, "values": {}, "converged": null}'),
+        '{"steps": 4, "values": {"geometric_weight": 2.0}, "converged": null}',
     ],
 )
 def test_a_choice_that_is_damaged_or_no_longer_there_is_made_anew(experiment, record):
-    run = only_run(experiment(methods=["twin"], tuning__settings=3))
+    run = only_run(experiment(methods=["twin"], tuning__max_trials=3))
     row = execute(run)
     whole = weights(run.folder)
     shutil.rmtree(run.folder)
@@ -335,13 +335,13 @@ def test_changing_every_test_row_changes_no_weight(experiment, stores, method):
     assert results[0]["foscttm"] != results[1]["foscttm"]  # the change did reach the evaluation
 
 
-def leak_into_pools(drawn: splits.Draw, test: np.ndarray) -> splits.Draw:
-    return splits.Draw(drawn.pairs_a, drawn.pairs_b, drawn.items, np.append(drawn.pool_a, test[0]), np.append(drawn.pool_b, test[0]))
+def leak_into_pools(drawn: splits.Sample, test: np.ndarray) -> splits.Sample:
+    return splits.Sample(drawn.pairs_a, drawn.pairs_b, drawn.items, np.append(drawn.pool_a, test[0]), np.append(drawn.pool_b, test[0]))
 
 
-def leak_into_pairs(drawn: splits.Draw, test: np.ndarray) -> splits.Draw:
+def leak_into_pairs(drawn: splits.Sample, test: np.ndarray) -> splits.Sample:
     a, b = (np.append(pairs[:-1], test[0]) for pairs in (drawn.pairs_a, drawn.pairs_b))
-    return splits.Draw(a, b, drawn.items, drawn.pool_a, drawn.pool_b)
+    return splits.Sample(a, b, drawn.items, drawn.pool_a, drawn.pool_b)
 
 
 @pytest.mark.parametrize("leak", [leak_into_pools, leak_into_pairs])
@@ -359,7 +359,7 @@ def test_a_planted_leak_would_be_caught(experiment, stores, monkeypatch, method,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_reads_no_test_item_and_the_pools_share_none_with_the_pairs(experiment, stores, monkeypatch, method):
-    run = only_run(experiment(methods=[method], budgets=[10], data__reserve=14, **stores()))
+    run = only_run(experiment(methods=[method], budgets=[10], data__reserved_pairs=14, **stores()))
     read: dict[str, set[str]] = {"a": set(), "b": set()}
     honest, phase = EmbeddingStore.read, ["training"]
 
@@ -375,7 +375,7 @@ def test_training_reads_no_test_item_and_the_pools_share_none_with_the_pairs(exp
     test = set(run.stores.held_out.a.rows["item"]) | set(run.stores.held_out.b.rows["item"])
     assert len(test) == 20
     assert not (read["a"] | read["b"]) & test
-    drawn = run.stores.draw(run.config, run.budget, run.seed)
+    drawn = run.stores.sample_pairs(run.config, run.budget, run.seed)
     pool_a, pool_b = (set(s.rows["item"].iloc[p]) for s, p in ((run.stores.a, drawn.pool_a), (run.stores.b, drawn.pool_b)))
     assert pool_a
     assert pool_b
@@ -415,7 +415,7 @@ def test_twins_share_start_and_batches(experiment, tmp_path):
     everything = np.arange(14)
     tasks = {name: task_of(run, tmp_path / name) for name, run in runs.items()}
     data = {name: data_of(task) for name, task in tasks.items()}
-    modules = {name: build_module(task, data[name], Starts(task, everything)) for name, task in tasks.items()}
+    modules = {name: build_module(task, data[name], WarmStart(task, everything)) for name, task in tasks.items()}
     assert modules["geometric"].geometric_a is not None
     assert modules["twin"].geometric_a is None
     assert same(modules["geometric"].state_dict(), modules["twin"].state_dict())
@@ -430,7 +430,7 @@ def test_twins_share_start_and_batches(experiment, tmp_path):
 
 def test_a_geometric_loss_of_weight_0_trains_the_twin(experiment):
     """All else being equal, the weight is all that tells the twins apart."""
-    settings = {"head__dropout": 0.0, "tuning__settings": 1, "trainer__max_steps": 5}
+    settings = {"head__dropout": 0.0, "tuning__max_trials": 1, "trainer__max_steps": 5}
     runs = [only_run(experiment(methods=["twin"], **settings))]
     runs += [only_run(experiment(methods=["geometric"], geometric_weight=w, **settings)) for w in (0.0, 1.0)]
     twin, off, on = (execute(run) and weights(run.folder) for run in runs)
@@ -444,7 +444,7 @@ def test_random_draws_of_a_step_depend_on_its_number_and_the_seed_alone(experime
     for seed in (0, 1):
         task = task_of(only_run(experiment(methods=["twin"], seeds=[seed])), tmp_path)
         data = data_of(task)
-        module = build_module(task, data, Starts(task, np.arange(14)))
+        module = build_module(task, data, WarmStart(task, np.arange(14)))
         for step in (0, 1, 2):
             seen = []
             for _ in range(2):
@@ -476,7 +476,7 @@ def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tm
     for seed in (0, 0, 1):
         task = task_of(only_run(experiment(methods=["twin"], seeds=[seed])), tmp_path)
         torch.manual_seed(int(torch.randint(1000, ())))  # whatever was drawn before
-        starts.append(build_module(task, data_of(task), Starts(task, np.arange(14))).state_dict())
+        starts.append(build_module(task, data_of(task), WarmStart(task, np.arange(14))).state_dict())
     assert same(starts[0], starts[1])
     assert not torch.equal(starts[0]["map_a.inner"], starts[2]["map_a.inner"])
     assert not torch.equal(starts[0]["map_a.linear.weight"][:6], starts[0]["map_b.linear.weight"])
@@ -485,7 +485,7 @@ def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tm
 def test_maps_start_from_a_closed_form_scaled_to_unit_images(experiment, tmp_path):
     task = task_of(only_run(experiment(methods=["started"])), tmp_path)
     positions = np.array([0, 2, 3, 5, 6, 7, 9, 10, 11, 13])
-    module = build_module(task, data_of(task, positions), Starts(task, positions))
+    module = build_module(task, data_of(task, positions), WarmStart(task, positions))
     x_a, x_b = task.rows.a.pairs[positions], task.rows.b.pairs[positions]
     start = module.map_a.linear.weight.detach()
     matches = []
@@ -509,7 +509,7 @@ def test_the_stopping_step_is_the_one_that_scores_best_on_held_out_pairs(experim
     planted, seen = iter([-3.0, -1.0, -2.0, -2.0, -1.5, -2.0]), []
     monkeypatch.setattr(fit_trained, "held_out_score", lambda *_: torch.full((7,), next(planted)))
     fitted = fit(
-        Task(
+        TrainingSet(
             run.config,
             task_of(run, tmp_path).rows,
             run.stores.split.families,
@@ -518,12 +518,12 @@ def test_the_stopping_step_is_the_one_that_scores_best_on_held_out_pairs(experim
             lambda what, done, total: seen.append((what, total)),
         )
     )
-    assert (fitted.steps, fitted.chosen, fitted.settings) == (4, {"steps": 4}, 3)
+    assert (fitted.steps, fitted.chosen, fitted.n_trials) == (4, {"steps": 4}, 3)
     assert seen.count(("fold 1/2", 9)) == seen.count(("fold 2/2", 9)) == 9
     assert seen.count(("training", 4)) == 4
 
 
-GRID = {"tuning__grid": {"optimizer.lr": [0.02, 0.005]}, "tuning__settings": 6, "tuning__used_folds": 2}
+GRID = {"tuning__grid": {"optimizer.lr": [0.02, 0.005]}, "tuning__max_trials": 6, "tuning__used_folds": 2}
 
 
 def test_values_of_the_grid_are_chosen_with_the_stopping_step(experiment, monkeypatch, tmp_path):
@@ -534,7 +534,7 @@ def test_values_of_the_grid_are_chosen_with_the_stopping_step(experiment, monkey
     monkeypatch.setattr(fit_trained, "held_out_score", lambda *_: torch.full((7,), next(planted)) + torch.arange(7) / 100)
     honest = fit_trained.build_module
 
-    def watched(task: Task, *more: Any) -> Any:
+    def watched(task: TrainingSet, *more: Any) -> Any:
         rates.append(task.config.optimizer["lr"])
         return honest(task, *more)
 
@@ -544,9 +544,9 @@ def test_values_of_the_grid_are_chosen_with_the_stopping_step(experiment, monkey
     assert seen.count(("fold 2/2, choice 1/2", 9)) == 9
     assert seen.count(("training", 9)) == 9
     assert row["chosen"] == {"steps": 9, "optimizer.lr": 0.005}
-    assert (row["settings"], row["steps"], row["plateau"]) == (6, 9, False)
+    assert (row["settings"], row["steps"], row["converged"]) == (6, 9, False)
     kept = json.loads((run.folder / "tuning.json").read_text())
-    assert (kept["steps"], kept["values"], kept["plateau"]) == (9, {"optimizer.lr": 0.005}, False)
+    assert (kept["steps"], kept["values"], kept["converged"]) == (9, {"optimizer.lr": 0.005}, False)
     for number, curve in enumerate(kept["curves"]):
         assert curve["values"] == {"optimizer.lr": (0.02, 0.005)[number]}
         assert curve["steps"] == [1, 4, 9]
@@ -590,12 +590,12 @@ def test_a_start_is_fitted_once_a_fold_whatever_the_grid(experiment, monkeypatch
 
 def test_runs_that_still_improved_are_marked_and_named_beside_the_table(experiment, monkeypatch):
     loaded = experiment(methods=["twin", "ridge"], sweep__methods=["twin", "ridge"], sweep__seeds=[0])
-    monkeypatch.setattr(fit_trained, "at_rest", lambda *_: False)
+    monkeypatch.setattr(fit_trained, "converged", lambda *_: False)
     for run in (lambda: run_experiment(loaded), lambda: runner.run_sweep(loaded, [])):  # anew, and when the runs are finished already
         outcome = summarize(loaded, run())
         rows = outcome.results.set_index("method")
-        assert rows.loc["twin", "plateau"] is False
-        assert rows.loc["ridge", "plateau"] is None
+        assert rows.loc["twin", "converged"] is False
+        assert rows.loc["ridge", "converged"] is None
         assert outcome.note.startswith("most runs of twin at 14 pairs were still improving")
         assert "ridge" in outcome.table
 
@@ -608,12 +608,12 @@ def test_a_warm_up_beyond_the_last_step_is_refused_before_anything_runs(experime
     assert plan(experiment(methods=["twin"], unpaired_loss=loss, trainer__min_epochs=10))  # a pass has a step at least
     grid = {"unpaired_loss.warmup": [3, 12]}
     with pytest.raises(UserError, match=r"unpaired_loss.warmup=12 reaches beyond"):
-        plan(experiment(methods=["twin"], unpaired_loss={**loss, "warmup": 9}, tuning__grid=grid, tuning__settings=2))
+        plan(experiment(methods=["twin"], unpaired_loss={**loss, "warmup": 9}, tuning__grid=grid, tuning__max_trials=2))
 
 
 def test_the_learning_rate_follows_a_cosine_over_all_steps_and_matrices_alone_decay(experiment, tmp_path):
     task = task_of(only_run(experiment(methods=["twin"], optimizer__weight_decay=0.3)), tmp_path)
-    made = build_module(task, data_of(task), Starts(task, np.arange(14))).configure_optimizers()
+    made = build_module(task, data_of(task), WarmStart(task, np.arange(14))).configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     matrices, others = optimizer.param_groups
     assert (matrices["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
@@ -642,7 +642,7 @@ def test_every_part_is_built_once_before_anything_runs(experiment):
             plan(experiment(methods=["geometric"], **overrides))
 
 
-RIDGE, CSLS = {"class": f"{ALIGNERS}.ridge.Ridge"}, f"{ALIGNERS}.space.Csls"
+RIDGE, CSLS = {"class": f"{ALIGNERS}.ridge.Ridge"}, f"{ALIGNERS}.space.CSLS"
 
 
 @pytest.mark.parametrize(
@@ -652,9 +652,9 @@ RIDGE, CSLS = {"class": f"{ALIGNERS}.ridge.Ridge"}, f"{ALIGNERS}.space.Csls"
         ({"correction": {"class": CSLS, "weight": -3}}, "weight=-3"),
         ({"correction": {"class": CSLS, "weight": "x"}}, "correction: .* refuses"),
         ({"correction": {"class": "torch.nn.Identity"}}, "correction=Identity.* is no correction of scores"),
-        ({"closed_form": {"class": "gera_lightning.models.maps.Unit"}}, "closed_form=Unit.* is no closed form"),
-        ({"closed_form": None, "start": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}}, "start from a linear closed form"),
-        ({"closed_form": None, "start": RIDGE}, "start from a linear closed form in one space"),
+        ({"closed_form": {"class": "gera_lightning.models.maps.Normalize"}}, "closed_form=Normalize.* is no closed form"),
+        ({"closed_form": None, "init": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}}, "start from a linear closed form"),
+        ({"closed_form": None, "init": RIDGE}, "start from a linear closed form in one space"),
         ({"closed_form": RIDGE, "filters": {"a": [[], [RIDGE]]}}, r"filters.a\[1\]\[0\]=Ridge.* is no filter"),
         ({"closed_form": RIDGE, "filters": {"b": [[{"class": f"{ALIGNERS}.filters.Beside", "filter": 3}]]}}, "filter=3 is no filter"),
     ],
@@ -684,7 +684,7 @@ def test_a_training_asks_for_each_graph_once_and_a_fold_for_its_teacher_once(exp
     honest_graph, honest_fit = datamodule.cached_knn_graph, build.cross_validated
     monkeypatch.setattr(datamodule, "cached_knn_graph", lambda *a, **k: asked.append(1) or honest_graph(*a, **k))
     monkeypatch.setattr(build, "cross_validated", lambda *a, **k: fitted.append(1) or honest_fit(*a, **k))
-    teacher = {"class": f"{ALIGNERS}.cca.Cca"}
+    teacher = {"class": f"{ALIGNERS}.cca.CCA"}
     loss = {"class": "gera_lightning.losses.transport.TransportLoss", "teacher": teacher}
     settings = {"tuning__grid": {"unpaired_weight": [0.5, 1.0, 2.0]}, "unpaired_loss": loss, "batch__unpaired": 8}
     execute(only_run(experiment(methods=["geometric"], **settings)))

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gera_lightning.models.maps import Identity, Linear, normalized
-from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.models.shared_space import CSLS, SharedSpace
 from gera_lightning.training import cross_validation
 
 
@@ -14,7 +14,7 @@ def cloud(n, d, seed=0):
 def space(k=None):
     out = SharedSpace(Linear(5, 4, weight=cloud(5, 4, 8)), Linear(6, 4, weight=cloud(6, 4, 9))).requires_grad_(False)
     if k is not None:
-        out.correction = Csls(k, pool_a=out.embed("a", cloud(20, 5, 2)), pool_b=out.embed("b", cloud(15, 6, 3)))
+        out.correction = CSLS(k, pool_a=out.embed("a", cloud(20, 5, 2)), pool_b=out.embed("b", cloud(15, 6, 3)))
     return out
 
 
@@ -86,7 +86,7 @@ def test_the_best_mean_wins_and_of_equals_the_simplest(scores, chosen):
 def test_training_is_at_rest_unless_the_last_step_gained_and_is_the_best(gains, chosen, rested):
     last = np.array([-1.0, -2.0, -0.5, -3.0])
     scores = np.stack([last - 9, last - np.array(gains), last])
-    assert cross_validation.at_rest(scores, chosen) is rested
+    assert cross_validation.converged(scores, chosen) is rested
 
 
 def test_the_bound_is_twice_the_standard_error_of_the_paired_gain():
@@ -95,12 +95,12 @@ def test_the_bound_is_twice_the_standard_error_of_the_paired_gain():
     for factor, rested in ((1.99, True), (2.01, False)):
         moved = gains - gains.mean() + factor * error
         shared = np.array([-5.0, -1.0, -9.0, -2.0, -4.0])  # how hard a pair is says nothing of the gain
-        assert cross_validation.at_rest(np.stack([shared, shared + moved]), 1) is rested
+        assert cross_validation.converged(np.stack([shared, shared + moved]), 1) is rested
 
 
 def test_one_step_or_one_pair_say_nothing_of_rest():
-    assert cross_validation.at_rest(np.zeros((1, 5)), 0) is None
-    assert cross_validation.at_rest(np.array([[-3.0], [-1.0]]), 1) is None
+    assert cross_validation.converged(np.zeros((1, 5)), 0) is None
+    assert cross_validation.converged(np.array([[-3.0], [-1.0]]), 1) is None
 
 
 def test_a_curve_is_mean_and_standard_error():

@@ -24,7 +24,7 @@ from torch import Tensor
 from gera_lightning.config import load
 from gera_lightning.data.training_rows import Modality, TrainingRows
 from gera_lightning.experiment.runner import run_experiment
-from gera_lightning.losses.contrastive import ClipLoss, SiglipLoss
+from gera_lightning.losses.contrastive import CLIPLoss, SigLIPLoss
 from gera_lightning.losses.geometric import GeometricLoss
 from gera_lightning.models.maps import ResidualMLP
 from gera_lightning.models.preprocessing import Preprocessing
@@ -93,7 +93,7 @@ def one_step(case: Case, step: int, cache: Path, rank: int, size: int) -> dict[s
     heads = [ResidualMLP(d, 3, hidden=4, generator=torch.Generator().manual_seed(d)) for d in (6, 5)]
     for head in heads:
         torch.nn.init.normal_(head.outer, generator=torch.Generator().manual_seed(9))
-    pair_loss = ClipLoss(0.2) if case.pair_loss == "clip" else SiglipLoss()
+    pair_loss = CLIPLoss(0.2) if case.pair_loss == "clip" else SigLIPLoss()
     module = AlignmentModule(*heads, pair_loss, **losses, **scales, weight=3.0, optimizer=torch.optim.SGD, schedule_steps=1).double()
     logged: dict[str, Tensor] = {}
     module.log = lambda name, value, **_: logged.update({name: value.double()})  # type: ignore[method-assign]
@@ -146,7 +146,7 @@ if __name__ == "worker":
 HEAD = {"class": "gera_lightning.models.maps.ResidualMLP", "hidden": 8}
 FILES = {
     "small.yaml": {
-        "data": {"synthetic": {"items": 120, "dim_a": 6, "dim_b": 5, "features": 16}, "reserve": 11},
+        "data": {"synthetic": {"items": 120, "dim_a": 6, "dim_b": 5, "features": 16}, "reserved_pairs": 11},
         "budgets": [11],
         "methods": ["clip_patch", "siglip_global", "twin", "ridge"],
         "head": HEAD,
@@ -154,13 +154,13 @@ FILES = {
         "optimizer": {"class": "torch.optim.SGD", "lr": 0.5, "momentum": 0.9},
         "batch": {"pairs": 7, "anchors": 5},
         "graph": {"k": 4},
-        "tuning": {"folds": 2, "used_folds": 1, "settings": 1},
+        "tuning": {"folds": 2, "used_folds": 1, "max_trials": 1},
         "trainer": {"max_steps": 20, "accelerator": "cpu", "gradient_clip_val": 1.0},
     },
     "methods/clip_patch.yaml": {"closed_form": None},
     "methods/siglip_global.yaml": {
         "closed_form": None,
-        "pair_loss": {"class": "gera_lightning.losses.contrastive.SiglipLoss"},
+        "pair_loss": {"class": "gera_lightning.losses.contrastive.SigLIPLoss"},
         "geometric_loss": {"bandwidth": "global"},
     },
     "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
@@ -396,4 +396,4 @@ def test_as_many_processes_are_wanted_as_devices_unless_this_is_one_of_them(monk
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if launched:
         monkeypatch.setenv("LOCAL_RANK", "0")
-    assert distributed.wanted(devices) == count
+    assert distributed.num_processes(devices) == count

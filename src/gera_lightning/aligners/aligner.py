@@ -23,7 +23,7 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.geometry.neighbors import search
 from gera_lightning.models.maps import build_map, describe_map
 from gera_lightning.models.preprocessing import CHUNK, Preprocessing
-from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.models.shared_space import CSLS, SharedSpace
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.files import replace_atomically
 
@@ -79,15 +79,15 @@ class Aligner:
         return self
 
     def encode_a(self, x: Rows) -> Tensor:
-        """Unit rows `[n, D]` in the shared space from frozen embeddings of modality a, `[n, D_a]` (or a whole store of them)."""
+        """Normalize rows `[n, D]` in the shared space from frozen embeddings of modality a, `[n, D_a]` (or a whole store of them)."""
         return self.encode("a", x)
 
     def encode_b(self, x: Rows) -> Tensor:
-        """Unit rows `[n, D]` in the shared space from frozen embeddings of modality b, `[n, D_b]` (or a whole store of them)."""
+        """Normalize rows `[n, D]` in the shared space from frozen embeddings of modality b, `[n, D_b]` (or a whole store of them)."""
         return self.encode("b", x)
 
     def encode(self, side: str, x: Rows, *, chunk: int = CHUNK) -> Tensor:
-        """Unit rows `[n, D]` in the shared space from frozen embeddings of modality `side`, `chunk` rows at a time.
+        """Normalize rows `[n, D]` in the shared space from frozen embeddings of modality `side`, `chunk` rows at a time.
 
         Raises:
             UserError: rows of another width, a store of another encoder, or values that are not finite.
@@ -222,7 +222,7 @@ class Aligner:
             correction = None
             if record["correction"] is not None:
                 pools = {f"pool_{s}": torch.zeros_like(weights[f"space.correction.pool_{s}"]) for s in "ab"}
-                correction = Csls(record["correction"]["k"], record["correction"]["weight"], **pools)
+                correction = CSLS(record["correction"]["k"], record["correction"]["weight"], **pools)
             about = record["about"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder}: the aligner is damaged ({error!r}): train it again") from error

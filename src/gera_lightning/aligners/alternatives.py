@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
+from gera_lightning.aligners.base import ClosedForm, FitData, Maps, Setting
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import check_role
 
@@ -32,7 +32,7 @@ class Alternatives:
 
     def __post_init__(self) -> None:
         for name, method in (("form", self.form), *(("others", other) for other in self.others)):
-            check_role(method, "candidates", name, "closed form", "gera_lightning.aligners.cca.Cca")
+            check_role(method, "candidates", name, "closed form", "gera_lightning.aligners.cca.CCA")
             if isinstance(method, Alternatives):
                 raise UserError("alternatives of alternatives: name them all in `others`")
 
@@ -42,7 +42,7 @@ class Alternatives:
         own: Sequence[Setting] = self.form.settings(count - len(others), pairs)
         return [*own, *({ALTERNATIVE: float(n), **other.settings(1, pairs)[0]} for n, other in enumerate(others, 1))]
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting; work is shared among settings of one method that follow each other."""
         for number, mine in groupby(settings, key=lambda setting: int(setting.get(ALTERNATIVE, 0))):
             method: ClosedForm = (self.form, *self.others)[number]

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, grid
-from gera_lightning.models.maps import normalized, saved_as
+from gera_lightning.aligners.base import FitData, Maps, Setting, grid
+from gera_lightning.models.maps import normalized, register_map
 from gera_lightning.utils.errors import UserError
 
 
-@saved_as("relative")
+@register_map("relative")
 class RelativeMap(nn.Module):
     """Similarities to the paired anchors of the own modality, all but the largest set to 0: `z = topk(max(x A', 0))^p`.
 
@@ -49,7 +49,7 @@ class RelativeMap(nn.Module):
 
 
 @dataclass(frozen=True)
-class Asif:
+class ASIF:
     """ASIF: rows are compared through their similarities to the pairs; entries kept and power are tuned.
 
     Attributes:
@@ -73,7 +73,7 @@ class Asif:
         """`count` settings, the smallest power first."""
         return grid(count, power=self.powers, share=self.shares)
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting: nothing is fitted."""
         a, b = normalized(samples.x_a), normalized(samples.x_b)
         for setting in settings:

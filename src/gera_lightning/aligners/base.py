@@ -21,7 +21,7 @@ Maps = tuple[nn.Module, nn.Module]
 
 
 @dataclass(frozen=True)
-class Samples:
+class FitData:
     """Training rows, preprocessed: pairs and both pools.
 
     Attributes:
@@ -46,7 +46,7 @@ class ClosedForm(Protocol):
         """
         ...
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The fitted maps of both modalities for each setting, in order; work that settings share is done once."""
         ...
 

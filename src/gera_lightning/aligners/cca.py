@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, check_range, grid, log_spaced
-from gera_lightning.models.maps import Linear, normalized, saved_as
+from gera_lightning.aligners.base import FitData, Maps, Setting, check_range, grid, log_spaced
+from gera_lightning.models.maps import Linear, normalized, register_map
 from gera_lightning.utils.errors import UserError, check_one_of
 
 
@@ -40,9 +40,9 @@ class CanonicalFits:
         return self.a[2].T @ (u / root_a.unsqueeze(1)), self.b[2].T @ (vh.T / root_b.unsqueeze(1)), rho.clamp(max=1)
 
 
-@saved_as("weighted_cosine")
+@register_map("weighted_cosine")
 class WeightedCosine(nn.Module):
-    """Unit rows whose dot product is `sum_j w_j u_j v_j`, `u = n(x W)`: a weighted cosine in one inner product.
+    """Normalize rows whose dot product is `sum_j w_j u_j v_j`, `u = n(x W)`: a weighted cosine in one inner product.
 
     `z = [sqrt(w) u; slack]`, the slack coordinate of each modality its own, so that it makes the row a unit one and adds nothing.
 
@@ -82,13 +82,13 @@ class WeightedCosine(nn.Module):
 
 
 SCORES = ("cosine", "csa", "gaussian")
-"""How canonical variates are compared, see `Cca`."""
+"""How canonical variates are compared, see `CCA`."""
 UNSHARED = 0.1
 """Share of a canonical variate's variance that the Gaussian score never takes for shared: without it one correlation near 1 would decide."""
 
 
 @dataclass(frozen=True)
-class Cca:
+class CCA:
     """Regularised CCA; penalty and number of dimensions are tuned.
 
     `A, rho, B = svd((C_aa + lam_a)^-1/2 C_ab (C_bb + lam_b)^-1/2)`, `lam = penalty * mean eigenvalue`. With u, v the s leading canonical
@@ -127,7 +127,7 @@ class Cca:
         steps = max(1, count // len(self.dims))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), share=self.dims)
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one small decomposition a penalty."""
         fits = CanonicalFits(samples.x_a, samples.x_b)
         fitted: dict[float, tuple[Tensor, Tensor, Tensor]] = {}

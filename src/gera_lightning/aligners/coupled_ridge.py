@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting
+from gera_lightning.aligners.base import FitData, Maps, Setting
 from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, rbf
-from gera_lightning.models.maps import Blocks, Chain, Concat, Identity, Shift
+from gera_lightning.models.maps import Center, Concat, Identity, Sequential, WeightedBlocks
 from gera_lightning.utils.errors import UserError
 
 
@@ -65,7 +65,7 @@ class CoupledRidge:
         check_room(pairs)
         return [{"eps": eps, "penalty": penalty} for eps, penalty in self.settings_tried[:count]]
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one linear solve a modality."""
         n, dim_a, dim_b = len(samples.x_a), samples.x_a.shape[1], samples.x_b.shape[1]
         means: dict[float, tuple[Tensor, Tensor]] = {}
@@ -79,17 +79,17 @@ class CoupledRidge:
             def regressed(x: Tensor, mean: Tensor, *targets: Tensor, eps: float = eps) -> list[nn.Module]:
                 # one kernel serves all targets; the regression is linear in it, so its mean over the pool is that of k times the weights
                 weight = torch.cat(targets, dim=1)
-                return [RbfMap(x, weight, eps), Shift(mean @ weight)]
+                return [RbfMap(x, weight, eps), Center(mean @ weight)]
 
             if not self.predict:
-                yield Chain(*regressed(samples.x_a, mean_a, solve_a)), Chain(*regressed(samples.x_b, mean_b, solve_b))
+                yield Sequential(*regressed(samples.x_a, mean_a, solve_a)), Sequential(*regressed(samples.x_b, mean_b, solve_b))
                 continue
             # blocks [f(x); z; x] of a against [x; z; g(x)] of b, so that what a kernel gives stands together on either side
             f_z = regressed(samples.x_a, mean_a, solve_a @ samples.x_b, solve_a)
             z_g = regressed(samples.x_b, mean_b, solve_b, solve_b @ samples.x_a)
             yield (
-                Concat(Chain(*f_z, Blocks([dim_b, n], [1, 2])), Identity(dim_a), shares=[3, 1]),
-                Concat(Identity(dim_b), Chain(*z_g, Blocks([n, dim_a], [2, 1])), shares=[1, 3]),
+                Concat(Sequential(*f_z, WeightedBlocks([dim_b, n], [1, 2])), Identity(dim_a), shares=[3, 1]),
+                Concat(Identity(dim_b), Sequential(*z_g, WeightedBlocks([n, dim_a], [2, 1])), shares=[1, 3]),
             )
 
     def _mean(self, pool: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
-from gera_lightning.models.maps import saved_as
+from gera_lightning.aligners.base import FitData, Maps, Setting, check_direction, check_range, grid, log_spaced, regression_maps
+from gera_lightning.models.maps import register_map
 from gera_lightning.utils.errors import UserError
 
 
@@ -29,7 +29,7 @@ def median_d2(x: Tensor) -> float:
     return float(torch.pdist(x).square().median().clamp(min=1e-6)) if len(x) > 1 else 1.0
 
 
-@saved_as("rbf")
+@register_map("rbf")
 class RbfMap(nn.Module):
     """`k(x, anchors) W` with the RBF kernel.
 
@@ -112,7 +112,7 @@ class KernelRidge:
         steps = max(1, count // len(self.factors))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), factor=self.factors)
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, from one eigendecomposition a bandwidth and direction."""
         x_a, x_b = samples.x_a, samples.x_b
         forward = _Fits(x_a, x_b) if self.direction != "b_to_a" else None

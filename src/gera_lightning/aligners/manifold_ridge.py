@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
+from gera_lightning.aligners.base import FitData, Maps, Setting, check_direction, check_range, grid, log_spaced, regression_maps
 from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, median_d2, rbf
 from gera_lightning.aligners.ridge import ridge_path
 from gera_lightning.geometry.diffusion import edge_weights, sparse_matrix
@@ -141,7 +141,7 @@ class ManifoldRidge:
         steps = max(1, count // len(self.smoothness))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), smoothness=self.smoothness)
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one decomposition a smoothness and direction."""
         forward = self._fits(samples.x_a, samples.x_b, samples.pool_a, settings) if self.direction != "b_to_a" else None
         backward = self._fits(samples.x_b, samples.x_a, samples.pool_b, settings) if self.direction != "a_to_b" else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, grid, log_spaced
+from gera_lightning.aligners.base import FitData, Maps, Setting, grid, log_spaced
 from gera_lightning.models.maps import Linear
 
 
@@ -31,7 +31,7 @@ class Procrustes:
         lowest = min(1.0, 8 / pairs)
         return grid(count, share=log_spaced(lowest, 1.0, count) if count > 1 else [1.0])
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, from one decomposition."""
         # the cross-covariance has rank n at most: its singular vectors lie in the spans of the rows
         u_a, s_a, vh_a = torch.linalg.svd(samples.x_a, full_matrices=False)

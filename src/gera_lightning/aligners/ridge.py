@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gera_lightning.aligners.base import Maps, Samples, Setting, check_direction, check_range, grid, log_spaced, regression_maps
+from gera_lightning.aligners.base import FitData, Maps, Setting, check_direction, check_range, grid, log_spaced, regression_maps
 from gera_lightning.models.maps import Linear
 
 
@@ -57,7 +57,7 @@ class Ridge:
         """`count` penalties, the strongest first."""
         return grid(count, penalty=log_spaced(self.largest, self.smallest, count))
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, from one decomposition a direction."""
         x_a, x_b = samples.x_a, samples.x_b
         penalties = [setting["penalty"] for setting in settings]

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gera_lightning.aligners.base import ClosedForm, Maps, Samples, Setting
-from gera_lightning.aligners.cca import Cca
+from gera_lightning.aligners.base import ClosedForm, FitData, Maps, Setting
+from gera_lightning.aligners.cca import CCA
 from gera_lightning.aligners.procrustes import Procrustes
 from gera_lightning.aligners.ridge import Ridge
-from gera_lightning.models.shared_space import Csls, SharedSpace
+from gera_lightning.models.shared_space import CSLS, SharedSpace
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import check_role
 
@@ -37,7 +37,7 @@ def mutual_neighbours(maps: Maps, pool_a: Tensor, pool_b: Tensor, count: int, k:
     """
     space = SharedSpace(*maps)
     z = space.embed("a", pool_a), space.embed("b", pool_b)
-    hub = Csls(k, pool_a=z[0], pool_b=z[1])
+    hub = CSLS(k, pool_a=z[0], pool_b=z[1])
     score = z[0] @ z[1].T - hub.penalty(z[0], "a").unsqueeze(1) - hub.penalty(z[1], "b")
     best, partner = score.max(1)
     mutual = torch.nonzero(score.argmax(0)[partner] == torch.arange(len(score), device=score.device)).squeeze(1)
@@ -79,7 +79,7 @@ class SelfTraining:
             raise UserError(f"ratios={self.ratios} must hold values of at least 0")
         if not 0 < self.weight <= 1:
             raise UserError(f"weight={self.weight} must be above 0 and at most 1")
-        if self.weight != 1 and not isinstance(self.base, Ridge | Cca | Procrustes):
+        if self.weight != 1 and not isinstance(self.base, Ridge | CCA | Procrustes):
             raise UserError(f"weight={self.weight}: {type(self.base).__name__} takes no weighted pairs, set weight=1")
         if self.rounds < 1 or self.unpaired < 1:
             raise UserError(f"rounds={self.rounds} and unpaired={self.unpaired} must be at least 1")
@@ -89,7 +89,7 @@ class SelfTraining:
         own = self._form.settings(max(1, count // len(self.ratios)), pairs)
         return [{**setting, "ratio": ratio} for setting in own for ratio in self.ratios][:count]
 
-    def candidates(self, samples: Samples, settings: Sequence[Setting]) -> Iterator[Maps]:
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting; the pseudo-pairs of a ratio are chosen once."""
         found: dict[int, Maps] = {}
         first: Maps | None = None
@@ -108,12 +108,12 @@ class SelfTraining:
         form: ClosedForm = self.base
         return form
 
-    def _teacher(self, samples: Samples, pairs: int) -> Maps:
+    def _teacher(self, samples: FitData, pairs: int) -> Maps:
         """The form's middle setting of five, fitted."""
         choices = self._form.settings(5, pairs)
         return next(iter(self._form.candidates(samples, [choices[len(choices) // 2]])))
 
-    def _enlarged(self, samples: Samples, teacher: Maps, count: int) -> Samples:
+    def _enlarged(self, samples: FitData, teacher: Maps, count: int) -> FitData:
         """Pairs and the last round's pseudo-pairs."""
         pool_a, pool_b = samples.pool_a[: self.unpaired], samples.pool_b[: self.unpaired]
         if not len(pool_a) or not len(pool_b):
@@ -123,5 +123,5 @@ class SelfTraining:
             maps = teacher if number == 0 else self._teacher(out, len(samples.x_a))
             i, j = mutual_neighbours(maps, pool_a, pool_b, count)
             x_a, x_b = torch.cat([samples.x_a, scale * pool_a[i]]), torch.cat([samples.x_b, scale * pool_b[j]])
-            out = Samples(x_a, x_b, samples.pool_a, samples.pool_b)
+            out = FitData(x_a, x_b, samples.pool_a, samples.pool_b)
         return out

@@ -29,14 +29,14 @@ from gera_lightning.config.overrides import split_overrides, split_target
 from gera_lightning.data import splits
 from gera_lightning.data.training_rows import TrainingRows, digest, load_rows, modality_of
 from gera_lightning.experiment.load_run import PREFERRED
-from gera_lightning.experiment.paired_stores import facts, open_stores
+from gera_lightning.experiment.paired_stores import open_stores, store_metadata
 from gera_lightning.experiment.plan import FEW_UNPAIRED, at_budget
 from gera_lightning.training.fit import fit
 from gera_lightning.training.method import unpaired_reader
 from gera_lightning.training.preflight import check
-from gera_lightning.training.training_set import Task
+from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.progress import Display, ProgressCallback, unheard
+from gera_lightning.utils.progress import Display, ProgressCallback, no_progress
 
 log = logging.getLogger(__name__)
 Array = Tensor | np.ndarray
@@ -49,7 +49,7 @@ OF_BUDGETS = (
     "overwrite",
     "data.test_share",
     "data.split",
-    "data.reserve",
+    "data.reserved_pairs",
     "data.shared_pools",
 )
 """Settings of measured runs."""
@@ -114,7 +114,7 @@ def align(
 
 
 def align_experiment(
-    experiment: str, overrides: Sequence[str] = (), progress: ProgressCallback = unheard, *, method: str = "", out: str = ""
+    experiment: str, overrides: Sequence[str] = (), progress: ProgressCallback = no_progress, *, method: str = "", out: str = ""
 ) -> Path:
     """Align an experiment's two stores from all their pairs, the sealed items' among them, and all their unpaired rows.
 
@@ -142,11 +142,11 @@ def align_experiment(
     if not method and (method := _default(*alone)) != PREFERRED:
         loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
     chosen, seed, data = loaded.methods[method], loaded.common.seeds[0], loaded.methods[method].data
-    draw = splits.draw(
-        a.rows, b.rows, split, budget=count, reserve=count, seed=seed, pool_size=data.pool_size, extra_views=data.extra_views
+    draw = splits.sample_pairs(
+        a.rows, b.rows, split, budget=count, reserved_pairs=count, seed=seed, pool_size=data.pool_size, extra_views=data.extra_views
     )
     training = load_rows(a, b, draw, center=data.center)
-    aligner = _fitted(chosen, training, split.families, method, seed, {"experiment": loaded.name, **facts(chosen, a, b)}, progress)
+    aligner = _fitted(chosen, training, split.families, method, seed, {"experiment": loaded.name, **store_metadata(chosen, a, b)}, progress)
     folder = Path(out) if out else Path(loaded.common.runs_dir) / loaded.name / "aligner"
     aligner.save(folder)
     return folder
@@ -192,7 +192,7 @@ def _fitted(
     method: str,
     seed: int,
     about: Mapping[str, Any],
-    progress: ProgressCallback = unheard,
+    progress: ProgressCallback = no_progress,
 ) -> Aligner:
     """The method's aligner of these rows.
 
@@ -209,7 +209,7 @@ def _fitted(
             f"{len(rows.b.pool)} of b: add rows whose item the other modality lacks (pool_a, pool_b), or take method=gera_off"
         )
     with tempfile.TemporaryDirectory() as folder:
-        fitted = fit(Task(settings, rows, families, seed, Path(folder), progress))
+        fitted = fit(TrainingSet(settings, rows, families, seed, Path(folder), progress))
     known = {"method": method, "seed": seed, "pairs": len(rows.items), "chosen": fitted.chosen}
     return Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, {**known, **about})
 

@@ -21,9 +21,9 @@ def run(words: Sequence[str]) -> None:
     from rich.console import Console
 
     from gera_lightning.commands.launch import is_first, start_processes
-    from gera_lightning.utils.distributed import wanted
+    from gera_lightning.utils.distributed import num_processes
 
-    if (count := wanted(loaded.common.embed.devices)) > 1:
+    if (count := num_processes(loaded.common.embed.devices)) > 1:
         start_processes(count, "embed", experiment, *overrides)
         return
     from gera_lightning.embedding.embed import embed_experiment

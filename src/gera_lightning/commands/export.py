@@ -19,13 +19,13 @@ from torch import Tensor
 from gera_lightning.aligners.aligner import Aligner, Rows
 from gera_lightning.config.overrides import split_overrides, split_target
 from gera_lightning.data.store import StoreWriter
-from gera_lightning.evaluation.neighborhoods import spread
-from gera_lightning.experiment.load_run import Finished, finished_run
+from gera_lightning.evaluation.neighborhoods import evenly_spaced_indices
+from gera_lightning.experiment.load_run import LoadedRun, load_run
 from gera_lightning.geometry.neighbors import GrowingIndex
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
 
-LEARNT_FROM = 200_000
+MAX_TRAINING_ROWS = 200_000
 """Rows, spread evenly, that an index which learns from rows (`IVF...`, `PQ...`) sees at most."""
 
 
@@ -69,15 +69,15 @@ def export(
     """Write `out/a`, `out/b` (stores) and `out/a.index`, `out/b.index` (FAISS, inner product; numbers are rows of the store).
 
     Args:
-        target, overrides, method, budget: see `finished_run`.
+        target, overrides, method, budget: see `load_run`.
         out: folder; by default `export` in the run's folder.
         dtype: of the stores, `float32` or `float16`.
         index: FAISS index factory string.
 
     Raises:
-        UserError: something is there already, an index or a dtype that is refused, or as `finished_run`.
+        UserError: something is there already, an index or a dtype that is refused, or as `load_run`.
     """
-    run = finished_run(target, overrides, method=method, budget=budget)
+    run = load_run(target, overrides, method=method, budget=budget)
     folder = Path(out) if out else run.folder / "export"
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{str(folder)!r} holds a store or other files already: remove it, or choose another folder by out=...")
@@ -92,11 +92,11 @@ def export(
                 _write_side(run, side, whole, dtype, index)
             os.replace(whole, folder)
 
-    distributed.with_room(run.device, write, f"the aligner in {run.folder}")
+    distributed.run_with_cpu_fallback(run.device, write, f"the aligner in {run.folder}")
     return folder
 
 
-def _write_side(run: Finished, side: str, folder: Path, dtype: str, index: str) -> None:
+def _write_side(run: LoadedRun, side: str, folder: Path, dtype: str, index: str) -> None:
     """One modality's store and index, part by part: of the rows in the shared space only the index is in memory as a whole."""
     store, aligner = getattr(run, side), run.aligner
     name = f"{store.encoder.get('name')} in the shared space of {run.folder.parent.name}/{run.folder.name}"
@@ -112,7 +112,7 @@ def _write_side(run: Finished, side: str, folder: Path, dtype: str, index: str) 
     writer.finish({"name": name, "metric": "dot product"}, store.manifest.get("source") or {})
 
 
-def _empty_index(run: Finished, side: str, index: str, dim: int) -> GrowingIndex:
+def _empty_index(run: LoadedRun, side: str, index: str, dim: int) -> GrowingIndex:
     """The index that one modality's rows are added to, trained where it has something to learn."""
     store = getattr(run, side)
     refusal = UserError(f"index={index!r}: FAISS cannot make it of {len(store)} rows of width {dim}; 'Flat' is exact")
@@ -120,10 +120,10 @@ def _empty_index(run: Finished, side: str, index: str, dim: int) -> GrowingIndex
         growing = GrowingIndex(dim, index)
     except UserError as error:
         raise refusal from error
-    if growing.learns:
-        rows = score_rows(run.aligner, side, store.read(spread(len(store), LEARNT_FROM)))
+    if not growing.is_trained:
+        rows = score_rows(run.aligner, side, store.read(evenly_spaced_indices(len(store), MAX_TRAINING_ROWS)))
         try:
-            growing.learn(rows)
+            growing.train(rows)
         except RuntimeError as error:  # too few of them
             raise refusal from error
     return growing

@@ -16,7 +16,7 @@ import pandas as pd
 
 from gera_lightning.config.overrides import split_overrides
 from gera_lightning.data.inspection import row_words
-from gera_lightning.experiment.load_run import finished_run
+from gera_lightning.experiment.load_run import load_run
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
 
@@ -27,15 +27,15 @@ def search(
     """The best matches of a row of the experiment's stores, in lines.
 
     Args:
-        target: see `finished_run`.
+        target: see `load_run`.
         query: a `row`, an `item`, a text, or a part of one.
         overrides: of the experiment.
         k: matches to show; right ones, rows of the same item, carry a star.
         side: modality of the query, `a` or `b`; by default the one that knows it, a first.
-        method, budget: see `finished_run`.
+        method, budget: see `load_run`.
 
     Raises:
-        UserError: nothing of that name, or as `finished_run`.
+        UserError: nothing of that name, or as `load_run`.
     """
     if not query.strip():
         raise UserError(
@@ -43,7 +43,7 @@ def search(
         )
     if k < 1 or side not in ("", "a", "b"):
         raise UserError(f"k={k} must be at least 1, and side={side!r} a or b")
-    run = finished_run(target, overrides, method=method, budget=budget)
+    run = load_run(target, overrides, method=method, budget=budget)
     found = {s: matching(getattr(run, s).rows, query) for s in (side or "ab")}
     asking = next((s for s, numbers in found.items() if len(numbers)), None)
     if asking is None:
@@ -51,7 +51,7 @@ def search(
     answering = "b" if asking == "a" else "a"
     asked, gallery = getattr(run, asking), getattr(run, answering)
     number = int(found[asking][0])
-    scores, rows = distributed.with_room(
+    scores, rows = distributed.run_with_cpu_fallback(
         run.device,
         lambda device: run.aligner.to(device).search(asked.read([number]), gallery, k, direction=asking + answering),
         f"the aligner in {run.folder}",

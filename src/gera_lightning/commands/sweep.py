@@ -27,9 +27,9 @@ def run(words: Sequence[str]) -> None:
     from gera_lightning.commands.train import show
     from gera_lightning.experiment.runner import run_sweep
     from gera_lightning.report.outcome import summarize
-    from gera_lightning.utils.distributed import wanted
+    from gera_lightning.utils.distributed import num_processes
 
-    if (count := wanted(loaded.common.trainer.devices)) > 1:
+    if (count := num_processes(loaded.common.trainer.devices)) > 1:
         raise UserError(
             f"trainer.devices={loaded.common.trainer.devices}: gera sweep runs each run on one device: set "
             f"trainer.devices=1 and sweep.workers={count}, or take gera train, which trains one run on all devices"

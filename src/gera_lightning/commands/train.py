@@ -6,7 +6,7 @@
     gera train speech_text budgets=[100,300] trainer.max_steps=200
 
 EXPERIMENT is a file in `experiments/`, an experiment that comes with the package (`synthetic`), or
-a path to a YAML file. Finished runs are skipped; an interrupted one goes on.
+a path to a YAML file. LoadedRun runs are skipped; an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def run(words: Sequence[str]) -> None:
     from rich.console import Console
 
     from gera_lightning.commands.launch import is_first, start_processes
-    from gera_lightning.utils.distributed import wanted
+    from gera_lightning.utils.distributed import num_processes
 
-    if (count := wanted(loaded.common.trainer.devices)) > 1:
+    if (count := num_processes(loaded.common.trainer.devices)) > 1:
         from gera_lightning.experiment.plan import plan
 
         plan(loaded)  # a mistake is told once, not by each process

@@ -1,7 +1,7 @@
 """Settings: a tree of typed dataclasses (`settings`), loaded from an experiment's file, method presets and overrides (`experiment`)."""
 
 from gera_lightning.config.grid import combinations
-from gera_lightning.config.identity import RESULTS, config_hash, identity
+from gera_lightning.config.identity import RESULTS_VERSION, config_hash, identity
 from gera_lightning.config.loading import Experiment, load
 from gera_lightning.config.schema import (
     BatchConfig,
@@ -15,7 +15,7 @@ from gera_lightning.config.schema import (
 )
 
 __all__ = [
-    "RESULTS",
+    "RESULTS_VERSION",
     "BatchConfig",
     "Config",
     "DataConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gera_lightning.utils.errors import UserError, check_one_of
-from gera_lightning.utils.instantiate import Part
+from gera_lightning.utils.instantiate import ClassSpec
 
 DTYPES = ("float16", "float32")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -16,9 +16,9 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 class EmbedSide:
     """One modality: its raw items and its encoder. The store goes to `data.a` or `data.b`."""
 
-    corpus: Part | None = None
+    corpus: ClassSpec | None = None
     """A class such as `gera_lightning.embedding.layouts.LibriSpeech` and its arguments."""
-    encoder: Part | None = None
+    encoder: ClassSpec | None = None
     """A class such as `gera_lightning.encoders.speech.SpeechEncoder` and its arguments; its `batch_size` is the run's."""
 
 

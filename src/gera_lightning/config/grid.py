@@ -26,10 +26,10 @@ def combinations(config: Config) -> list[tuple[dict[str, float], Config]]:
         if not isinstance(values, list) or not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
             raise UserError(f"tuning.grid.{key}={values!r} must be a list of numbers, such as [1, 10]")
     found = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if len(found) > config.tuning.settings:
+    if len(found) > config.tuning.max_trials:
         raise UserError(
-            f"tuning.grid has {len(found)} combinations of {', '.join(grid)}, more than tuning.settings={config.tuning.settings}: "
-            "take fewer values, or raise tuning.settings for all methods"
+            f"tuning.grid has {len(found)} combinations of {', '.join(grid)}, more than tuning.max_trials={config.tuning.max_trials}: "
+            "take fewer values, or raise tuning.max_trials for all methods"
         )
     return [(values, _with_values(config, values)) for values in found]
 

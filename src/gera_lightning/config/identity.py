@@ -9,7 +9,7 @@ from typing import Any
 
 from gera_lightning.config.schema import RUNTIME_KEYS, TRAINED_KEYS, Config
 
-RESULTS = 1
+RESULTS_VERSION = 1
 """Raise it when a run of the same settings would give another result: older results then count as those of other runs."""
 
 
@@ -43,7 +43,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def config_hash(config: Config, **more: Any) -> str:
     """Eight hex digits of the identity of a run, and of what computes its result."""
-    if RESULTS > 1:  # the hashes of 1 are of before there was a number
-        more["results"] = RESULTS
+    if RESULTS_VERSION > 1:  # the hashes of 1 are of before there was a number
+        more["results"] = RESULTS_VERSION
     text = json.dumps({**identity(config), **more}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -62,8 +62,8 @@ def load(
     words = parse_overrides(overrides)
     base = read_yaml(path) if isinstance(experiment, str) else dict(experiment)
     common = typed(merge([base, *words]), str(path))
-    if common.data.reserve is None:
-        common.data.reserve = max([*(base.get("budgets") or ()), *common.budgets])
+    if common.data.reserved_pairs is None:
+        common.data.reserved_pairs = max([*(base.get("budgets") or ()), *common.budgets])
     known = presets(path.parent)
     if sweep:
         _check_swept(words, common)
@@ -77,7 +77,7 @@ def load(
         unreachable = {key for key, value in preset.items() if value is None} | _classless([base, preset, *words])
         reachable = [word for word in words if next(iter(word)) not in unreachable]
         settings = typed(merge([base, preset, *reachable]), f"method {name}")
-        settings.data.reserve = common.data.reserve if settings.data.reserve is None else settings.data.reserve
+        settings.data.reserved_pairs = common.data.reserved_pairs if settings.data.reserved_pairs is None else settings.data.reserved_pairs
         settings.tuning.grid = grid_left(settings.tuning.grid, [*parse_overrides(common.variants.get(name, {})), *reachable])
         _check_parts(settings)
         combinations(settings)
@@ -201,6 +201,6 @@ def _check_same_data(name: str, mine: DataConfig, common: DataConfig) -> None:
     Raises:
         UserError: a preset or a variant asks for others.
     """
-    for key in ("a", "b", "synthetic", "split", "test_share", "reserve"):
+    for key in ("a", "b", "synthetic", "split", "test_share", "reserved_pairs"):
         if getattr(mine, key) != getattr(common, key):
             raise UserError(f"data.{key}={getattr(mine, key)!r} of method {name} is not that of all methods: set it in the experiment")

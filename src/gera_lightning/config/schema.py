@@ -8,7 +8,7 @@ from typing import Any
 
 from gera_lightning.config.embed_schema import PRECISIONS, EmbedConfig
 from gera_lightning.utils.errors import UserError, check_one_of
-from gera_lightning.utils.instantiate import Part
+from gera_lightning.utils.instantiate import ClassSpec
 
 
 def _at_least(where: str, low: float, **values: float | None) -> None:
@@ -36,16 +36,16 @@ class DataConfig:
     """Folder of modality a's embedding store; empty with `synthetic`."""
     b: str = ""
     """Folder of modality b's embedding store."""
-    synthetic: Part | None = None
+    synthetic: ClassSpec | None = None
     """Instead of stores: arguments of `gera_lightning.data.synthetic.SyntheticViews`; the stores are made under `cache_dir`."""
     split: str = "test"
     """What is evaluated: `test`, the sealed items, or `dev`, items split off the train items for design work."""
     test_share: float = 0.15
     """Share of families held out where the stores give no split, and always for `dev`."""
-    reserve: int | None = None
+    reserved_pairs: int | None = None
     """Items set aside for pairs, pools come from the others; by default the largest budget of the experiment's file."""
     shared_pools: bool = False
-    """Draw both pools from the same items; they then hold hidden pairs."""
+    """Sample both pools from the same items; they then hold hidden pairs."""
     pool_size: int | None = None
     """Unpaired rows a modality at most; all by default."""
     extra_views: bool = False
@@ -56,7 +56,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         self.a, self.b = _home(self.a), _home(self.b)
         check_one_of("data.split", self.split, ("test", "dev"))
-        _at_least("data.", 1, reserve=self.reserve, pool_size=self.pool_size)
+        _at_least("data.", 1, reserved_pairs=self.reserved_pairs, pool_size=self.pool_size)
         if not 0 < self.test_share < 1:
             raise UserError(f"data.test_share={self.test_share} must lie between 0 and 1")
 
@@ -107,9 +107,9 @@ class TuningConfig:
     """Parts of the budget's items, families kept whole."""
     used_folds: int | None = None
     """Train only this many of the folds (trained methods; all by default)."""
-    enough: int = 1000
+    max_heldout_pairs: int = 1000
     """Held-out pairs that settle a choice: of a larger budget only as many folds are used as hold so many."""
-    settings: int = 8
+    max_trials: int = 8
     """Settings evaluated, the same for every method: strengths of a closed form; of trained maps `grid` times stopping steps."""
     distractors: int = 2000
     """Rows of the target's pool that join the held-out gallery."""
@@ -119,7 +119,7 @@ class TuningConfig:
 
     def __post_init__(self) -> None:
         _at_least("tuning.", 2, folds=self.folds)
-        _at_least("tuning.", 1, settings=self.settings, used_folds=self.used_folds, enough=self.enough)
+        _at_least("tuning.", 1, max_trials=self.max_trials, used_folds=self.used_folds, max_heldout_pairs=self.max_heldout_pairs)
         _at_least("tuning.", 0, distractors=self.distractors)
 
 
@@ -250,29 +250,29 @@ class Config:
     filters: dict[str, Any] = field(default_factory=dict)
     """Filters of modality `a`'s and `b`'s features, fitted on its pool: a list of choices, each a list of parts that are applied in turn
     (`[]` leaves the features as they are). Tuning takes the best choice of each modality for the pairs. Empty: no filter."""
-    closed_form: Part | None = None
+    closed_form: ClassSpec | None = None
     """A closed-form aligner instead of a trained one: class and arguments."""
-    head: Part = field(default_factory=lambda: {"class": "gera_lightning.models.maps.ResidualMLP"})
+    head: ClassSpec = field(default_factory=lambda: {"class": "gera_lightning.models.maps.ResidualMLP"})
     """The map of each modality."""
     dim: int = 256
     """Shared width."""
-    start: Part | None = None
+    init: ClassSpec | None = None
     """Closed form that the maps' linear parts start from; random orthogonal by default. Sets the shared width."""
-    correction: Part | None = None
-    """Score correction, such as `gera_lightning.models.shared_space.Csls`; null ranks by cosine."""
-    pair_loss: Part = field(default_factory=lambda: {"class": "gera_lightning.losses.contrastive.ClipLoss"})
+    correction: ClassSpec | None = None
+    """Score correction, such as `gera_lightning.models.shared_space.CSLS`; null ranks by cosine."""
+    pair_loss: ClassSpec = field(default_factory=lambda: {"class": "gera_lightning.losses.contrastive.CLIPLoss"})
     """Loss of the pairs."""
-    geometric_loss: Part | None = field(default_factory=lambda: {"class": "gera_lightning.losses.geometric.GeometricLoss"})
+    geometric_loss: ClassSpec | None = field(default_factory=lambda: {"class": "gera_lightning.losses.geometric.GeometricLoss"})
     """Loss of the unpaired patches; null trains on the pairs alone."""
     geometric_weight: float = 1.0
     """Weight of each modality's geometric loss."""
-    mixup: Part | None = None
+    mixup: ClassSpec | None = None
     """Mixes the pairs of a step before the maps, such as `gera_lightning.training.mixup.FuseMix`; null leaves them."""
-    unpaired_loss: Part | None = None
+    unpaired_loss: ClassSpec | None = None
     """One more loss of a step, of unpaired rows or of unpaired rows and pairs: a published peer's; null for none."""
     unpaired_weight: float = 1.0
     """Weight of `unpaired_loss`."""
-    optimizer: Part = field(default_factory=lambda: {"class": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01})
+    optimizer: ClassSpec = field(default_factory=lambda: {"class": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01})
     """Optimizer; its learning rate falls to 0 by a cosine over `trainer.max_steps`."""
     graph: GraphConfig = field(default_factory=GraphConfig)
     """Neighbour graph."""
@@ -311,7 +311,7 @@ class Config:
 
 PARTS = {
     "closed_form": (),
-    "start": (),
+    "init": (),
     "correction": ("pool_a", "pool_b"),
     "head": ("dim_in", "dim", "weight", "generator"),
     "pair_loss": (),
@@ -325,7 +325,7 @@ PARTS = {
 RUNTIME_KEYS = ("budgets", "seeds", "methods", "variants", "runs_dir", "cache_dir", "overwrite", "embed", "sweep")
 """Keys that say what to run or where, not what a run computes: no part of a run's identity."""
 TRAINED_KEYS = (
-    *("head", "dim", "start", "pair_loss", "geometric_loss", "geometric_weight", "mixup", "unpaired_loss", "unpaired_weight"),
+    *("head", "dim", "init", "pair_loss", "geometric_loss", "geometric_weight", "mixup", "unpaired_loss", "unpaired_weight"),
     *("optimizer", "graph", "batch", "trainer"),
 )
 """Keys that a closed form does not read."""

@@ -147,7 +147,7 @@ def everything(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Sample:
     """What one seed and budget train on: row numbers of the stores.
 
     Attributes:
@@ -169,18 +169,18 @@ def matched_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, split: ItemSplit, 
     return np.intersect1d(*(rows["item"].to_numpy(dtype=str)[side] for rows, side in zip((rows_a, rows_b), sides, strict=True)))
 
 
-def draw(
+def sample_pairs(
     rows_a: pd.DataFrame,
     rows_b: pd.DataFrame,
     split: ItemSplit,
     *,
     budget: int,
-    reserve: int,
+    reserved_pairs: int,
     seed: int,
     shared_pools: bool = False,
     pool_size: int | None = None,
     extra_views: bool = False,
-) -> Draw:
+) -> Sample:
     """Pairs and pools of one seed and budget.
 
     Args:
@@ -200,16 +200,16 @@ def draw(
     by_item_a = _RowsByItem.of(rows_a, split.train_a, names, seed, 1)
     by_item_b = _RowsByItem.of(rows_b, split.train_b, names, seed, 2)
     items = np.intersect1d(by_item_a.items, by_item_b.items, assume_unique=True)
-    _check_reserve(budget, reserve, len(items))
+    _check_reserve(budget, reserved_pairs, len(items))
     order = np.random.default_rng([seed, 0]).permutation(items)
     paired, views = order[:budget], np.ones(budget, dtype=np.int64)
     if extra_views:
         views = np.maximum(by_item_a.count(paired), by_item_b.count(paired))
     paired, view = np.repeat(paired, views), _numbers_within(views)
-    rest = order[reserve:]
+    rest = order[reserved_pairs:]
     half = len(rest) // 2
     outside_a, outside_b = (rest, rest) if shared_pools else (rest[:half], rest[half:])
-    return Draw(
+    return Sample(
         pairs_a=by_item_a.views(paired, view),
         pairs_b=by_item_b.views(paired, view),
         items=names[paired].to_numpy(dtype=str),
@@ -218,18 +218,18 @@ def draw(
     )
 
 
-def _check_reserve(budget: int, reserve: int, matched: int) -> None:
+def _check_reserve(budget: int, reserved_pairs: int, matched: int) -> None:
     beyond = f"more than the {matched} train items with a row in both stores"
     if budget > matched:
         raise UserError(f"budgets: {budget} pairs are {beyond}: lower the budget")
-    if reserve > matched:
+    if reserved_pairs > matched:
         raise UserError(
-            f"data.reserve={reserve} items set aside for pairs (the file's largest budget by default) are {beyond}: "
-            f"lower it, such as data.reserve={budget}"
+            f"data.reserved_pairs={reserved_pairs} items set aside for pairs (the file's largest budget by default) are {beyond}: "
+            f"lower it, such as data.reserved_pairs={budget}"
         )
-    if not 1 < budget <= reserve:
+    if not 1 < budget <= reserved_pairs:
         raise UserError(
-            f"budgets: {budget} must lie between 2 and data.reserve={reserve}, the items set aside for pairs: change one of them"
+            f"budgets: {budget} must lie between 2 and data.reserved_pairs={reserved_pairs}, the items set aside for pairs: change one of them"
         )
 
 

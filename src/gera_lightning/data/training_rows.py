@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gera_lightning.data.splits import Draw
+from gera_lightning.data.splits import Sample
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.models.preprocessing import CHUNK, Preprocessing
 
@@ -93,7 +93,7 @@ def load_modality(store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *,
     return modality_of(x, len(pairs), store.rows["item"].to_numpy(dtype=str)[pool], key, center=center)
 
 
-def load_rows(store_a: EmbeddingStore, store_b: EmbeddingStore, draw: Draw, *, center: bool = True) -> TrainingRows:
+def load_rows(store_a: EmbeddingStore, store_b: EmbeddingStore, draw: Sample, *, center: bool = True) -> TrainingRows:
     """The training rows of one draw."""
     return TrainingRows(
         a=load_modality(store_a, draw.pairs_a, draw.pool_a, center=center),

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn, TrainingSet
 from rich.text import Text
 from torch.utils.data import DataLoader
 
@@ -24,7 +24,7 @@ from gera_lightning.embedding.batches import REFUSALS, Batch, ItemBatches, sift
 from gera_lightning.embedding.shards import Encoded, Shards
 from gera_lightning.encoders.base import Encoder, NetworkEncoder, row_shape
 from gera_lightning.utils import distributed
-from gera_lightning.utils.trainer import trainer, undisturbed
+from gera_lightning.utils.trainer import quiet_lightning, trainer
 
 
 class EncoderModule(LightningModule):
@@ -102,7 +102,7 @@ class ShardWriter(BasePredictionWriter):
 class RowsPerSecond(ProgressColumn):
     """Speed of the items of this run, not of those that were there before."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: TrainingSet) -> Text:
         """`123 rows/s`."""
         return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")
 
@@ -126,7 +126,7 @@ def predict(items: ItemBatches, settings: EmbedConfig, shards: Shards | None, pa
     shown = console is not None and shards is not None
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RowsPerSecond(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not (shown and console is not None and console.is_terminal))
-    with bar if shown else nullcontext(), undisturbed():
+    with bar if shown else nullcontext(), quiet_lightning():
         task = bar.add_task(str(path), total=plan.count, completed=min(plan.first * plan.shard_rows, plan.count))
         writer = ShardWriter(shards, lambda count: bar.advance(task, count * plan.size))
         if len(plan):

@@ -17,7 +17,7 @@ from gera_lightning.encoders.layers import Layers
 
 
 def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """Samples that one frame of stacked convolutions sees: the shortest audio with a frame."""
+    """FitData that one frame of stacked convolutions sees: the shortest audio with a frame."""
     field = 1
     for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
         field = (field - 1) * stride + kernel
@@ -49,7 +49,7 @@ class AudioEncoder(NetworkEncoder):
     normalize: bool
 
     def size(self, item: np.ndarray) -> int:
-        """Samples."""
+        """FitData."""
         return len(item)
 
     def settings(self) -> Mapping[str, Any]:

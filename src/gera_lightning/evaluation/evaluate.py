@@ -10,7 +10,7 @@ from torch import Tensor
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import EvaluationConfig
 from gera_lightning.data.held_out import HeldOutItems
-from gera_lightning.evaluation.neighborhoods import group_recall, knn_overlap, label_precision, spread, trustworthiness
+from gera_lightning.evaluation.neighborhoods import evenly_spaced_indices, group_recall, knn_overlap, label_precision, trustworthiness
 from gera_lightning.evaluation.retrieval import Ranking, chance, foscttm_one_way, hubness, rank_positives, retrieval
 
 MOST_UNIMODAL_ROWS = 20_000
@@ -48,7 +48,7 @@ def evaluate(aligner: Aligner, held_out: HeldOutItems, settings: EvaluationConfi
         tables.append(_rank_table(direction, ranking, item_q, item_g, query.rows))
     out["foscttm"] = float(np.mean(ways))
     for side, z, held, item in (("a", z_a, a, item_a), ("b", z_b, b, item_b)):
-        compared = spread(len(z), MOST_UNIMODAL_ROWS)
+        compared = evenly_spaced_indices(len(z), MOST_UNIMODAL_ROWS)
         frozen = aligner.preprocess[side](held.x[compared].to(z.device)).cpu()
         found = unimodal(frozen, z.cpu()[compared], held.rows.iloc[compared], item[compared], settings.overlap_k, chunk=chunk)
         out |= {f"{side}/{name}": value for name, value in found.items()}

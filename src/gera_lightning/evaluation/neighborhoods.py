@@ -23,7 +23,7 @@ def knn_overlap(x: Tensor, z: Tensor, k: int = 10) -> float:
         k: neighbours, cut to n - 1.
     """
     k = min(k, len(x) - 1)
-    return shared_share(nearest_others(x, k), nearest_others(z, k))
+    return overlap(nearest_others(x, k), nearest_others(z, k))
 
 
 def nearest_others(x: Tensor, k: int) -> Tensor:
@@ -31,13 +31,13 @@ def nearest_others(x: Tensor, k: int) -> Tensor:
     return NeighborGraph.of_search(*search(x, x, k + 1)).indices.cpu()
 
 
-def shared_share(near: Tensor, other: Tensor) -> float:
+def overlap(near: Tensor, other: Tensor) -> float:
     """Mean share of the numbers in a list that the other list of the same row has: lists `[n, k]` without repeats."""
     shared = (near.unsqueeze(2) == other.unsqueeze(1)).any(2).sum(1)
     return float(shared.double().mean() / near.shape[1])
 
 
-def spread(count: int, most: int) -> NDArray[np.int64]:
+def evenly_spaced_indices(count: int, most: int) -> NDArray[np.int64]:
     """Row numbers, all of `count` or `most` of them spread evenly."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
 
@@ -59,7 +59,7 @@ def trustworthiness(x: Tensor, z: Tensor, k: int = 10, *, most: int = 2000) -> f
     Source:
         Venna & Kaski, Neighborhood preservation in nonlinear projection methods, ICANN 2001; computed by scikit-learn.
     """
-    kept = spread(len(x), most)
+    kept = evenly_spaced_indices(len(x), most)
     k = min(k, (len(kept) - 1) // 2)
     return float(manifold.trustworthiness(x.cpu().numpy()[kept], z.cpu().numpy()[kept], n_neighbors=k)) if k > 0 else 1.0
 

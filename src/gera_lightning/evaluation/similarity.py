@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from gera_lightning.data.splits import matched_items, split_items
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.evaluation.neighborhoods import nearest_others, shared_share
+from gera_lightning.evaluation.neighborhoods import nearest_others, overlap
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
 
@@ -55,7 +55,7 @@ def mutual_knn(a: Space, b: Space) -> float:
     Source:
         Huh, Cheung, Wang, Isola, The Platonic Representation Hypothesis, arXiv 2405.07987. By chance it is `k / (n - 1)`.
     """
-    return shared_share(a.near, b.near)
+    return overlap(a.near, b.near)
 
 
 def linear_cka(a: Space, b: Space) -> float:
@@ -148,7 +148,7 @@ MOST = 4096
 """Pairs that are compared at most, the first ones: `n^2` similarities are held in memory."""
 
 
-def kernel_alignment(x: Tensor, y: Tensor) -> float:
+def debiased_cka(x: Tensor, y: Tensor) -> float:
     """Debiased CKA of paired rows under the cosine kernel: near 0 for unrelated spaces however few the pairs, 1 for the same similarities.
 
     `<K_x, K_y> / (|K_x| |K_y|)` of both matrices of cosines, U-centred: without their diagonals, and less their rows' and columns' means. It sees

@@ -1,4 +1,4 @@
-"""Finished results in one small file that is kept with the project: what a report reads of its runs, without aligners and checkpoints.
+"""LoadedRun results in one small file that is kept with the project: what a report reads of its runs, without aligners and checkpoints.
 
 The file is a zip of
 
@@ -105,7 +105,7 @@ def unpack(path: Path, folder: Path) -> None:
         if ranks.shape != (len(runs), len(queries)):
             raise ValueError(f"{ranks.shape} ranks of {len(runs)} runs and {len(queries)} questions")
         for run, doubled in zip(runs, ranks, strict=True):
-            _lay_out(folder / _inside(run["folder"]), run, queries, doubled)
+            _extract(folder / _safe_member_path(run["folder"]), run, queries, doubled)
     except DAMAGE as error:
         raise UserError(f"{path}: damaged, or no kept results ({error}): take it from the repository again") from error
 
@@ -119,7 +119,7 @@ def kept_rows(path: Path) -> list[dict[str, object]]:
         return []
 
 
-def lay_over(runs: Path, folder: Path) -> None:
+def overlay(runs: Path, folder: Path) -> None:
     """Add the finished runs of an experiment's folder `runs` to runs that `unpack` laid out in `folder`; the same run's is replaced."""
     for record in finished_records(runs):
         place = folder / record.parent.relative_to(runs)
@@ -129,7 +129,7 @@ def lay_over(runs: Path, folder: Path) -> None:
         place.symlink_to(record.parent.absolute(), target_is_directory=True)
 
 
-def _inside(name: str) -> Path:
+def _safe_member_path(name: str) -> Path:
     """`<method>/<run>`, and nothing that leaves the folder."""
     parts = Path(name).parts
     if len(parts) != 2 or ".." in parts or Path(name).is_absolute():
@@ -137,7 +137,7 @@ def _inside(name: str) -> Path:
     return Path(name)
 
 
-def _lay_out(folder: Path, run: dict[str, object], queries: pd.DataFrame, doubled: np.ndarray) -> None:
+def _extract(folder: Path, run: dict[str, object], queries: pd.DataFrame, doubled: np.ndarray) -> None:
     """One run's folder."""
     folder.mkdir(parents=True)
     files = run["files"]

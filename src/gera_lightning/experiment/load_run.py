@@ -22,7 +22,7 @@ PREFERRED = "gera"
 
 
 @dataclass(frozen=True)
-class Finished:
+class LoadedRun:
     """A finished run's aligner, the stores it is of, its folder, and the device to compute on."""
 
     aligner: Aligner
@@ -32,7 +32,7 @@ class Finished:
     device: torch.device
 
 
-def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = "", budget: int | None = None) -> Finished:
+def load_run(target: str, overrides: Sequence[str] = (), *, method: str = "", budget: int | None = None) -> LoadedRun:
     """What `target` stands for.
 
     Args:
@@ -60,7 +60,7 @@ def finished_run(target: str, overrides: Sequence[str] = (), *, method: str = ""
             f"{folder}: {a.path} and {b.path} hold other data than this run had: name its stores by data.a=... and "
             "data.b=..., or train it again"
         )
-    return Finished(aligner, a, b, folder, distributed.device(settings.trainer.accelerator))
+    return LoadedRun(aligner, a, b, folder, distributed.device(settings.trainer.accelerator))
 
 
 def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> config.Config:

@@ -45,7 +45,7 @@ def wanted_results(config: Config, data_hash: str) -> dict[str, Any]:
     return {"data_hash": data_hash, "split": config.data.split, "test_share": config.data.test_share}
 
 
-def facts(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
+def store_metadata(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
     """What an aligner keeps about the stores it was fitted on."""
     known: dict[str, Any] = {"data_hash": joint_hash(a, b)}
     if not config.data.synthetic:  # made data may be made anew from the experiment's settings, so its cached stores are no place to name
@@ -95,16 +95,16 @@ class Stores:
         """The evaluated rows."""
         return HeldOutItems.load(self.a, self.b, self.split)
 
-    def draw(self, config: Config, budget: int, seed: int) -> splits.Draw:
+    def sample_pairs(self, config: Config, budget: int, seed: int) -> splits.Sample:
         """Pairs and pools of a budget and seed."""
         data = config.data
-        assert data.reserve is not None
-        return splits.draw(
+        assert data.reserved_pairs is not None
+        return splits.sample_pairs(
             self.a.rows,
             self.b.rows,
             self.split,
             budget=budget,
-            reserve=data.reserve,
+            reserved_pairs=data.reserved_pairs,
             seed=seed,
             shared_pools=data.shared_pools,
             pool_size=data.pool_size,

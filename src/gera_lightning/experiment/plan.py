@@ -58,7 +58,7 @@ def at_budget(config: Config, budget: int, *, extra: bool = False) -> Config:
     """The settings of a run on so many pairs.
 
     `trainer.max_steps` is `trainer.min_epochs` passes over them, one row a modality each, where it was fewer. A budget that is `extra` goes
-    beyond `data.reserve`: all its items are set aside, the pools are what is left. Its first items are those of the smaller budgets of its
+    beyond `data.reserved_pairs`: all its items are set aside, the pools are what is left. Its first items are those of the smaller budgets of its
     seed, since the reserve has no part in their order.
     """
     trainer, data = config.trainer, config.data
@@ -66,7 +66,7 @@ def at_budget(config: Config, budget: int, *, extra: bool = False) -> Config:
     return dataclasses.replace(
         config,
         trainer=dataclasses.replace(trainer, max_steps=steps, min_epochs=0),
-        data=dataclasses.replace(data, reserve=max(budget, data.reserve or 0)) if extra else data,
+        data=dataclasses.replace(data, reserved_pairs=max(budget, data.reserved_pairs or 0)) if extra else data,
     )
 
 
@@ -88,7 +88,7 @@ def _check_pairs(experiment: Experiment, stores: Stores, most: int) -> None:
         raise UserError(f"{key}: {most} pairs are more than the {matched} train items with a row in both stores: lower it")
     count = max(config.tuning.folds for config in experiment.methods.values())
     for seed in common.seeds:  # budgets are nested: the smallest has the fewest families
-        items = pd.unique(stores.draw(common, max(common.budgets), seed).items)[: min(common.budgets)]
+        items = pd.unique(stores.sample_pairs(common, max(common.budgets), seed).items)[: min(common.budgets)]
         splits.folds(items, stores.split.families, count, seed)
 
 
@@ -99,7 +99,7 @@ def _check_pools(runs: Sequence[Run]) -> None:
         reader = unpaired_reader(run.config)
         data = repr(run.config.data)
         if reader is not None and data not in sizes:
-            drawn = run.stores.draw(run.config, run.budget, run.seed)
+            drawn = run.stores.sample_pairs(run.config, run.budget, run.seed)
             sizes[data] = min(len(drawn.pool_a), len(drawn.pool_b))
             if 2 <= sizes[data] < FEW_UNPAIRED and reader in ("filters", "correction"):
                 log.warning(
@@ -111,7 +111,7 @@ def _check_pools(runs: Sequence[Run]) -> None:
         if reader is not None and sizes[data] < 2:
             more = ", or set batch.paired_anchors=true" if reader == "geometric loss" else ""
             raise UserError(
-                f"data.reserve={run.config.data.reserve} leaves no unpaired rows for the {reader} of {run.method}: "
+                f"data.reserved_pairs={run.config.data.reserved_pairs} leaves no unpaired rows for the {reader} of {run.method}: "
                 f"lower it and the largest budget{more}"
             )
 

@@ -1,4 +1,4 @@
-"""Finished runs of an experiment: the run folders hold their result rows, `results.jsonl` is a copy for other tools."""
+"""LoadedRun runs of an experiment: the run folders hold their result rows, `results.jsonl` is a copy for other tools."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def collect(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Finished runs that may be compared: one data set, one split, one run a method, budget and seed.
+    """LoadedRun runs that may be compared: one data set, one split, one run a method, budget and seed.
 
     Attributes:
         name: of the experiment.

@@ -19,20 +19,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gera_lightning import __version__
 from gera_lightning.aligners.aligner import Aligner
-from gera_lightning.config import RESULTS, Config, config_hash, identity
+from gera_lightning.config import RESULTS_VERSION, Config, config_hash, identity
 from gera_lightning.config.merging import flat
 from gera_lightning.data.training_rows import TrainingRows, load_rows
 from gera_lightning.evaluation.evaluate import evaluate
-from gera_lightning.experiment.paired_stores import Stores, facts
+from gera_lightning.experiment.paired_stores import Stores, store_metadata
 from gera_lightning.experiment.results import read_row
 from gera_lightning.training.fit import fit
 from gera_lightning.training.fit_closed_form import Fitted
-from gera_lightning.training.training_set import Task
+from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils import distributed
-from gera_lightning.utils.files import appearing_whole, remove_scratch, replace_atomically
-from gera_lightning.utils.progress import ProgressCallback, unheard
+from gera_lightning.utils.files import atomic_write, remove_scratch, replace_atomically
+from gera_lightning.utils.progress import ProgressCallback, no_progress
 
-ERROR = "error.txt"
+ERROR_FILE = "error.txt"
 """In the folder of a run that failed unexpectedly: where it did."""
 
 
@@ -68,7 +68,7 @@ class Run:
         return (self.folder / "metrics.json").exists()
 
 
-class Clock:
+class ResumableTimer:
     """Seconds that a run takes, with those of its attempts before, as far as they were told of progress.
 
     Args:
@@ -83,7 +83,7 @@ class Clock:
         except (OSError, ValueError):
             self.before = 0.0
 
-    def kept_with(self, progress: ProgressCallback) -> ProgressCallback:
+    def wrap(self, progress: ProgressCallback) -> ProgressCallback:
         """The same progress; what the clock says is kept whenever something is told, once a second at most."""
 
         def told(what: str, done: int, total: int) -> None:
@@ -100,7 +100,7 @@ class Clock:
         return self.before + time.perf_counter() - self.started
 
 
-def execute(run: Run, progress: ProgressCallback = unheard) -> dict[str, Any]:
+def execute(run: Run, progress: ProgressCallback = no_progress) -> dict[str, Any]:
     """Run to the end and return its result row; the folder appears under its final name when it is whole.
 
     An interrupted run goes on from its last checkpoint. A run that another process is at, such as a worker whose sweep was killed, is
@@ -125,17 +125,17 @@ def _execute(run: Run, progress: ProgressCallback, first: bool) -> dict[str, Any
         if run.config.overwrite:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR).unlink(missing_ok=True)  # of an attempt before
+        (folder / ERROR_FILE).unlink(missing_ok=True)  # of an attempt before
         remove_scratch(folder)  # likewise, where it was killed while it wrote
         record = {"experiment": run.experiment, "method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
         replace_atomically(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False).encode())
     distributed.barrier()
     _reset_peak_memory()
-    clock, row = Clock(folder / "seconds.txt"), {}
+    clock, row = ResumableTimer(folder / "seconds.txt"), {}
     if first or run.config.closed_form is None:  # closed forms have nothing for several processes to share
-        draw = run.stores.draw(run.config, run.budget, run.seed)
+        draw = run.stores.sample_pairs(run.config, run.budget, run.seed)
         rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
-        fitted = fit(Task(run.config, rows, run.stores.split.families, run.seed, folder, clock.kept_with(progress) if first else progress))
+        fitted = fit(TrainingSet(run.config, rows, run.stores.split.families, run.seed, folder, clock.wrap(progress) if first else progress))
         if first:
             row = _finish(run, rows, fitted, clock.stop())
     distributed.barrier()
@@ -146,15 +146,15 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
     """Evaluate, write everything, and give the folder its final name."""
     folder, stores = run.partial_folder, run.stores
     about = {"experiment": run.experiment, "method": run.method, "budget": run.budget, "seed": run.seed}
-    about |= facts(run.config, stores.a, stores.b)
+    about |= store_metadata(run.config, stores.a, stores.b)
     aligner = Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, about)
     aligner.save(folder / "aligner")
-    measures, ranks = distributed.with_room(
+    measures, ranks = distributed.run_with_cpu_fallback(
         distributed.device(run.config.trainer.accelerator),
         lambda device: evaluate(aligner.to(device), stores.held_out, run.config.evaluation),
         "held-out items",
     )
-    with appearing_whole(folder / "ranks.parquet") as scratch:
+    with atomic_write(folder / "ranks.parquet") as scratch:
         ranks.to_parquet(scratch, index=False)
     row: dict[str, Any] = {
         "experiment": run.experiment,
@@ -166,13 +166,13 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         **measures,
         "seconds": round(seconds, 3),
         "steps": fitted.steps,
-        "settings": fitted.settings,
+        "n_trials": fitted.n_trials,
         "chosen": fitted.chosen,
-        "plateau": fitted.plateau,
+        "converged": fitted.converged,
         "split": run.config.data.split,
         "peak_rss_mb": _peak_memory(),
         "version": __version__,
-        "results": RESULTS,
+        "results": RESULTS_VERSION,
     }
     logger = TensorBoardLogger(folder, name="", version="")
     logger.log_metrics(measures, step=fitted.steps)

@@ -19,11 +19,11 @@ from gera_lightning.experiment import cluster
 from gera_lightning.experiment.archive import kept_path, kept_rows
 from gera_lightning.experiment.plan import describe, of_shard, plan, to_do
 from gera_lightning.experiment.results import collect
-from gera_lightning.experiment.run import ERROR, Run, execute
+from gera_lightning.experiment.run import ERROR_FILE, Run, execute
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.files import replace_atomically
-from gera_lightning.utils.progress import Display, unheard
+from gera_lightning.utils.progress import Display, no_progress
 
 
 def run_experiment(experiment: Experiment, console: Console | None = None, runs: Sequence[Run] | None = None) -> list[Run]:
@@ -41,7 +41,7 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
         UserError: as `plan`, or, after all others have run, naming those that failed.
     """
     distributed.initialize()
-    if distributed.wanted(experiment.common.trainer.devices) > 1:
+    if distributed.num_processes(experiment.common.trainer.devices) > 1:
         raise UserError(
             f"trainer.devices={experiment.common.trainer.devices}: this is one process, and each device has its own: "
             "take gera train, which starts them, or torchrun"
@@ -92,7 +92,7 @@ def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | N
     for number in mine:
         run = runs[number]
         label = f"{run.method} b{run.budget} s{run.seed}"
-        progress = display.start(number + 1, label) if display else unheard
+        progress = display.start(number + 1, label) if display else no_progress
         try:
             row = execute(run, progress)
         except Exception as error:
@@ -109,7 +109,7 @@ def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | N
 
 def _kept_trace(run: Run, error: Exception) -> str:
     """Keep where an unexpected failure came from in the run's folder, and say where that is."""
-    path = run.partial_folder / ERROR
+    path = run.partial_folder / ERROR_FILE
     if isinstance(error, UserError):
         return ""
     try:

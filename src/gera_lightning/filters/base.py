@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.models.maps import Chain, Unit
+from gera_lightning.models.maps import Normalize, Sequential
 
 
 class Filter(Protocol):
@@ -22,11 +22,11 @@ class Filter(Protocol):
         ...
 
 
-def fit_filters(filters: Sequence[Filter], pool: Tensor) -> tuple[Chain, Tensor]:
+def fit_filters(filters: Sequence[Filter], pool: Tensor) -> tuple[Sequential, Tensor]:
     """Filters fitted one after the other on a pool `[N, D]`, each followed by normalisation; their map, and the filtered pool."""
     maps: list[nn.Module] = []
     with torch.no_grad():
         for part in filters:
-            maps += [part.fit(pool), Unit()]
-            pool = Chain(*maps[-2:])(pool)
-    return Chain(*maps), pool
+            maps += [part.fit(pool), Normalize()]
+            pool = Sequential(*maps[-2:])(pool)
+    return Sequential(*maps), pool

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gera_lightning.geometry.diffusion import edge_weights, sparse_matrix
 from gera_lightning.geometry.kernels import KERNELS, bandwidth_floor
 from gera_lightning.geometry.neighbors import NeighborGraph, search
-from gera_lightning.models.maps import saved_as
+from gera_lightning.models.maps import register_map
 from gera_lightning.utils.errors import UserError, check_one_of
 
 COPY = 1e-6
@@ -99,7 +99,7 @@ class GraphDiffusion:
         return fitted
 
 
-@saved_as("diffused")
+@register_map("diffused")
 class DiffusedFeatures(nn.Module):
     """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows, see `GraphDiffusion`.
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from gera_lightning.models.maps import normalized, saved_as
+from gera_lightning.models.maps import normalized, register_map
 from gera_lightning.utils.errors import UserError
 
 
@@ -46,7 +46,7 @@ class LocalCentering:
         return LocallyCentered(torch.from_numpy(means).to(pool), self.temperature)
 
 
-@saved_as("locally_centered")
+@register_map("locally_centered")
 class LocallyCentered(nn.Module):
     """`x - softmax(n(x) n(m)' / temperature) m`, see `LocalCentering`.
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gera_lightning import __version__
 from gera_lightning.utils.errors import UserError, check_one_of
-from gera_lightning.utils.files import appearing_whole, replace_atomically
+from gera_lightning.utils.files import atomic_write, replace_atomically
 
 log = logging.getLogger(__name__)
 BACKENDS = ("faiss", "torch")
@@ -162,11 +162,11 @@ class GrowingIndex:
         self._index = SearchSettings(index=index).make_index(dim, metric)
 
     @property
-    def learns(self) -> bool:
-        """Whether it must `learn` before rows are added, as `IVF...` must its lists."""
-        return not self._index.is_trained
+    def is_trained(self) -> bool:
+        """Whether rows can be added; `IVF...` must `train` its lists first."""
+        return bool(self._index.is_trained)
 
-    def learn(self, rows: Tensor) -> None:
+    def train(self, rows: Tensor) -> None:
         """Train it on rows `[n, D]`, which are not added; FAISS raises a RuntimeError where they are too few."""
         self._index.train(_as_numpy(rows))
 
@@ -178,7 +178,7 @@ class GrowingIndex:
         """Write the file, whole or not at all."""
         import faiss
 
-        with appearing_whole(path) as scratch:
+        with atomic_write(path) as scratch:
             faiss.write_index(self._index, str(scratch))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Mapped:
+class Projected:
     """Rows of one modality before and after its map.
 
     Attributes:
@@ -26,7 +26,7 @@ class Mapped:
 
 
 @dataclass(frozen=True)
-class MappedStep:
+class StepBatch:
     """The joined batch of a step, the same on every process.
 
     Attributes:
@@ -36,15 +36,15 @@ class MappedStep:
         step: number of the step, from 0.
     """
 
-    pairs_a: Mapped
-    pairs_b: Mapped
-    unpaired_a: Mapped | None
-    unpaired_b: Mapped | None
+    pairs_a: Projected
+    pairs_b: Projected
+    unpaired_a: Projected | None
+    unpaired_b: Projected | None
     scale: Tensor | None
     step: int
 
     @property
-    def unpaired(self) -> tuple[Mapped, Mapped]:
+    def unpaired(self) -> tuple[Projected, Projected]:
         """Both modalities' unpaired rows, for a loss that asked for them."""
         assert self.unpaired_a is not None
         assert self.unpaired_b is not None
@@ -71,5 +71,5 @@ class UnpairedLoss(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no teacher")
 
     @abstractmethod
-    def forward(self, step: MappedStep) -> Tensor:
+    def forward(self, step: StepBatch) -> Tensor:
         """The loss, a scalar, of the joined batch."""

@@ -51,7 +51,7 @@ def siglip_loss(logits: Tensor, positives: Tensor) -> Tensor:
     return -nn.functional.logsigmoid(sign * logits).sum() / len(logits)
 
 
-class ClipLoss(nn.Module):
+class CLIPLoss(nn.Module):
     """`clip_loss` with a learned log-temperature.
 
     Args:
@@ -77,7 +77,7 @@ class ClipLoss(nn.Module):
         return clip_loss(self.scale * z_a @ z_b.T, positives)
 
 
-class SiglipLoss(nn.Module):
+class SigLIPLoss(nn.Module):
     """`siglip_loss` with a learned scale and bias.
 
     Args:

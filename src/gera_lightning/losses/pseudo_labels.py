@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gera_lightning.losses.base import Mapped, MappedStep, UnpairedLoss
+from gera_lightning.losses.base import Projected, StepBatch, UnpairedLoss
 from gera_lightning.losses.transport import sinkhorn
 from gera_lightning.utils.errors import UserError, check_one_of
 
@@ -62,14 +62,14 @@ class CaptionLoss(UnpairedLoss):
             raise UserError(f"iterations={iterations} must be at least 1")
         self.sides, self.eps, self.iterations = sides, eps, iterations
 
-    def forward(self, step: MappedStep) -> Tensor:
+    def forward(self, step: StepBatch) -> Tensor:
         """The loss of a step, a scalar.
 
         Raises:
             UserError: the pair loss has no scale.
         """
         if step.scale is None:
-            raise UserError("pair_loss has no scale, which pseudo-labels need: take gera_lightning.losses.contrastive.ClipLoss")
+            raise UserError("pair_loss has no scale, which pseudo-labels need: take gera_lightning.losses.contrastive.CLIPLoss")
         (a, b), pairs_a, pairs_b = step.unpaired, step.pairs_a, step.pairs_b
         terms = []
         if self.sides in ("both", "a"):
@@ -78,7 +78,7 @@ class CaptionLoss(UnpairedLoss):
             terms.append(self._of(b, pairs_b, pairs_a, step.scale))
         return torch.stack(terms).sum() / 2
 
-    def _of(self, rows: Mapped, own: Mapped, other: Mapped, scale: Tensor) -> Tensor:
+    def _of(self, rows: Projected, own: Projected, other: Projected, scale: Tensor) -> Tensor:
         with torch.autocast(rows.z.device.type, enabled=False):
             wide = torch.promote_types(rows.z.dtype, torch.float32)
             unpaired, own_z, other_z = (part.z.to(wide) for part in (rows, own, other))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gera_lightning.losses.base import Mapped, MappedStep, UnpairedLoss
+from gera_lightning.losses.base import Projected, StepBatch, UnpairedLoss
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError, check_one_of
 
@@ -81,11 +81,11 @@ class StructureLoss(UnpairedLoss):
         self.reads_unpaired = rows == "unpaired"
         self.temperature, self.hops, self.warmup = temperature, hops, warmup
 
-    def forward(self, step: MappedStep) -> Tensor:
+    def forward(self, step: StepBatch) -> Tensor:
         """The loss of a step, a scalar."""
         a, b = step.unpaired if self.reads_unpaired else (step.pairs_a, step.pairs_b)
         grown = min(1.0, (step.step + 1) / self.warmup) if self.warmup else 1.0
         return grown * (self._of(a) + self._of(b))
 
-    def _of(self, rows: Mapped) -> Tensor:
+    def _of(self, rows: Projected) -> Tensor:
         return structure_loss(rows.x, rows.z, self.temperature, self.hops)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.losses.base import MappedStep, UnpairedLoss
+from gera_lightning.losses.base import StepBatch, UnpairedLoss
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import check_role
@@ -114,7 +114,7 @@ class TransportLoss(UnpairedLoss):
                 raise UserError(f"{key}={value} must be above 0")
         if iterations < 1:
             raise UserError(f"iterations={iterations} must be at least 1")
-        check_role(teacher, "candidates", "teacher", "closed form", "gera_lightning.aligners.cca.Cca")
+        check_role(teacher, "candidates", "teacher", "closed form", "gera_lightning.aligners.cca.CCA")
         self.teacher = teacher
         self.eps, self.teacher_eps, self.iterations = eps, teacher_eps, iterations
         self.maps: nn.ModuleList | None = None
@@ -125,7 +125,7 @@ class TransportLoss(UnpairedLoss):
         out.maps = nn.ModuleList(copy.deepcopy(part).requires_grad_(False) for part in (map_a, map_b))
         return out
 
-    def forward(self, step: MappedStep) -> Tensor:
+    def forward(self, step: StepBatch) -> Tensor:
         """The loss of a step, a scalar.
 
         Raises:

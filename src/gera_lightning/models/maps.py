@@ -2,7 +2,7 @@
 
 Legend: `n` rows, `D_in` frozen width, `D` shared width. Maps return rows that are **not** normalised; `normalized` does that.
 
-A map that is registered with `@saved_as("kind")` and has a property `settings` (what, with its weights, rebuilds it) is saved and
+A map that is registered with `@register_map("kind")` and has a property `settings` (what, with its weights, rebuilds it) is saved and
 loaded by kind; a saved artefact never names code to import.
 """
 
@@ -19,20 +19,20 @@ from gera_lightning.utils.errors import UserError
 
 
 def normalized(x: Tensor) -> Tensor:
-    """Unit rows: `x / |x|`, a zero row stays zero."""
+    """Normalize rows: `x / |x|`, a zero row stays zero."""
     return nn.functional.normalize(x, dim=-1)
 
 
-KINDS: dict[str, type[nn.Module]] = {}
+MAPS: dict[str, type[nn.Module]] = {}
 """Kind of map, as an aligner folder names it, to class."""
 MapClass = TypeVar("MapClass", bound=type[nn.Module])
 
 
-def saved_as(kind: str) -> Callable[[MapClass], MapClass]:
+def register_map(kind: str) -> Callable[[MapClass], MapClass]:
     """Class decorator: maps of this class are saved under `kind`."""
 
     def register(cls: MapClass) -> MapClass:
-        KINDS[kind] = cls
+        MAPS[kind] = cls
         return cls
 
     return register
@@ -40,9 +40,9 @@ def saved_as(kind: str) -> Callable[[MapClass], MapClass]:
 
 def describe_map(mapping: nn.Module) -> dict[str, Any]:
     """Kind, settings and parts of a map, for `aligner.json`."""
-    kind = next((name for name, cls in KINDS.items() if cls is type(mapping)), type(mapping).__name__)
+    kind = next((name for name, cls in MAPS.items() if cls is type(mapping)), type(mapping).__name__)
     record: dict[str, Any] = {"kind": kind, "settings": getattr(mapping, "settings", {})}
-    if isinstance(mapping, Concat | Chain):
+    if isinstance(mapping, Concat | Sequential):
         record["parts"] = [describe_map(part) for part in mapping.maps]
     return record
 
@@ -57,7 +57,7 @@ def build_map(record: Mapping[str, Any], kinds: Mapping[str, type[nn.Module]] | 
     Raises:
         UserError: an unknown kind.
     """
-    known = {**KINDS, **(kinds or {})}
+    known = {**MAPS, **(kinds or {})}
     kind = record["kind"]
     if kind not in known:
         raise UserError(
@@ -66,7 +66,7 @@ def build_map(record: Mapping[str, Any], kinds: Mapping[str, type[nn.Module]] | 
     return known[kind](*(build_map(part, kinds) for part in record.get("parts", ())), **record["settings"])
 
 
-@saved_as("linear")
+@register_map("linear")
 class Linear(nn.Module):
     """`x W`, no bias.
 
@@ -95,7 +95,7 @@ class Linear(nn.Module):
         return x @ self.weight
 
 
-@saved_as("residual_mlp")
+@register_map("residual_mlp")
 class ResidualMLP(nn.Module):
     """`x W + dropout(gelu(x V + c)) U`, U zero at the start: the map begins as its linear part.
 
@@ -137,7 +137,7 @@ class ResidualMLP(nn.Module):
         return self.linear(x) + self.dropout(nn.functional.gelu(x @ self.inner + self.inner_bias)) @ self.outer
 
 
-@saved_as("identity")
+@register_map("identity")
 class Identity(nn.Module):
     """`x` itself: the side that a one-way closed form leaves alone.
 
@@ -159,7 +159,7 @@ class Identity(nn.Module):
         return x
 
 
-@saved_as("concat")
+@register_map("concat")
 class Concat(nn.Module):
     """`[sqrt(s_1) n(m_1(x)); sqrt(s_2) n(m_2(x)); ...]`: the dot product of two such rows is the mean of their parts' cosines.
 
@@ -190,8 +190,8 @@ def _shares(shares: Sequence[float] | None, count: int) -> list[float]:
     return [value / sum(values) for value in values]
 
 
-@saved_as("blocks")
-class Blocks(nn.Module):
+@register_map("blocks")
+class WeightedBlocks(nn.Module):
     """A row's blocks of columns, each brought to the length of its share: `Concat` of what one map has computed in one go.
 
     Args:
@@ -214,8 +214,8 @@ class Blocks(nn.Module):
         return torch.cat([normalized(b) * math.sqrt(s) for b, s in zip(x.split(self.widths, dim=-1), self.shares, strict=True)], dim=-1)
 
 
-@saved_as("chain")
-class Chain(nn.Module):
+@register_map("chain")
+class Sequential(nn.Module):
     """`m_2(m_1(x))` and so on.
 
     Args:
@@ -233,8 +233,8 @@ class Chain(nn.Module):
         return x
 
 
-@saved_as("shift")
-class Shift(nn.Module):
+@register_map("shift")
+class Center(nn.Module):
     """`x - offset`.
 
     Args:
@@ -258,8 +258,8 @@ class Shift(nn.Module):
         return x - self.offset
 
 
-@saved_as("unit")
-class Unit(nn.Module):
+@register_map("unit")
+class Normalize(nn.Module):
     """`x / |x|` as a map, for use between two others."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
 
 
-class Csls(nn.Module):
+class CSLS(nn.Module):
     """Cross-domain similarity local scaling against the pools: `cos(z_a, z_b) - weight (r_B(z_a) + r_A(z_b)) / 2`.
 
     `r_B(z_a)` is the mean cosine of `z_a` to its `k` nearest mapped pool rows of b, `r_A(z_b)` likewise: rows that are near to
@@ -63,20 +63,20 @@ class SharedSpace(nn.Module):
         correction: local scaling of scores; None scores by cosine.
     """
 
-    def __init__(self, map_a: nn.Module, map_b: nn.Module, correction: Csls | None = None) -> None:
+    def __init__(self, map_a: nn.Module, map_b: nn.Module, correction: CSLS | None = None) -> None:
         super().__init__()
         self.map_a, self.map_b, self.correction = map_a, map_b, correction
 
     def embed(self, side: str, x: Tensor) -> Tensor:
-        """Unit rows `[n, D]` of preprocessed rows of modality `side` (`a` or `b`)."""
+        """Normalize rows `[n, D]` of preprocessed rows of modality `side` (`a` or `b`)."""
         return normalized(self.map_a(x) if side == "a" else self.map_b(x))
 
     def queries(self, z: Tensor) -> Tensor:
-        """Mapped rows as queries: their dot product with `gallery` rows ranks as the score does. `[n, D]`, or `[n, D + 1]`."""
+        """Projected rows as queries: their dot product with `gallery` rows ranks as the score does. `[n, D]`, or `[n, D + 1]`."""
         return z if self.correction is None else torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
 
     def gallery(self, side: str, z: Tensor) -> Tensor:
-        """Mapped rows as a gallery, see `queries`: `[z; -r/2]` under a correction, so one inner-product index serves."""
+        """Projected rows as a gallery, see `queries`: `[z; -r/2]` under a correction, so one inner-product index serves."""
         return z if self.correction is None else torch.cat([z, -self.correction.penalty(z, side).unsqueeze(1)], dim=1)
 
     def offset(self, side: str, z: Tensor) -> Tensor | float:

@@ -18,7 +18,7 @@ MOST = 3
 """Settings that an ablation changes at most: more make another method."""
 METHOD_KEYS = ("closed_form", "closed_form.class", "pair_loss.class", "unpaired_loss", "mixup")
 """Settings of which one alone makes another method."""
-ABOUT_A_RUN = ("experiment", "method", "budget", "seed", "data.reserve")
+ABOUT_A_RUN = ("experiment", "method", "budget", "seed", "data.reserved_pairs")
 
 
 def section(findings: Findings) -> Section:

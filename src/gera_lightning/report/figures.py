@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gera_lightning.utils.files import appearing_whole
+from gera_lightning.utils.files import atomic_write
 
 INK = "#1f2329"
 GREY = "#8a919b"
@@ -228,6 +228,6 @@ def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
         figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing_whole(path) as scratch:  # several workers may end at once
+    with atomic_write(path) as scratch:  # several workers may end at once
         figure.savefig(scratch, dpi=130, format="png")
     plt.close(figure)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning.evaluation.comparisons import Bootstrap, compare
 from gera_lightning.evaluation import statistics
+from gera_lightning.evaluation.comparisons import Bootstrap, compare
 from gera_lightning.experiment.results import Sweep
 from gera_lightning.report import figures
 from gera_lightning.report.document import Table

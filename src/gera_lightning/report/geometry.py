@@ -72,7 +72,7 @@ def cost(findings: Findings) -> Section:
             nothing = [np.nan] * len(rows)
             series.append(Series(method, rows["seconds"].clip(lower=1e-3).to_list(), rows["both/r@10"].to_list(), nothing, nothing))
     names = {"seconds": ("seconds", "{:.1f}"), "peak_rss_mb": ("peak memory, MiB", "{:.0f}")}
-    names |= {"steps": ("steps", "{:.0f}"), "settings": ("settings tried", "{:.0f}")}
+    names |= {"steps": ("steps", "{:.0f}"), "n_trials": ("settings tried", "{:.0f}")}
     names = {name: head for name, head in names.items() if name in table}
     lines = Lines()
     for budget in findings.sweep.budgets:

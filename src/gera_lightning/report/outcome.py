@@ -46,23 +46,23 @@ def summarize(experiment: Experiment, finished: Sequence[Run]) -> Outcome:
     note = ""
     if experiment.common.sweep.shard == "1/1":  # a shard leaves that to whoever sees all runs
         write_board(finished, results, folder)
-        note = still_rising(results, experiment.name)
+        note = undertrained(results, experiment.name)
     return Outcome(results, results_table(results), curve, folder, note)
 
 
-def still_rising(results: pd.DataFrame, name: str) -> str:
+def undertrained(results: pd.DataFrame, name: str) -> str:
     """A sentence on the methods and budgets most of whose seeds were stopped while they still improved; empty where there are none.
 
     Such a method may not be compared fairly. One seed of several may rise by chance.
 
     Args:
-        results: rows of finished runs; a run that cannot tell (closed forms, one stopping step) has no `plateau`.
+        results: rows of finished runs; a run that cannot tell (closed forms, one stopping step) has no `converged`.
         name: of the experiment.
     """
-    told = results.dropna(subset="plateau") if "plateau" in results else results[:0]
+    told = results.dropna(subset="converged") if "converged" in results else results[:0]
     if not len(told):
         return ""
-    share = told["plateau"].eq(False).groupby([told["method"], told["budget"]]).mean()
+    share = told["converged"].eq(False).groupby([told["method"], told["budget"]]).mean()
     rising = [f"{method} at {budget} pairs" for method, budget in share.index[share > 0.5]]
     if not rising:
         return ""

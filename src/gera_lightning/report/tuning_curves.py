@@ -35,7 +35,7 @@ def section(findings: Findings) -> Section:
         ]
         caption = f"{method}: held-out score of its chosen settings at each stopping step less the best step's, mean over seeds."
         pictures.append(Picture(f"tuning_{method}", caption, figures.tuning_curves(series, method)))
-        if "plateau" in mine and (rising := int((mine["plateau"] == False).sum())):  # noqa: E712  a missing value is not False
+        if "converged" in mine and (rising := int((mine["converged"] == False).sum())):  # noqa: E712  a missing value is not False
             facts.append(
                 f"{method}: {rising} of {len(mine)} runs were still getting better at their last step, where the learning rate falls to 0: more steps may help it."
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gera_lightning import config
 from gera_lightning.evaluation.comparisons import Bootstrap, load_hits
-from gera_lightning.experiment.archive import kept_path, kept_rows, lay_over, pack, picture_path, unpack
+from gera_lightning.experiment.archive import kept_path, kept_rows, overlay, pack, picture_path, unpack
 from gera_lightning.experiment.paired_stores import joint_hash, open_stores, wanted_results
 from gera_lightning.experiment.results import Sweep, finished_records, load_sweep, no_runs
 from gera_lightning.report import ablations, examples, figures, geometry, headline, html, markdown, provenance, sections, tuning_curves
@@ -138,7 +138,7 @@ def keep_results(experiment: str, overrides: Sequence[str] = (), *, folder: str 
         every = Path(scratch) / loaded.name
         if path.is_file():
             unpack(path, every)
-        lay_over(runs, every)
+        overlay(runs, every)
         sweep = load_sweep(every, wanted_results(loaded.common, _data_hash(loaded)))
         if {(row["data_hash"], row.get("split", "test")) for row in kept_rows(path)} - {(sweep.data_hash, sweep.split)}:
             raise UserError(

@@ -22,7 +22,7 @@ from gera_lightning.training.cross_validation import cross_validated
 from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.method import reads_unpaired, unpaired_loss
 from gera_lightning.training.module import AlignmentModule
-from gera_lightning.training.training_set import Task, on_accelerator
+from gera_lightning.training.training_set import TrainingSet, on_accelerator
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import build
 from gera_lightning.utils.trainer import trainer
@@ -30,7 +30,7 @@ from gera_lightning.utils.trainer import trainer
 CALIBRATION_PATCHES = 512
 
 
-def data_module(task: Task, positions: np.ndarray, steps: int) -> AlignmentDataModule:
+def data_module(task: TrainingSet, positions: np.ndarray, steps: int) -> AlignmentDataModule:
     """The stream of `steps` steps on these pairs, as the config asks for."""
     config = task.config
     return AlignmentDataModule(
@@ -54,7 +54,7 @@ def search_settings(config: Config) -> SearchSettings:
     return SearchSettings(graph.backend, graph.index, graph.nprobe, graph.shard)
 
 
-def build_module(task: Task, data: AlignmentDataModule, starts: Starts) -> AlignmentModule:
+def build_module(task: TrainingSet, data: AlignmentDataModule, starts: WarmStart) -> AlignmentModule:
     """The LightningModule of a run: maps from their start, losses, bandwidths chosen on frozen patches."""
     config = task.config
     torch.manual_seed(task.seed)
@@ -91,14 +91,14 @@ def build_module(task: Task, data: AlignmentDataModule, starts: Starts) -> Align
 
 
 @dataclass(frozen=True)
-class Starts:
+class WarmStart:
     """The closed forms that trainings on some pairs start from and learn from, each fitted once for all values of `tuning.grid`.
 
     Attributes:
         task, positions: what they are fitted on.
     """
 
-    task: Task
+    task: TrainingSet
     positions: np.ndarray
     teachers: dict[str, Maps] = field(default_factory=dict, repr=False)
 
@@ -109,10 +109,10 @@ class Starts:
         The start is scaled to images of unit mean square norm, so that a penalty's shrinkage does not weigh against the residual.
         """
         config = self.task.config
-        if config.start is None:
+        if config.init is None:
             return {"a": None, "b": None}, config.dim
         starts: dict[str, Tensor | None] = {}
-        for side, mapping in zip("ab", self._fitted(build(config.start, "start")), strict=True):
+        for side, mapping in zip("ab", self._fitted(build(config.init, "init")), strict=True):
             weight = _linear_weight(mapping)
             norm = (getattr(self.task.rows, side).pairs[self.positions] @ weight).square().sum(1).mean().sqrt()
             starts[side] = weight / norm.clamp(min=1e-6)
@@ -131,7 +131,7 @@ class Starts:
 
     def _fitted(self, method: ClosedForm) -> Maps:
         """A closed form's maps, its setting chosen on folds of the pairs."""
-        count = self.task.config.tuning.settings
+        count = self.task.config.tuning.max_trials
         map_a, map_b = on_accelerator(self.task, lambda task: cross_validated(task, method, self.positions, count)[0])
         return map_a.cpu(), map_b.cpu()
 
@@ -141,7 +141,7 @@ def _linear_weight(mapping: nn.Module) -> Tensor:
         return mapping.weight.detach()
     if isinstance(mapping, Identity):
         return torch.eye(mapping.dim)
-    raise UserError("start: maps start from a linear closed form in one space, such as start.direction=a_to_b")
+    raise UserError("init: maps start from a linear closed form in one space, such as init.direction=a_to_b")
 
 
 def make_trainer(config: Config, folder: Path, stop: int, callbacks: list[Callback]) -> Trainer:

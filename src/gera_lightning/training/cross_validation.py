@@ -19,7 +19,7 @@ from gera_lightning.aligners.alternatives import ALTERNATIVE
 from gera_lightning.aligners.base import ClosedForm, Maps, Setting
 from gera_lightning.evaluation.retrieval import rank_positives
 from gera_lightning.models.shared_space import SharedSpace
-from gera_lightning.training.training_set import Task, shared_space
+from gera_lightning.training.training_set import TrainingSet, shared_space
 
 
 @torch.inference_mode()
@@ -54,7 +54,7 @@ GAIN = 0.02
 """A gain of the mean `-log rank` that is worth more training: ranks 2 % better."""
 
 
-def at_rest(scores: np.ndarray, chosen: int) -> bool | None:
+def converged(scores: np.ndarray, chosen: int) -> bool | None:
     """Whether a training had come to rest: its held-out curve was not still rising at its last stopping step.
 
     It was still rising where the last step is the chosen one, and the gain from the last step but one, pair by pair, is above `GAIN` and
@@ -94,7 +94,7 @@ def filters_before(setting: Setting, numbers: Mapping[str, int]) -> Mapping[str,
 
 
 def cross_validated(
-    task: Task,
+    task: TrainingSet,
     method: ClosedForm,
     positions: np.ndarray,
     count: int,
@@ -117,22 +117,22 @@ def cross_validated(
         known = first_scores is not None and settings[0] == method.settings(1, len(positions))[0]
         scores = fold_scores(task, method, settings[1:] if known else settings, positions, numbers)
         chosen = choose(np.concatenate([first_scores, scores]) if known and first_scores is not None else scores)
-    whole = task if numbers is None else task.through(filters_before(settings[chosen], numbers)).task
+    whole = task if numbers is None else task.filtered(filters_before(settings[chosen], numbers)).task
     [maps] = method.candidates(whole.samples(positions), [settings[chosen]])
     return maps, len(settings), dict(settings[chosen])
 
 
 def fold_scores(
-    task: Task, method: ClosedForm, settings: Sequence[Setting], positions: np.ndarray, numbers: Mapping[str, int] | None = None
+    task: TrainingSet, method: ClosedForm, settings: Sequence[Setting], positions: np.ndarray, numbers: Mapping[str, int] | None = None
 ) -> np.ndarray:
     """Scores of every held-out pair under every setting, `[settings, n]`; `numbers` as in `cross_validated`."""
     scores, parts = [], task.folds(positions)
     for number, held in enumerate(parts):
         task.progress("tuning fold", number, len(parts))
-        fold, rest, found = task.without(held), np.setdiff1d(positions, held), []
+        fold, rest, found = task.excluding(held), np.setdiff1d(positions, held), []
         for _, group in groupby(settings, key=lambda setting: ALTERNATIVE in setting):
             mine = list(group)
-            seen = fold if numbers is None else fold.through(filters_before(mine[0], numbers)).task
+            seen = fold if numbers is None else fold.filtered(filters_before(mine[0], numbers)).task
             for maps in method.candidates(seen.samples(rest), mine):
                 space = shared_space(seen, *maps, rows=CORRECTION_ROWS)
                 found.append(held_out_score(space, *seen.held_out(held), *seen.distractors()))

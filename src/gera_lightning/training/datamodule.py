@@ -165,12 +165,12 @@ class AlignmentDataModule(LightningDataModule):
                 if len(modality.pool) < 2 and not paired_anchors:
                     raise UserError(
                         f"modality {side} has {len(modality.pool)} unpaired rows, the geometric loss needs at least 2: "
-                        "lower data.reserve, add unpaired rows, or set geometric_loss=null"
+                        "lower data.reserved_pairs, add unpaired rows, or set geometric_loss=null"
                     )
         if unpaired_per_step is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
             raise UserError(
                 f"the pools hold {len(rows.a.pool)} and {len(rows.b.pool)} unpaired rows, unpaired_loss needs at least 2 of each: "
-                "lower data.reserve, add unpaired rows, or set unpaired_loss=null"
+                "lower data.reserved_pairs, add unpaired rows, or set unpaired_loss=null"
             )
 
     def points(self, side: str) -> Tensor:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gera_lightning.aligners.base import ClosedForm
-from gera_lightning.evaluation.similarity import kernel_alignment
+from gera_lightning.evaluation.similarity import debiased_cka
 from gera_lightning.training.cross_validation import FIRST, choose, fold_scores
-from gera_lightning.training.training_set import Task
+from gera_lightning.training.training_set import TrainingSet
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FilterChoice:
     chosen: dict[str, float]
     scores: np.ndarray | None
 
-    def left(self, settings: int) -> int:
+    def remaining_trials(self, settings: int) -> int:
         """Settings of the closed form that may be compared under these filters, of `settings` evaluations in all."""
         return max(settings - self.tried + (self.scores is not None), 1)
 
@@ -37,11 +37,11 @@ class FilterChoice:
 NO_CHOICE = FilterChoice(FIRST, 0, {}, None)
 
 
-def choose_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> FilterChoice:
+def choose_filters(task: TrainingSet, method: ClosedForm, positions: np.ndarray) -> FilterChoice:
     """The filters under which a closed form's first setting scores best on folds of these pairs.
 
     Each modality takes its own: its choices are compared with the other's first, by two kinds of evidence. A choice under which the pairs'
-    similarities agree less across the modalities than under the first (`alignment.kernel_alignment`) is out; of the others, held-out
+    similarities agree less across the modalities than under the first (`alignment.debiased_cka`) is out; of the others, held-out
     pairs' ranks decide. Ranks alone are few and noisy, agreement alone is blind to what tells near neighbours apart.
     """
     trials = [FIRST]
@@ -61,7 +61,7 @@ def choose_filters(task: Task, method: ClosedForm, positions: np.ndarray) -> Fil
     return FilterChoice(best, len(trials), chosen, scores[likely.index(best)] if best in likely else None)
 
 
-def _agreement(task: Task, numbers: Mapping[str, int], positions: np.ndarray) -> float:
+def _agreement(task: TrainingSet, numbers: Mapping[str, int], positions: np.ndarray) -> float:
     """How far the modalities agree on which pairs are alike, behind these filters."""
-    a, b = (task.filtered(side, numbers[side]).modality.pairs[positions] for side in "ab")
-    return kernel_alignment(a, b)
+    a, b = (task.filtered_modality(side, numbers[side]).modality.pairs[positions] for side in "ab")
+    return debiased_cka(a, b)

@@ -10,7 +10,7 @@ from gera_lightning.aligners.base import ClosedForm
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.training.cross_validation import cross_validated, filters_before
 from gera_lightning.training.filter_choice import choose_filters
-from gera_lightning.training.training_set import Task, on_accelerator, shared_space
+from gera_lightning.training.training_set import TrainingSet, on_accelerator, shared_space
 from gera_lightning.utils.instantiate import build
 
 
@@ -21,34 +21,34 @@ class Fitted:
     Attributes:
         space: maps and score.
         steps: optimizer steps of the last training.
-        settings: settings that tuning evaluated.
+        n_trials: settings that tuning evaluated.
         chosen: the setting it chose.
-        plateau: whether training had come to rest at its last step (`tuning.at_rest`); None for a closed form.
+        converged: whether training had come to rest at its last step (`tuning.converged`); None for a closed form.
     """
 
     space: SharedSpace
     steps: int
-    settings: int
+    n_trials: int
     chosen: dict[str, float]
-    plateau: bool | None = None
+    converged: bool | None = None
 
 
-def fit_closed_form(task: Task) -> Fitted:
+def fit_closed_form(task: TrainingSet) -> Fitted:
     """Fit a closed form, its setting chosen by cross-validation."""
     fitted = on_accelerator(task, _fit_closed_form)
     fitted.space.cpu()
     return fitted
 
 
-def _fit_closed_form(task: Task) -> Fitted:
+def _fit_closed_form(task: TrainingSet) -> Fitted:
     assert task.config.closed_form is not None
     method: ClosedForm = build(task.config.closed_form, "closed_form")
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
-    count = choice.left(task.config.tuning.settings)
+    count = choice.remaining_trials(task.config.tuning.max_trials)
     maps, settings, setting = cross_validated(task, method, everything, count, choice.scores, choice.numbers)
     numbers = filters_before(setting, choice.numbers)
-    filtered, chosen = task.through(numbers), {name: float(numbers[name[-1]]) for name in choice.chosen}
+    filtered, chosen = task.filtered(numbers), {name: float(numbers[name[-1]]) for name in choice.chosen}
     space = shared_space(filtered.task, *maps)
-    space.map_a, space.map_b = filtered.behind(*maps)
+    space.map_a, space.map_b = filtered.compose(*maps)
     return Fitted(space, 0, choice.tried + settings - (choice.scores is not None), {**chosen, **setting})

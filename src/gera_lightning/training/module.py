@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gera_lightning.geometry.kernels import squared_distances
-from gera_lightning.losses.base import Mapped, MappedStep, UnpairedLoss
+from gera_lightning.losses.base import Projected, StepBatch, UnpairedLoss
 from gera_lightning.losses.contrastive import positives_of
 from gera_lightning.losses.geometric import GeometricLoss
 from gera_lightning.models.maps import normalized
@@ -100,9 +100,9 @@ class AlignmentModule(LightningModule):
             terms["geometric_b"] = self._geometric(self.geometric_b, batch.patches_b, points_b, self.scale_b)
         total = pair + self.weight * sum((terms[name] for name in terms if name != "pair"), torch.zeros_like(pair))
         if self.unpaired_loss is not None:
-            step = MappedStep(
-                pairs_a=Mapped(gather_rows(batch.x_a, batch.count), z_a),
-                pairs_b=Mapped(gather_rows(batch.x_b, batch.count), z_b),
+            step = StepBatch(
+                pairs_a=Projected(gather_rows(batch.x_a, batch.count), z_a),
+                pairs_b=Projected(gather_rows(batch.x_b, batch.count), z_b),
                 unpaired_a=self._joined(batch.unpaired_a, unpaired_a),
                 unpaired_b=self._joined(batch.unpaired_b, unpaired_b),
                 scale=scale if isinstance(scale, Tensor) else None,
@@ -126,14 +126,14 @@ class AlignmentModule(LightningModule):
 
     @staticmethod
     def _mapped(mapping: nn.Module, x: Tensor, patches: Patches | None, unpaired: Unpaired | None) -> tuple[Tensor, ...]:
-        """Unit images of the pairs, of the patches' points and of the unpaired rows."""
+        """Normalize images of the pairs, of the patches' points and of the unpaired rows."""
         parts = [x, x[:0] if patches is None else patches.points, x[:0] if unpaired is None else unpaired.rows]
         return normalized(mapping(torch.cat(parts))).split([len(part) for part in parts])
 
     @staticmethod
-    def _joined(unpaired: Unpaired | None, z: Tensor) -> Mapped | None:
+    def _joined(unpaired: Unpaired | None, z: Tensor) -> Projected | None:
         """Unpaired rows and images of the joined batch."""
-        return None if unpaired is None else Mapped(gather_rows(unpaired.rows, unpaired.count), gather_rows(z, unpaired.count))
+        return None if unpaired is None else Projected(gather_rows(unpaired.rows, unpaired.count), gather_rows(z, unpaired.count))
 
     @staticmethod
     def _geometric(loss: GeometricLoss, patches: Patches | None, z: Tensor, scale: float) -> Tensor:

@@ -15,15 +15,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import Maps, Samples
+from gera_lightning.aligners.base import FitData, Maps
 from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.training_rows import Modality, TrainingRows
 from gera_lightning.filters.base import Filter, fit_filters
-from gera_lightning.models.maps import Chain
+from gera_lightning.models.maps import Sequential
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.utils import distributed
-from gera_lightning.utils.instantiate import Part, build, check_role
+from gera_lightning.utils.instantiate import ClassSpec, build, check_role
 from gera_lightning.utils.progress import ProgressCallback
 
 MOST_POOL_ROWS = 20_000
@@ -33,7 +33,7 @@ MOST_FILTERED_BYTES = 2**29
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingSet:
     """What a method is fitted on, and where it keeps its state.
 
     Attributes:
@@ -55,7 +55,7 @@ class Task:
     memory: dict[str, FilteredModality] = field(default_factory=dict, repr=False, compare=False)
 
     def folds(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out `tuning.enough` pairs together.
+        """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out `tuning.max_heldout_pairs` pairs together.
 
         Inside a fold fewer families may be left than `tuning.folds` asks for: it has a part for each.
         """
@@ -64,9 +64,9 @@ class Task:
             count = min(count, max(2, self.families[self.rows.items[positions]].nunique()))
         parts = splits.folds(self.rows.items[positions], self.families, count, self.seed)
         held = np.cumsum([len(part) for part in parts])
-        return [positions[part] for part in parts[: max(2, int(np.searchsorted(held, self.config.tuning.enough)) + 1)]]
+        return [positions[part] for part in parts[: max(2, int(np.searchsorted(held, self.config.tuning.max_heldout_pairs)) + 1)]]
 
-    def without(self, held: np.ndarray) -> Task:
+    def excluding(self, held: np.ndarray) -> TrainingSet:
         """The task of a fold: pools without rows of the families that the pairs at `held` are of."""
         number, sides = self.family_numbers, {}
         families = np.unique(number["pairs"][held])
@@ -82,7 +82,7 @@ class Task:
         items = {"pairs": self.rows.items, "a": self.rows.a.pool_items, "b": self.rows.b.pool_items}
         return {name: numbers[found].to_numpy() for name, found in items.items()}
 
-    def looked_at(self) -> Task:
+    def with_truncated_pools(self) -> TrainingSet:
         """The task with what filters and closed forms look at of each pool, so that its folds copy no more than that."""
         if max(len(self.rows.a.pool), len(self.rows.b.pool)) <= MOST_POOL_ROWS:
             return self
@@ -91,16 +91,16 @@ class Task:
         }
         return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **sides))
 
-    def to(self, device: torch.device) -> Task:
+    def to(self, device: torch.device) -> TrainingSet:
         """The task with its rows on a device: itself, where they lie there."""
         if self.rows.a.pairs.device == device:
             return self
         return dataclasses.replace(self, rows=self.rows.to(device), memory={})
 
-    def samples(self, positions: np.ndarray) -> Samples:
+    def samples(self, positions: np.ndarray) -> FitData:
         """Rows for a closed form, these pairs and the pools."""
         a, b = self.rows.a, self.rows.b
-        return Samples(a.pairs[positions], b.pairs[positions], a.pool[:MOST_POOL_ROWS], b.pool[:MOST_POOL_ROWS])
+        return FitData(a.pairs[positions], b.pairs[positions], a.pool[:MOST_POOL_ROWS], b.pool[:MOST_POOL_ROWS])
 
     def held_out(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of a, rows of b and item numbers of held-out pairs."""
@@ -112,11 +112,11 @@ class Task:
         count = self.config.tuning.distractors
         return self.rows.a.pool[:count], self.rows.b.pool[:count]
 
-    def choices(self, side: str) -> Sequence[Sequence[Part]]:
+    def choices(self, side: str) -> Sequence[Sequence[ClassSpec]]:
         """The choices of filters of modality `side`; none is one choice, to leave the features as they are."""
         return self.config.filters.get(side) or [[]]
 
-    def filtered(self, side: str, number: int) -> FilteredModality:
+    def filtered_modality(self, side: str, number: int) -> FilteredModality:
         """Modality `side` as choice `number` of its filters, fitted on its pool, passes it on."""
         parts, modality = self.choices(side)[number], getattr(self.rows, side)
         if not parts:
@@ -133,9 +133,9 @@ class Task:
                 del self.memory[next(iter(self.memory))]
         return self.memory[name]
 
-    def through(self, numbers: Mapping[str, int]) -> Filtered:
+    def filtered(self, numbers: Mapping[str, int]) -> Filtered:
         """The task on features that choice `numbers[side]` of each modality's filters passes on."""
-        a, b = (self.filtered(side, numbers[side]) for side in "ab")
+        a, b = (self.filtered_modality(side, numbers[side]) for side in "ab")
         return Filtered(dataclasses.replace(self, rows=dataclasses.replace(self.rows, a=a.modality, b=b.modality)), (a.mapping, b.mapping))
 
 
@@ -166,16 +166,16 @@ class Filtered:
         maps: the filters of both modalities; None where features are left as they are.
     """
 
-    task: Task
+    task: TrainingSet
     maps: tuple[nn.Module | None, nn.Module | None]
 
-    def behind(self, map_a: nn.Module, map_b: nn.Module) -> Maps:
+    def compose(self, map_a: nn.Module, map_b: nn.Module) -> Maps:
         """Maps of frozen rows: the filters, then the given maps."""
-        a, b = (inner if first is None else Chain(first, inner) for first, inner in zip(self.maps, (map_a, map_b), strict=True))
+        a, b = (inner if first is None else Sequential(first, inner) for first, inner in zip(self.maps, (map_a, map_b), strict=True))
         return a, b
 
 
-def build_filters(parts: Sequence[Part], side: str, number: int) -> list[Filter]:
+def build_filters(parts: Sequence[ClassSpec], side: str, number: int) -> list[Filter]:
     """The filters of one choice, number `number` of modality `side` in the config's `filters`.
 
     Raises:
@@ -193,7 +193,7 @@ T = TypeVar("T")
 
 
 @torch.no_grad()
-def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | None = None) -> SharedSpace:
+def shared_space(task: TrainingSet, map_a: nn.Module, map_b: nn.Module, rows: int | None = None) -> SharedSpace:
     """Maps as they stand with the score correction that the config asks for, against the first `rows` of each pool, or `MOST_POOL_ROWS`."""
     rows = MOST_POOL_ROWS if rows is None else rows
     space = SharedSpace(map_a, map_b)
@@ -204,12 +204,12 @@ def shared_space(task: Task, map_a: nn.Module, map_b: nn.Module, rows: int | Non
     return space
 
 
-def on_accelerator(task: Task, work: Callable[[Task], T]) -> T:
+def on_accelerator(task: TrainingSet, work: Callable[[TrainingSet], T]) -> T:
     """What `work` makes of a task whose pools are cut to what closed forms look at.
 
     Its rows are on the CUDA device, where there is one and `trainer.accelerator` allows it; on the CPU where there is none, or its memory
     is too small for the work.
     """
-    task = task.looked_at()
+    task = task.with_truncated_pools()
     accelerator, pairs = distributed.device(task.config.trainer.accelerator), f"{len(task.rows.items)} pairs"
-    return distributed.with_room(accelerator, lambda device: work(task.to(device)), pairs)
+    return distributed.run_with_cpu_fallback(accelerator, lambda device: work(task.to(device)), pairs)

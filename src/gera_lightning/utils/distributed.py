@@ -30,7 +30,7 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def wanted(devices: int) -> int:
+def num_processes(devices: int) -> int:
     """Processes to start for so many devices (-1: every GPU); 1 in a process that was launched for one of them."""
     if devices == 1 or "LOCAL_RANK" in os.environ:
         return 1
@@ -69,7 +69,7 @@ def device(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-def with_room(device: torch.device, work: Callable[[torch.device], T], what: str) -> T:
+def run_with_cpu_fallback(device: torch.device, work: Callable[[torch.device], T], what: str) -> T:
     """What `work` gives on a device; on the CPU where the device's memory is too small for it.
 
     Args:

@@ -17,7 +17,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def appearing_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A scratch file to write, which is `path` afterwards: a reader sees the old file or the whole new one, never a part.
 
     Its name is that of no other writer, on this machine or another one of the same file system.
@@ -33,12 +33,12 @@ def appearing_whole(path: Path) -> Iterator[Path]:
 
 
 def replace_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, as `appearing_whole`."""
-    with appearing_whole(path) as scratch:
+    """Write `data` to `path`, as `atomic_write`."""
+    with atomic_write(path) as scratch:
         scratch.write_bytes(data)
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove what `appearing_whole` of processes that were killed left under a folder, in which nobody may be writing."""
+    """Remove what `atomic_write` of processes that were killed left under a folder, in which nobody may be writing."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from gera_lightning.utils.errors import UserError, did_you_mean
 
-Part = dict[str, Any]
+ClassSpec = dict[str, Any]
 
 
 def resolve(path: str, where: str) -> type:

@@ -14,7 +14,7 @@ ProgressCallback = Callable[[str, int, int], None]
 """Called with (what is under way, done, of how many)."""
 
 
-def unheard(what: str, done: int, total: int) -> None:
+def no_progress(what: str, done: int, total: int) -> None:
     """Progress that nobody is told of."""
 
 

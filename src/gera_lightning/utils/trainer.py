@@ -57,7 +57,7 @@ LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightn
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Build and run a Trainer: no lines of Lightning's, no warnings of third parties, and Ctrl+C interrupts as everywhere.
 
     On Ctrl+C Lightning exits the process and ignores any further one; here it is a KeyboardInterrupt, and the handler is as it was.

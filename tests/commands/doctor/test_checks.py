@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gera_lightning.commands.doctor.checks import (
-    MEND,
+    ERROR,
     NOTE,
     OK,
     components,
@@ -45,10 +45,10 @@ def test_damage_is_counted_and_named(make_store):
     x = cloud(40, 5)
     x[7, 2], x[9, 0] = np.nan, np.inf
     store = make_store("a", x)
-    assert "2 rows hold NaN or infinity, the first is 'i0007-a-7'" in said(row_findings(store, "a", scan(store)), MEND)
+    assert "2 rows hold NaN or infinity, the first is 'i0007-a-7'" in said(row_findings(store, "a", scan(store)), ERROR)
 
 
-@pytest.mark.parametrize(("zeros", "mark"), [(1, NOTE), (10, MEND)])
+@pytest.mark.parametrize(("zeros", "mark"), [(1, NOTE), (10, ERROR)])
 def test_rows_without_a_direction_are_counted(make_store, zeros, mark):
     x = cloud(40, 5)
     x[:zeros] *= 1e-5
@@ -62,13 +62,13 @@ def test_few_copies_are_noted_and_many_are_a_collapse(make_store):
     store = make_store("a", x)
     assert "2 rows (5.0%) are exact copies" in said(row_findings(store, "a", scan(store)), NOTE)
     collapsed = make_store("b", np.tile(x[:2], (20, 1)))
-    assert "95% of the rows are exact copies" in said(row_findings(collapsed, "b", scan(collapsed)), MEND)
+    assert "95% of the rows are exact copies" in said(row_findings(collapsed, "b", scan(collapsed)), ERROR)
 
 
 def test_a_file_that_is_not_the_manifests_is_named(make_store):
     store = make_store("a", cloud(7, 5))
     np.save(store.path / "emb_0000.npy", cloud(7, 5, seed=1))
-    assert "emb_0000.npy" in said(row_findings(store, "a", scan(store)), MEND)
+    assert "emb_0000.npy" in said(row_findings(store, "a", scan(store)), ERROR)
 
 
 def test_copies_across_the_split_are_a_leak_and_class_names_on_both_sides_are_none(make_store):
@@ -79,7 +79,7 @@ def test_copies_across_the_split_are_a_leak_and_class_names_on_both_sides_are_no
     a, b = clean, make_store("b", leaky, split=split)
     parts = split_items(a.rows, b.rows)
     assert not list(leak_findings("a", scan(a), parts.train_a, parts.test_a))
-    assert "2 test rows are exact copies of train rows" in said(leak_findings("b", scan(b), parts.train_b, parts.test_b), MEND)
+    assert "2 test rows are exact copies of train rows" in said(leak_findings("b", scan(b), parts.train_b, parts.test_b), ERROR)
 
 
 # ---- pairs ----
@@ -104,7 +104,7 @@ def test_too_few_pairs_and_pairs_that_are_none_are_told_apart(make_store):
     stranger = make_store("b", cloud(200, 6, seed=1), item=items)
     assert "check that `item` pairs the right rows" in said(pair_findings(a, stranger, split_items(a.rows, stranger.rows)), NOTE)
     other = make_store("c", cloud(200, 6), item=[f"j{n}" for n in range(197)] + items[:3])
-    words = said(pair_findings(a, other, split_items(a.rows, other.rows)), MEND)
+    words = said(pair_findings(a, other, split_items(a.rows, other.rows)), ERROR)
     assert "train items have a row in both stores, at least 10 are needed" in words
 
 
@@ -115,7 +115,7 @@ def test_stores_without_test_items_can_be_aligned_but_not_measured(make_store):
         pair_findings(a, b, split_items(a.rows, b.rows)), NOTE
     )
     half = make_store("c", x * 3, item=[*items[:59], "other"], split=["train"] * 59 + ["test"])
-    assert "runs measure nothing" in said(pair_findings(a, half, split_items(a.rows, half.rows)), MEND)
+    assert "runs measure nothing" in said(pair_findings(a, half, split_items(a.rows, half.rows)), ERROR)
 
 
 # ---- geometry ----
@@ -129,9 +129,9 @@ def test_effective_dimensions_are_those_of_the_cloud():
 
 def test_a_collapsed_encoder_is_seen():
     x = torch.from_numpy(cloud(100, 8))
-    assert "all rows point the same way" in said(spread_findings(x * 1e-4 + 1, "a"), MEND)
+    assert "all rows point the same way" in said(spread_findings(x * 1e-4 + 1, "a"), ERROR)
     line = torch.from_numpy(cloud(100, 1)).sign() * torch.ones(8) + x * 0.01
-    assert "the rows lie on a line" in said(spread_findings(line, "a"), MEND)
+    assert "the rows lie on a line" in said(spread_findings(line, "a"), ERROR)
 
 
 def flood_sizes(neighbors: list[set[int]]) -> list[int]:

@@ -10,7 +10,7 @@ from scipy.stats import ttest_rel
 from gera_lightning import cli, config
 from gera_lightning.commands.doctor import evidence as evidence_module
 from gera_lightning.commands.doctor.evidence import Evidence, chance_score, gather, held_out_scores, smallest_budget
-from gera_lightning.commands.doctor.examine import MEND, NEXT, NOTE, OK, _compared, examine, verdict
+from gera_lightning.commands.doctor.examine import ERROR, NOTE, OK, SUGGESTION, _compared, examine, verdict
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.experiment.paired_stores import Stores
@@ -36,7 +36,7 @@ def lines(findings, mark):
 def test_views_of_one_manifold_will_align_and_the_next_step_loads(views, tmp_path):
     a, b = views
     found = list(examine(a.path, b.path, budget=60, methods=["ridge", "procrustes"]))
-    assert not lines(found, MEND)
+    assert not lines(found, ERROR)
     words = " | ".join(finding.words for finding in found)
     for text in (
         "0 items in both",
@@ -46,7 +46,7 @@ def test_views_of_one_manifold_will_align_and_the_next_step_loads(views, tmp_pat
         " is best, held-out partner's typical rank ",
     ):
         assert text in words
-    written, command = lines(found, NEXT)
+    written, command = lines(found, SUGGESTION)
     assert command == "make train EXP=mine"
     (tmp_path / "mine.yaml").write_text(written.split(": ", 1)[1])
     (tmp_path / "methods").symlink_to(f"{a.path.cwd()}/experiments/methods")
@@ -66,7 +66,7 @@ def test_wrong_pairs_are_found_out(views, tmp_path):
     rows["item"] = np.random.default_rng(0).permutation(rows["item"])
     wrong = write_store(tmp_path / "wrong", b.read(), rows, encoder=b.encoder, source={})
     found = list(examine(a.path, wrong.path, budget=60, methods=["ridge", "procrustes"]))
-    assert any("no better than chance" in words for words in lines(found, MEND))
+    assert any("no better than chance" in words for words in lines(found, ERROR))
     assert any("neighbourhoods do not agree" in words for words in lines(found, NOTE))
     assert "will not work" in verdict(found)
 
@@ -81,7 +81,7 @@ def test_stores_without_test_items_are_told_to_align(views, tmp_path):
     found = list(examine(*paths, budget=40, methods=["ridge", "procrustes"]))
     assert any("take gera align" in words for words in lines(found, NOTE))
     best = next(words.split(": ")[1].split()[0] for words in lines(found, OK) if words.startswith("40 pairs: "))
-    assert lines(found, NEXT)[-1] == f"make align EXP=mine ARGS=method={best}"
+    assert lines(found, SUGGESTION)[-1] == f"make align EXP=mine ARGS=method={best}"
     assert "alignment will work" in verdict(found)
 
 
@@ -96,7 +96,7 @@ def test_test_rows_have_no_say_in_what_is_recommended(views, tmp_path):
         x = store.read()
         x[test] = np.random.default_rng(1).normal(size=(len(test), store.dim))
         noisy.append(write_store(tmp_path / store.path.name, x, store.rows, encoder=store.encoder, source={}, dtype="float32"))
-    said = [[str(f) for f in examine(a.path, b.path, budget=40, methods=["ridge", "cca"]) if f.mark != NEXT] for a, b in (views, noisy)]
+    said = [[str(f) for f in examine(a.path, b.path, budget=40, methods=["ridge", "cca"]) if f.mark != SUGGESTION] for a, b in (views, noisy)]
     assert said[0] == said[1]
 
 
@@ -142,7 +142,7 @@ def test_a_broken_store_is_described_and_exits_with_2(make_store, capsys, how, w
     store = broken(make_store, how)
     assert cli.main(["doctor", str(whole.path), str(store.path)]) == 2
     captured = capsys.readouterr()
-    assert any(words in line for line in captured.out.splitlines() if line.startswith(MEND)), captured.out
+    assert any(words in line for line in captured.out.splitlines() if line.startswith(ERROR)), captured.out
     assert "ok   a: 60 rows of width 4" in captured.out
     assert captured.err.startswith("error: alignment will not work as it is")
 
@@ -180,13 +180,13 @@ def test_chance_is_the_mean_over_all_ranks():
 def test_no_pair_has_a_say_in_its_own_setting(views, tmp_path, monkeypatch):
     """With planted scores: the setting of each fold is the one that is best on the others."""
     from gera_lightning.data.training_rows import load_rows
-    from gera_lightning.training.training_set import Task
+    from gera_lightning.training.training_set import TrainingSet
 
     a, b = views
     experiment = config.load({"data": {"a": str(a.path), "b": str(b.path)}, "budgets": [20], "methods": ["ridge"]}, folder=FOLDER)
     stores = Stores.open(experiment.common)
-    rows = load_rows(a, b, stores.draw(experiment.common, 20, 0))
-    task = Task(experiment.methods["ridge"], rows, stores.split.families, 0, tmp_path, lambda *_: None)
+    rows = load_rows(a, b, stores.sample_pairs(experiment.common, 20, 0))
+    task = TrainingSet(experiment.methods["ridge"], rows, stores.split.families, 0, tmp_path, lambda *_: None)
     folds = [len(part) for part in task.folds(np.arange(20))]
     planted = np.random.default_rng(0).normal(size=(8, 20))
     monkeypatch.setattr(evidence_module, "fold_scores", lambda *_: planted)
@@ -217,7 +217,7 @@ def test_presets_are_compared_pair_by_pair():
 def test_one_store_twice_is_found_out(views):
     a, _ = views
     found = list(examine(a.path, a.path))
-    assert any("the same store twice" in words for words in lines(found, MEND))
+    assert any("the same store twice" in words for words in lines(found, ERROR))
 
 
 def test_methods_in_words_are_methods(views):

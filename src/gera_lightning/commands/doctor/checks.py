@@ -23,7 +23,7 @@ from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
 
-OK, NOTE, MEND, NEXT = "ok", "note", "MEND", "next"
+OK, NOTE, ERROR, SUGGESTION = "ok", "note", "ERROR", "next"
 SMALL_NORM = 1e-3
 """Of the median: such a row's direction is noise."""
 SPREAD = 0.01
@@ -37,7 +37,7 @@ stores the speech rows, which diffusion harms, lie at 0.56, the pictures, which 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found: `mark` is `ok`, `note` (worth knowing), `MEND` (in the way) or `next` (what to run)."""
+    """One thing that was found: `mark` is `ok`, `note` (worth knowing), `ERROR` (in the way) or `next` (what to run)."""
 
     mark: str
     words: str
@@ -53,19 +53,19 @@ def row_findings(store: EmbeddingStore, side: str, found: Scan) -> Iterator[Find
     try:
         store.verify()
     except UserError as error:
-        yield Finding(MEND, f"{side}: {error}")
+        yield Finding(ERROR, f"{side}: {error}")
     bad = found.damaged
     if len(bad):
         first = store.rows["row"].iloc[bad[0]]
-        yield Finding(MEND, f"{side}: {len(bad):,} rows hold NaN or infinity, the first is {first!r}: embed them again or leave them out")
+        yield Finding(ERROR, f"{side}: {len(bad):,} rows hold NaN or infinity, the first is {first!r}: embed them again or leave them out")
     norms = found.norms[np.isfinite(found.norms)]
     small = int((norms <= SMALL_NORM * np.median(norms)).sum()) if len(norms) else 0
     if small:
-        mark = MEND if small > 0.05 * len(norms) else NOTE
+        mark = ERROR if small > 0.05 * len(norms) else NOTE
         yield Finding(mark, f"{side}: {small:,} rows have norm 0 or nearly so, their direction means nothing: leave them out")
     share = found.copies / max(len(store), 1)
     if share > 0.5:
-        yield Finding(MEND, f"{side}: {share:.0%} of the rows are exact copies of another: the encoder or its input has collapsed")
+        yield Finding(ERROR, f"{side}: {share:.0%} of the rows are exact copies of another: the encoder or its input has collapsed")
     elif found.copies:
         yield Finding(
             NOTE, f"{side}: {found.copies:,} rows ({share:.1%}) are exact copies of an earlier one: one `family` keeps copies together"
@@ -77,7 +77,7 @@ def leak_findings(side: str, found: Scan, train: np.ndarray, test: np.ndarray) -
     leaked = np.isin(found.codes[np.setdiff1d(test, train)], found.codes[train])
     if leaked.any():
         yield Finding(
-            MEND,
+            ERROR,
             f"{side}: {int(leaked.sum()):,} test rows are exact copies of train rows, so results would flatter: "
             "give the items of copies one `family`, which no split cuts",
         )
@@ -86,7 +86,7 @@ def leak_findings(side: str, found: Scan, train: np.ndarray, test: np.ndarray) -
 def pair_findings(a: EmbeddingStore, b: EmbeddingStore, split: ItemSplit) -> Iterator[Finding]:
     """How many pairs there are, what is unpaired, and whether paired neighbourhoods agree."""
     if a.data_hash == b.data_hash:
-        yield Finding(MEND, f"pairs: a and b are the same store twice ({a.path}, {b.path}): name one of each modality")
+        yield Finding(ERROR, f"pairs: a and b are the same store twice ({a.path}, {b.path}): name one of each modality")
         return
     items_a, items_b = (np.unique(s.rows["item"].to_numpy(dtype=str)[rows]) for s, rows in ((a, split.train_a), (b, split.train_b)))
     items = matched_items(a.rows, b.rows, split)
@@ -94,7 +94,7 @@ def pair_findings(a: EmbeddingStore, b: EmbeddingStore, split: ItemSplit) -> Ite
     alone = f"unpaired items: {len(items_a) - len(items):,} of a, {len(items_b) - len(items):,} of b"
     if len(items) < FEW_PAIRS:
         yield Finding(
-            MEND,
+            ERROR,
             f"pairs: {len(items)} train items have a row in both stores, at least {FEW_PAIRS} are needed: "
             f"rows with the same `item` are a pair, so check both `item` columns ({alone})",
         )
@@ -102,7 +102,7 @@ def pair_findings(a: EmbeddingStore, b: EmbeddingStore, split: ItemSplit) -> Ite
     families = split.families[items].nunique()
     yield Finding(OK, f"pairs: {len(items):,} train items in {families:,} families, {len(held):,} test items; {alone}")
     if not len(held):
-        mark = MEND if len(split.test_a) or len(split.test_b) else NOTE
+        mark = ERROR if len(split.test_a) or len(split.test_b) else NOTE
         yield Finding(
             mark, "pairs: no test item has a row in both stores, so runs measure nothing: check the `split` column, or take gera align"
         )
@@ -126,10 +126,10 @@ def spread_findings(x: Tensor, side: str) -> Iterator[Finding]:
     dimensions = float(values.sum() ** 2 / values.square().sum().clamp(min=1e-300))
     if spread < SPREAD:
         yield Finding(
-            MEND, f"{side}: all rows point the same way (spread {spread:.2g} of 1): the embeddings have collapsed, look at the encoder"
+            ERROR, f"{side}: all rows point the same way (spread {spread:.2g} of 1): the embeddings have collapsed, look at the encoder"
         )
     elif dimensions < 2:
-        yield Finding(MEND, f"{side}: the rows lie on a line ({dimensions:.1f} effective dimensions): the embeddings have collapsed")
+        yield Finding(ERROR, f"{side}: the rows lie on a line ({dimensions:.1f} effective dimensions): the embeddings have collapsed")
     else:
         yield Finding(OK, f"{side}: {dimensions:.0f} effective dimensions of {x.shape[1]}, spread {spread:.2f} of 1")
 

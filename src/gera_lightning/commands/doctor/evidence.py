@@ -21,9 +21,9 @@ from gera_lightning.evaluation.statistics import holm
 from gera_lightning.experiment.paired_stores import Stores
 from gera_lightning.training.cross_validation import choose, fold_scores
 from gera_lightning.training.filter_choice import choose_filters
-from gera_lightning.training.training_set import Task, on_accelerator
+from gera_lightning.training.training_set import TrainingSet, on_accelerator
 from gera_lightning.utils.instantiate import build
-from gera_lightning.utils.progress import unheard
+from gera_lightning.utils.progress import no_progress
 
 LEVEL = 0.01
 
@@ -86,20 +86,20 @@ def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[
         names: which of the presets.
     """
     common, seed = experiment.common, experiment.common.seeds[0]
-    rows = load_rows(stores.a, stores.b, stores.draw(common, budget, seed), center=common.data.center)
+    rows = load_rows(stores.a, stores.b, stores.sample_pairs(common, budget, seed), center=common.data.center)
     with tempfile.TemporaryDirectory() as folder:
-        tasks = {n: Task(experiment.methods[n], rows, stores.split.families, seed, Path(folder), unheard) for n in names}
+        tasks = {n: TrainingSet(experiment.methods[n], rows, stores.split.families, seed, Path(folder), no_progress) for n in names}
         scores = {name: on_accelerator(task, held_out_scores) for name, task in tasks.items()}
         task = tasks[names[0]]
         parts = task.folds(np.arange(len(rows.items)))
         chance = [
-            np.full(len(held), np.mean([chance_score(len(held) + len(pool)) for pool in task.without(held).distractors()]))
+            np.full(len(held), np.mean([chance_score(len(held) + len(pool)) for pool in task.excluding(held).distractors()]))
             for held in parts
         ]
     return Evidence(budget, scores, np.concatenate(chance))
 
 
-def held_out_scores(task: Task) -> np.ndarray:
+def held_out_scores(task: TrainingSet) -> np.ndarray:
     """Score of every held-out pair `[n]`, each under the setting that the pairs of the other folds choose.
 
     So no pair has a say in the setting that it is scored under, and presets with many settings gain nothing by having them. Filters are
@@ -109,7 +109,7 @@ def held_out_scores(task: Task) -> np.ndarray:
     method: ClosedForm = build(task.config.closed_form, "closed_form")
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
-    settings = method.settings(choice.left(task.config.tuning.settings), len(everything))
+    settings = method.settings(choice.remaining_trials(task.config.tuning.max_trials), len(everything))
     scores = fold_scores(task, method, settings, everything, choice.numbers)
     fold = np.concatenate([np.full(len(held), number) for number, held in enumerate(task.folds(everything))])
     chosen = {number: choose(scores[:, fold != number]) for number in np.unique(fold)}

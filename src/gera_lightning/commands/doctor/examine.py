@@ -13,11 +13,11 @@ import yaml
 
 from gera_lightning import config
 from gera_lightning.commands.doctor.checks import (
+    ERROR,
     FEW_PAIRS,
-    MEND,
-    NEXT,
     NOTE,
     OK,
+    SUGGESTION,
     Finding,
     leak_findings,
     neighbor_findings,
@@ -79,7 +79,7 @@ def examine(
     try:
         split = split_items(a.rows, b.rows)
     except UserError as error:
-        yield Finding(MEND, f"split: {error}")
+        yield Finding(ERROR, f"split: {error}")
         return
     yield from leak_findings("a", found_a, split.train_a, split.test_a)
     yield from leak_findings("b", found_b, split.train_b, split.test_b)
@@ -93,7 +93,7 @@ def examine(
     for side, store, rows in (("a", a, split.train_a), ("b", b, split.train_b)):
         for finding in _geometry(store, side, rows, k, most, seed):
             yield finding
-            collapsed |= finding.mark == MEND
+            collapsed |= finding.mark == ERROR
     pairs = len(matched_items(a.rows, b.rows, split))
     if pairs >= FEW_PAIRS and not collapsed:
         yield from _presets(Stores(a, b, split), pairs, budget, seed, names, folder)
@@ -109,7 +109,7 @@ def _opened(*paths: str | os.PathLike[str]) -> Generator[Finding, None, list[tup
             yield from row_findings(store, side, found)
             stores.append((store, found))
         except UserError as error:
-            yield Finding(MEND, f"{side}: {error}")
+            yield Finding(ERROR, f"{side}: {error}")
     return stores
 
 
@@ -140,7 +140,7 @@ def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, names: S
     unpaired = min(store.rows["item"].iloc[rows].nunique() for store, rows in trains) - pairs
     largest = budget or min(PAIRS, pairs if unpaired >= pairs else pairs // 2)
     if largest > pairs:
-        yield Finding(MEND, f"budget={largest} pairs are more than the {pairs} train items with a row in both stores: lower it")
+        yield Finding(ERROR, f"budget={largest} pairs are more than the {pairs} train items with a row in both stores: lower it")
         return
     settings = {
         "data": {"a": str(stores.a.path), "b": str(stores.b.path)},
@@ -154,7 +154,7 @@ def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, names: S
     yield _pools(stores, experiment, largest)
     budgets = [n for n in sorted({*BUDGETS, max(largest // 3, FEW_PAIRS), largest}) if n <= largest and _foldable(stores, experiment, n)]
     if not budgets:
-        yield Finding(MEND, f"budget={largest}: the pairs hold fewer families than the {experiment.common.tuning.folds} folds of tuning")
+        yield Finding(ERROR, f"budget={largest}: the pairs hold fewer families than the {experiment.common.tuning.folds} folds of tuning")
         return
     yield _least(experiment, stores, budgets, PROBE if PROBE in names else names[0])
     compared = []
@@ -166,13 +166,13 @@ def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, names: S
 
 def _foldable(stores: Stores, experiment: config.Experiment, budget: int) -> bool:
     """Whether there are as many families in the pairs as folds."""
-    items = stores.draw(experiment.common, budget, experiment.common.seeds[0]).items
+    items = stores.sample_pairs(experiment.common, budget, experiment.common.seeds[0]).items
     return stores.split.families[items].nunique() >= experiment.common.tuning.folds
 
 
 def _pools(stores: Stores, experiment: config.Experiment, budget: int) -> Finding:
     """Sizes of the pools, and items that are in both."""
-    drawn = stores.draw(experiment.common, budget, experiment.common.seeds[0])
+    drawn = stores.sample_pairs(experiment.common, budget, experiment.common.seeds[0])
     items = [set(s.rows["item"].iloc[pool]) for s, pool in ((stores.a, drawn.pool_a), (stores.b, drawn.pool_b))]
     shared = len(items[0] & items[1])
     text = f"pools: {len(drawn.pool_a):,} and {len(drawn.pool_b):,} unpaired rows beside {budget} pairs, {shared:,} items in both"
@@ -185,7 +185,7 @@ def _least(experiment: config.Experiment, stores: Stores, budgets: Sequence[int]
     least = smallest_budget(experiment, stores, budgets, probe)
     if least is None:
         return Finding(
-            MEND,
+            ERROR,
             f"budget: even at {budgets[-1]} pairs {probe} finds held-out partners no better than chance: "
             "check that `item` pairs the right rows, or bring more pairs",
         )
@@ -219,11 +219,11 @@ def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> It
     known = _experiment_of(stores, folder)
     if not known:
         data = {"data": {"a": str(stores.a.path), "b": str(stores.b.path)}, **settings}
-        yield Finding(NEXT, f"write {folder}/mine.yaml: {_flow(data)}")
+        yield Finding(SUGGESTION, f"write {folder}/mine.yaml: {_flow(data)}")
     if not len(stores.split.test_a):  # nothing to measure a run on
-        yield Finding(NEXT, f"make align EXP={known or 'mine'}" + (f" ARGS=method={names[0]}" if names[0] != "gera" else ""))
+        yield Finding(SUGGESTION, f"make align EXP={known or 'mine'}" + (f" ARGS=method={names[0]}" if names[0] != "gera" else ""))
     else:
-        yield Finding(NEXT, f'make train EXP={known} ARGS="{words}"' if known else "make train EXP=mine")
+        yield Finding(SUGGESTION, f'make train EXP={known} ARGS="{words}"' if known else "make train EXP=mine")
 
 
 def _flow(value: object) -> str:
@@ -250,7 +250,7 @@ def _experiment_of(stores: Stores, folder: str) -> str | None:
 
 def verdict(findings: Sequence[Finding]) -> str:
     """One sentence that sums findings up."""
-    mend, note = (sum(finding.mark == mark for finding in findings) for mark in (MEND, NOTE))
+    mend, note = (sum(finding.mark == mark for finding in findings) for mark in (ERROR, NOTE))
     if mend:
-        return f"alignment will not work as it is: first mend what is marked {MEND} ({mend})"
+        return f"alignment will not work as it is: first mend what is marked {ERROR} ({mend})"
     return "alignment will work" + (f"; keep in mind what is marked {NOTE} ({note})" if note else "")
