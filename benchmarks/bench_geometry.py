@@ -1,4 +1,5 @@
-"""What the geometric loss says of known maps on the shipped stores, and what a neighbour graph and a step of it cost.
+"""What the geometric loss says of known maps on the shipped stores, and what a neighbour graph and
+a step of it cost.
 
 python benchmarks/bench_geometry.py
 """
@@ -17,7 +18,12 @@ from gera_lightning.losses.geometric import GeometricLoss
 from gera_lightning.models.maps import ResidualMLP, normalized
 from gera_lightning.models.preprocessing import Preprocessing
 
-STORES = ("data/wordnet_speech/speech", "data/wordnet_speech/text", "data/emoji/image", "data/emoji/text")
+STORES = (
+    "data/wordnet_speech/speech",
+    "data/wordnet_speech/text",
+    "data/emoji/image",
+    "data/emoji/text",
+)
 ROWS, K, ANCHORS, STEPS = 3000, 16, 64, 20
 
 
@@ -38,8 +44,14 @@ def values(x: Tensor, graph: NeighborGraph) -> None:
     }
     for loops in (True, False):
         loss = GeometricLoss(self_loops=loops).calibrated(x[patches], graph.edge_scale)
-        told = "  ".join(f"{name} {float(loss(x[patches], z[patches], scale=graph.edge_scale).mean()):.3f}" for name, z in maps.items())
-        print(f"  {'with' if loops else 'without'} self-affinity, factor {loss.operator.factor:.3f}: {told}")
+        told = "  ".join(
+            f"{name} {float(loss(x[patches], z[patches], scale=graph.edge_scale).mean()):.3f}"
+            for name, z in maps.items()
+        )
+        print(
+            f"  {'with' if loops else 'without'} self-affinity, factor {loss.operator.factor:.3f}:"
+            f" {told}"
+        )
 
 
 def cost(x: Tensor, graph: NeighborGraph) -> None:
@@ -54,9 +66,15 @@ def cost(x: Tensor, graph: NeighborGraph) -> None:
             z = normalized(head(torch.cat([pairs, x[members]]) if geometric else pairs))
             total = clip_loss(z[:256] @ targets.T / 0.07, positives)
             if geometric:
-                total = total + loss(x[members][inverse], z[256:][inverse], scale=graph.edge_scale).mean()
+                total = (
+                    total
+                    + loss(x[members][inverse], z[256:][inverse], scale=graph.edge_scale).mean()
+                )
             total.backward()
-        print(f"  a step {'with' if geometric else 'without'} it: {(time.perf_counter() - started) / STEPS * 1e3:.1f} ms")
+        print(
+            f"  a step {'with' if geometric else 'without'} it:"
+            f" {(time.perf_counter() - started) / STEPS * 1e3:.1f} ms"
+        )
 
 
 def main() -> None:
@@ -67,7 +85,10 @@ def main() -> None:
         x = Preprocessing.fit(raw)(raw)
         started = time.perf_counter()
         graph = knn_graph(x, K)
-        print(f"{path}: {len(x):,} rows, width {x.shape[1]}, graph of {K} neighbours in {time.perf_counter() - started:.2f} s")
+        print(
+            f"{path}: {len(x):,} rows, width {x.shape[1]}, graph of {K} neighbours in"
+            f" {time.perf_counter() - started:.2f} s"
+        )
         values(x, graph)
         cost(x, graph)
 

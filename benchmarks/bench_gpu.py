@@ -1,11 +1,14 @@
-"""What a CUDA device gains: neighbour graphs, and whole runs on it, in bfloat16 and on the CPU beside it.
+"""What a CUDA device gains: neighbour graphs, and whole runs on it, in bfloat16 and on the CPU
+beside it.
 
-python benchmarks/bench_gpu.py                                  graphs and runs; nothing where there is no CUDA device
-python benchmarks/bench_gpu.py graphs
-python benchmarks/bench_gpu.py runs gera,contrastive 100,3000   runs of these methods at these budgets
+python benchmarks/bench_gpu.py                                  graphs and runs; nothing where there
+is no CUDA device python benchmarks/bench_gpu.py graphs
+python benchmarks/bench_gpu.py runs gera,contrastive 100,3000   runs of these methods at these
+budgets
 
-Graphs are of random unit rows. Runs are of speech_text, seed 0, on the validation part (`data.split=dev`): seconds with tuning and
-evaluation, and R@10 as the mean of both directions. The first run on the device pays for starting it.
+Graphs are of random unit rows. Runs are of speech_text, seed 0, on the validation part
+(`data.split=dev`): seconds with tuning and evaluation, and R@10 as the mean of both directions. The
+first run on the device pays for starting it.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ def graphs() -> None:
         x = normalized(torch.randn(count, DIM, generator=torch.Generator().manual_seed(0)))
         on_device, exact = x.cuda(), None
         ways: dict[str, Callable[[], NeighborGraph]] = {
-            "torch": lambda on_device=on_device: knn_graph(on_device, K, how=SearchSettings("torch")),
+            "torch": lambda on_device=on_device: knn_graph(
+                on_device, K, how=SearchSettings("torch")
+            ),
             "faiss": lambda x=x: knn_graph(x, K, how=SearchSettings("faiss")),
         }
         told = []
@@ -61,11 +66,16 @@ def graphs() -> None:
             build()
             graph, seconds = timed(build)
             exact = graph if exact is None else exact
-            told.append(f"{name} {seconds * 1e3:,.0f} ms (recall {overlap(exact.indices.cuda(), graph.indices.cuda()):.4f})")
+            told.append(
+                f"{name} {seconds * 1e3:,.0f} ms (recall"
+                f" {overlap(exact.indices.cuda(), graph.indices.cuda()):.4f})"
+            )
         if count <= ON_CPU_AT_MOST:
             with mock.patch("faiss.get_num_gpus", return_value=0):
                 _, seconds = timed(ways["faiss"])
-            told.append(f"faiss on the CPU, {torch.get_num_threads()} threads, {seconds * 1e3:,.0f} ms")
+            told.append(
+                f"faiss on the CPU, {torch.get_num_threads()} threads, {seconds * 1e3:,.0f} ms"
+            )
         print(f"{count:,} rows, width {DIM}, {K} neighbours: {', '.join(told)}", flush=True)
 
 
@@ -86,7 +96,11 @@ def runs(methods: tuple[str, ...] = METHODS, budgets: tuple[int, ...] = BUDGETS)
                     continue  # closed forms know one precision
                 row, seconds = timed(lambda run=run: execute(run))
                 rate = (row["ab/r@10"] + row["ba/r@10"]) / 2
-                print(f"{run.method}, {run.budget:,} pairs, {where}: {seconds:.1f} s, R@10 {rate:.3f}", flush=True)
+                print(
+                    f"{run.method}, {run.budget:,} pairs, {where}: {seconds:.1f} s, R@10"
+                    f" {rate:.3f}",
+                    flush=True,
+                )
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
-"""What filters of the features are worth: coupled ridge behind each of them, on many splits of the train items.
+"""What filters of the features are worth: coupled ridge behind each of them, on many splits of the
+train items.
 
     python benchmarks/filters.py image_text 25,50,100,200,400
 
-One dev split holds few families, and what helps on it may not help on the next one. So the train items are split again by the hash of
-their family, in `SPLITS` ways, one draw of pairs each; the sealed test items are never read. Prints R@10, the mean of both directions,
-without a filter, and for each filter the mean difference to that with its standard error over the splits.
+One dev split holds few families, and what helps on it may not help on the next one. So the train
+items are split again by the hash of their family, in `SPLITS` ways, one draw of pairs each; the
+sealed test items are never read. Prints R@10, the mean of both directions, without a filter, and
+for each filter the mean difference to that with its standard error over the splits.
 """
 
 from __future__ import annotations
@@ -58,17 +60,27 @@ def split_again(stores: Stores, number: int) -> Stores:
     return replace(stores, split=replace(split, **parts))
 
 
-def recall(rows: TrainingRows, held_out: HeldOutItems, filters: tuple[list[Filter], list[Filter]]) -> float:
+def recall(
+    rows: TrainingRows, held_out: HeldOutItems, filters: tuple[list[Filter], list[Filter]]
+) -> float:
     """R@10, the mean of both directions, of coupled ridge behind these filters, with half of CSLS."""
-    (first_a, pool_a), (first_b, pool_b) = (fit_filters(parts, side.pool) for parts, side in zip(filters, (rows.a, rows.b), strict=True))
+    (first_a, pool_a), (first_b, pool_b) = (
+        fit_filters(parts, side.pool) for parts, side in zip(filters, (rows.a, rows.b), strict=True)
+    )
     samples = FitData(first_a(rows.a.pairs), first_b(rows.b.pairs), pool_a, pool_b)
     [(map_a, map_b)] = CoupledRidge().candidates(samples, [SETTING])
     space = SharedSpace(map_a, map_b)
-    space.correction = CSLS(weight=0.5, pool_a=space.embed("a", pool_a), pool_b=space.embed("b", pool_b))
+    space.correction = CSLS(
+        weight=0.5, pool_a=space.embed("a", pool_a), pool_b=space.embed("b", pool_b)
+    )
     z_a = space.embed("a", first_a(rows.a.preprocess(held_out.a.x)))
     z_b = space.embed("b", first_b(rows.b.preprocess(held_out.b.x)))
-    there = rank_positives(space.queries(z_a), space.gallery("b", z_b), held_out.item_a, held_out.item_b).best
-    back = rank_positives(space.queries(z_b), space.gallery("a", z_a), held_out.item_b, held_out.item_a).best
+    there = rank_positives(
+        space.queries(z_a), space.gallery("b", z_b), held_out.item_a, held_out.item_b
+    ).best
+    back = rank_positives(
+        space.queries(z_b), space.gallery("a", z_a), held_out.item_b, held_out.item_a
+    ).best
     return float(((there <= 10).float().mean() + (back <= 10).float().mean()) / 2)
 
 
@@ -77,7 +89,9 @@ def main(experiment: str, budgets: list[int]) -> None:
     """Print a table a budget."""
     config = load(experiment).common
     stores = Stores.open(config)
-    found: dict[int, dict[str, list[float]]] = {budget: {name: [] for name in FILTERS} for budget in budgets}
+    found: dict[int, dict[str, list[float]]] = {
+        budget: {name: [] for name in FILTERS} for budget in budgets
+    }
     for number in range(SPLITS):
         again = split_again(stores, number)
         for budget in budgets:
@@ -89,7 +103,10 @@ def main(experiment: str, budgets: list[int]) -> None:
         print(f"\n{experiment}, {budget} pairs: R@10 {base.mean():.3f} without a filter")
         for name, values in list(found[budget].items())[1:]:
             difference = np.array(values) - base
-            print(f"  {name:<32} {difference.mean():+.3f} +- {difference.std(ddof=1) / len(difference) ** 0.5:.3f}")
+            print(
+                f"  {name:<32} {difference.mean():+.3f} +-"
+                f" {difference.std(ddof=1) / len(difference) ** 0.5:.3f}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""The default on data that nothing was tuned on: halves of handwritten digits, words against sentence embeddings, the made views.
+"""The default on data that nothing was tuned on: halves of handwritten digits, words against
+sentence embeddings, the made views.
 
     python benchmarks/untuned.py            # or some of: digits words synthetic linear table noisy
 
-Makes the stores in `.cache/untuned`, sweeps `gera`, its twin `gera_off`, `ridge` and `contrastive` over five seeds, and prints their
-recall and whether `gera` is anywhere significantly worse. The digits are scikit-learn's, 1,797 of 8 x 8 pixels, the left half one
-modality and the right half the other. The words are the shipped WordNet sentences, as the leading directions of their tf-idf, which
-is fitted on training rows. Three more run when they are named, for they were tuned on: that `gera` has CCA and a strong penalty among
-its settings is for them. `linear` is two linear views of twenty factors, those that are strong in the one weak in the other; `table` is
-scikit-learn's breast cancer data, 15 measurements of a tumour against the other 15; `noisy` is two views of clusters with as much noise
-as signal.
+Makes the stores in `.cache/untuned`, sweeps `gera`, its twin `gera_off`, `ridge` and `contrastive`
+over five seeds, and prints their recall and whether `gera` is anywhere significantly worse. The
+digits are scikit-learn's, 1,797 of 8 x 8 pixels, the left half one modality and the right half the
+other. The words are the shipped WordNet sentences, as the leading directions of their tf-idf, which
+is fitted on training rows. Three more run when they are named, for they were tuned on: that `gera`
+has CCA and a strong penalty among its settings is for them. `linear` is two linear views of twenty
+factors, those that are strong in the one weak in the other; `table` is scikit-learn's breast cancer
+data, 15 measurements of a tumour against the other 15; `noisy` is two views of clusters with as
+much noise as signal.
 """
 
 from __future__ import annotations
@@ -39,10 +42,14 @@ METHODS = ["gera", "gera_off", "ridge", "contrastive"]
 def _store(name: str, x: np.ndarray, rows: pd.DataFrame, encoder: str, source: str) -> None:
     """Write a store in place of an earlier one."""
     shutil.rmtree(FOLDER / name, ignore_errors=True)
-    write_store(FOLDER / name, x, rows, encoder={"name": encoder}, source={"name": source}, dtype="float32")
+    write_store(
+        FOLDER / name, x, rows, encoder={"name": encoder}, source={"name": source}, dtype="float32"
+    )
 
 
-def _view(name: str, x: np.ndarray, items: list[str], encoder: str, source: str, **columns: np.ndarray) -> None:
+def _view(
+    name: str, x: np.ndarray, items: list[str], encoder: str, source: str, **columns: np.ndarray
+) -> None:
     """Write one modality's vectors, row i of item i."""
     rows = pd.DataFrame({"row": [f"{item}-{name}" for item in items], "item": items, **columns})
     _store(name, x.astype(np.float32), rows, encoder, source)
@@ -53,8 +60,18 @@ def make_digits() -> dict[str, object]:
     digits = load_digits()
     items = [f"digit{number:04d}" for number in range(len(digits.target))]
     for name, pixels in (("left", digits.images[:, :, :4]), ("right", digits.images[:, :, 4:])):
-        _view(name, pixels.reshape(len(items), -1), items, "pixels", "sklearn digits", label=digits.target.astype(str))
-    return {"data": {"a": str(FOLDER / "left"), "b": str(FOLDER / "right")}, "budgets": [25, 50, 100, 200, 400]}
+        _view(
+            name,
+            pixels.reshape(len(items), -1),
+            items,
+            "pixels",
+            "sklearn digits",
+            label=digits.target.astype(str),
+        )
+    return {
+        "data": {"a": str(FOLDER / "left"), "b": str(FOLDER / "right")},
+        "budgets": [25, 50, 100, 200, 400],
+    }
 
 
 def make_words() -> dict[str, object]:
@@ -75,7 +92,9 @@ def make_synthetic() -> dict[str, object]:
 
 
 def make_linear() -> dict[str, object]:
-    """`a = (u s) R_a`, `b = (u s reversed) R_b` with `u` standard normal, `s = .8^k`, and noise of 3 % of either's deviation."""
+    """`a = (u s) R_a`, `b = (u s reversed) R_b` with `u` standard normal, `s = .8^k`, and noise of
+    3 % of either's deviation.
+    """
     rng, count, factors = np.random.default_rng(0), 2500, 20
     u, strength = rng.normal(size=(count, factors)), 0.8 ** np.arange(factors)
     items = [f"point{number:04d}" for number in range(count)]
@@ -83,29 +102,47 @@ def make_linear() -> dict[str, object]:
         x = (u * weight) @ rng.normal(size=(factors, width))
         x += 0.03 * x.std() * rng.normal(size=x.shape)
         _view(side, x, items, side, "made")
-    return {"data": {"a": str(FOLDER / "linear-a"), "b": str(FOLDER / "linear-b")}, "budgets": [30, 100, 200]}
+    return {
+        "data": {"a": str(FOLDER / "linear-a"), "b": str(FOLDER / "linear-b")},
+        "budgets": [30, 100, 200],
+    }
 
 
 def make_table() -> dict[str, object]:
     """Half of the columns against the other half, both drawn at random."""
     table = load_breast_cancer().data
-    columns, scaled = np.random.default_rng(0).permutation(30), (table - table.mean(0)) / table.std(0)
+    columns, scaled = (
+        np.random.default_rng(0).permutation(30),
+        (table - table.mean(0)) / table.std(0),
+    )
     items = [f"tumour{number:03d}" for number in range(len(table))]
     for side, half in (("table-a", columns[:15]), ("table-b", columns[15:])):
         _view(side, scaled[:, half], items, side, "sklearn breast cancer")
-    return {"data": {"a": str(FOLDER / "table-a"), "b": str(FOLDER / "table-b")}, "budgets": [25, 50, 100]}
+    return {
+        "data": {"a": str(FOLDER / "table-a"), "b": str(FOLDER / "table-b")},
+        "budgets": [25, 50, 100],
+    }
 
 
 def make_noisy() -> dict[str, object]:
-    """`tanh(z P_a) Q_a` scaled to unit deviation, plus standard normal noise, and so `b`, with `z` around one of 20 centres in 12 dimensions."""
+    """`tanh(z P_a) Q_a` scaled to unit deviation, plus standard normal noise, and so `b`, with `z`
+    around one of 20 centres in 12 dimensions.
+    """
     rng, count, factors = np.random.default_rng(0), 3000, 12
-    z = rng.normal(size=(20, factors))[rng.integers(0, 20, count)] + 0.6 * rng.normal(size=(count, factors))
+    z = rng.normal(size=(20, factors))[rng.integers(0, 20, count)] + 0.6 * rng.normal(
+        size=(count, factors)
+    )
     items = [f"point{number:04d}" for number in range(count)]
     for side, width in (("noisy-a", 96), ("noisy-b", 64)):
-        x = np.tanh(z @ rng.normal(size=(factors, 128)) / factors**0.5) @ rng.normal(size=(128, width))
+        x = np.tanh(z @ rng.normal(size=(factors, 128)) / factors**0.5) @ rng.normal(
+            size=(128, width)
+        )
         x = x / x.std() + rng.normal(size=x.shape)
         _view(side, x, items, side, "made")
-    return {"data": {"a": str(FOLDER / "noisy-a"), "b": str(FOLDER / "noisy-b")}, "budgets": [30, 100, 300]}
+    return {
+        "data": {"a": str(FOLDER / "noisy-a"), "b": str(FOLDER / "noisy-b")},
+        "budgets": [30, 100, 300],
+    }
 
 
 UNTUNED = {"digits": make_digits, "words": make_words, "synthetic": make_synthetic}
@@ -119,7 +156,11 @@ def main(names: list[str]) -> None:
         (FOLDER / "methods").symlink_to(PRESETS.absolute(), target_is_directory=True)
     for name in names:
         path = FOLDER / f"{name}.yaml"
-        common = {"trainer": {"max_steps": 100}, "batch": {"anchors": 32}, "tuning": {"used_folds": 2}}
+        common = {
+            "trainer": {"max_steps": 100},
+            "batch": {"anchors": 32},
+            "tuning": {"used_folds": 2},
+        }
         path.write_text(yaml.safe_dump({**common, **ALL[name](), "sweep": {"methods": METHODS}}))
         words = ["sweep.workers=2"]
         run_sweep(config.load(str(path), words, sweep=True), [str(path), *words], Console())

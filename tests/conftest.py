@@ -24,7 +24,9 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An experiment of a test has the presets beside it alone; those of the repository's experiments lie beside them."""
+    """An experiment of a test has the presets beside it alone; those of the repository's
+    experiments lie beside them.
+    """
     monkeypatch.setattr("gera_lightning.config.loading.SHIPPED", REPOSITORY / "nothing")
 
 
@@ -37,7 +39,9 @@ def repository() -> Path:
 def make_store(tmp_path: Path) -> Callable[..., EmbeddingStore]:
     """A small store: `make_store("a", vectors, item=[...], family=[...])`."""
 
-    def make(name: str, vectors: np.ndarray, shard_rows: int = 7, **columns: list[str]) -> EmbeddingStore:
+    def make(
+        name: str, vectors: np.ndarray, shard_rows: int = 7, **columns: list[str]
+    ) -> EmbeddingStore:
         columns.setdefault("item", [f"i{n:04d}" for n in range(len(vectors))])
         columns.setdefault("row", [f"{item}-{name}-{n}" for n, item in enumerate(columns["item"])])
         table = pd.DataFrame(columns)
@@ -56,7 +60,9 @@ def make_store(tmp_path: Path) -> Callable[..., EmbeddingStore]:
 
 @pytest.fixture(scope="session")
 def write_yaml() -> Callable[[Path, Mapping[str, Any]], Path]:
-    """Write files of YAML under a folder: `write_yaml(folder, {"small.yaml": {...}, "methods/ridge.yaml": {...}})`."""
+    """Write files of YAML under a folder: `write_yaml(folder, {"small.yaml": {...},
+    "methods/ridge.yaml": {...}})`.
+    """
 
     def write(folder: Path, files: Mapping[str, Any]) -> Path:
         for name, values in files.items():

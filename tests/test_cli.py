@@ -26,15 +26,27 @@ RIDGE = {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direct
 
 
 @pytest.fixture
-def project(tmp_path: Path, make_store: Callable[..., EmbeddingStore], monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(
+    tmp_path: Path, make_store: Callable[..., EmbeddingStore], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A working directory with one experiment on two small stores; the command is run from there."""
     x = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
     for name, width in (("a", 6), ("b", 4)):
-        make_store(name, x[:, :width], item=[f"i{n:02d}" for n in range(N)], split=["test" if n % 4 == 0 else "train" for n in range(N)])
+        make_store(
+            name,
+            x[:, :width],
+            item=[f"i{n:02d}" for n in range(N)],
+            split=["test" if n % 4 == 0 else "train" for n in range(N)],
+        )
     (tmp_path / "experiments" / "methods").mkdir(parents=True)
     (tmp_path / "experiments" / "methods" / "ridge.yaml").write_text(yaml.safe_dump(RIDGE))
     (tmp_path / "experiments" / "methods" / "plain.yaml").write_text("closed_form: null\n")
-    settings = {"data": {"a": "a", "b": "b"}, "budgets": [10], "methods": ["ridge", "plain"], "tuning": {"folds": 2}}
+    settings = {
+        "data": {"a": "a", "b": "b"},
+        "budgets": [10],
+        "methods": ["ridge", "plain"],
+        "tuning": {"folds": 2},
+    }
     (tmp_path / "experiments" / "small.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
     for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
@@ -43,7 +55,9 @@ def project(tmp_path: Path, make_store: Callable[..., EmbeddingStore], monkeypat
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that must be refused: code 2, one line on standard error, nothing else, and no run left behind."""
+    """Run a command that must be refused: code 2, one line on standard error, nothing else, and no
+    run left behind.
+    """
     assert cli.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -73,9 +87,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("small", "budgets=[10,20]", "data.reserved_pairs=15"), ["20", "data.reserved_pairs=15"]),
         (("small", "data.reserved_pairs=45"), ["data.reserved_pairs=45", "no unpaired rows"]),
         (("small", "tuning.folds=11"), ["tuning.folds=11", "10 families"]),
-        (("small", "methods=[ridge]", "data.synthetic.item=9"), ["data.synthetic.item", "did you mean 'items'"]),
-        (("small", "methods=[ridge]", "data.synthetic.items=0"), ["data.synthetic.items=0", "at least 1"]),
-        (("small", "methods=[ridge]", "data.synthetic.items=1e4"), ["data.synthetic.items=10000.0", "whole number"]),
+        (
+            ("small", "methods=[ridge]", "data.synthetic.item=9"),
+            ["data.synthetic.item", "did you mean 'items'"],
+        ),
+        (
+            ("small", "methods=[ridge]", "data.synthetic.items=0"),
+            ["data.synthetic.items=0", "at least 1"],
+        ),
+        (
+            ("small", "methods=[ridge]", "data.synthetic.items=1e4"),
+            ["data.synthetic.items=10000.0", "whole number"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(project, capsys, arguments, words):
@@ -123,19 +146,31 @@ def test_a_broken_experiment_file_is_one_line(project, capsys):
 
 def test_the_real_command_exits_with_2(project):
     """In a process of its own, as a shell sees it."""
-    done = subprocess.run([sys.executable, "-m", "gera_lightning", "train", "small", "budget=[1]"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "gera_lightning", "train", "small", "budget=[1]"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == f"error: budget=[1]: there is no key 'budget'; did you mean 'budgets'?{chr(10)}"
+    assert (
+        done.stderr
+        == f"error: budget=[1]: there is no key 'budget'; did you mean 'budgets'?{chr(10)}"
+    )
 
 
 def test_a_mistake_is_found_before_torch_is_imported(project):
-    code = "import sys; from gera_lightning.cli import main; code = main(['train', 'smal']); print(code, 'torch' in sys.modules)"
+    code = (
+        "import sys; from gera_lightning.cli import main; code = main(['train', 'smal']);"
+        " print(code, 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian", "small"], ["train", "small", "--budgets", "3"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian", "small"], ["train", "small", "--budgets", "3"]]
+)
 def test_words_that_are_no_command_exit_with_2(project, capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -157,14 +192,27 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def record(experiment: config.Experiment, console: object = None) -> Outcome:
         seen.append((experiment, console))
-        return Outcome(pd.DataFrame(), "the table", Path("runs/small/curve.png"), Path("runs/small"), "bear in mind")
+        return Outcome(
+            pd.DataFrame(),
+            "the table",
+            Path("runs/small/curve.png"),
+            Path("runs/small"),
+            "bear in mind",
+        )
 
     monkeypatch.setattr(runner, "run_experiment", record)
     return seen
 
 
 def test_words_of_the_command_line_equal_keywords(project, capsys, asked):
-    words = ["budgets=[5,10]", "seeds=[1,2]", "trainer.max_steps=7", "optimizer.lr=1e-4", "trainer.devices=1", "geometric_loss.form=kl"]
+    words = [
+        "budgets=[5,10]",
+        "seeds=[1,2]",
+        "trainer.max_steps=7",
+        "optimizer.lr=1e-4",
+        "trainer.devices=1",
+        "geometric_loss.form=kl",
+    ]
     keywords = {
         "budgets": [5, 10],
         "seeds": [1, 2],
@@ -179,7 +227,13 @@ def test_words_of_the_command_line_equal_keywords(project, capsys, asked):
     assert experiment != config.load("small")
     assert console is not None
     out = capsys.readouterr().out
-    for word in ("the table", "runs/small/curve.png", "runs/small/results.jsonl", "make tensorboard EXP=small", "bear in mind"):
+    for word in (
+        "the table",
+        "runs/small/curve.png",
+        "runs/small/results.jsonl",
+        "make tensorboard EXP=small",
+        "bear in mind",
+    ):
         assert word in out
 
 
@@ -187,7 +241,10 @@ def test_words_of_the_command_line_equal_keywords(project, capsys, asked):
     ("experiment", "shown"),
     [
         ("small", ["make report EXP=small", "make tensorboard EXP=small"]),
-        ("experiments/small.yaml", ["gera report experiments/small.yaml", "tensorboard --logdir runs/small"]),
+        (
+            "experiments/small.yaml",
+            ["gera report experiments/small.yaml", "tensorboard --logdir runs/small"],
+        ),
     ],
 )
 def test_what_to_do_next_is_named_as_the_experiment_was(project, capsys, asked, experiment, shown):
@@ -212,7 +269,10 @@ def test_only_the_first_process_prints(project, capsys, asked, monkeypatch):
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/small"),
             2,
-            "error: runs/small: No space left on device: make room or name another place, such as runs_dir=...\n",
+            (
+                "error: runs/small: No space left on device: make room or name another place, such"
+                " as runs_dir=...\n"
+            ),
         ),
     ],
 )
@@ -236,19 +296,27 @@ def test_what_was_finished_before_an_interruption_is_in_the_results(project, mon
 
     monkeypatch.setattr(runner, "execute", stopping)
     assert cli.main(["train", "small", "methods=[ridge]", "seeds=[0,1]"]) == 130
-    assert [json.loads(line) for line in Path("runs/small/results.jsonl").read_text().splitlines()] == done
+    assert [
+        json.loads(line) for line in Path("runs/small/results.jsonl").read_text().splitlines()
+    ] == done
 
 
 def test_a_users_class_beside_the_experiments_is_found(project):
-    (project / "mylib.py").write_text("from gera_lightning.aligners.ridge import Ridge\n\n\nclass Mine(Ridge):\n    pass\n")
+    (project / "mylib.py").write_text(
+        "from gera_lightning.aligners.ridge import Ridge\n\n\nclass Mine(Ridge):\n    pass\n"
+    )
     gera = str(Path(sys.executable).with_name("gera"))
     words = ["train", "small", "methods=[ridge]", "closed_form.class=mylib.Mine"]
     done = subprocess.run([gera, *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("word", "says"), [("gpuu", "did you mean 'gpu'"), ("cuda", "there is no GPU here")])
-def test_a_closed_form_is_not_computed_elsewhere_in_silence(project, capsys, monkeypatch, word, says):
+@pytest.mark.parametrize(
+    ("word", "says"), [("gpuu", "did you mean 'gpu'"), ("cuda", "there is no GPU here")]
+)
+def test_a_closed_form_is_not_computed_elsewhere_in_silence(
+    project, capsys, monkeypatch, word, says
+):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert cli.main(["train", "small", "methods=[ridge]", f"trainer.accelerator={word}"]) == 2
     assert says in capsys.readouterr().err
@@ -297,15 +365,27 @@ def test_a_whole_experiment_from_the_command_line(project, capsys):
     assert cli.main(["train", "small", "methods=[ridge]", "budgets=[5,10]", "seeds=[0,1]"]) == 0
     out = capsys.readouterr().out
     assert "ridge" in out
-    rows = [json.loads(line) for line in (project / "runs" / "small" / "results.jsonl").read_text().splitlines()]
-    assert sorted((row["method"], row["budget"], row["seed"]) for row in rows) == [("ridge", b, s) for b in (5, 10) for s in (0, 1)]
+    rows = [
+        json.loads(line)
+        for line in (project / "runs" / "small" / "results.jsonl").read_text().splitlines()
+    ]
+    assert sorted((row["method"], row["budget"], row["seed"]) for row in rows) == [
+        ("ridge", b, s) for b in (5, 10) for s in (0, 1)
+    ]
     assert not list((project / "runs").rglob("*.partial"))
 
 
 def test_a_reader_that_has_enough_is_no_error(make_store):
-    store = make_store("a", np.random.default_rng(0).normal(size=(9, 4)), item=[str(n) for n in range(9)])
-    command = f"import sys; from gera_lightning.cli import main; sys.exit(main(['inspect', {str(store.path)!r}]))"
-    asking = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    store = make_store(
+        "a", np.random.default_rng(0).normal(size=(9, 4)), item=[str(n) for n in range(9)]
+    )
+    command = (
+        "import sys; from gera_lightning.cli import main; sys.exit(main(['inspect',"
+        f" {str(store.path)!r}]))"
+    )
+    asking = subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert asking.stdout is not None
     asking.stdout.close()
     assert asking.stderr is not None
@@ -318,21 +398,34 @@ def test_a_reader_that_has_enough_is_no_error(make_store):
 
 def test_a_mistake_is_told_before_processes_start(project, capsys, monkeypatch):
     monkeypatch.setattr(cli, "_start_processes", lambda *_: pytest.fail("nothing to start for"))
-    assert "5000 pairs are more than" in refused(capsys, "train", "small", "trainer.devices=2", "budgets=[5000]")
+    assert "5000 pairs are more than" in refused(
+        capsys, "train", "small", "trainer.devices=2", "budgets=[5000]"
+    )
 
 
-def test_processes_are_started_with_the_commands_words_and_a_failed_one_gives_the_exit_code(project, monkeypatch):
+def test_processes_are_started_with_the_commands_words_and_a_failed_one_gives_the_exit_code(
+    project, monkeypatch
+):
     started = []
 
     def launch(words: list[str]) -> None:
         started.append(words)
-        raise ChildFailedError("gera", {0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file="")})
+        raise ChildFailedError(
+            "gera", {0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file="")}
+        )
 
     monkeypatch.setattr("torch.distributed.run.main", launch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(SystemExit) as left:
         cli.main(["train", "small", "trainer.devices=2", "methods=[plain]"])
     assert left.value.code == 2
-    assert started[0][-6:] == ["-m", "gera_lightning", "train", "small", "trainer.devices=2", "methods=[plain]"]
+    assert started[0][-6:] == [
+        "-m",
+        "gera_lightning",
+        "train",
+        "small",
+        "trainer.devices=2",
+        "methods=[plain]",
+    ]
     with pytest.raises(UserError, match=r"trainer\.devices=2: this is one process"):
         train("small", trainer={"devices": 2})

@@ -20,9 +20,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 def test_the_graph_on_the_device_is_that_of_the_cpu(backend):
-    x = torch.nn.functional.normalize(torch.randn(5000, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    x = torch.nn.functional.normalize(
+        torch.randn(5000, 64, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     here, there = (
-        knn_graph(v, 10, how=SearchSettings(name)) for v, name in ((x, "torch"), (x.cuda() if backend == "torch" else x, backend))
+        knn_graph(v, 10, how=SearchSettings(name))
+        for v, name in ((x, "torch"), (x.cuda() if backend == "torch" else x, backend))
     )
     shared = (here.indices.unsqueeze(2) == there.indices.cpu().unsqueeze(1)).any(2).float().mean()
     assert float(shared) > 0.999  # ties and rounding
@@ -36,9 +39,13 @@ def test_a_graph_by_several_gpus_is_that_of_one(monkeypatch, shard):
 
     def on_two(index, co):
         devices = [number % torch.cuda.device_count() for number in range(2)]
-        return faiss.index_cpu_to_gpu_multiple_py([faiss.StandardGpuResources() for _ in devices], index, co, devices)
+        return faiss.index_cpu_to_gpu_multiple_py(
+            [faiss.StandardGpuResources() for _ in devices], index, co, devices
+        )
 
-    x = torch.nn.functional.normalize(torch.randn(20_000, 384, generator=torch.Generator().manual_seed(0)), dim=1)
+    x = torch.nn.functional.normalize(
+        torch.randn(20_000, 384, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     expected = knn_graph(x.cuda(), 16, how=SearchSettings("torch")).indices.cpu()
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", on_two)
@@ -48,8 +55,12 @@ def test_a_graph_by_several_gpus_is_that_of_one(monkeypatch, shard):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_geometric_loss_agrees_with_the_cpu_under_autocast(dtype):
-    x = torch.nn.functional.normalize(torch.randn(8, 9, 16, generator=torch.Generator().manual_seed(0)), dim=2)
-    z = torch.nn.functional.normalize(torch.randn(8, 9, 12, generator=torch.Generator().manual_seed(1)), dim=2)
+    x = torch.nn.functional.normalize(
+        torch.randn(8, 9, 16, generator=torch.Generator().manual_seed(0)), dim=2
+    )
+    z = torch.nn.functional.normalize(
+        torch.randn(8, 9, 12, generator=torch.Generator().manual_seed(1)), dim=2
+    )
     loss = GeometricLoss().calibrated(x, 1.0)
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
         there = loss(x.cuda(), z.cuda(), scale=1.0)
@@ -75,7 +86,9 @@ def test_a_run_on_the_device_learns_what_one_on_the_cpu_learns(tmp_path, reposit
     assert abs(found["gpu"] - found["cpu"]) < 0.05
 
 
-@pytest.mark.parametrize("method", ["gera", "kernel_ridge", "cca", "manifold_kernel_ridge", "self_training"])
+@pytest.mark.parametrize(
+    "method", ["gera", "kernel_ridge", "cca", "manifold_kernel_ridge", "self_training"]
+)
 def test_a_closed_form_on_the_device_is_that_of_the_cpu(tmp_path, repository, method):
     found = {}
     for accelerator in ("cpu", "gpu"):
@@ -93,13 +106,24 @@ def test_a_closed_form_on_the_device_is_that_of_the_cpu(tmp_path, repository, me
 
 
 def test_an_export_by_the_device_is_that_of_the_cpu(tmp_path, repository):
-    words = {"budgets": [100], "methods": ["gera"], "data.synthetic.items": 1500, "runs_dir": str(tmp_path / "runs")}
+    words = {
+        "budgets": [100],
+        "methods": ["gera"],
+        "data.synthetic.items": 1500,
+        "runs_dir": str(tmp_path / "runs"),
+    }
     [run] = plan(load("synthetic", words, folder=repository / "experiments"))
     execute(run)
     rows, told = {}, {}
     for accelerator in ("cpu", "gpu"):
         chosen = [f"trainer.accelerator={accelerator}", "data.synthetic.items=1500"]
-        rows[accelerator] = torch.from_numpy(EmbeddingStore(export(str(run.folder), chosen, out=str(tmp_path / accelerator)) / "b").read())
-        told[accelerator] = search_words(str(run.folder), str(run.stores.a.rows["row"].iloc[0]), chosen, k=1)
+        rows[accelerator] = torch.from_numpy(
+            EmbeddingStore(
+                export(str(run.folder), chosen, out=str(tmp_path / accelerator)) / "b"
+            ).read()
+        )
+        told[accelerator] = search_words(
+            str(run.folder), str(run.stores.a.rows["row"].iloc[0]), chosen, k=1
+        )
     torch.testing.assert_close(rows["gpu"], rows["cpu"], rtol=0, atol=1e-4)
     assert told["gpu"].split()[-1] == told["cpu"].split()[-1]

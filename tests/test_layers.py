@@ -22,7 +22,9 @@ FLOORS = [
     {"encoders", "config", "geometry", "models"},
     {"utils"},
 ]
-"""The rooms of the house, the top floor first. A file imports from its own room and from floors below it."""
+"""The rooms of the house, the top floor first. A file imports from its own room and from floors
+below it.
+"""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {
     "faiss": {"geometry/neighbors.py"},
@@ -33,7 +35,9 @@ ONLY_IN = {
     "matplotlib": {"report"},
     "lightning": {"training", "experiment/run.py", "embedding/predict.py", "utils/trainer.py"},
 }
-"""Library to the files or rooms that alone import it: the mathematics works without Lightning, OmegaConf or YAML."""
+"""Library to the files or rooms that alone import it: the mathematics works without Lightning,
+OmegaConf or YAML.
+"""
 
 
 def imported(path: Path, *, everywhere: bool = True) -> set[str]:
@@ -58,11 +62,19 @@ def test_every_room_has_its_floor():
     assert {room(path) for path in FILES} - {"__init__"} == set(FLOOR)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if room(path) != "__init__"], ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if room(path) != "__init__"],
+    ids=lambda p: str(p.relative_to(SOURCE)),
+)
 def test_imports_run_downwards(path):
     own = room(path)
-    others = {name.split(".")[1] for name in imported(path) if name.startswith("gera_lightning.")} - {own}
-    assert {name for name in others if name in FLOOR and FLOOR[name] <= FLOOR[own] and own != "__main__"} == set()
+    others = {
+        name.split(".")[1] for name in imported(path) if name.startswith("gera_lightning.")
+    } - {own}
+    assert {
+        name for name in others if name in FLOOR and FLOOR[name] <= FLOOR[own] and own != "__main__"
+    } == set()
 
 
 def needed(path: Path) -> set[str]:
@@ -75,7 +87,12 @@ def needed(path: Path) -> set[str]:
                 found.add(head)
                 continue
             places = [SOURCE.joinpath(*rest[:depth]) for depth in range(len(rest) + 1)]
-            files = {place for part in places for place in (part.with_suffix(".py"), part / "__init__.py") if place.is_file()}
+            files = {
+                place
+                for part in places
+                for place in (part.with_suffix(".py"), part / "__init__.py")
+                if place.is_file()
+            }
             waiting += files - seen
             seen |= files
     return found
@@ -83,9 +100,17 @@ def needed(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_heavy_library_is_imported_where_it_belongs(library):
-    users = {str(p.relative_to(SOURCE)) for p in FILES if any(name.split(".")[0] == library for name in imported(p))}
+    users = {
+        str(p.relative_to(SOURCE))
+        for p in FILES
+        if any(name.split(".")[0] == library for name in imported(p))
+    }
     assert users
-    assert {user for user in users if not any(user == place or user.startswith(f"{place}/") for place in ONLY_IN[library])} == set()
+    assert {
+        user
+        for user in users
+        if not any(user == place or user.startswith(f"{place}/") for place in ONLY_IN[library])
+    } == set()
 
 
 def test_the_mathematics_needs_no_yaml():

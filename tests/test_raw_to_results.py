@@ -1,7 +1,9 @@
-"""Raw files to stores to a result row, through the shipped experiments: their folders small and made here, their networks tiny and random.
+"""Raw files to stores to a result row, through the shipped experiments: their folders small and
+made here, their networks tiny and random.
 
-Items are melodies of named notes (or pictures of named colours), and their texts name them: so even random networks carry what pairs
-the two modalities, and a result above chance shows that rows of one store meet their partners in the other.
+Items are melodies of named notes (or pictures of named colours), and their texts name them: so even
+random networks carry what pairs the two modalities, and a result above chance shows that rows of
+one store meet their partners in the other.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from gera_lightning import cli
 from gera_lightning.data.store import EmbeddingStore
 
 NOTES = ["do", "re", "mi", "fa", "so", "la", "ti", "ut"]
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255), (255, 255, 255), (0, 0, 0)]
+COLOURS = [
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (255, 255, 0),
+    (0, 255, 255),
+    (255, 0, 255),
+    (255, 255, 255),
+    (0, 0, 0),
+]
 ITEMS, TEST = 90, 20
 Made = tuple[Path, list[str]]
 """A shipped experiment's words that point it to what was made."""
@@ -43,7 +54,9 @@ def words(notes: list[int]) -> str:
 def melody(notes: list[int], rate: int) -> np.ndarray:
     """40 ms a note, an octave and a bit over all of them."""
     time = np.arange(int(0.04 * rate)) / rate
-    return np.concatenate([0.4 * np.sin(2 * np.pi * 300 * 1.35**n * time) for n in notes]).astype(np.float32)
+    return np.concatenate([0.4 * np.sin(2 * np.pi * 300 * 1.35**n * time) for n in notes]).astype(
+        np.float32
+    )
 
 
 def picture(notes: list[int]) -> Image.Image:
@@ -58,19 +71,57 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny checkpoints in the formats of HuBERT, DINOv2, CLAP and a sentence-transformers MPNet."""
     folder = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "initializer_range": 0.2}
-    convolutions = {"conv_dim": (32, 32, 32), "conv_kernel": (10, 8, 4), "conv_stride": (5, 4, 4), "num_feat_extract_layers": 3}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "initializer_range": 0.2,
+    }
+    convolutions = {
+        "conv_dim": (32, 32, 32),
+        "conv_kernel": (10, 8, 4),
+        "conv_stride": (5, 4, 4),
+        "num_feat_extract_layers": 3,
+    }
     positions = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "vocab_size": 8}
-    transformers.HubertModel(transformers.HubertConfig(**small, **convolutions, **positions)).save_pretrained(folder / "hubert")
+    transformers.HubertModel(
+        transformers.HubertConfig(**small, **convolutions, **positions)
+    ).save_pretrained(folder / "hubert")
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder / "hubert")
-    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 32, "patch_size": 8}
-    transformers.Dinov2Model(transformers.Dinov2Config(**vision, initializer_range=0.2)).save_pretrained(folder / "dinov2")
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "mlp_ratio": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    transformers.Dinov2Model(
+        transformers.Dinov2Config(**vision, initializer_range=0.2)
+    ).save_pretrained(folder / "dinov2")
     size = {"height": 32, "width": 32}
-    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder / "dinov2")
-    audio = {"spec_size": 256, "patch_embeds_hidden_size": 16, "hidden_size": 64, "depths": [1, 1, 1], "num_hidden_layers": 3}
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(
+        folder / "dinov2"
+    )
+    audio = {
+        "spec_size": 256,
+        "patch_embeds_hidden_size": 16,
+        "hidden_size": 64,
+        "depths": [1, 1, 1],
+        "num_hidden_layers": 3,
+    }
     audio |= {"num_attention_heads": [2, 2, 2], "enable_fusion": False}
-    text = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    transformers.ClapModel(transformers.ClapConfig(text_config=text, audio_config=audio)).save_pretrained(folder / "clap")
+    text = {
+        "vocab_size": 16,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    transformers.ClapModel(
+        transformers.ClapConfig(text_config=text, audio_config=audio)
+    ).save_pretrained(folder / "clap")
     transformers.ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(folder / "clap")
     sentence_folder(folder / "mpnet", small)
     return folder
@@ -80,14 +131,23 @@ def sentence_folder(folder: Path, small: dict[str, Any]) -> None:
     vocabulary = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *NOTES]
     folder.mkdir()
     (folder / "words.txt").write_text("\n".join(vocabulary) + "\n")
-    transformers.MPNetModel(transformers.MPNetConfig(vocab_size=len(vocabulary), **small)).save_pretrained(folder)
-    tokenizer = transformers.MPNetTokenizer(vocab={word: n for n, word in enumerate(vocabulary)}, vocab_file=str(folder / "words.txt"))
+    transformers.MPNetModel(
+        transformers.MPNetConfig(vocab_size=len(vocabulary), **small)
+    ).save_pretrained(folder)
+    tokenizer = transformers.MPNetTokenizer(
+        vocab={word: n for n, word in enumerate(vocabulary)}, vocab_file=str(folder / "words.txt")
+    )
     tokenizer.save_pretrained(folder)
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    modules = [{"idx": n, "name": str(n), "path": p, "type": f"sentence_transformers.models.{k}"} for n, (p, k) in enumerate(kinds)]
+    modules = [
+        {"idx": n, "name": str(n), "path": p, "type": f"sentence_transformers.models.{k}"}
+        for n, (p, k) in enumerate(kinds)
+    ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_mean_tokens": True})
+    )
 
 
 def librispeech(folder: Path) -> list[str]:
@@ -104,13 +164,17 @@ def librispeech(folder: Path) -> list[str]:
 
 
 def coco(folder: Path) -> list[str]:
-    content: dict[str, dict[str, list[Any]]] = {split: {"images": [], "annotations": []} for split in ("train", "test")}
+    content: dict[str, dict[str, list[Any]]] = {
+        split: {"images": [], "annotations": []} for split in ("train", "test")
+    }
     for n, notes in enumerate(melodies()):
         split = "test" if n < TEST else "train"
         (folder / split).mkdir(parents=True, exist_ok=True)
         picture(notes).save(folder / split / f"{n:012d}.png")
         content[split]["images"].append({"id": n + 1, "file_name": f"{n:012d}.png"})
-        content[split]["annotations"] += [{"id": 2 * n + c, "image_id": n + 1, "caption": words(notes)} for c in (0, 1)]
+        content[split]["annotations"] += [
+            {"id": 2 * n + c, "image_id": n + 1, "caption": words(notes)} for c in (0, 1)
+        ]
     for split, values in content.items():
         (folder / f"{split}.json").write_text(json.dumps(values))
     paths = {"captions": "{split}.json", "images": "{split}"}
@@ -135,7 +199,11 @@ def audiocaps(folder: Path) -> list[str]:
                     for _ in range(5 if split == "test" else 1):
                         table.writerow([number, f"yt{n}", 30, words(notes)])
                         number += 1
-    tables = [f"embed.{side}.corpus.path.{split}={folder / split}.csv" for side in "ab" for split in ("train", "test")]
+    tables = [
+        f"embed.{side}.corpus.path.{split}={folder / split}.csv"
+        for side in "ab"
+        for split in ("train", "test")
+    ]
     return [*tables, f"embed.a.corpus.root={folder}"]
 
 
@@ -146,11 +214,19 @@ def cc12m(folder: Path) -> list[str]:
             for n, notes in list(enumerate(melodies()))[first : first + 40]:
                 png = io.BytesIO()
                 picture(notes).save(png, "PNG")
-                for ending, content in (("png", png.getvalue()), ("txt", words(notes).encode()), ("json", b"{}")):
+                for ending, content in (
+                    ("png", png.getvalue()),
+                    ("txt", words(notes).encode()),
+                    ("json", b"{}"),
+                ):
                     member = tarfile.TarInfo(f"{n:09d}.{ending}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    return [*(f"embed.{side}.corpus.root={folder}" for side in "ab"), "data.test_share=0.25", "embed.a.encoder.pooling=mean"]
+    return [
+        *(f"embed.{side}.corpus.root={folder}" for side in "ab"),
+        "data.test_share=0.25",
+        "embed.a.encoder.pooling=mean",
+    ]
 
 
 CASES: dict[str, tuple[Callable[[Path], list[str]], str, tuple[int, int]]] = {
@@ -171,8 +247,20 @@ def test_a_shipped_experiment_from_raw_files_to_a_result(
         *(f"data.{side}={tmp_path / side}" for side in "ab"),
         f"embed.a.encoder.checkpoint={networks / network}",
         f"embed.b.encoder.checkpoint={networks / 'mpnet'}",
-        *("embed.workers=0", "embed.accelerator=cpu", "embed.precision=32-true", "embed.shard_rows=37"),
-        *("methods=[ridge]", "budgets=[50]", "data.reserved_pairs=50", "seeds=[0]", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path}"),
+        *(
+            "embed.workers=0",
+            "embed.accelerator=cpu",
+            "embed.precision=32-true",
+            "embed.shard_rows=37",
+        ),
+        *(
+            "methods=[ridge]",
+            "budgets=[50]",
+            "data.reserved_pairs=50",
+            "seeds=[0]",
+            f"runs_dir={tmp_path / 'runs'}",
+            f"cache_dir={tmp_path}",
+        ),
     ]
     experiment = str(repository / "experiments" / f"{name}.yaml")
     assert cli.main(["embed", experiment, *overrides]) == 0
@@ -180,15 +268,22 @@ def test_a_shipped_experiment_from_raw_files_to_a_result(
     assert f"{tmp_path / 'a'}: {counts[0]} rows" in said
     stores = [EmbeddingStore(tmp_path / side) for side in "ab"]
     assert (len(stores[0]), len(stores[1])) == counts
-    assert all("split" not in store.rows or (store.rows["split"] == "test").any() for store in stores)
+    assert all(
+        "split" not in store.rows or (store.rows["split"] == "test").any() for store in stores
+    )
     assert set(stores[0].rows["item"]) == set(stores[1].rows["item"])
     assert cli.main(["embed", experiment, *overrides]) == 0
     assert capsys.readouterr().out.count("finished before") == 2
     assert cli.main(["train", experiment, *overrides]) == 0
-    [row] = [json.loads(line) for line in (tmp_path / "runs" / name / "results.jsonl").read_text().splitlines()]
+    [row] = [
+        json.loads(line)
+        for line in (tmp_path / "runs" / name / "results.jsonl").read_text().splitlines()
+    ]
     assert (row["method"], row["budget"]) == ("ridge", 50)
     for direction in ("ab", "ba"):
-        assert row[f"{direction}/mrr"] > 2.5 * np.mean(1 / np.arange(1, TEST + 1)), "partners are found well above chance"
+        assert row[f"{direction}/mrr"] > 2.5 * np.mean(1 / np.arange(1, TEST + 1)), (
+            "partners are found well above chance"
+        )
 
 
 def test_all_layers_are_embedded_compared_and_one_is_aligned(
@@ -197,7 +292,10 @@ def test_all_layers_are_embedded_compared_and_one_is_aligned(
     words = [
         *coco(tmp_path / "raw"),
         *(f"data.{side}={tmp_path / side}" for side in "ab"),
-        *(f"embed.{side}.encoder.checkpoint={networks / name}" for side, name in (("a", "dinov2"), ("b", "mpnet"))),
+        *(
+            f"embed.{side}.encoder.checkpoint={networks / name}"
+            for side, name in (("a", "dinov2"), ("b", "mpnet"))
+        ),
         *("embed.a.encoder.layer=all", "embed.b.encoder.layer=[1,-1]"),
         *("embed.workers=0", "embed.accelerator=cpu", "embed.precision=32-true"),
     ]
@@ -206,10 +304,27 @@ def test_all_layers_are_embedded_compared_and_one_is_aligned(
     assert f"{tmp_path / 'a'}: {ITEMS} rows of width 64, 3 layers" in capsys.readouterr().out
     assert cli.main(["affinity", str(tmp_path / "a"), str(tmp_path / "b"), "k=5"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    assert {tuple(line[:2]) for line in lines} == {(f"layer_0{a}", f"layer_0{b}") for a in (0, 1, 2) for b in (1, 2)}
+    assert {tuple(line[:2]) for line in lines} == {
+        (f"layer_0{a}", f"layer_0{b}") for a in (0, 1, 2) for b in (1, 2)
+    }
     assert float(lines[0][2]) == max(float(line[2]) for line in lines) > 2 * float(lines[0][3])
-    best = [f"data.{side}={tmp_path / side / name}" for side, name in zip("ab", lines[0][:2], strict=True)]
-    small = ["methods=[ridge]", "budgets=[50]", "data.reserved_pairs=50", "seeds=[0]", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path}"]
+    best = [
+        f"data.{side}={tmp_path / side / name}"
+        for side, name in zip("ab", lines[0][:2], strict=True)
+    ]
+    small = [
+        "methods=[ridge]",
+        "budgets=[50]",
+        "data.reserved_pairs=50",
+        "seeds=[0]",
+        f"runs_dir={tmp_path / 'runs'}",
+        f"cache_dir={tmp_path}",
+    ]
     assert cli.main(["train", experiment, *best, *small]) == 0
-    assert cli.main(["train", experiment, *small, f"data.a={tmp_path / 'a'}", f"data.b={tmp_path / 'b'}"]) == 2
+    assert (
+        cli.main(
+            ["train", experiment, *small, f"data.a={tmp_path / 'a'}", f"data.b={tmp_path / 'b'}"]
+        )
+        == 2
+    )
     assert "it holds layer_00, layer_01, layer_02: name one of them" in capsys.readouterr().err

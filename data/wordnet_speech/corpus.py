@@ -1,4 +1,6 @@
-"""Sentences of WordNet 3.0 and the voices that speak them: what is in the data set, before any model sees it."""
+"""Sentences of WordNet 3.0 and the voices that speak them: what is in the data set, before any
+model sees it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ WORDS = range(4, 13)
 TEST_SHARE = 0.1
 PLAIN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*(?:,? [A-Za-z]+(?:['-][A-Za-z]+)*)*")
 
-# lexicographer files of WordNet 3.0 (lexnames.5WN): the number in a data line, the class it stands for
+# lexicographer files of WordNet 3.0 (lexnames.5WN): the number in a data line, the class it stands
+# for
 # fmt: off
 LEXNAMES = [
     "adj.all", "adj.pert", "adv.all", "noun.Tops", "noun.act", "noun.animal", "noun.artifact", "noun.attribute", "noun.body",
@@ -42,7 +45,9 @@ class Voice:
 
 def _espeak(accent: str, variant: str, pitch: int, speed: int) -> Voice:
     name = f"espeak-{accent}+{variant}-p{pitch}-s{speed}"
-    return Voice(name, "espeak-ng", ("-v", f"{accent}+{variant}", "-p", str(pitch), "-s", str(speed)))
+    return Voice(
+        name, "espeak-ng", ("-v", f"{accent}+{variant}", "-p", str(pitch), "-s", str(speed))
+    )
 
 
 def _flite(voice: str) -> Voice:
@@ -50,7 +55,9 @@ def _flite(voice: str) -> Voice:
 
 
 SEEN = [
-    _espeak("en", "m1", 45, 165),  # `en` is the British accent; espeak-ng drops every variant of `en-gb`, silently
+    _espeak(
+        "en", "m1", 45, 165
+    ),  # `en` is the British accent; espeak-ng drops every variant of `en-gb`, silently
     _espeak("en-us", "f2", 60, 160),
     _espeak("en-gb-scotland", "m3", 35, 150),
     _espeak("en-gb-x-rp", "f4", 70, 175),
@@ -80,7 +87,11 @@ def _glosses(folder: Path) -> Iterator[tuple[str, str, str]]:
                     continue
                 fields, _, gloss = line.partition(" | ")
                 offset, lexfile, kind = fields.split(" ", 3)[:3]
-                yield f"{'a' if kind == 's' else kind}{offset}", LEXNAMES[int(lexfile)], gloss.strip()
+                yield (
+                    f"{'a' if kind == 's' else kind}{offset}",
+                    LEXNAMES[int(lexfile)],
+                    gloss.strip(),
+                )
 
 
 def _sentences(gloss: str) -> Iterator[str]:
@@ -92,22 +103,33 @@ def _sentences(gloss: str) -> Iterator[str]:
 
 
 def choose_sentences(folder: Path) -> pd.DataFrame:
-    """The 12,000 sentences: item, text, family (synset), label (lexicographer file) and split, all fixed by hashes."""
+    """The 12,000 sentences: item, text, family (synset), label (lexicographer file) and split, all
+    fixed by hashes.
+    """
     kept: dict[str, tuple[str, str, str]] = {}
     for synset, lexname, gloss in _glosses(folder):
         for text in _sentences(gloss):
             if len(text.split()) in WORDS and PLAIN.fullmatch(text) and text.lower() not in kept:
                 kept[text.lower()] = (text, synset, lexname)
     table = pd.DataFrame(kept.values(), columns=["text", "family", "label"])
-    table["item"] = "wn-" + table["text"].str.lower().map(lambda t: hashlib.sha256(t.encode()).hexdigest()[:12])
+    table["item"] = "wn-" + table["text"].str.lower().map(
+        lambda t: hashlib.sha256(t.encode()).hexdigest()[:12]
+    )
     table["family"] = "wn-" + table["family"]
-    table = table.sort_values("item").head(COUNT).reset_index(drop=True)  # the item's name is a hash: its order is a random choice
-    table["split"] = ["test" if unit_hash(f"wordnet_speech:{f}") < TEST_SHARE else "train" for f in table["family"]]
+    table = (
+        table.sort_values("item").head(COUNT).reset_index(drop=True)
+    )  # the item's name is a hash: its order is a random choice
+    table["split"] = [
+        "test" if unit_hash(f"wordnet_speech:{f}") < TEST_SHARE else "train"
+        for f in table["family"]
+    ]
     return table[["item", "text", "family", "label", "split"]]
 
 
 def choose_voices(sentences: pd.DataFrame) -> pd.DataFrame:
-    """One row an utterance: each item by a seen voice, each test item by an unseen one too; in an order that tells nothing."""
+    """One row an utterance: each item by a seen voice, each test item by an unseen one too; in an
+    order that tells nothing.
+    """
     flite = [v for v in SEEN if v.engine == "flite"]
     espeak = [v for v in SEEN if v.engine == "espeak-ng"]
 
@@ -115,7 +137,10 @@ def choose_voices(sentences: pd.DataFrame) -> pd.DataFrame:
         return voices[int(unit_hash(f"{salt}:{item}") * len(voices))].name
 
     seen = sentences.copy()
-    seen["group"] = [pick(i, flite if unit_hash(f"engine:{i}") < FLITE_SHARE else espeak, "voice") for i in seen["item"]]
+    seen["group"] = [
+        pick(i, flite if unit_hash(f"engine:{i}") < FLITE_SHARE else espeak, "voice")
+        for i in seen["item"]
+    ]
     unseen = sentences[sentences["split"] == "test"].copy()
     unseen["group"] = [pick(i, UNSEEN, "unseen") for i in unseen["item"]]
     rows = pd.concat([seen, unseen], ignore_index=True)

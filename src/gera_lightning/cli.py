@@ -1,4 +1,5 @@
-"""The `gera` command: a table of verbs, each a module of `commands` that is imported when it is used.
+"""The `gera` command: a table of verbs, each a module of `commands` that is imported when it is
+used.
 
     gera VERB WORD ... KEY=VALUE ...
 
@@ -18,7 +19,9 @@ from gera_lightning import __version__
 from gera_lightning.utils.errors import exit_code
 
 VERBS = {
-    "train": "run an experiment: all its methods at all its budgets and seeds, one table, one curve",
+    "train": (
+        "run an experiment: all its methods at all its budgets and seeds, one table, one curve"
+    ),
     "sweep": "run an experiment's whole sweep: all methods and seeds of its `sweep` section",
     "align": "make the aligner to put to use, from all pairs, the test items too",
     "embed": "make an experiment's two stores from raw data, as its `embed` section says",
@@ -43,7 +46,9 @@ def module_of(verb: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="gera", description="Align two frozen embedding spaces from few pairs.")
+    parser = argparse.ArgumentParser(
+        prog="gera", description="Align two frozen embedding spaces from few pairs."
+    )
     parser.add_argument("--version", action="version", version=f"gera {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, about in VERBS.items():

@@ -12,7 +12,9 @@ from gera_lightning.aligners.base import ClosedForm, FitData, Maps
 
 @pytest.fixture
 def in_order() -> Callable[[ClosedForm, FitData, int], list[Maps]]:
-    """Maps of a method's eight settings for a budget, each checked to be what that setting alone gives."""
+    """Maps of a method's eight settings for a budget, each checked to be what that setting alone
+    gives.
+    """
 
     def check(method: ClosedForm, given: FitData, pairs: int) -> list[Maps]:
         settings = method.settings(8, pairs)

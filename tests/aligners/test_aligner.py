@@ -35,10 +35,18 @@ def cloud(n, d, seed=0):
 
 
 def closed_forms():
-    """Every closed form of the package that stands on its own, those to come included: a class with `settings` and `candidates`."""
-    for module in pkgutil.iter_modules(gera_lightning.aligners.__path__, "gera_lightning.aligners."):
+    """Every closed form of the package that stands on its own, those to come included: a class with
+    `settings` and `candidates`.
+    """
+    for module in pkgutil.iter_modules(
+        gera_lightning.aligners.__path__, "gera_lightning.aligners."
+    ):
         for name, cls in vars(importlib.import_module(module.name)).items():
-            if hasattr(cls, "candidates") and cls.__module__ == module.name and name not in ("ClosedForm", "Filtered", "Alternatives"):
+            if (
+                hasattr(cls, "candidates")
+                and cls.__module__ == module.name
+                and name not in ("ClosedForm", "Filtered", "Alternatives")
+            ):
                 yield name, cls
 
 
@@ -50,17 +58,27 @@ def presets():
             yield path.name, functools.partial(build, part, "closed_form")
 
 
-FORMS = {**dict(closed_forms()), **dict(presets()), "Csa": lambda: CCA("csa"), "Gaussian": lambda: CCA("gaussian")}
+FORMS = {
+    **dict(closed_forms()),
+    **dict(presets()),
+    "Csa": lambda: CCA("csa"),
+    "Gaussian": lambda: CCA("gaussian"),
+}
 
 
 def prepared():
-    return [Preprocessing.fit(torch.cat([cloud(N, d, s), cloud(40, d, s + 2)])) for d, s in ((D_A, 0), (D_B, 1))]
+    return [
+        Preprocessing.fit(torch.cat([cloud(N, d, s), cloud(40, d, s + 2)]))
+        for d, s in ((D_A, 0), (D_B, 1))
+    ]
 
 
 def fitted(form, setting=-1):
     """Maps of a closed form's last setting, or of another."""
     a, b = prepared()
-    samples = FitData(a(cloud(N, D_A, 0)), b(cloud(N, D_B, 1)), a(cloud(40, D_A, 2)), b(cloud(40, D_B, 3)))
+    samples = FitData(
+        a(cloud(N, D_A, 0)), b(cloud(N, D_B, 1)), a(cloud(40, D_A, 2)), b(cloud(40, D_B, 3))
+    )
     method = FORMS[form]()
     return list(method.candidates(samples, method.settings(8, N)))[setting]
 
@@ -71,7 +89,10 @@ def trained():
         generator = torch.Generator().manual_seed(seed)
         mlp = ResidualMLP(d, 4, hidden=7, dropout=0.5, generator=generator)
         nn.init.normal_(mlp.outer, generator=generator)
-        filters, _ = fit_filters([LocalCentering(clusters=3), Beside(GraphDiffusion(k=3))], normalized(cloud(40, d, seed + 2)))
+        filters, _ = fit_filters(
+            [LocalCentering(clusters=3), Beside(GraphDiffusion(k=3))],
+            normalized(cloud(40, d, seed + 2)),
+        )
         heads.append(Sequential(filters, Linear(2 * d, d, generator=generator), mlp))
     return tuple(heads)
 
@@ -81,8 +102,21 @@ def make(maps, corrected=False, about=None):
     a, b = prepared()
     if corrected:
         with torch.inference_mode():
-            space.correction = CSLS(3, pool_a=space.embed("a", a(cloud(40, D_A, 2))), pool_b=space.embed("b", b(cloud(40, D_B, 3))))
-    return Aligner(a, b, space, {"dim_a": D_A, "dim_b": D_B, "encoder_a": "enc-a", "encoder_b": "enc-b"} if about is None else about)
+            space.correction = CSLS(
+                3,
+                pool_a=space.embed("a", a(cloud(40, D_A, 2))),
+                pool_b=space.embed("b", b(cloud(40, D_B, 3))),
+            )
+    return Aligner(
+        a,
+        b,
+        space,
+        (
+            {"dim_a": D_A, "dim_b": D_B, "encoder_a": "enc-a", "encoder_b": "enc-b"}
+            if about is None
+            else about
+        ),
+    )
 
 
 def score(aligner):
@@ -113,7 +147,12 @@ def test_every_registered_kind_is_among_those_saved_above():
         for part in getattr(mapping, "maps", ()):
             yield from kinds(part)
 
-    seen = {kind for maps in (*(fitted(form) for form in FORMS), trained()) for mapping in maps for kind in kinds(mapping)}
+    seen = {
+        kind
+        for maps in (*(fitted(form) for form in FORMS), trained())
+        for mapping in maps
+        for kind in kinds(mapping)
+    }
     assert {cls for cls in MAPS.values() if cls.__module__.startswith("gera_lightning.")} <= seen
 
 
@@ -131,7 +170,9 @@ def test_one_map_on_both_sides_is_saved(tmp_path):
     preprocess = prepared()[0]
     aligner = Aligner(preprocess, preprocess, SharedSpace(shared, shared))
     aligner.save(tmp_path)
-    assert torch.equal(Aligner.load(tmp_path).encode_b(cloud(3, D_A, 5)), aligner.encode_a(cloud(3, D_A, 5)))
+    assert torch.equal(
+        Aligner.load(tmp_path).encode_b(cloud(3, D_A, 5)), aligner.encode_a(cloud(3, D_A, 5))
+    )
 
 
 def test_saving_again_replaces_the_folder(tmp_path):
@@ -149,7 +190,9 @@ def test_a_kill_between_the_two_files_of_an_aligner_is_found_out(tmp_path):
         next(second.space.map_a.parameters()).add_(1)
     second.save(tmp_path)
     (tmp_path / "aligner.json").write_bytes(before)
-    with pytest.raises(UserError, match=r"maps\.safetensors is not the one aligner\.json was written with"):
+    with pytest.raises(
+        UserError, match=r"maps\.safetensors is not the one aligner\.json was written with"
+    ):
         Aligner.load(tmp_path)
 
 
@@ -160,8 +203,14 @@ def test_a_kill_between_the_two_files_of_an_aligner_is_found_out(tmp_path):
 def test_score_and_search_agree_with_slow_loops_of_the_csls_formula(tmp_path, form):
     make(fitted(form), corrected=True).save(tmp_path)
     aligner = Aligner.load(tmp_path)
-    z_a, z_b = aligner.encode_a(cloud(7, D_A, 5)).numpy(), aligner.encode_b(cloud(9, D_B, 6)).numpy()
-    pool_a, pool_b = aligner.encode_a(cloud(40, D_A, 2)).numpy(), aligner.encode_b(cloud(40, D_B, 3)).numpy()
+    z_a, z_b = (
+        aligner.encode_a(cloud(7, D_A, 5)).numpy(),
+        aligner.encode_b(cloud(9, D_B, 6)).numpy(),
+    )
+    pool_a, pool_b = (
+        aligner.encode_a(cloud(40, D_A, 2)).numpy(),
+        aligner.encode_b(cloud(40, D_B, 3)).numpy(),
+    )
     slow = np.zeros((7, 9))
     for i in range(7):
         for j in range(9):
@@ -181,7 +230,9 @@ def test_score_and_search_agree_with_slow_loops_of_the_csls_formula(tmp_path, fo
 def test_without_correction_scores_are_cosines_of_the_maps_of_preprocessed_rows():
     maps = fitted("Procrustes")
     aligner, (a, b) = make(maps), prepared()
-    expected = nn.functional.cosine_similarity(maps[0](a(cloud(7, D_A, 5))).unsqueeze(1), maps[1](b(cloud(9, D_B, 6))).unsqueeze(0), dim=2)
+    expected = nn.functional.cosine_similarity(
+        maps[0](a(cloud(7, D_A, 5))).unsqueeze(1), maps[1](b(cloud(9, D_B, 6))).unsqueeze(0), dim=2
+    )
     torch.testing.assert_close(score(aligner), expected.detach())
 
 
@@ -232,7 +283,9 @@ def test_rows_of_another_width_encoder_or_shape_are_refused(make_store):
     store = make_store("a", cloud(3, D_A).numpy())
     assert len(layered.encode_a(store)) == 3, "a store that does not say"
     store.manifest["encoder"]["layer"] = 3
-    with pytest.raises(UserError, match="its layer is 3, but that of this aligner's modality a is 9"):
+    with pytest.raises(
+        UserError, match="its layer is 3, but that of this aligner's modality a is 9"
+    ):
         layered.encode_a(store)
     with pytest.raises(UserError, match=r"\(6,\)"):
         aligner.encode_a(torch.zeros(D_A))
@@ -246,7 +299,9 @@ def test_values_that_are_not_finite_are_named_whether_they_came_in_or_a_map_made
     with pytest.raises(UserError, match="embedding 3 is not finite"):
         make(maps).encode("a", x, chunk=2)
     diverged = Linear(D_A, D_B, weight=torch.full((D_A, D_B), torch.nan))
-    with pytest.raises(UserError, match="embedding 0 has no finite image: the map of modality a diverged"):
+    with pytest.raises(
+        UserError, match="embedding 0 has no finite image: the map of modality a diverged"
+    ):
         make((diverged, maps[1])).encode_a(cloud(5, D_A))
 
 
@@ -290,7 +345,9 @@ def test_a_record_that_does_not_fit_its_weights_is_refused(tmp_path, change):
         Aligner.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["space.map_a.weight", "preprocess.a.mean", "space.correction.pool_a"])
+@pytest.mark.parametrize(
+    "name", ["space.map_a.weight", "preprocess.a.mean", "space.correction.pool_a"]
+)
 def test_missing_weights_are_refused(tmp_path, name):
     make(fitted("Procrustes"), corrected=True).save(tmp_path)
     weights = safetensors.torch.load_file(tmp_path / "maps.safetensors")
@@ -304,14 +361,19 @@ def test_missing_weights_are_refused(tmp_path, name):
 def test_a_correction_whose_pools_are_gone_is_not_dropped_in_silence(tmp_path):
     make(fitted("Procrustes"), corrected=True).save(tmp_path)
     weights = safetensors.torch.load_file(tmp_path / "maps.safetensors")
-    safetensors.torch.save_file({n: w for n, w in weights.items() if "pool" not in n}, tmp_path / "maps.safetensors")
+    safetensors.torch.save_file(
+        {n: w for n, w in weights.items() if "pool" not in n}, tmp_path / "maps.safetensors"
+    )
     edited(tmp_path, lambda r: r.pop("maps_sha256"))
     with pytest.raises(UserError, match="damaged"):
         Aligner.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["aligner.json", "maps.safetensors"])
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"\xff" + b[1:], lambda b: b"[]"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"\xff" + b[1:], lambda b: b"[]"],
+)
 def test_damaged_files_are_refused(tmp_path, name, damage):
     make(fitted("Ridge")).save(tmp_path)
     path = tmp_path / name
@@ -348,7 +410,9 @@ def test_a_users_own_map_is_loaded_only_when_its_class_is_handed_over(tmp_path):
     assert torch.equal(score(Aligner.load(tmp_path, kinds={"Tripled": Tripled})), score(aligner))
 
 
-@pytest.mark.parametrize("kind", ["trap_module.Map", "gera_lightning.models.maps.Linear", "os.system", "builtins.eval"])
+@pytest.mark.parametrize(
+    "kind", ["trap_module.Map", "gera_lightning.models.maps.Linear", "os.system", "builtins.eval"]
+)
 def test_an_import_path_as_a_kind_is_refused_and_not_imported(tmp_path, monkeypatch, kind):
     (tmp_path / "trap_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -371,7 +435,9 @@ def test_a_saved_record_holds_no_import_path(tmp_path, form):
         elif isinstance(value, str):
             yield value
 
-    assert not [word for word in set(words(record["maps"])) - set(MAPS) if not word.isidentifier()]  # `heat`, but no path
+    assert not [
+        word for word in set(words(record["maps"])) - set(MAPS) if not word.isidentifier()
+    ]  # `heat`, but no path
     assert set(words(record["correction"])) == {"csls"}
 
 

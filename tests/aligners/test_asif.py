@@ -15,7 +15,9 @@ def cloud(n, d, seed=0):
 def slow_relative(x, anchors, kept, power):
     out = np.zeros((len(x), len(anchors)))
     for i, row in enumerate(x):
-        cosines = [max(0.0, float(row @ a / np.linalg.norm(row) / np.linalg.norm(a))) for a in anchors]
+        cosines = [
+            max(0.0, float(row @ a / np.linalg.norm(row) / np.linalg.norm(a))) for a in anchors
+        ]
         for j in sorted(range(len(anchors)), key=lambda j: -cosines[j])[:kept]:
             out[i, j] = cosines[j] ** power
     return out
@@ -25,14 +27,21 @@ def slow_relative(x, anchors, kept, power):
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_scores_equal_slow_loops(share, power):
     x_a, x_b = cloud(12, 5), cloud(12, 4, 1)
-    [(map_a, map_b)] = ASIF().candidates(FitData(x_a, x_b, x_a, x_b), [{"share": share, "power": power}])
+    [(map_a, map_b)] = ASIF().candidates(
+        FitData(x_a, x_b, x_a, x_b), [{"share": share, "power": power}]
+    )
     space = SharedSpace(map_a, map_b)
     new_a, new_b = cloud(6, 5, 2), cloud(7, 4, 3)
     kept = round(12 * share)
-    r_a, r_b = slow_relative(new_a.numpy(), x_a.numpy(), kept, power), slow_relative(new_b.numpy(), x_b.numpy(), kept, power)
+    r_a, r_b = (
+        slow_relative(new_a.numpy(), x_a.numpy(), kept, power),
+        slow_relative(new_b.numpy(), x_b.numpy(), kept, power),
+    )
     np.testing.assert_allclose(map_a(new_a), r_a, atol=1e-6)
     norm = np.outer(np.linalg.norm(r_a, axis=1), np.linalg.norm(r_b, axis=1))
-    np.testing.assert_allclose(space.embed("a", new_a) @ space.embed("b", new_b).T, r_a @ r_b.T / norm, atol=1e-5)
+    np.testing.assert_allclose(
+        space.embed("a", new_a) @ space.embed("b", new_b).T, r_a @ r_b.T / norm, atol=1e-5
+    )
 
 
 def test_a_row_that_is_like_no_anchor_becomes_zero_not_nan():
@@ -42,10 +51,16 @@ def test_a_row_that_is_like_no_anchor_becomes_zero_not_nan():
 
 
 def test_renumbering_the_pairs_changes_no_score():
-    x_a, x_b, order = cloud(12, 5), cloud(12, 4, 1), torch.randperm(12, generator=torch.Generator().manual_seed(2))
+    x_a, x_b, order = (
+        cloud(12, 5),
+        cloud(12, 4, 1),
+        torch.randperm(12, generator=torch.Generator().manual_seed(2)),
+    )
     scores = []
     for i in (torch.arange(12), order):
-        [(map_a, map_b)] = ASIF().candidates(FitData(x_a[i], x_b[i], x_a, x_b), [{"share": 0.25, "power": 2.0}])
+        [(map_a, map_b)] = ASIF().candidates(
+            FitData(x_a[i], x_b[i], x_a, x_b), [{"share": 0.25, "power": 2.0}]
+        )
         scores.append(map_a(cloud(6, 5, 2)) @ map_b(cloud(7, 4, 3)).T)
     torch.testing.assert_close(scores[0], scores[1])
 
@@ -59,13 +74,20 @@ def test_at_least_one_entry_is_kept_and_never_more_than_there_are():
 
 def test_settings_are_the_grid_smallest_power_first():
     settings = ASIF(shares=(1.0, 0.25), powers=(1.0, 2.0, 4.0, 8.0)).settings(8, 100)
-    assert [(s["power"], s["share"]) for s in settings] == [(p, s) for p in (1, 2, 4, 8) for s in (1, 0.25)]
+    assert [(s["power"], s["share"]) for s in settings] == [
+        (p, s) for p in (1, 2, 4, 8) for s in (1, 0.25)
+    ]
     assert len(ASIF().settings(3, 100)) == 3
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"shares": ()}, "shares"), ({"shares": (0.0, 1.0)}, "shares"), ({"powers": (0.0,)}, "powers"), ({"powers": ()}, "powers")],
+    [
+        ({"shares": ()}, "shares"),
+        ({"shares": (0.0, 1.0)}, "shares"),
+        ({"powers": (0.0,)}, "powers"),
+        ({"powers": ()}, "powers"),
+    ],
 )
 def test_impossible_fields_are_refused(settings, words):
     with pytest.raises(UserError, match=words):

@@ -33,8 +33,16 @@ def test_without_penalty_correlations_equal_scikit_learn():
     _, _, rho = CanonicalFits(x_a, x_b)(0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scores = CCA(n_components=4, max_iter=20_000, tol=1e-12).fit(x_a.numpy(), x_b.numpy()).transform(x_a.numpy(), x_b.numpy())
-    np.testing.assert_allclose(rho, [np.corrcoef(u, v)[0, 1] for u, v in zip(scores[0].T, scores[1].T, strict=True)], atol=1e-5)
+        scores = (
+            CCA(n_components=4, max_iter=20_000, tol=1e-12)
+            .fit(x_a.numpy(), x_b.numpy())
+            .transform(x_a.numpy(), x_b.numpy())
+        )
+    np.testing.assert_allclose(
+        rho,
+        [np.corrcoef(u, v)[0, 1] for u, v in zip(scores[0].T, scores[1].T, strict=True)],
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
@@ -66,12 +74,16 @@ def test_correlations_solve_the_generalised_eigenproblem():
 def test_correlations_do_not_see_a_linear_change_of_the_views():
     x_a, x_b = views()
     mix = torch.randn(5, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    torch.testing.assert_close(CanonicalFits(x_a @ mix, x_b)(0.0)[2], CanonicalFits(x_a, x_b)(0.0)[2])
+    torch.testing.assert_close(
+        CanonicalFits(x_a @ mix, x_b)(0.0)[2], CanonicalFits(x_a, x_b)(0.0)[2]
+    )
 
 
 def test_equal_views_are_correlated_fully_and_penalties_shrink():
     x_a, x_b = views()
-    torch.testing.assert_close(CanonicalFits(x_a, x_a.clone())(0.0)[2], torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(
+        CanonicalFits(x_a, x_a.clone())(0.0)[2], torch.ones(5, dtype=torch.float64)
+    )
     first = [float(CanonicalFits(x_a, x_b)(p)[2][0]) for p in (0.0, 0.1, 1.0, 10.0)]
     assert first == sorted(first, reverse=True)
     assert 0 < first[-1] < first[0] <= 1
@@ -80,30 +92,44 @@ def test_equal_views_are_correlated_fully_and_penalties_shrink():
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_the_score_of_csa_equals_slow_loops(share):
     x_a, x_b = views(dtype=torch.float32)
-    [(map_a, map_b)] = CCA("csa").candidates(FitData(x_a, x_b, x_a, x_b), [{"penalty": 0.5, "share": share}])
+    [(map_a, map_b)] = CCA("csa").candidates(
+        FitData(x_a, x_b, x_a, x_b), [{"penalty": 0.5, "share": share}]
+    )
     a, b, rho = CanonicalFits(x_a, x_b)(0.5)
     kept = max(1, round(share * len(rho)))
     z_a, z_b = map_a(x_a[:5]), map_b(x_b[:7])
     for i in range(5):
         for j in range(7):
             u, v = (x_a[i] @ a[:, :kept]).numpy(), (x_b[j] @ b[:, :kept]).numpy()
-            expected = sum(r * s * t for r, s, t in zip(rho.numpy(), u, v, strict=False)) / np.linalg.norm(u) / np.linalg.norm(v)
+            expected = (
+                sum(r * s * t for r, s, t in zip(rho.numpy(), u, v, strict=False))
+                / np.linalg.norm(u)
+                / np.linalg.norm(v)
+            )
             assert float(z_a[i] @ z_b[j]) == pytest.approx(expected, abs=1e-5)
     for z in (z_a, z_b):  # so that the shared space's normalisation changes nothing
         torch.testing.assert_close(normalized(z), z, atol=1e-6, rtol=0)
 
 
 def test_the_gaussian_score_weighs_products_as_the_models_likelihood_ratio_does(monkeypatch):
-    """`log p(u, v) / p(u) p(v)`, of which terms of one view alone fall out of its second difference."""
+    """`log p(u, v) / p(u) p(v)`, of which terms of one view alone fall out of its second
+    difference.
+    """
     monkeypatch.setattr(cca, "UNSHARED", 0.0)
     x_a, x_b = views()
-    [(map_a, map_b)] = CCA("gaussian").candidates(FitData(x_a, x_b, x_a, x_b), [{"penalty": 0.0, "share": 1.0}])
+    [(map_a, map_b)] = CCA("gaussian").candidates(
+        FitData(x_a, x_b, x_a, x_b), [{"penalty": 0.0, "share": 1.0}]
+    )
     a, b, rho = CanonicalFits(x_a, x_b)(0.0)
     root = len(x_a) ** 0.5  # variates of unit variance
 
     def ratio(i, j):
-        pairs = zip((x_a[i] @ a * root).tolist(), (x_b[j] @ b * root).tolist(), rho.tolist(), strict=True)
-        return sum(multivariate_normal([0, 0], [[1, r], [r, 1]]).logpdf([u, v]) for u, v, r in pairs)
+        pairs = zip(
+            (x_a[i] @ a * root).tolist(), (x_b[j] @ b * root).tolist(), rho.tolist(), strict=True
+        )
+        return sum(
+            multivariate_normal([0, 0], [[1, r], [r, 1]]).logpdf([u, v]) for u, v, r in pairs
+        )
 
     z_a, z_b = (map_a(x_a) * root).detach(), (map_b(x_b) * root).detach()
     for i, j, k, m in ((0, 1, 2, 3), (4, 5, 6, 7), (8, 8, 9, 9)):
@@ -122,7 +148,9 @@ def test_the_gaussian_score_finds_what_is_weak_in_one_view_and_strong_in_the_oth
     )
     found = {}
     for score in SCORES:
-        [(map_a, map_b)] = CCA(score).candidates(FitData(x_a[:200], x_b[:200], x_a[:0], x_b[:0]), [{"penalty": 1e-3, "share": 1.0}])
+        [(map_a, map_b)] = CCA(score).candidates(
+            FitData(x_a[:200], x_b[:200], x_a[:0], x_b[:0]), [{"penalty": 1e-3, "share": 1.0}]
+        )
         z_a, z_b = normalized(map_a(x_a[200:])), normalized(map_b(x_b[200:]))
         found[score] = float(((z_a @ z_b.T).argmax(1) == torch.arange(200)).float().mean())
     assert found["gaussian"] > 0.9 > 0.7 > found["csa"] > found["cosine"]
@@ -141,7 +169,10 @@ def test_candidates_follow_their_settings_in_order(score):
 
 
 def test_settings_go_from_the_strongest_penalty_and_fewest_dimensions():
-    found = [(s["penalty"], s["share"]) for s in CCA(dims=(0.5, 1.0), smallest=0.1, largest=10.0).settings(4, 60)]
+    found = [
+        (s["penalty"], s["share"])
+        for s in CCA(dims=(0.5, 1.0), smallest=0.1, largest=10.0).settings(4, 60)
+    ]
     np.testing.assert_allclose(found, [(10, 0.5), (10, 1), (0.1, 0.5), (0.1, 1)])
 
 
@@ -163,13 +194,17 @@ def test_impossible_fields_are_refused(settings, words):
 def test_a_view_of_zeros_has_no_directions(score):
     x_a, x_b = views(dtype=torch.float32)
     zeros = torch.zeros_like(x_a)
-    [(map_a, map_b)] = CCA(score).candidates(FitData(zeros, x_b, zeros, x_b), [{"penalty": 0.5, "share": 1.0}])
+    [(map_a, map_b)] = CCA(score).candidates(
+        FitData(zeros, x_b, zeros, x_b), [{"penalty": 0.5, "share": 1.0}]
+    )
     assert not map_a(x_a)[:, :4].any()
     assert torch.isfinite(map_b(x_b)).all()
 
 
 def test_one_penalty_is_one_setting():
-    assert CCA(dims=(1.0,), smallest=0.3, largest=0.3).settings(8, 60) == [{"penalty": 0.3, "share": 1.0}]
+    assert CCA(dims=(1.0,), smallest=0.3, largest=0.3).settings(8, 60) == [
+        {"penalty": 0.3, "share": 1.0}
+    ]
 
 
 def test_an_empty_map_takes_weights():

@@ -11,7 +11,9 @@ from gera_lightning.utils.errors import UserError
 
 
 def rows(n, d, seed):
-    return normalized(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    return normalized(
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    )
 
 
 @pytest.fixture
@@ -25,7 +27,9 @@ SETTING = {"eps": 1.3, "penalty": 0.4}
 def slow(x, pool, new, targets):
     """scikit-learn's kernel ridge onto `targets`, less its mean over the pool, as unit rows."""
     model = SklearnKernelRidge(alpha=0.4, kernel="rbf", gamma=1 / 1.3).fit(x.numpy(), targets)
-    z = model.predict(new.numpy()) - (model.predict(pool.numpy()).mean(0) if pool is not None else 0)
+    z = model.predict(new.numpy()) - (
+        model.predict(pool.numpy()).mean(0) if pool is not None else 0
+    )
     return z / np.linalg.norm(z, axis=1, keepdims=True)
 
 
@@ -35,23 +39,38 @@ def test_the_coupled_cosine_is_that_of_two_regressions_onto_one_hot_pairs(sample
     new_a, new_b = rows(4, 7, 4), rows(6, 5, 5)
     z_a = slow(samples.x_a, samples.pool_a if centered else None, new_a, np.eye(12))
     z_b = slow(samples.x_b, samples.pool_b if centered else None, new_b, np.eye(12))
-    np.testing.assert_allclose(normalized(map_a(new_a)) @ normalized(map_b(new_b)).T, z_a @ z_b.T, atol=1e-8)
+    np.testing.assert_allclose(
+        normalized(map_a(new_a)) @ normalized(map_b(new_b)).T, z_a @ z_b.T, atol=1e-8
+    )
 
 
 def test_prediction_averages_with_kernel_ridge_both_ways(samples):
     [(map_a, map_b)] = CoupledRidge().candidates(samples, [SETTING])
     new_a, new_b = rows(4, 7, 4), rows(6, 5, 5)
-    coupled = slow(samples.x_a, samples.pool_a, new_a, np.eye(12)) @ slow(samples.x_b, samples.pool_b, new_b, np.eye(12)).T
+    coupled = (
+        slow(samples.x_a, samples.pool_a, new_a, np.eye(12))
+        @ slow(samples.x_b, samples.pool_b, new_b, np.eye(12)).T
+    )
     forward = slow(samples.x_a, samples.pool_a, new_a, samples.x_b.numpy()) @ new_b.numpy().T
     backward = new_a.numpy() @ slow(samples.x_b, samples.pool_b, new_b, samples.x_a.numpy()).T
-    np.testing.assert_allclose(normalized(map_a(new_a)) @ normalized(map_b(new_b)).T, coupled / 2 + (forward + backward) / 4, atol=1e-8)
+    np.testing.assert_allclose(
+        normalized(map_a(new_a)) @ normalized(map_b(new_b)).T,
+        coupled / 2 + (forward + backward) / 4,
+        atol=1e-8,
+    )
 
 
 def test_its_predictions_are_those_of_kernel_ridge(samples):
     """Uncentred and with one bandwidth, the regression half is the peer's own map."""
     scale = float(torch.pdist(samples.x_a).square().median())
-    [(f, _)] = KernelRidge(direction="a_to_b", factors=(1.0,)).candidates(samples, [{"factor": 1.0, "penalty": 0.4}])
-    mine = rbf(rows(4, 7, 4), samples.x_a, scale) @ anchor_regression(samples.x_a, scale, 0.4) @ samples.x_b
+    [(f, _)] = KernelRidge(direction="a_to_b", factors=(1.0,)).candidates(
+        samples, [{"factor": 1.0, "penalty": 0.4}]
+    )
+    mine = (
+        rbf(rows(4, 7, 4), samples.x_a, scale)
+        @ anchor_regression(samples.x_a, scale, 0.4)
+        @ samples.x_b
+    )
     torch.testing.assert_close(f(rows(4, 7, 4)), mine)
 
 
@@ -67,7 +86,9 @@ def test_the_order_of_the_pairs_does_not_matter(samples):
 
 def test_without_pools_nothing_is_subtracted(samples):
     alone = FitData(samples.x_a, samples.x_b, samples.pool_a[:0], samples.pool_b[:0])
-    [with_empty], [uncentered] = (CoupledRidge(centered=c).candidates(alone, [SETTING]) for c in (True, False))
+    [with_empty], [uncentered] = (
+        CoupledRidge(centered=c).candidates(alone, [SETTING]) for c in (True, False)
+    )
     torch.testing.assert_close(with_empty[0](rows(4, 7, 4)), uncentered[0](rows(4, 7, 4)))
 
 
@@ -80,13 +101,22 @@ def test_settings_are_cut_and_checked():
 
 
 def test_a_wide_kernel_is_nearly_linear(samples):
-    """`exp(-d2 / eps) ~ 1 - 2 / eps + 2 x'y / eps`: of centred rows the fit is ridge regression with `lam eps / 2`."""
+    """`exp(-d2 / eps) ~ 1 - 2 / eps + 2 x'y / eps`: of centred rows the fit is ridge regression
+    with `lam eps / 2`.
+    """
     x = [r - r.mean(0) for r in (samples.x_a, samples.x_b)]
     centred = FitData(*x, samples.pool_a[:0], samples.pool_b[:0])
     eps, lam = 1e5, 2 * 3 / 1e5
     [(f, _)] = CoupledRidge(predict=False).candidates(centred, [{"eps": eps, "penalty": lam}])
-    weights = torch.linalg.solve(x[0] @ x[0].T + 3 * torch.eye(12, dtype=x[0].dtype), torch.eye(12, dtype=x[0].dtype))
+    weights = torch.linalg.solve(
+        x[0] @ x[0].T + 3 * torch.eye(12, dtype=x[0].dtype), torch.eye(12, dtype=x[0].dtype)
+    )
     queries = rows(4, 7, 4)
     found, expected = f(queries), queries @ x[0].T @ weights
     assert float(expected.abs().max()) > 0.02
-    torch.testing.assert_close(found - found.mean(1, keepdim=True), expected - expected.mean(1, keepdim=True), rtol=0.01, atol=0.001)
+    torch.testing.assert_close(
+        found - found.mean(1, keepdim=True),
+        expected - expected.mean(1, keepdim=True),
+        rtol=0.01,
+        atol=0.001,
+    )

@@ -6,7 +6,12 @@ import torch
 
 from gera_lightning.aligners.base import FitData
 from gera_lightning.aligners.kernel_ridge import KernelRidge, rbf
-from gera_lightning.aligners.manifold_ridge import ManifoldRidge, graph_laplacian, manifold_kernel_path, manifold_ridge_path
+from gera_lightning.aligners.manifold_ridge import (
+    ManifoldRidge,
+    graph_laplacian,
+    manifold_kernel_path,
+    manifold_ridge_path,
+)
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.geometry.neighbors import SearchSettings, knn_graph
 from gera_lightning.models.maps import build_map, describe_map
@@ -14,18 +19,29 @@ from gera_lightning.utils.errors import UserError
 
 
 def cloud(n, d, seed=0, dtype=torch.float64):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def samples(n=9, pool=12, dtype=torch.float64):
-    return FitData(cloud(n, 5, 0, dtype), cloud(n, 4, 1, dtype), cloud(pool, 5, 2, dtype), cloud(pool, 4, 3, dtype))
+    return FitData(
+        cloud(n, 5, 0, dtype),
+        cloud(n, 4, 1, dtype),
+        cloud(pool, 5, 2, dtype),
+        cloud(pool, 4, 3, dtype),
+    )
 
 
 def slow_laplacian(x, k):
-    """From all distances: joined where either is among the other's k nearest, heat weights over the median of the directed edges."""
+    """From all distances: joined where either is among the other's k nearest, heat weights over the
+    median of the directed edges.
+    """
     x, n = np.asarray(x), len(x)
     d2 = np.array([[((u - v) ** 2).sum() for v in x] for u in x])
-    near = [sorted((j for j in range(n) if j != i), key=lambda j, i=i: d2[i, j])[:k] for i in range(n)]
+    near = [
+        sorted((j for j in range(n) if j != i), key=lambda j, i=i: d2[i, j])[:k] for i in range(n)
+    ]
     lengths = sorted(d2[i, j] for i in range(n) for j in near[i])
     median = lengths[(len(lengths) - 1) // 2]  # torch takes the lower of two
     out = np.zeros((n, n))
@@ -40,7 +56,11 @@ def test_the_laplacian_equals_slow_loops_and_sums_squares_over_edges():
     x, f = cloud(9, 4), cloud(9, 3, 5)
     found = graph_laplacian(knn_graph(x, 3, how=SearchSettings("torch"))).to_dense()
     np.testing.assert_allclose(found, slow_laplacian(x, 3), atol=1e-8)
-    edges = sum(-float(found[i, j]) * float((f[i] - f[j]).square().sum()) for i in range(9) for j in range(i))
+    edges = sum(
+        -float(found[i, j]) * float((f[i] - f[j]).square().sum())
+        for i in range(9)
+        for j in range(i)
+    )
     assert float((f.T @ found @ f).trace()) == pytest.approx(edges)
     torch.testing.assert_close(found.sum(1), torch.zeros(9, dtype=torch.float64))
 
@@ -51,23 +71,34 @@ def test_linear_maps_solve_the_normal_equations(n, d, smoothness):
     x, y, rows = cloud(n, d), cloud(n, 3, 1), torch.cat([cloud(n, d), cloud(9, d, 2)])
     lap = slow_laplacian(rows, 3)
     penalties = [10.0, 0.1]
-    found = list(manifold_ridge_path(x, y, rows, torch.from_numpy(lap).to_sparse(), smoothness, penalties))
+    found = list(
+        manifold_ridge_path(x, y, rows, torch.from_numpy(lap).to_sparse(), smoothness, penalties)
+    )
     x, y, rows = x.numpy(), y.numpy(), rows.numpy()
     rough = rows.T @ lap @ rows
     metric = np.eye(d) + smoothness * d / np.trace(rough) * rough
     level = np.trace(x @ np.linalg.inv(metric) @ x.T) / min(n, d)
     for penalty, weight in zip(penalties, found, strict=True):
-        np.testing.assert_allclose(weight, np.linalg.solve(x.T @ x + penalty * level * metric, x.T @ y), rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(
+            weight,
+            np.linalg.solve(x.T @ x + penalty * level * metric, x.T @ y),
+            rtol=1e-8,
+            atol=1e-10,
+        )
 
 
 @pytest.mark.parametrize("smoothness", [0.0, 0.3, 5.0])
 def test_kernel_coefficients_solve_the_normal_equations_of_the_representer_theorem(smoothness):
-    """`(J K + lam (I + M K)) A = [Y; 0]`, J keeping the pairs: the form of Belkin et al., without the deformed kernel."""
+    """`(J K + lam (I + M K)) A = [Y; 0]`, J keeping the pairs: the form of Belkin et al., without
+    the deformed kernel.
+    """
     x, y, more = cloud(7, 5), cloud(7, 3, 1), cloud(9, 5, 2)
     rows = torch.cat([x, more])
     kernel, lap = rbf(rows, rows, 9.0), slow_laplacian(rows, 3)
     penalties = [1.0, 0.05]
-    found = list(manifold_kernel_path(y, kernel, torch.from_numpy(lap).to_sparse(), smoothness, penalties))
+    found = list(
+        manifold_kernel_path(y, kernel, torch.from_numpy(lap).to_sparse(), smoothness, penalties)
+    )
     k = kernel.numpy()
     m = smoothness * len(k) / np.trace(k @ lap @ k) * lap
     keep = np.diag([1.0] * 7 + [0.0] * 9)
@@ -98,14 +129,18 @@ def test_of_equal_penalties_on_the_norm_the_smoother_map_varies_less_along_the_e
     for smoothness in (0.0, 0.1, 1.0, 10.0):
         metric = torch.eye(5) + smoothness * 5 / rough.trace() * rough
         level = (x @ torch.linalg.inv(metric) @ x.T).trace() / 5
-        [weight] = manifold_ridge_path(x, y, rows, lap.to_sparse(), smoothness, [float(0.5 / level)])
+        [weight] = manifold_ridge_path(
+            x, y, rows, lap.to_sparse(), smoothness, [float(0.5 / level)]
+        )
         found.append(float((weight.T @ rough @ weight).trace()))
     assert all(more > 1.02 * less for more, less in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("direction", ["both", "a_to_b", "b_to_a"])
-def test_candidates_follow_their_settings_in_order_and_are_saved_by_kind(direction, kernel, in_order):
+def test_candidates_follow_their_settings_in_order_and_are_saved_by_kind(
+    direction, kernel, in_order
+):
     given, method = samples(), ManifoldRidge(direction, kernel=kernel, unpaired=10)
     together = in_order(method, given, 9)
     again = build_map(describe_map(together[0][0])).double()
@@ -123,7 +158,9 @@ def test_rows_beyond_the_cap_are_not_read(kernel):
 
 @pytest.mark.parametrize("kernel", [False, True])
 def test_identical_rows_and_empty_pools_keep_the_maps_finite(kernel):
-    given = FitData(torch.ones(6, 5), cloud(6, 4, 1, torch.float32), torch.zeros(0, 5), torch.zeros(0, 4))
+    given = FitData(
+        torch.ones(6, 5), cloud(6, 4, 1, torch.float32), torch.zeros(0, 5), torch.zeros(0, 4)
+    )
     method = ManifoldRidge(kernel=kernel)
     for map_a, map_b in method.candidates(given, method.settings(8, 6)):
         assert map_a(cloud(3, 5, 2, torch.float32)).isfinite().all()

@@ -8,11 +8,15 @@ from gera_lightning.aligners.procrustes import Procrustes
 
 
 def cloud(n, d, seed=0, dtype=torch.float64):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def fit(x_a, x_b, share=1.0):
-    [(map_a, map_b)] = Procrustes().candidates(FitData(x_a, x_b, x_a[:0], x_b[:0]), [{"share": share}])
+    [(map_a, map_b)] = Procrustes().candidates(
+        FitData(x_a, x_b, x_a[:0], x_b[:0]), [{"share": share}]
+    )
     return map_a.weight.detach(), map_b.weight.detach()
 
 

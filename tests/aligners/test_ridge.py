@@ -10,11 +10,18 @@ from gera_lightning.utils.errors import UserError
 
 
 def cloud(n, d, seed=0, dtype=torch.float64):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def samples(n=9, d_a=5, d_b=4, dtype=torch.float64):
-    return FitData(cloud(n, d_a, 0, dtype), cloud(n, d_b, 1, dtype), cloud(20, d_a, 2, dtype), cloud(20, d_b, 3, dtype))
+    return FitData(
+        cloud(n, d_a, 0, dtype),
+        cloud(n, d_b, 1, dtype),
+        cloud(20, d_a, 2, dtype),
+        cloud(20, d_b, 3, dtype),
+    )
 
 
 PENALTIES = [100.0, 1.0, 1e-3]
@@ -26,9 +33,16 @@ def test_ridge_path_equals_scikit_learn(n, d, dtype):
     x, y = cloud(n, d, dtype=dtype), cloud(n, 3, 1, dtype)
     for penalty, weight in zip(PENALTIES, ridge_path(x, y, PENALTIES), strict=True):
         lam = penalty * float(x.square().sum()) / min(n, d)
-        expected = SklearnRidge(alpha=lam, fit_intercept=False, solver="cholesky").fit(x.double().numpy(), y.double().numpy()).coef_.T
+        expected = (
+            SklearnRidge(alpha=lam, fit_intercept=False, solver="cholesky")
+            .fit(x.double().numpy(), y.double().numpy())
+            .coef_.T
+        )
         np.testing.assert_allclose(
-            weight, expected, rtol=1e-3 if dtype == torch.float32 else 1e-8, atol=1e-4 if dtype == torch.float32 else 1e-10
+            weight,
+            expected,
+            rtol=1e-3 if dtype == torch.float32 else 1e-8,
+            atol=1e-4 if dtype == torch.float32 else 1e-10,
         )
 
 
@@ -70,7 +84,9 @@ def test_candidates_are_the_ridge_maps_of_their_direction(direction):
             assert torch.equal(map_a.maps[0].weight, forward[number])
             assert torch.equal(map_b.maps[1].weight, backward[number])
         else:
-            linear, identity, weight = (map_a, map_b, forward) if direction == "a_to_b" else (map_b, map_a, backward)
+            linear, identity, weight = (
+                (map_a, map_b, forward) if direction == "a_to_b" else (map_b, map_a, backward)
+            )
             assert isinstance(linear, Linear)
             assert isinstance(identity, Identity)
             assert torch.equal(linear.weight, weight[number])
@@ -93,7 +109,11 @@ def test_settings_go_from_the_strongest_penalty_to_the_weakest():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"direction": "a_to_bb"}, "a_to_b'"), ({"smallest": 0.0}, "smallest"), ({"smallest": 9.0, "largest": 1.0}, "at most")],
+    [
+        ({"direction": "a_to_bb"}, "a_to_b'"),
+        ({"smallest": 0.0}, "smallest"),
+        ({"smallest": 9.0, "largest": 1.0}, "at most"),
+    ],
 )
 def test_impossible_fields_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
@@ -101,6 +121,10 @@ def test_impossible_fields_are_refused(settings, words):
 
 
 def test_grids_vary_the_last_axis_fastest_and_are_cut():
-    assert grid(3, p=[1, 2], q=[5.0, 6.0]) == [{"p": 1.0, "q": 5.0}, {"p": 1.0, "q": 6.0}, {"p": 2.0, "q": 5.0}]
+    assert grid(3, p=[1, 2], q=[5.0, 6.0]) == [
+        {"p": 1.0, "q": 5.0},
+        {"p": 1.0, "q": 6.0},
+        {"p": 2.0, "q": 5.0},
+    ]
     np.testing.assert_allclose(log_spaced(8, 1, 4), [8, 4, 2, 1])
     assert log_spaced(8, 1, 1) == [8]

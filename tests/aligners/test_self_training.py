@@ -19,7 +19,12 @@ def cloud(n, d, seed=0):
 
 
 def samples(n=9, pool_a=14, pool_b=11):
-    return FitData(*(normalized(x) for x in (cloud(n, 5), cloud(n, 4, 1), cloud(pool_a, 5, 2), cloud(pool_b, 4, 3))))
+    return FitData(
+        *(
+            normalized(x)
+            for x in (cloud(n, 5), cloud(n, 4, 1), cloud(pool_a, 5, 2), cloud(pool_b, 4, 3))
+        )
+    )
 
 
 def unit(x):
@@ -31,8 +36,15 @@ def slow_mutual(z_a, z_b, count, k):
     cos = z_a @ z_b.T
     r_a = [np.sort(row)[::-1][:k].mean() for row in cos]
     r_b = [np.sort(col)[::-1][:k].mean() for col in cos.T]
-    score = np.array([[cos[i, j] - r_a[i] / 2 - r_b[j] / 2 for j in range(len(z_b))] for i in range(len(z_a))])
-    pairs = [(i, j) for i in range(len(z_a)) for j in range(len(z_b)) if score[i, j] == score[i].max() == score[:, j].max()]
+    score = np.array(
+        [[cos[i, j] - r_a[i] / 2 - r_b[j] / 2 for j in range(len(z_b))] for i in range(len(z_a))]
+    )
+    pairs = [
+        (i, j)
+        for i in range(len(z_a))
+        for j in range(len(z_b))
+        if score[i, j] == score[i].max() == score[:, j].max()
+    ]
     return sorted(pairs, key=lambda p: -score[p])[:count]
 
 
@@ -46,11 +58,17 @@ def test_mutual_neighbours_equal_slow_loops(count, k):
 
 
 def slow_self_training(given, penalties, ratio, weight, rounds):
-    """Ridge a->b and b->a with sample weights by scikit-learn, pseudo-pairs by loops; the form's middle setting of five has penalty 1."""
+    """Ridge a->b and b->a with sample weights by scikit-learn, pseudo-pairs by loops; the form's
+    middle setting of five has penalty 1.
+    """
 
     def fit(x, y, weights, penalty):
         level = (weights[:, None] * x**2).sum() / min(x.shape)
-        return SklearnRidge(alpha=penalty * level, fit_intercept=False, solver="cholesky").fit(x, y, sample_weight=weights).coef_.T
+        return (
+            SklearnRidge(alpha=penalty * level, fit_intercept=False, solver="cholesky")
+            .fit(x, y, sample_weight=weights)
+            .coef_.T
+        )
 
     def maps(i, j, penalty):
         x_a = np.concatenate([given.x_a, given.pool_a.numpy()[i]])
@@ -69,12 +87,16 @@ def slow_self_training(given, penalties, ratio, weight, rounds):
     return [maps(i, j, penalty) for penalty in penalties]
 
 
-@pytest.mark.parametrize(("ratio", "weight", "rounds"), [(0.4, 0.3, 1), (0.6, 0.5, 3), (0.4, 1.0, 2)])
+@pytest.mark.parametrize(
+    ("ratio", "weight", "rounds"), [(0.4, 0.3, 1), (0.6, 0.5, 3), (0.4, 1.0, 2)]
+)
 def test_rounds_of_weighted_pseudo_pairs_equal_a_slow_second_implementation(ratio, weight, rounds):
     given = samples()
     method = SelfTraining(Ridge(), weight=weight, rounds=rounds)
     found = method.candidates(given, [{"penalty": p, "ratio": ratio} for p in (3.0, 0.05)])
-    for (map_a, map_b), (there, back) in zip(found, slow_self_training(given, (3.0, 0.05), ratio, weight, rounds), strict=True):
+    for (map_a, map_b), (there, back) in zip(
+        found, slow_self_training(given, (3.0, 0.05), ratio, weight, rounds), strict=True
+    ):
         np.testing.assert_allclose(map_a.maps[0].weight.detach(), there, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(map_b.maps[1].weight.detach(), back, rtol=1e-7, atol=1e-9)
 
@@ -92,7 +114,10 @@ def test_settings_are_the_forms_own_with_every_ratio_and_without_pseudo_pairs_it
         torch.testing.assert_close(plain[0](given.pool_a), expected[0](given.pool_a))
     assert any(
         a.shape != b.shape or not torch.allclose(a, b)
-        for a, b in ((with_more[0](given.pool_a), plain[0](given.pool_a)) for plain, with_more in zip(found[::2], found[1::2], strict=True))
+        for a, b in (
+            (with_more[0](given.pool_a), plain[0](given.pool_a))
+            for plain, with_more in zip(found[::2], found[1::2], strict=True)
+        )
     )
     assert len(method.settings(1, 9)) == 1
 
@@ -107,13 +132,18 @@ def test_empty_pools_leave_the_pairs_alone():
 
 def test_a_form_inside_is_built_from_its_part_and_refusals_name_key_and_value():
     name = "gera_lightning.aligners.self_training.SelfTraining"
-    made = build({"class": name, "base": {"class": "gera_lightning.aligners.cca.CCA"}}, "closed_form")
+    made = build(
+        {"class": name, "base": {"class": "gera_lightning.aligners.cca.CCA"}}, "closed_form"
+    )
     assert made.base == CCA()
     for settings, words in (
         ({"base": 3}, "base=3"),
         ({"ratios": ()}, "ratios"),
         ({"weight": 0.0}, "weight=0.0"),
-        ({"base": KernelRidge(), "weight": 0.5}, "KernelRidge takes no weighted pairs, set weight=1"),
+        (
+            {"base": KernelRidge(), "weight": 0.5},
+            "KernelRidge takes no weighted pairs, set weight=1",
+        ),
         ({"rounds": 0}, "rounds=0"),
     ):
         with pytest.raises(UserError, match=words):

@@ -20,31 +20,72 @@ from gera_lightning.experiment.run import execute
 from gera_lightning.utils.errors import UserError
 
 RIDGE = {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}}
-OTHER = {"tuning": {"max_trials": 1}, **RIDGE, "correction": {"class": "gera_lightning.models.shared_space.CSLS", "k": 3}}
+OTHER = {
+    "tuning": {"max_trials": 1},
+    **RIDGE,
+    "correction": {"class": "gera_lightning.models.shared_space.CSLS", "k": 3},
+}
 
 
 @pytest.fixture(autouse=True)
 def presets(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     """Those of the package."""
-    monkeypatch.setattr("gera_lightning.config.loading.SHIPPED", repository / "experiments" / "methods")
+    monkeypatch.setattr(
+        "gera_lightning.config.loading.SHIPPED", repository / "experiments" / "methods"
+    )
 
 
-def written(folder: Path, name: str, items: list[str], width: int, seed: int, **columns: list[str | None]) -> EmbeddingStore:
-    """A store of random rows; those of one item are the same in every store that is written with the same seed."""
-    x = np.stack([np.random.default_rng([seed, int(item[1:])]).normal(size=width) for item in items])
-    rows = pd.DataFrame({"row": [f"{name}-{n}" for n in range(len(items))], "item": items, **columns})
-    return write_store(folder / name, x.astype(np.float32), rows, encoder={"name": f"enc-{name}"}, source={"name": "test"}, dtype="float32")
+def written(
+    folder: Path, name: str, items: list[str], width: int, seed: int, **columns: list[str | None]
+) -> EmbeddingStore:
+    """A store of random rows; those of one item are the same in every store that is written with
+    the same seed.
+    """
+    x = np.stack(
+        [np.random.default_rng([seed, int(item[1:])]).normal(size=width) for item in items]
+    )
+    rows = pd.DataFrame(
+        {"row": [f"{name}-{n}" for n in range(len(items))], "item": items, **columns}
+    )
+    return write_store(
+        folder / name,
+        x.astype(np.float32),
+        rows,
+        encoder={"name": f"enc-{name}"},
+        source={"name": "test"},
+        dtype="float32",
+    )
 
 
 @pytest.fixture
 def project(tmp_path: Path, write_yaml, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Forty pairs, a fourth of them sealed, two `unused`; twenty rows alone in a and thirty in b."""
     items = [f"i{n}" for n in range(42)]
-    split: list[str | None] = ["unused" if n >= 40 else "test" if n % 4 == 0 else "train" for n in range(42)]
-    written(tmp_path, "a", [*items, *(f"i{n}" for n in range(100, 120))], 6, 0, split=[*split, *["train"] * 20])
-    written(tmp_path, "b", [*items, *(f"i{n}" for n in range(200, 230))], 4, 0, split=[*split, *["train"] * 30])
+    split: list[str | None] = [
+        "unused" if n >= 40 else "test" if n % 4 == 0 else "train" for n in range(42)
+    ]
+    written(
+        tmp_path,
+        "a",
+        [*items, *(f"i{n}" for n in range(100, 120))],
+        6,
+        0,
+        split=[*split, *["train"] * 20],
+    )
+    written(
+        tmp_path,
+        "b",
+        [*items, *(f"i{n}" for n in range(200, 230))],
+        4,
+        0,
+        split=[*split, *["train"] * 30],
+    )
     write_yaml(
-        tmp_path, {"experiments/small.yaml": {"data": {"a": "a", "b": "b"}, "budgets": [10]}, "experiments/methods/other.yaml": OTHER}
+        tmp_path,
+        {
+            "experiments/small.yaml": {"data": {"a": "a", "b": "b"}, "budgets": [10]},
+            "experiments/methods/other.yaml": OTHER,
+        },
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -68,7 +109,10 @@ def test_arrays_give_the_aligner_of_a_run_on_the_same_rows(project):
 
 
 def test_the_default_finds_the_partners_of_rows_that_it_never_saw(tmp_path):
-    a, b = (store.read(np.argsort(store.rows["item"])) for store in SyntheticViews(items=900).stores(tmp_path))
+    a, b = (
+        store.read(np.argsort(store.rows["item"]))
+        for store in SyntheticViews(items=900).stores(tmp_path)
+    )
     before = a.copy()
     aligner = align(a[:100], b[:100], a[100:500], b[500:800])
     aligner.save(tmp_path / "mine")
@@ -78,8 +122,12 @@ def test_the_default_finds_the_partners_of_rows_that_it_never_saw(tmp_path):
     assert np.array_equal(a, before)
 
 
-@pytest.mark.parametrize(("unpaired", "method"), [((0, 0), "gera_off"), ((29, 50), "gera_off"), ((30, 30), "gera")])
-def test_without_a_method_it_takes_the_default_that_the_unpaired_rows_allow(monkeypatch, caplog, unpaired, method):
+@pytest.mark.parametrize(
+    ("unpaired", "method"), [((0, 0), "gera_off"), ((29, 50), "gera_off"), ((30, 30), "gera")]
+)
+def test_without_a_method_it_takes_the_default_that_the_unpaired_rows_allow(
+    monkeypatch, caplog, unpaired, method
+):
     def fitted(chosen, rows, families, name, *_):
         raise Seen(name)
 
@@ -95,8 +143,18 @@ def test_an_experiment_of_pairs_alone_gives_an_aligner_too(project, capsys):
         store = EmbeddingStore(name)
         paired = store.rows["item"].isin([f"i{n}" for n in range(42)]).to_numpy()
         rows = store.rows[paired].reset_index(drop=True)
-        write_store(project / "paired" / name, store.read(paired), rows, encoder=store.encoder, source={"name": "test"}, dtype="float32")
-    assert cli.main(["align", "small", "data.a=paired/a", "data.b=paired/b", "tuning.max_trials=1"]) == 0
+        write_store(
+            project / "paired" / name,
+            store.read(paired),
+            rows,
+            encoder=store.encoder,
+            source={"name": "test"},
+            dtype="float32",
+        )
+    assert (
+        cli.main(["align", "small", "data.a=paired/a", "data.b=paired/b", "tuning.max_trials=1"])
+        == 0
+    )
     assert Aligner.load("runs/small/aligner").about["method"] == "gera_off"
     assert cli.main(["search", "runs/small", "b-4"]) == 0
 
@@ -133,7 +191,10 @@ def test_rows_of_one_item_stay_in_one_fold(monkeypatch):
         ({"items": ["x"]}, "items names 1 rows, but there are 20 pairs"),
         (
             {"method": "gera"},
-            "gera: its filters must have unpaired rows of both modalities, two at least, and there are 0 of a and 0 of b.*method=gera_off",
+            (
+                "gera: its filters must have unpaired rows of both modalities, two at least, and"
+                " there are 0 of a and 0 of b.*method=gera_off"
+            ),
         ),
         ({"method": "ridge_csls"}, "ridge_csls: its correction must have unpaired rows"),
         ({"method": "self_training"}, "self_training: its closed_form must have unpaired rows"),
@@ -141,12 +202,20 @@ def test_rows_of_one_item_stay_in_one_fold(monkeypatch):
         ({"method": "rigde"}, "ridge"),
         ({"a": np.ones((1, 6)), "b": np.ones((1, 4))}, "1 pairs are too few"),
         ({"settings": {"tuning.fold": 3}}, "tuning.folds"),
-        ({"a": np.ones((3, 6)), "b": np.ones((3, 4))}, "tuning.folds=5: the pairs hold only 3 families"),
+        (
+            {"a": np.ones((3, 6)), "b": np.ones((3, 4))},
+            "tuning.folds=5: the pairs hold only 3 families",
+        ),
     ],
 )
 def test_mistakes_name_what_is_wrong(words, message):
     rng = np.random.default_rng(0)
-    given = {"a": rng.normal(size=(20, 6)), "b": rng.normal(size=(20, 4)), "method": "ridge", **words}
+    given = {
+        "a": rng.normal(size=(20, 6)),
+        "b": rng.normal(size=(20, 4)),
+        "method": "ridge",
+        **words,
+    }
     with pytest.raises(UserError, match=message):
         align(**given)
 
@@ -166,14 +235,23 @@ def test_an_experiment_gives_all_its_pairs_and_all_rows_without_partner(project,
 def test_a_folder_without_an_aligner_is_told_from_an_unknown_experiment(project, capsys):
     (project / "runs" / "small").mkdir(parents=True)
     assert cli.main(["search", "runs/small", "b-4"]) == 2
-    assert "the folder runs/small holds no aligner (gera align makes one)" in capsys.readouterr().err
+    assert (
+        "the folder runs/small holds no aligner (gera align makes one)" in capsys.readouterr().err
+    )
 
 
 def test_stores_of_train_items_alone_are_aligned_searched_and_exported(project, capsys):
     for name in "ab":
         store = EmbeddingStore(name)
         rows = store.rows.assign(split="train")
-        write_store(project / "all" / name, store.read(), rows, encoder=store.encoder, source={"name": "test"}, dtype="float32")
+        write_store(
+            project / "all" / name,
+            store.read(),
+            rows,
+            encoder=store.encoder,
+            source={"name": "test"},
+            dtype="float32",
+        )
     align_experiment("small", ["data.a=all/a", "data.b=all/b"], method="ridge")
     assert cli.main(["search", "runs/small", "b-4"]) == 0
     assert cli.main(["export", "runs/small", "out=exported"]) == 0
@@ -189,8 +267,17 @@ def test_items_called_unused_stay_unused(project):
         store = EmbeddingStore(name)
         x, rows = store.read(), store.rows
         x[rows["split"] == "unused"] = 9
-        write_store(project / "changed" / name, x, rows, encoder=store.encoder, source={"name": "test"}, dtype="float32")
-    second = align_experiment("small", ["data.a=changed/a", "data.b=changed/b"], method="ridge", out="second")
+        write_store(
+            project / "changed" / name,
+            x,
+            rows,
+            encoder=store.encoder,
+            source={"name": "test"},
+            dtype="float32",
+        )
+    second = align_experiment(
+        "small", ["data.a=changed/a", "data.b=changed/b"], method="ridge", out="second"
+    )
     assert (first / "maps.safetensors").read_bytes() == (second / "maps.safetensors").read_bytes()
 
 
@@ -216,14 +303,30 @@ def test_stores_that_share_no_item_are_refused(project):
         align_experiment("small", ["data.b=c"], method="ridge")
 
 
-@pytest.mark.parametrize("word", ["methods=[other]", "budgets=[5]", "data.test_share=0.5", "sweep.workers=2", "data.shared_pools=true"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "methods=[other]",
+        "budgets=[5]",
+        "data.test_share=0.5",
+        "sweep.workers=2",
+        "data.shared_pools=true",
+    ],
+)
 def test_settings_of_measured_runs_are_refused(project, word):
     key = word.partition("=")[0]
-    with pytest.raises(UserError, match=rf"^{key}: .*it would do nothing: (name the preset by method|leave it out)"):
+    with pytest.raises(
+        UserError, match=rf"^{key}: .*it would do nothing: (name the preset by method|leave it out)"
+    ):
         align_experiment("small", [word], method="other")
     with pytest.raises(UserError, match=rf"^{key}: "):
         align(np.eye(8), np.eye(8), method="ridge", settings={key: [3]})
-    for settings in ({"data": {"test_share": 0.3}}, {"evaluation.overlap_k": 3}, {"overwrite": True}, {"runs_dir": "elsewhere"}):
+    for settings in (
+        {"data": {"test_share": 0.3}},
+        {"evaluation.overlap_k": 3},
+        {"overwrite": True},
+        {"runs_dir": "elsewhere"},
+    ):
         with pytest.raises(UserError, match="it would do nothing"):
             align(np.eye(8), np.eye(8), method="ridge", settings=settings)
     with pytest.raises(UserError, match=r"^data\.pool_size: "):
@@ -234,7 +337,11 @@ def test_arrays_of_any_make_are_taken():
     x, y = np.random.default_rng(0).normal(size=(2, 30, 6)).astype(np.float32)
     expected = align(x, y, method="ridge").score(x, y)
     reverse = [v[::-1].copy()[::-1] for v in (x, y)]  # negative strides
-    others = [v.astype(">f4") for v in (x, y)], [pd.DataFrame(v) for v in (x, y)], [v.astype(object) for v in (x, y)]
+    others = (
+        [v.astype(">f4") for v in (x, y)],
+        [pd.DataFrame(v) for v in (x, y)],
+        [v.astype(object) for v in (x, y)],
+    )
     tensors = [torch.from_numpy(v).requires_grad_() for v in (x, y)]
     for a, b in (reverse, *others, tensors, (x.tolist(), y.tolist())):
         aligner = align(a, b, method="ridge")

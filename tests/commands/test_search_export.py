@@ -32,20 +32,36 @@ CSLS = {**RIDGE, "correction": {"class": "gera_lightning.models.shared_space.CSL
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A project whose experiment has run: `gera` with a score correction and `ridge` without, at two budgets and seeds."""
+    """A project whose experiment has run: `gera` with a score correction and `ridge` without, at
+    two budgets and seeds.
+    """
     folder = tmp_path_factory.mktemp("project")
     x = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
     for name, width in (("a", 6), ("b", 4)):
-        rows = pd.DataFrame({"row": [f"{name}{n}" for n in range(N)], "item": [f"i{n}" for n in range(N)]})
+        rows = pd.DataFrame(
+            {"row": [f"{name}{n}" for n in range(N)], "item": [f"i{n}" for n in range(N)]}
+        )
         rows["text"] = [f"The {'sound' if name == 'a' else 'word'} number {n}" for n in range(N)]
         rows["split"] = ["test" if n % 4 == 0 else "train" for n in range(N)]
         write_store(
-            folder / name, x[:, :width], rows, encoder={"name": f"enc-{name}"}, source={"name": "test"}, dtype="float32", shard_rows=50
+            folder / name,
+            x[:, :width],
+            rows,
+            encoder={"name": f"enc-{name}"},
+            source={"name": "test"},
+            dtype="float32",
+            shard_rows=50,
         )
     (folder / "experiments" / "methods").mkdir(parents=True)
     for name, preset in (("gera", CSLS), ("ridge", RIDGE)):
         (folder / "experiments" / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(preset))
-    settings = {"data": {"a": "a", "b": "b"}, "budgets": [10, 20], "seeds": [1, 0], "methods": ["ridge", "gera"], "tuning": {"folds": 2}}
+    settings = {
+        "data": {"a": "a", "b": "b"},
+        "budgets": [10, 20],
+        "seeds": [1, 0],
+        "methods": ["ridge", "gera"],
+        "tuning": {"folds": 2},
+    }
     (folder / "experiments" / "small.yaml").write_text(yaml.safe_dump(settings))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -64,9 +80,17 @@ def project(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_experiment_stands_for_its_default_at_the_largest_budget_and_least_seed(project):
     run = load_run("small")
-    assert (run.aligner.about["method"], run.aligner.about["budget"], run.aligner.about["seed"]) == ("gera", 20, 0)
+    assert (
+        run.aligner.about["method"],
+        run.aligner.about["budget"],
+        run.aligner.about["seed"],
+    ) == ("gera", 20, 0)
     other = load_run("small", method="ridge", budget=10)
-    assert (other.aligner.about["method"], other.aligner.about["budget"], other.aligner.about["seed"]) == ("ridge", 10, 0)
+    assert (
+        other.aligner.about["method"],
+        other.aligner.about["budget"],
+        other.aligner.about["seed"],
+    ) == ("ridge", 10, 0)
 
 
 @pytest.mark.parametrize("inner", ["", "/aligner"])
@@ -100,7 +124,9 @@ def test_a_folder_names_its_stores_whatever_the_experiment_is_called_now(project
         assert search_words(str(folder), "i5", k=2).startswith(str(folder))
         shutil.copytree("b", tmp_path / "moved")
         assert load_run(str(folder), [f"data.b={tmp_path / 'moved'}"]).b.path == tmp_path / "moved"
-        with pytest.raises(UserError, match=r"hold other data than this run had: name its stores by data\.a="):
+        with pytest.raises(
+            UserError, match=r"hold other data than this run had: name its stores by data\.a="
+        ):
             load_run(str(folder), ["data.b=a"])
     finally:
         (tmp_path / "small.yaml").rename(project / "experiments" / "small.yaml")
@@ -174,7 +200,9 @@ def test_dot_products_of_exported_rows_are_scores(project, tmp_path, method):
     folder = export("small", out=str(tmp_path / method), method=method)
     a, b = EmbeddingStore(folder / "a"), EmbeddingStore(folder / "b")
     scores = run.aligner.score(run.a, run.b)
-    torch.testing.assert_close(torch.from_numpy(a.read() @ b.read().T), scores, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.from_numpy(a.read() @ b.read().T), scores, atol=1e-5, rtol=1e-4
+    )
     pd.testing.assert_frame_equal(a.rows, run.a.rows)
     assert "in the shared space of" in b.encoder["name"]
     a.verify()
@@ -186,8 +214,12 @@ def test_faiss_reads_the_index_and_finds_what_the_aligner_finds(project, tmp_pat
     assert Aligner.load(run.folder / "aligner").space.correction is not None
     for query, gallery, direction in (("a", "b", "ab"), ("b", "a", "ba")):
         index = faiss.read_index(str(folder / f"{gallery}.index"))
-        values, found = index.search(score_rows(run.aligner, query, getattr(run, query).read(slice(0, 9))).numpy(), 5)
-        expected, numbers = run.aligner.search(getattr(run, query).read(slice(0, 9)), getattr(run, gallery), 5, direction=direction)
+        values, found = index.search(
+            score_rows(run.aligner, query, getattr(run, query).read(slice(0, 9))).numpy(), 5
+        )
+        expected, numbers = run.aligner.search(
+            getattr(run, query).read(slice(0, 9)), getattr(run, gallery), 5, direction=direction
+        )
         np.testing.assert_allclose(values, expected, atol=1e-5)
         np.testing.assert_array_equal(found, numbers)
 
@@ -201,7 +233,9 @@ def test_an_export_lies_in_the_runs_folder_and_takes_a_half_of_the_room_in_float
         shutil.rmtree(folder)
 
 
-def test_an_aligner_too_large_for_the_device_searches_and_exports_on_the_cpu(project, tmp_path, monkeypatch, caplog):
+def test_an_aligner_too_large_for_the_device_searches_and_exports_on_the_cpu(
+    project, tmp_path, monkeypatch, caplog
+):
     """The device here is `meta`, whose rows have no values."""
     words, asked, moved = ["trainer.accelerator=gpu"], [], Aligner.to
     expected, first = search_words("small", "i5"), export("small", out=str(tmp_path / "first"))
@@ -211,17 +245,24 @@ def test_an_aligner_too_large_for_the_device_searches_and_exports_on_the_cpu(pro
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return moved(self, device)
 
-    monkeypatch.setattr("gera_lightning.utils.distributed.device", lambda accelerator: asked.append(accelerator) or torch.device("meta"))
+    monkeypatch.setattr(
+        "gera_lightning.utils.distributed.device",
+        lambda accelerator: asked.append(accelerator) or torch.device("meta"),
+    )
     monkeypatch.setattr(Aligner, "to", full)
     assert search_words("small", "i5", words) == expected
     second = export("small", words, out=str(tmp_path / "second"), index="IVF2,Flat")
     for side in "ab":
-        np.testing.assert_array_equal(EmbeddingStore(second / side).read(), EmbeddingStore(first / side).read())
+        np.testing.assert_array_equal(
+            EmbeddingStore(second / side).read(), EmbeddingStore(first / side).read()
+        )
     assert asked == ["gpu", "gpu"]
     assert caplog.text.count("the memory of meta is too small for the aligner in") == 2
 
 
-@pytest.mark.parametrize("options", [{"index": "Flatt"}, {"index": "IVF1000,Flat"}, {"dtype": "float8"}])
+@pytest.mark.parametrize(
+    "options", [{"index": "Flatt"}, {"index": "IVF1000,Flat"}, {"dtype": "float8"}]
+)
 def test_a_refused_export_leaves_nothing_behind(project, tmp_path, options):
     [(word, value)] = options.items()
     with pytest.raises(UserError, match=rf"{word}='{value}'"):
@@ -235,7 +276,9 @@ def test_a_refused_export_leaves_nothing_behind(project, tmp_path, options):
 
 
 def test_an_aligner_beside_is_not_taken_for_what_was_named(project, tmp_path, monkeypatch):
-    """Neither for an experiment, nor for a run that is not there; but a folder that is an aligner's is one, whatever it is called."""
+    """Neither for an experiment, nor for a run that is not there; but a folder that is an aligner's
+    is one, whatever it is called.
+    """
     [run] = project.glob("runs/small/ridge/b10-s1-*")
     for place in ("aligner", "runs/small/aligner", "mine"):
         shutil.copytree(run / "aligner", project / place)

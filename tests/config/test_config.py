@@ -58,13 +58,21 @@ def test_every_shipped_experiment_loads_with_every_preset(name):
     data = own.common.data
     assert (data.synthetic is not None) != bool(data.a and data.b)
     for side in ("a", "b") if data.synthetic is None else ():
-        embedded = getattr(own.common.embed, side)  # its store is shipped, or made of raw data that is not
-        assert (REPOSITORY / getattr(data, side) / "manifest.json").is_file() or (embedded.corpus and embedded.encoder)
+        embedded = getattr(
+            own.common.embed, side
+        )  # its store is shipped, or made of raw data that is not
+        assert (REPOSITORY / getattr(data, side) / "manifest.json").is_file() or (
+            embedded.corpus and embedded.encoder
+        )
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_shipped_experiment_opens_with_its_command(name):
-    assert (REPOSITORY / "experiments" / f"{name}.yaml").read_text().startswith(f"# make train EXP={name}\n")
+    assert (
+        (REPOSITORY / "experiments" / f"{name}.yaml")
+        .read_text()
+        .startswith(f"# make train EXP={name}\n")
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -79,12 +87,17 @@ def test_the_twins_differ_in_the_geometric_loss_alone_and_tune_as_many_values(su
     plain, twin = (dataclasses.asdict(methods[name]) for name in names)
     assert {key for key in plain if plain[key] != twin[key]} == {"geometric_loss", "tuning"}
     assert twin["geometric_loss"] is None
-    assert {key for key in plain["tuning"] if plain["tuning"][key] != twin["tuning"][key]} == {"grid"}
+    assert {key for key in plain["tuning"] if plain["tuning"][key] != twin["tuning"][key]} == {
+        "grid"
+    }
     assert len(combinations(methods[names[0]])) == len(combinations(methods[names[1]])) == 2
 
 
 def test_reading_settings_needs_no_torch():
-    code = "import sys; from gera_lightning import config; config.Config(); print('torch' in sys.modules, 'lightning' in sys.modules)"
+    code = (
+        "import sys; from gera_lightning import config; config.Config(); print('torch' in"
+        " sys.modules, 'lightning' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
 
@@ -92,12 +105,22 @@ def test_reading_settings_needs_no_torch():
 def test_every_field_has_its_docstring():
     tree = ast.parse(Path(config.settings.__file__).read_text())
     fields = 0
-    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
+    for cls in (
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config")
+    ):
         for field, after in zip(cls.body, [*cls.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign):
                 fields += 1
-                text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and after.value.value
-                assert isinstance(text, str), f"{cls.name}.{ast.unparse(field.target)} has no docstring"
+                text = (
+                    isinstance(after, ast.Expr)
+                    and isinstance(after.value, ast.Constant)
+                    and after.value.value
+                )
+                assert isinstance(text, str), (
+                    f"{cls.name}.{ast.unparse(field.target)} has no docstring"
+                )
     assert fields > 40
 
 
@@ -110,20 +133,32 @@ def test_later_layers_win(folder):
     assert loaded.methods["plain"].trainer.max_steps == 30  # the experiment over the default
     assert loaded.methods["plain"].batch.pairs == 7  # the preset over the default ...
     assert loaded.methods["twin"].batch.pairs == Config().batch.pairs  # ... for its own method
-    (folder / "small.yaml").write_text(yaml.safe_dump({**FILES["small.yaml"], "batch": {"pairs": 5, "anchors": 3}}))
+    (folder / "small.yaml").write_text(
+        yaml.safe_dump({**FILES["small.yaml"], "batch": {"pairs": 5, "anchors": 3}})
+    )
     plain, twin = (load("small", folder=folder).methods[name] for name in ("plain", "twin"))
-    assert (plain.batch.pairs, plain.batch.anchors) == (7, 3)  # the preset over the experiment, its other keys stay
+    assert (plain.batch.pairs, plain.batch.anchors) == (
+        7,
+        3,
+    )  # the preset over the experiment, its other keys stay
     assert (twin.batch.pairs, twin.batch.anchors) == (5, 3)
     words = load("small", ["batch.pairs=9", "batch.pairs=11"], folder=folder)
-    assert {c.batch.pairs for c in (words.common, *words.methods.values())} == {11}  # the command line over all, its last word too
+    assert {c.batch.pairs for c in (words.common, *words.methods.values())} == {
+        11
+    }  # the command line over all, its last word too
 
 
 def test_null_of_a_preset_stays_null(folder):
-    methods = load("small", ["geometric_loss.form=kl", "closed_form.direction=a_to_b"], folder=folder).methods
+    methods = load(
+        "small", ["geometric_loss.form=kl", "closed_form.direction=a_to_b"], folder=folder
+    ).methods
     assert methods["twin"].geometric_loss is None
     assert methods["plain"].geometric_loss == {**Config().geometric_loss, "form": "kl"}
     assert methods["plain"].closed_form is None
-    assert methods["closed"].closed_form == {**FILES["methods/closed.yaml"]["closed_form"], "direction": "a_to_b"}
+    assert methods["closed"].closed_form == {
+        **FILES["methods/closed.yaml"]["closed_form"],
+        "direction": "a_to_b",
+    }
 
 
 def test_null_switches_a_section_off(folder):
@@ -133,11 +168,25 @@ def test_null_switches_a_section_off(folder):
 
 def test_a_new_class_keeps_no_arguments_of_the_old():
     assert Config().optimizer["weight_decay"] == 0.01
-    for words in (["optimizer.class=torch.optim.SGD", "optimizer.lr=0.3"], ["optimizer.lr=0.3", "optimizer.class=torch.optim.SGD"]):
+    for words in (
+        ["optimizer.class=torch.optim.SGD", "optimizer.lr=0.3"],
+        ["optimizer.lr=0.3", "optimizer.class=torch.optim.SGD"],
+    ):
         loaded = load("synthetic", words, folder=REPOSITORY / "experiments")
-        assert loaded.methods["gera_plain"].optimizer == {"class": "torch.optim.SGD", "lr": 0.3}, words
-    same = load("synthetic", ["optimizer.class=torch.optim.AdamW", "optimizer.lr=0.3"], folder=REPOSITORY / "experiments")
-    assert same.methods["gera_plain"].optimizer == {"class": "torch.optim.AdamW", "lr": 0.3, "weight_decay": 0.01}
+        assert loaded.methods["gera_plain"].optimizer == {
+            "class": "torch.optim.SGD",
+            "lr": 0.3,
+        }, words
+    same = load(
+        "synthetic",
+        ["optimizer.class=torch.optim.AdamW", "optimizer.lr=0.3"],
+        folder=REPOSITORY / "experiments",
+    )
+    assert same.methods["gera_plain"].optimizer == {
+        "class": "torch.optim.AdamW",
+        "lr": 0.3,
+        "weight_decay": 0.01,
+    }
 
 
 def test_the_reserve_is_the_largest_budget_of_file_and_command(folder):
@@ -149,12 +198,17 @@ def test_the_reserve_is_the_largest_budget_of_file_and_command(folder):
         (["data.reserved_pairs=15", "budgets=[4]"], 15),
     ):
         loaded = load("small", words, folder=folder)
-        assert {c.data.reserved_pairs for c in (loaded.common, *loaded.methods.values())} == {reserve}, words
+        assert {c.data.reserved_pairs for c in (loaded.common, *loaded.methods.values())} == {
+            reserve
+        }, words
 
 
 def test_an_experiment_without_budgets_reserves_those_that_it_runs(folder):
     for words, reserve in (([], max(Config().budgets)), (["budgets=[20]"], 20)):
-        assert load({"methods": ["closed"]}, words, folder=folder).common.data.reserved_pairs == reserve
+        assert (
+            load({"methods": ["closed"]}, words, folder=folder).common.data.reserved_pairs
+            == reserve
+        )
 
 
 @pytest.mark.parametrize("name", ["summary", "report", "jobs"])
@@ -170,7 +224,9 @@ def test_another_algorithm_is_another_run_and_the_first_keeps_its_hashes(monkeyp
     settings = Config()
     text = json.dumps({**identity(settings), "budget": 10}, sort_keys=True, default=str)
     hashes = {hashlib.sha256(text.encode()).hexdigest()[:8]}
-    module = sys.modules["gera_lightning.config.identity"]  # the package's own `identity` is the function
+    module = sys.modules[
+        "gera_lightning.config.identity"
+    ]  # the package's own `identity` is the function
     monkeypatch.setattr(module, "RESULTS_VERSION", 1)
     assert {config_hash(settings, budget=10)} == hashes
     for number in (2, 3):
@@ -204,16 +260,26 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_words_equal_keywords(values):
     words = [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}" for key, value in values.items()
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
+        for key, value in values.items()
     ]
-    assert load("synthetic", words, folder=REPOSITORY / "experiments") == load("synthetic", values, folder=REPOSITORY / "experiments")
+    assert load("synthetic", words, folder=REPOSITORY / "experiments") == load(
+        "synthetic", values, folder=REPOSITORY / "experiments"
+    )
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1E5", 1e5), ("-2.5e+2", -250.0), ("3.e-1", 0.3), ("0.001", 1e-3)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("1E5", 1e5), ("-2.5e+2", -250.0), ("3.e-1", 0.3), ("0.001", 1e-3)],
+)
 def test_a_number_is_a_number_in_words_lists_and_files(folder, text, value):
     by_word = load("small", [f"optimizer.lr={text}"], folder=folder).common.optimizer
-    by_list = load("small", [f"optimizer={{lr: {text}, betas: [{text}, 0.9]}}"], folder=folder).common.optimizer
-    (folder / "small.yaml").write_text((folder / "small.yaml").read_text() + f"optimizer:\n  lr: {text}\n")
+    by_list = load(
+        "small", [f"optimizer={{lr: {text}, betas: [{text}, 0.9]}}"], folder=folder
+    ).common.optimizer
+    (folder / "small.yaml").write_text(
+        (folder / "small.yaml").read_text() + f"optimizer:\n  lr: {text}\n"
+    )
     by_file = load("small", folder=folder).common.optimizer
     assert [o["lr"] for o in (by_word, by_list, by_file)] == [value] * 3
     assert list(by_list["betas"]) == [value, 0.9]
@@ -258,9 +324,15 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
         ("trainer.max_steps=many", ["trainer.max_steps=many", "Integer"]),
         ("trainer.max_steps=0", ["trainer.max_steps=0", "at least 1"]),
         ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0", "at least 1"]),
-        ("trainer.checkpoint_every_n_steps=0", ["trainer.checkpoint_every_n_steps=0", "at least 1"]),
+        (
+            "trainer.checkpoint_every_n_steps=0",
+            ["trainer.checkpoint_every_n_steps=0", "at least 1"],
+        ),
         ("trainer.devices=0", ["trainer.devices=0", "at least 1", "-1"]),
-        ("trainer.precision=bf16-true", ["trainer.precision='bf16-true'", "did you mean 'bf16-mixed'"]),
+        (
+            "trainer.precision=bf16-true",
+            ["trainer.precision='bf16-true'", "did you mean 'bf16-mixed'"],
+        ),
         ("overwrite=perhaps", ["overwrite=perhaps", "bool"]),
         ("runs_dir=${nothing}", ["runs_dir", "nothing"]),
         ("head=Linear", ["head='Linear'", "head.class=..."]),
@@ -268,8 +340,14 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
         ("head.hiden=3", ["head.hiden", "did you mean 'hidden'"]),
         ("head.dim=3", ["head.dim", "set by the program"]),
         ("head.class=Linear", ["head.class='Linear'", "package.module.Class"]),
-        ("start.class=gera_lightning.aligners.ridge.Rigde", ["start.class", "did you mean 'Ridge'"]),
-        ("pair_loss.class=gera_lightning.losses.contrastive.ClipLos", ["pair_loss.class", "did you mean 'CLIPLoss'"]),
+        (
+            "start.class=gera_lightning.aligners.ridge.Rigde",
+            ["start.class", "did you mean 'Ridge'"],
+        ),
+        (
+            "pair_loss.class=gera_lightning.losses.contrastive.ClipLos",
+            ["pair_loss.class", "did you mean 'CLIPLoss'"],
+        ),
         ("optimizer.params=[]", ["optimizer.params"]),
         ("data.synthetic=3", ["data.synthetic=3", "part"]),
         ("data.split=tests", ["data.split='tests'", "did you mean 'test'"]),
@@ -299,13 +377,17 @@ def test_a_mistake_names_key_value_and_remedy(word, words, folder):
 
 
 def test_an_override_that_would_do_nothing_is_refused(folder):
-    with pytest.raises(UserError, match="geometric_loss: none of the methods twin has this section"):
+    with pytest.raises(
+        UserError, match="geometric_loss: none of the methods twin has this section"
+    ):
         load("small", ["methods=[twin]", "geometric_loss.form=kl"], folder=folder)
     with pytest.raises(UserError, match="closed_form: none of the methods plain, twin"):
         load("small", ["methods=[plain,twin]", "closed_form.direction=both"], folder=folder)
     with pytest.raises(UserError, match="trainer: all of the methods closed are closed forms"):
         load("small", ["methods=[closed]", "trainer.max_steps=3"], folder=folder)
-    computed = load("small", ["methods=[closed]", "trainer.accelerator=cpu"], folder=folder).methods["closed"]
+    computed = load(
+        "small", ["methods=[closed]", "trainer.accelerator=cpu"], folder=folder
+    ).methods["closed"]
     assert computed.trainer.accelerator == "cpu"
 
 
@@ -329,7 +411,10 @@ def test_an_unknown_experiment_names_the_known(experiment, words, folder):
     [
         (b"budgets: [1,\n", ["not readable as YAML"]),
         (b"\xff\xfe\x00", ["not readable as YAML"]),
-        (b"budgets: [10]\nseeds: [0]\nbudgets: [20]\n", ["not readable as YAML", "the key 'budgets' stands twice", "line 3"]),
+        (
+            b"budgets: [10]\nseeds: [0]\nbudgets: [20]\n",
+            ["not readable as YAML", "the key 'budgets' stands twice", "line 3"],
+        ),
         (b"- a\n- b\n", ["must hold keys and values"]),
         (b"bugets: [3]\n", ["bugets=[3]", "did you mean 'budgets'"]),
         (b"trainer:\n", ["trainer=None", "section"]),
@@ -348,7 +433,8 @@ def test_a_broken_file_is_named(folder, name, text, words):
 
 def test_a_merged_key_may_be_set_again(folder):
     (folder / "small.yaml").write_text(
-        "trainer: &t {max_steps: 3, min_epochs: 2}\nvariants:\n  v: {of: plain, trainer: {<<: *t, max_steps: 4}}\n"
+        "trainer: &t {max_steps: 3, min_epochs: 2}\nvariants:\n  v: {of: plain, trainer: {<<: *t,"
+        " max_steps: 4}}\n"
     )
     trainer = load("small", {"methods": ["v"]}, folder=folder).methods["v"].trainer
     assert (trainer.max_steps, trainer.min_epochs) == (4, 2)
@@ -356,8 +442,17 @@ def test_a_merged_key_may_be_set_again(folder):
 
 def test_a_tilde_is_the_home_folder(folder, monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
-    common = load("small", {"data.a": "~/a", "data.b": "b~/b", "runs_dir": "~/r", "cache_dir": "~"}, folder=folder).common
-    assert (common.data.a, common.data.b, common.runs_dir, common.cache_dir) == ("/somewhere/a", "b~/b", "/somewhere/r", "/somewhere")
+    common = load(
+        "small",
+        {"data.a": "~/a", "data.b": "b~/b", "runs_dir": "~/r", "cache_dir": "~"},
+        folder=folder,
+    ).common
+    assert (common.data.a, common.data.b, common.runs_dir, common.cache_dir) == (
+        "/somewhere/a",
+        "b~/b",
+        "/somewhere/r",
+        "/somewhere",
+    )
 
 
 def test_an_empty_experiment_is_all_defaults(folder):
@@ -374,8 +469,21 @@ def test_an_empty_experiment_is_all_defaults(folder):
 @pytest.mark.parametrize(
     "word",
     [
-        *("budgets=[7]", "seeds=[3]", "runs_dir=x", "cache_dir=x", "overwrite=true", "evaluation.chunk=7", "data.synthetic.items=50"),
-        *("trainer.log_every_n_steps=3", "trainer.checkpoint_every_n_steps=3", "trainer.accelerator=cpu", "trainer.devices=2"),
+        *(
+            "budgets=[7]",
+            "seeds=[3]",
+            "runs_dir=x",
+            "cache_dir=x",
+            "overwrite=true",
+            "evaluation.chunk=7",
+            "data.synthetic.items=50",
+        ),
+        *(
+            "trainer.log_every_n_steps=3",
+            "trainer.checkpoint_every_n_steps=3",
+            "trainer.accelerator=cpu",
+            "trainer.devices=2",
+        ),
     ],
 )
 def test_what_decides_no_result_is_no_part_of_a_run(word, folder):
@@ -383,7 +491,9 @@ def test_what_decides_no_result_is_no_part_of_a_run(word, folder):
         load("small", ["data.reserved_pairs=10"], folder=folder).methods,
         load("small", ["data.reserved_pairs=10", word], folder=folder).methods,
     )
-    assert {n: config_hash(c) for n, c in before.items()} == {n: config_hash(c) for n, c in after.items()}
+    assert {n: config_hash(c) for n, c in before.items()} == {
+        n: config_hash(c) for n, c in after.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -404,14 +514,20 @@ def test_what_decides_no_result_is_no_part_of_a_run(word, folder):
     ],
 )
 def test_a_hash_changes_with_what_its_method_reads(word, trained, closed, folder):
-    before, after = load("small", folder=folder).methods, load("small", [word], folder=folder).methods
+    before, after = (
+        load("small", folder=folder).methods,
+        load("small", [word], folder=folder).methods,
+    )
     assert (config_hash(before["plain"]) != config_hash(after["plain"])) == trained
     assert (config_hash(before["closed"]) != config_hash(after["closed"])) == closed
 
 
 def test_a_hash_takes_in_data_budget_and_seed(folder):
     settings_ = load("small", folder=folder).methods["plain"]
-    hashes = {config_hash(settings_, **more) for more in ({}, {"seed": 0}, {"seed": 1}, {"budget": 1}, {"data": "x"})}
+    hashes = {
+        config_hash(settings_, **more)
+        for more in ({}, {"seed": 0}, {"seed": 1}, {"budget": 1}, {"data": "x"})
+    }
     assert len(hashes) == 5
     assert all(len(h) == 8 and int(h, 16) >= 0 for h in hashes)
 
@@ -428,27 +544,51 @@ def test_identity_is_plain_values_and_leaves_the_settings_alone(folder):
 # ---- presets that come with the package ----
 
 
-def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(tmp_path, write_yaml, monkeypatch):
+def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(
+    tmp_path, write_yaml, monkeypatch
+):
     monkeypatch.setattr(experiment, "SHIPPED", experiment._shipped())
     write_yaml(
         tmp_path,
         {
             "mine.yaml": {"data": {"a": "a", "b": "b"}, "methods": ["gera", "ridge", "own"]},
-            "methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "a_to_b"}},
-            "methods/own.yaml": {"closed_form": {"class": "gera_lightning.aligners.procrustes.Procrustes"}},
+            "methods/ridge.yaml": {
+                "closed_form": {
+                    "class": "gera_lightning.aligners.ridge.Ridge",
+                    "direction": "a_to_b",
+                }
+            },
+            "methods/own.yaml": {
+                "closed_form": {"class": "gera_lightning.aligners.procrustes.Procrustes"}
+            },
         },
     )
     loaded = load(str(tmp_path / "mine.yaml")).methods
     assert loaded["gera"].closed_form["class"].endswith("Alternatives")
     assert loaded["ridge"].closed_form["direction"] == "a_to_b"  # its own wins
     swept = load(str(tmp_path / "mine.yaml"), sweep=True).common.methods
-    assert set(swept) == {"own", *(path.stem for path in (REPOSITORY / "experiments" / "methods").glob("*.yaml"))}
-    with pytest.raises(UserError, match=r"methods: 'gerra' has no preset methods/gerra\.yaml; did you mean 'gera'"):
+    assert set(swept) == {
+        "own",
+        *(path.stem for path in (REPOSITORY / "experiments" / "methods").glob("*.yaml")),
+    }
+    with pytest.raises(
+        UserError, match=r"methods: 'gerra' has no preset methods/gerra\.yaml; did you mean 'gera'"
+    ):
         load(str(tmp_path / "mine.yaml"), {"methods": ["gerra"]})
 
 
 def test_an_installation_has_its_presets_where_data_files_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "__file__", str(tmp_path / "site-packages" / "gera_lightning" / "config" / "experiment.py"))
-    place, patterns = next(iter(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"].items()))
+    monkeypatch.setattr(
+        experiment,
+        "__file__",
+        str(tmp_path / "site-packages" / "gera_lightning" / "config" / "experiment.py"),
+    )
+    place, patterns = next(
+        iter(
+            tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"][
+                "data-files"
+            ].items()
+        )
+    )
     assert experiment._shipped() == Path(sysconfig.get_path("data")) / place
     assert list(REPOSITORY.glob(patterns[0]))

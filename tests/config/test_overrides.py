@@ -22,7 +22,11 @@ def function(
 
 def test_words_become_keyword_arguments():
     words = ["count=3", "columns.item=id", "columns.text=caption", "name=a=b"]
-    assert keywords(words, function) == {"count": 3, "columns": {"item": "id", "text": "caption"}, "name": "a=b"}
+    assert keywords(words, function) == {
+        "count": 3,
+        "columns": {"item": "id", "text": "caption"},
+        "name": "a=b",
+    }
     assert keywords([], function) == {}
 
 
@@ -61,6 +65,11 @@ def test_values_are_of_the_annotated_types(word: str, message: str):
 
 def test_values_of_the_annotated_types_pass():
     words = ["columns=null", "share=1", "names=[a,b]", "limit=3"]
-    assert keywords(words, function) == {"columns": None, "share": 1, "names": ["a", "b"], "limit": 3}
+    assert keywords(words, function) == {
+        "columns": None,
+        "share": 1,
+        "names": ["a", "b"],
+        "limit": 3,
+    }
     assert keywords(["limit=null", "share=.5"], function) == {"limit": None, "share": 0.5}
     assert keywords(["share=2e-1"], function) == {"share": 0.2}, "as in settings"

@@ -19,11 +19,18 @@ ITEMS = ["a", "b", "a", "c", "d", "e", "f"]
 
 def test_npy_with_a_table_of_ids(tmp_path: Path):
     np.save(tmp_path / "x.npy", X)
-    pd.DataFrame({"id": ITEMS, "caption": [f"text {n}" for n in range(7)], "split": ["train"] * 6 + [""]}).to_csv(
-        tmp_path / "ids.csv", index=False
-    )
+    pd.DataFrame(
+        {"id": ITEMS, "caption": [f"text {n}" for n in range(7)], "split": ["train"] * 6 + [""]}
+    ).to_csv(tmp_path / "ids.csv", index=False)
     columns = {"item": "id", "text": "caption"}
-    store = import_store(tmp_path / "x.npy", tmp_path / "out", ids=tmp_path / "ids.csv", columns=columns, encoder="mine", shard_rows=3)
+    store = import_store(
+        tmp_path / "x.npy",
+        tmp_path / "out",
+        ids=tmp_path / "ids.csv",
+        columns=columns,
+        encoder="mine",
+        shard_rows=3,
+    )
     np.testing.assert_array_equal(store.read(), X)
     assert store.manifest["dtype"] == "float32"
     assert [shard.count for shard in store.shards] == [3, 3, 1]
@@ -51,7 +58,9 @@ def test_ids_in_each_format(tmp_path: Path, suffix: str):
 
 
 def test_npz_brings_its_own_ids(tmp_path: Path):
-    np.savez(tmp_path / "x.npz", embeddings=X.astype(np.float64), ids=np.array(ITEMS), note=np.arange(3))
+    np.savez(
+        tmp_path / "x.npz", embeddings=X.astype(np.float64), ids=np.array(ITEMS), note=np.arange(3)
+    )
     store = import_store(tmp_path / "x.npz", tmp_path / "out")
     assert store.rows["item"].tolist() == ITEMS
     assert store.manifest["dtype"] == "float32"
@@ -60,13 +69,18 @@ def test_npz_brings_its_own_ids(tmp_path: Path):
 
 def test_without_ids_the_position_pairs(tmp_path: Path):
     np.save(tmp_path / "x.npy", X)
-    assert import_store(tmp_path / "x.npy", tmp_path / "out").rows["item"].tolist() == [str(n) for n in range(7)]
+    assert import_store(tmp_path / "x.npy", tmp_path / "out").rows["item"].tolist() == [
+        str(n) for n in range(7)
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_safetensors(tmp_path: Path, dtype: torch.dtype):
     tensor = torch.from_numpy(X).to(dtype)
-    save_file({"image": tensor, "text": tensor[:, :2].contiguous(), "scale": torch.ones(1)}, tmp_path / "x.safetensors")
+    save_file(
+        {"image": tensor, "text": tensor[:, :2].contiguous(), "scale": torch.ones(1)},
+        tmp_path / "x.safetensors",
+    )
     with pytest.raises(UserError, match=r"holds 2 arrays of two dimensions.*name one, key="):
         import_store(tmp_path / "x.safetensors", tmp_path / "out")
     store = import_store(tmp_path / "x.safetensors", tmp_path / "out", key="image")
@@ -80,7 +94,9 @@ def clip_folder(folder: Path, keys: bool = True) -> Path:
     for number, part in ((0, slice(0, 4)), (2, slice(4, 6)), (10, slice(6, 7))):
         np.save(folder / "img_emb" / f"img_emb_{number}.npy", X[part].astype(np.float16))
         np.save(folder / "text_emb" / f"text_emb_{number}.npy", -X[part].astype(np.float16))
-        table = pd.DataFrame({"image_path": [f"{i}{n}.jpg" for n, i in enumerate(ITEMS)], "caption": ITEMS})
+        table = pd.DataFrame(
+            {"image_path": [f"{i}{n}.jpg" for n, i in enumerate(ITEMS)], "caption": ITEMS}
+        )
         if keys:
             table["key"] = [f"k{n}" for n in range(7)]
         table.iloc[part].to_parquet(folder / "metadata" / f"metadata_{number}.parquet")
@@ -90,7 +106,9 @@ def clip_folder(folder: Path, keys: bool = True) -> Path:
 @pytest.mark.parametrize("side", ["image", "text"])
 def test_clip_retrieval_parts_come_in_the_order_of_their_numbers(tmp_path: Path, side: str):
     store = import_store(clip_folder(tmp_path / "clip"), tmp_path / "out", side=side)
-    np.testing.assert_array_equal(store.read(), (X if side == "image" else -X).astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(
+        store.read(), (X if side == "image" else -X).astype(np.float16).astype(np.float32)
+    )
     assert store.rows["item"].tolist() == [f"k{n}" for n in range(7)]
     assert store.rows["text"].tolist() == ITEMS
     assert store.rows["path"].iloc[1] == "b1.jpg"
@@ -105,7 +123,9 @@ def test_a_clip_retrieval_folder_that_is_damaged_is_named(tmp_path: Path):
     folder = clip_folder(tmp_path / "clip")
     with pytest.raises(UserError, match="side='txt' is not one of image, text"):
         import_store(folder, tmp_path / "out", side="txt")
-    pd.read_parquet(folder / "metadata" / "metadata_2.parquet").iloc[:1].to_parquet(folder / "metadata" / "metadata_2.parquet")
+    pd.read_parquet(folder / "metadata" / "metadata_2.parquet").iloc[:1].to_parquet(
+        folder / "metadata" / "metadata_2.parquet"
+    )
     with pytest.raises(UserError, match="1 rows for 2 vectors"):
         import_store(folder, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == [], "the first part is taken back"
@@ -123,8 +143,12 @@ def test_rows_that_are_not_finite_are_named_and_left_out(tmp_path: Path):
     store = import_store(tmp_path / "x.npy", tmp_path / "out", dtype="float16")
     assert store.rows["item"].tolist() == ["0", "2", "4", "5", "6"]
     assert store.manifest["source"]["skipped"] == 2
-    lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
-    assert [(line["item"], line["reason"]) for line in lines] == [(n, "values that are not finite in float16") for n in ("1", "3")]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    ]
+    assert [(line["item"], line["reason"]) for line in lines] == [
+        (n, "values that are not finite in float16") for n in ("1", "3")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -132,12 +156,20 @@ def test_rows_that_are_not_finite_are_named_and_left_out(tmp_path: Path):
     [
         (lambda p: np.save(p / "x.npy", X[0]), {}, "not vectors"),
         (lambda p: np.save(p / "x.npy", np.array([["a"]])), {}, "not vectors"),
-        (lambda p: np.save(p / "x.npy", np.array([[{}]], dtype=object), allow_pickle=True), {}, "cannot be read"),
+        (
+            lambda p: np.save(p / "x.npy", np.array([[{}]], dtype=object), allow_pickle=True),
+            {},
+            "cannot be read",
+        ),
         (lambda p: (p / "x.npy").write_bytes(b"cut"), {}, "cannot be read"),
         (lambda p: np.save(p / "x.npy", X), {"ids": "nowhere.csv"}, "there is no such file"),
         (lambda p: np.save(p / "x.npy", X), {"shard_rows": 0}, "shard_rows=0"),
         (lambda p: np.save(p / "x.npy", X), {"dtype": "int8"}, "dtype='int8'"),
-        (lambda p: np.save(p / "x.npy", np.full((2, 2), np.nan)), {}, "no vectors that can be kept"),
+        (
+            lambda p: np.save(p / "x.npy", np.full((2, 2), np.nan)),
+            {},
+            "no vectors that can be kept",
+        ),
         (lambda p: None, {}, "there is no such file or folder"),
     ],
 )
@@ -153,7 +185,9 @@ def test_ids_must_fit_the_vectors(tmp_path: Path):
     with pytest.raises(UserError, match="2 ids for 7 vectors"):
         import_store(tmp_path / "x.npy", tmp_path / "out", ids=tmp_path / "ids.txt")
     (tmp_path / "ids.csv").write_text("name\n" + "x\n" * 7)
-    with pytest.raises(UserError, match=r"no column 'item' for item \(has name\): name it, columns.item=THEIRS"):
+    with pytest.raises(
+        UserError, match=r"no column 'item' for item \(has name\): name it, columns.item=THEIRS"
+    ):
         import_store(tmp_path / "x.npy", tmp_path / "out", ids=tmp_path / "ids.csv")
     (tmp_path / "ids.csv").write_text("item\n" + "x\n" * 6 + '""\n')
     with pytest.raises(UserError, match="empty values at position 6"):
@@ -165,8 +199,17 @@ def test_rows_that_are_too_small_are_named_and_left_out(tmp_path: Path):
     x[2], x[4] = 1e-9, 0
     np.save(tmp_path / "x.npy", x)
     store = import_store(tmp_path / "x.npy", tmp_path / "out", dtype="float16")
-    assert store.rows["item"].tolist() == ["0", "1", "3", "4", "5", "6"], "a row of zeros is what it was"
-    [line] = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert store.rows["item"].tolist() == [
+        "0",
+        "1",
+        "3",
+        "4",
+        "5",
+        "6",
+    ], "a row of zeros is what it was"
+    [line] = [
+        json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    ]
     assert (line["item"], line["reason"]) == ("2", "values that are too small for float16")
 
 
@@ -188,13 +231,26 @@ def test_a_store_that_is_there_is_kept(tmp_path: Path):
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     np.save(tmp_path / "x.npy", X)
     (tmp_path / "ids.csv").write_text("id\n" + "\n".join(ITEMS) + "\n")
-    words = ["import", str(tmp_path / "x.npy"), str(tmp_path / "out"), f"ids={tmp_path / 'ids.csv'}", "columns.item=id"]
+    words = [
+        "import",
+        str(tmp_path / "x.npy"),
+        str(tmp_path / "out"),
+        f"ids={tmp_path / 'ids.csv'}",
+        "columns.item=id",
+    ]
     assert cli.main(words) == 0
     assert "7 rows of width 3" in capsys.readouterr().out
     (tmp_path / "split=train").mkdir()
-    (tmp_path / "x.npy").rename(tmp_path / "split=train" / "x.npy")  # as partitions of a data set are called
-    assert cli.main(["import", str(tmp_path / "split=train" / "x.npy"), str(tmp_path / "again")]) == 0
+    (tmp_path / "x.npy").rename(
+        tmp_path / "split=train" / "x.npy"
+    )  # as partitions of a data set are called
+    assert (
+        cli.main(["import", str(tmp_path / "split=train" / "x.npy"), str(tmp_path / "again")]) == 0
+    )
     assert "7 rows of width 3" in capsys.readouterr().out
-    for bad, message in ((words[:2], "takes two paths"), ([*words[:3], "id=x"], "did you mean 'ids'")):
+    for bad, message in (
+        (words[:2], "takes two paths"),
+        ([*words[:3], "id=x"], "did you mean 'ids'"),
+    ):
         assert cli.main(bad) == 2
         assert message in capsys.readouterr().err

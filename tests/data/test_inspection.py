@@ -15,7 +15,14 @@ def store(make_store):
     x[7], x[9, 2] = 0, np.nan
     x[11] = x[12] = x[4]
     split = ["test"] * 10 + ["train"] * 20
-    return make_store("s", x, split=split, text=[f"text number {n}" for n in range(30)], label=["x", "y"] * 15, group=["v"] * 30)
+    return make_store(
+        "s",
+        x,
+        split=split,
+        text=[f"text number {n}" for n in range(30)],
+        label=["x", "y"] * 15,
+        group=["v"] * 30,
+    )
 
 
 def test_a_scan_finds_norms_damage_and_copies(store):
@@ -27,12 +34,20 @@ def test_a_scan_finds_norms_damage_and_copies(store):
 
 
 def test_nearest_equals_a_loop(store):
-    x = np.concatenate([np.load(store.path / shard.vectors) for shard in store.shards]).astype(np.float64)
+    x = np.concatenate([np.load(store.path / shard.vectors) for shard in store.shards]).astype(
+        np.float64
+    )
     for row, near in zip((0, 15), nearest(store, [0, 15], 4), strict=True):
-        cosine = {j: x[row] @ x[j] / np.linalg.norm(x[row]) / max(np.linalg.norm(x[j]), 1e-12) for j in range(30) if j not in (row, 9)}
+        cosine = {
+            j: x[row] @ x[j] / np.linalg.norm(x[row]) / max(np.linalg.norm(x[j]), 1e-12)
+            for j in range(30)
+            if j not in (row, 9)
+        }
         expected = sorted(cosine, key=lambda j: -cosine[j])[:4]
         assert [j for j, _ in near] == expected
-        np.testing.assert_allclose([score for _, score in near], [cosine[j] for j in expected], atol=1e-6)
+        np.testing.assert_allclose(
+            [score for _, score in near], [cosine[j] for j in expected], atol=1e-6
+        )
 
 
 def test_a_page_says_what_is_there(store):
@@ -50,7 +65,9 @@ def test_a_page_says_what_is_there(store):
     ):
         assert words in page, words
     assert page.count("nearest to   text number") == 2
-    assert sum(line.startswith("   0.") or line.startswith("  -0.") for line in page.splitlines()) == 6
+    assert (
+        sum(line.startswith("   0.") or line.startswith("  -0.") for line in page.splitlines()) == 6
+    )
     bars = [line for line in page.splitlines() if " to " in line and "#" in line]
     assert sum(int(line.split()[-1]) for line in bars) == 29, "every finite row is in one bar"
 

@@ -14,8 +14,25 @@ from gera_lightning.embedding.corpus import Manifest
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        *[(0, "0"), (0.0, "0"), (7.0, "7"), (np.float32(7), "7"), (np.int64(7), "7"), (0.5, "0.5"), (" a ", " a "), ("7.0", "7.0")],
-        *[(False, "False"), (np.inf, "inf"), (None, None), (np.nan, None), (np.float32("nan"), None), ("", None), (" \n", None)],
+        *[
+            (0, "0"),
+            (0.0, "0"),
+            (7.0, "7"),
+            (np.float32(7), "7"),
+            (np.int64(7), "7"),
+            (0.5, "0.5"),
+            (" a ", " a "),
+            ("7.0", "7.0"),
+        ],
+        *[
+            (False, "False"),
+            (np.inf, "inf"),
+            (None, None),
+            (np.nan, None),
+            (np.float32("nan"), None),
+            ("", None),
+            (" \n", None),
+        ],
     ],
 )
 def test_a_value_of_a_table_in_words(value: object, words: str | None):

@@ -9,12 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gera_lightning.data.splits import ItemSplit, Sample, check_sides, draw, folds, item_families, matched_items, split_items, unit_hash
+from gera_lightning.data.splits import (
+    ItemSplit,
+    Sample,
+    check_sides,
+    draw,
+    folds,
+    item_families,
+    matched_items,
+    split_items,
+    unit_hash,
+)
 from gera_lightning.utils.errors import UserError
 
 
 def table(items: list[str], name: str = "a", **columns: list[Any]) -> pd.DataFrame:
-    return pd.DataFrame({"row": [f"{item}-{name}-{n}" for n, item in enumerate(items)], "item": items, **columns})
+    return pd.DataFrame(
+        {"row": [f"{item}-{name}-{n}" for n, item in enumerate(items)], "item": items, **columns}
+    )
 
 
 def items_of(rows: pd.DataFrame, numbers: np.ndarray) -> set[str]:
@@ -31,7 +43,9 @@ def sides(rows_a: pd.DataFrame, rows_b: pd.DataFrame, **settings_: Any) -> dict[
 
 
 names = st.text(string.ascii_lowercase, min_size=1, max_size=3)
-tables = st.lists(st.tuples(names, st.none() | st.sampled_from("PQRSTUVW")), min_size=1, max_size=25)
+tables = st.lists(
+    st.tuples(names, st.none() | st.sampled_from("PQRSTUVW")), min_size=1, max_size=25
+)
 """(item, family) of each row of a store; an item may have several rows of several families."""
 
 
@@ -59,10 +73,14 @@ def slow_families(*stores: list[tuple[str, str | None]]) -> dict[str, frozenset[
 @settings(max_examples=60, deadline=None)
 @given(tables, tables)
 def test_families_are_what_hangs_together_over_both_stores(a, b):
-    families = item_families(*(table([i for i, _ in rows], family=[f for _, f in rows]) for rows in (a, b)))
+    families = item_families(
+        *(table([i for i, _ in rows], family=[f for _, f in rows]) for rows in (a, b))
+    )
     slow = slow_families(a, b)
     assert families.index.tolist() == sorted(slow)
-    fast = {item: frozenset(families.index[families == family]) for item, family in families.items()}
+    fast = {
+        item: frozenset(families.index[families == family]) for item, family in families.items()
+    }
     assert fast == slow
 
 
@@ -79,7 +97,10 @@ def test_one_store_may_have_no_families():
 @given(tables, tables, st.sampled_from([0.2, 0.5, 0.8]), st.booleans())
 def test_the_split_never_cuts_a_family(a, b, share, dev):
     others = [(f"other-{n}", None) for n in range(120)]  # so that no side is empty
-    rows_a, rows_b = (table([i for i, _ in rows], family=[f for _, f in rows]) for rows in ([*a, *others], [*b, *others]))
+    rows_a, rows_b = (
+        table([i for i, _ in rows], family=[f for _, f in rows])
+        for rows in ([*a, *others], [*b, *others])
+    )
     found = sides(rows_a, rows_b, test_share=share, dev=dev)
     assert not found["train"] & found["test"]
     for members in slow_families(a, b).values():
@@ -107,8 +128,12 @@ def test_the_side_of_an_item_does_not_depend_on_the_others_nor_on_the_order():
 def test_unit_hash_is_uniform_and_fixed():
     values = np.array([unit_hash(f"w{n}") for n in range(4000)])
     assert ((values >= 0) & (values < 1)).all()
-    assert np.abs(np.sort(values) - np.linspace(0, 1, 4000)).max() < 1.95 / np.sqrt(4000)  # Kolmogorov-Smirnov, p = 0.001
-    assert unit_hash("abc") == int("ba7816bf8f01cfea", 16) / 2**64  # FIPS 180's example: the split is the same for ever
+    assert np.abs(np.sort(values) - np.linspace(0, 1, 4000)).max() < 1.95 / np.sqrt(
+        4000
+    )  # Kolmogorov-Smirnov, p = 0.001
+    assert (
+        unit_hash("abc") == int("ba7816bf8f01cfea", 16) / 2**64
+    )  # FIPS 180's example: the split is the same for ever
 
 
 def test_a_given_split_decides():
@@ -120,7 +145,9 @@ def test_a_given_split_decides():
 
 
 def test_open_items_join_the_given_side_of_their_family():
-    """A planted leak: near-duplicates of given items that only the other store, which has no split column, knows."""
+    """A planted leak: near-duplicates of given items that only the other store, which has no split
+    column, knows.
+    """
     pairs = [f"i{n:02d}" for n in range(40)]
     kin = [f"k{n:02d}" for n in range(40)]
     given_ = ["train" if n % 2 else "test" for n in range(40)]
@@ -128,7 +155,12 @@ def test_open_items_join_the_given_side_of_their_family():
     rows_b = table([*pairs, *kin], family=[f"f{n}" for n in range(40)] * 2)
     found = sides(rows_a, rows_b)
     for side in ("train", "test"):
-        assert found[side] == {name for group in (pairs, kin) for name, where in zip(group, given_, strict=True) if where == side}
+        assert found[side] == {
+            name
+            for group in (pairs, kin)
+            for name, where in zip(group, given_, strict=True)
+            if where == side
+        }
 
 
 def test_dev_splits_the_train_items_and_never_shows_a_test_item():
@@ -136,16 +168,25 @@ def test_dev_splits_the_train_items_and_never_shows_a_test_item():
     rows = table(items, family=[f"f{n // 2}" for n in range(400)])
     final, dev = sides(rows, rows, test_share=0.3), sides(rows, rows, test_share=0.3, dev=True)
     assert dev["train"] | dev["test"] == final["train"]
-    assert len(dev["test"]) / 2 == pytest.approx(0.3 * len(final["train"]) / 2, abs=4 * np.sqrt(140 * 0.3 * 0.7))  # another hash: not empty
-    given_ = table(["a", "b", "c", "d", *items], split=["test", "unused", "both", "train", *["train"] * 400])
+    assert len(dev["test"]) / 2 == pytest.approx(
+        0.3 * len(final["train"]) / 2, abs=4 * np.sqrt(140 * 0.3 * 0.7)
+    )  # another hash: not empty
+    given_ = table(
+        ["a", "b", "c", "d", *items], split=["test", "unused", "both", "train", *["train"] * 400]
+    )
     dev = sides(given_, given_, dev=True)
     assert not {"a", "b"} & (dev["train"] | dev["test"])
     assert "c" in dev["train"] & dev["test"]
 
 
 def test_stores_that_disagree_are_refused():
-    with pytest.raises(UserError, match="item 'y' is 'test' in store a and 'train' in store b: make the split columns agree"):
-        split_items(table(["x", "y"], split=["train", "test"]), table(["x", "y"], split=["train", "train"]))
+    with pytest.raises(
+        UserError,
+        match="item 'y' is 'test' in store a and 'train' in store b: make the split columns agree",
+    ):
+        split_items(
+            table(["x", "y"], split=["train", "test"]), table(["x", "y"], split=["train", "train"])
+        )
     with pytest.raises(UserError, match="item 'x' has rows of different splits"):
         split_items(table(["x", "x"], split=["train", "test"]), table(["x"]))
 
@@ -160,12 +201,19 @@ def test_stores_that_disagree_are_refused():
     ],
 )
 def test_a_side_without_rows_is_named(a, b, left):
-    with pytest.raises(UserError, match=rf"leaves no {left} of \d items: check the `split` column, data\.test_share=0\.15$"):
-        check_sides(split_items(*(table(list(side), split=list(side.values())) for side in (a, b))), 0.15)
+    with pytest.raises(
+        UserError,
+        match=rf"leaves no {left} of \d items: check the `split` column, data\.test_share=0\.15$",
+    ):
+        check_sides(
+            split_items(*(table(list(side), split=list(side.values())) for side in (a, b))), 0.15
+        )
 
 
 def test_a_family_of_all_items_is_named_where_it_leaves_a_side_empty():
-    with pytest.raises(UserError, match=r"of 3 items: .*, and the `family` column \(1 families, never cut\)"):
+    with pytest.raises(
+        UserError, match=r"of 3 items: .*, and the `family` column \(1 families, never cut\)"
+    ):
         check_sides(split_items(*(table(list("xyz"), family=["f"] * 3) for _ in range(2))), 0.15)
 
 
@@ -180,15 +228,23 @@ def draws(data: st.DrawFn) -> dict[str, Any]:
     stores = []
     for name in "ab":
         alone = [f"{name}{i}" for i in range(data(st.integers(0, 5)))]
-        items = [i for i in [*matched, *alone, "test-x", "test-y"] for _ in range(data(st.integers(1, 3)))]
+        items = [
+            i
+            for i in [*matched, *alone, "test-x", "test-y"]
+            for _ in range(data(st.integers(1, 3)))
+        ]
         items = data(st.permutations(items))
-        stores.append(table(items, name, split=["test" if i.startswith("test") else "train" for i in items]))
+        stores.append(
+            table(items, name, split=["test" if i.startswith("test") else "train" for i in items])
+        )
     reserve = data(st.integers(2, n))
     return {
         "stores": stores,
         "matched": matched,
         "reserved_pairs": reserve,
-        "budgets": sorted(data(st.lists(st.integers(2, reserve), min_size=1, max_size=3, unique=True))),
+        "budgets": sorted(
+            data(st.lists(st.integers(2, reserve), min_size=1, max_size=3, unique=True))
+        ),
         "seed": data(st.integers(0, 5)),
     }
 
@@ -202,7 +258,11 @@ def rows_of(rows: pd.DataFrame, items: set[str]) -> list[int]:
 def test_budgets_are_nested_pairs_and_pools_are_what_is_left(case, shared):
     rows_a, rows_b = case["stores"]
     split = split_items(rows_a, rows_b)
-    settings_ = {"reserved_pairs": case["reserved_pairs"], "seed": case["seed"], "shared_pools": shared}
+    settings_ = {
+        "reserved_pairs": case["reserved_pairs"],
+        "seed": case["seed"],
+        "shared_pools": shared,
+    }
     drawn = [draw(rows_a, rows_b, split, budget=n, **settings_) for n in case["budgets"]]
     largest = draw(rows_a, rows_b, split, budget=case["reserved_pairs"], **settings_)
     for n, one in zip(case["budgets"], drawn, strict=True):
@@ -233,8 +293,14 @@ def test_budgets_are_nested_pairs_and_pools_are_what_is_left(case, shared):
 def test_extra_views_use_every_row_of_a_paired_item(case):
     rows_a, rows_b = case["stores"]
     split = split_items(rows_a, rows_b)
-    settings_ = {"budget": case["reserved_pairs"], "reserved_pairs": case["reserved_pairs"], "seed": case["seed"]}
-    one, all_ = (draw(rows_a, rows_b, split, extra_views=extra, **settings_) for extra in (False, True))
+    settings_ = {
+        "budget": case["reserved_pairs"],
+        "reserved_pairs": case["reserved_pairs"],
+        "seed": case["seed"],
+    }
+    one, all_ = (
+        draw(rows_a, rows_b, split, extra_views=extra, **settings_) for extra in (False, True)
+    )
     assert set(all_.items) == set(one.items)
     for item in set(one.items):
         here = all_.items == item
@@ -248,17 +314,25 @@ def test_extra_views_use_every_row_of_a_paired_item(case):
 def stores(n: int = 60, views: int = 2) -> tuple[pd.DataFrame, pd.DataFrame, ItemSplit]:
     items = [f"i{i:03d}" for i in range(n)]
     sides_ = ["train"] * (n - 10) + ["test"] * 10
-    rows_a, rows_b = table(items * views, "a", split=sides_ * views), table(items, "b", split=sides_)
+    rows_a, rows_b = (
+        table(items * views, "a", split=sides_ * views),
+        table(items, "b", split=sides_),
+    )
     return rows_a, rows_b, split_items(rows_a, rows_b)
 
 
 def same(one: Sample, other: Sample) -> bool:
-    return all(np.array_equal(getattr(one, key), getattr(other, key)) for key in ("pairs_a", "pairs_b", "items", "pool_a", "pool_b"))
+    return all(
+        np.array_equal(getattr(one, key), getattr(other, key))
+        for key in ("pairs_a", "pairs_b", "items", "pool_a", "pool_b")
+    )
 
 
 def test_a_seed_fixes_the_draw():
     args = stores()
-    first, again, other = (draw(*args, budget=10, reserved_pairs=20, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (
+        draw(*args, budget=10, reserved_pairs=20, seed=seed) for seed in (3, 3, 4)
+    )
     assert same(first, again)
     assert set(first.items) != set(other.items)
     assert first.pool_a.tolist() != other.pool_a.tolist()
@@ -269,7 +343,13 @@ def test_another_order_of_test_rows_draws_the_same_rows():
     rows_a, rows_b, split = stores()
     drawn = draw(rows_a, rows_b, split, budget=10, reserved_pairs=20, seed=0)
     without = [rows[rows["split"] == "train"].reset_index(drop=True) for rows in (rows_a, rows_b)]
-    bare = ItemSplit(np.arange(len(without[0])), np.arange(len(without[1])), np.array([0]), np.array([0]), split.families)
+    bare = ItemSplit(
+        np.arange(len(without[0])),
+        np.arange(len(without[1])),
+        np.array([0]),
+        np.array([0]),
+        split.families,
+    )
     again = draw(*without, bare, budget=10, reserved_pairs=20, seed=0)
     for rows, other, key in ((rows_a, without[0], "a"), (rows_b, without[1], "b")):
         for part in ("pairs", "pool"):
@@ -323,7 +403,10 @@ def test_folds_are_whole_families_in_parts_of_nearly_equal_size(family, count, s
     items = np.array([f"i{n:02d}" for n in range(len(family))])
     families = pd.Series([f"f{f}" for f in family], index=items)
     if families.nunique() < count:
-        with pytest.raises(UserError, match=rf"tuning\.folds={count}: the pairs hold only {families.nunique()} families"):
+        with pytest.raises(
+            UserError,
+            match=rf"tuning\.folds={count}: the pairs hold only {families.nunique()} families",
+        ):
             folds(items, families, count, seed)
         return
     parts = folds(items, families, count, seed)
@@ -347,5 +430,7 @@ def test_all_views_of_an_item_are_in_one_fold():
 def test_a_seed_fixes_the_folds():
     items = np.array([f"i{n:02d}" for n in range(40)])
     families = pd.Series(items, index=items)
-    first, again, other = ([part.tolist() for part in folds(items, families, 4, seed)] for seed in (1, 1, 2))
+    first, again, other = (
+        [part.tolist() for part in folds(items, families, 4, seed)] for seed in (1, 1, 2)
+    )
     assert first == again != other

@@ -12,7 +12,14 @@ import pandas as pd
 import pytest
 
 from gera_lightning.data import store as module
-from gera_lightning.data.store import EmbeddingStore, StoreWriter, check_rows, is_whole, store_folders, write_store
+from gera_lightning.data.store import (
+    EmbeddingStore,
+    StoreWriter,
+    check_rows,
+    is_whole,
+    store_folders,
+    write_store,
+)
 from gera_lightning.utils.errors import UserError
 
 ENCODER, SOURCE = {"name": "enc", "revision": "r1"}, {"name": "test", "licence": "none"}
@@ -25,7 +32,11 @@ def vectors(n: int = 17, d: int = 5, seed: int = 0) -> np.ndarray:
 def table(n: int = 17, start: int = 0) -> pd.DataFrame:
     numbers = range(start, start + n)
     return pd.DataFrame(
-        {"row": [f"r{i}" for i in numbers], "item": [f"i{i // 2}" for i in numbers], "label": [str(i % 3) for i in numbers]}
+        {
+            "row": [f"r{i}" for i in numbers],
+            "item": [f"i{i // 2}" for i in numbers],
+            "label": [str(i % 3) for i in numbers],
+        }
     )
 
 
@@ -67,7 +78,9 @@ def test_rows_are_read_in_the_order_asked_for(tmp_path, shard_rows):
 
 def test_a_mask_reads_the_rows_it_marks(tmp_path):
     x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
-    store = write_store(tmp_path / "s", x, table(7), encoder={}, source={}, dtype="float32", shard_rows=3)
+    store = write_store(
+        tmp_path / "s", x, table(7), encoder={}, source={}, dtype="float32", shard_rows=3
+    )
     mask = np.arange(7) % 3 == 1
     np.testing.assert_array_equal(store.read(mask), x[mask])
     np.testing.assert_array_equal(store.read(mask.tolist()), x[mask])
@@ -86,7 +99,11 @@ def test_an_index_beyond_the_store_is_no_row(tmp_path, index):
 def test_the_folder_is_the_documented_layout(tmp_path):
     """Read with NumPy, pandas and json alone, as clip-retrieval and autofaiss do."""
     write(tmp_path / "s", dtype="float16", shard_rows=7)
-    names = [f"{kind}_{i:04d}.{end}" for kind, end in (("emb", "npy"), ("rows", "parquet")) for i in range(3)]
+    names = [
+        f"{kind}_{i:04d}.{end}"
+        for kind, end in (("emb", "npy"), ("rows", "parquet"))
+        for i in range(3)
+    ]
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == sorted([*names, "manifest.json"])
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert {k: manifest[k] for k in ("format", "version", "dim", "dtype", "count")} == {
@@ -104,7 +121,10 @@ def test_the_folder_is_the_documented_layout(tmp_path):
         assert part.flags.c_contiguous
         assert len(pd.read_parquet(tmp_path / "s" / shard["rows"])) == len(part) == shard["count"]
         for name in ("vectors", "rows"):
-            assert hashlib.sha256((tmp_path / "s" / shard[name]).read_bytes()).hexdigest() == shard[f"{name}_sha256"]
+            assert (
+                hashlib.sha256((tmp_path / "s" / shard[name]).read_bytes()).hexdigest()
+                == shard[f"{name}_sha256"]
+            )
         parts.append(part)
     np.testing.assert_array_equal(np.concatenate(parts), vectors().astype(np.float16))
 
@@ -112,7 +132,9 @@ def test_the_folder_is_the_documented_layout(tmp_path):
 def test_vectors_stay_on_the_disk_until_they_are_read(tmp_path):
     opened = write(tmp_path / "s", dtype="float32")
     path = tmp_path / "s" / "emb_0000.npy"
-    with path.open("r+b") as file:  # in place: a copy made when the store was opened would not see it
+    with path.open(
+        "r+b"
+    ) as file:  # in place: a copy made when the store was opened would not see it
         file.seek(-4 * 5 * 17, os.SEEK_END)
         file.write(np.full(5, 42, dtype=np.float32).tobytes())
     np.testing.assert_array_equal(opened.read([0]), np.full((1, 5), 42))
@@ -143,7 +165,9 @@ def test_the_data_hash_is_of_contents_alone(tmp_path):
     assert hashes["here"] == hashes["there"]
     assert write(tmp_path / "other", vectors(seed=1), dtype="float32").data_hash != hashes["here"]
     changed = table().assign(item="i0")
-    rows_only = write_store(tmp_path / "rows", vectors(), changed, encoder=ENCODER, source=SOURCE, dtype="float32")
+    rows_only = write_store(
+        tmp_path / "rows", vectors(), changed, encoder=ENCODER, source=SOURCE, dtype="float32"
+    )
     assert rows_only.data_hash != hashes["here"]
 
 
@@ -229,7 +253,10 @@ def test_rows_that_do_not_match_the_vectors_are_refused(tmp_path):
 
 @pytest.mark.parametrize("path", ["nowhere", "."])
 def test_no_store_is_named_with_its_remedy(tmp_path, path):
-    with pytest.raises(UserError, match=r"no embedding store at .*manifest\.json is missing.*check the path, or build it"):
+    with pytest.raises(
+        UserError,
+        match=r"no embedding store at .*manifest\.json is missing.*check the path, or build it",
+    ):
         EmbeddingStore(tmp_path / path)
 
 
@@ -255,11 +282,18 @@ def test_a_vector_that_is_not_finite_is_named_when_it_is_read(tmp_path, bad):
         ({"row": ["a", "b", np.nan]}, ["'row' has empty values at position 2"]),
         ({"item": [7, 8, 9]}, ["'item' holds 7, not text", "'7'"]),
         ({"row": ["a", "b", "a"]}, ["row 'a' stands there twice", "unique"]),
-        ({"split": ["train", "test", "tset"]}, ["split 'tset' is not one of train, test, both, unused"]),
+        (
+            {"split": ["train", "test", "tset"]},
+            ["split 'tset' is not one of train, test, both, unused"],
+        ),
     ],
 )
 def test_rows_that_break_the_contract_are_refused(tmp_path, change, words):
-    rows = table(3).assign(**{k: v for k, v in change.items() if v is not None}).drop(columns=[k for k, v in change.items() if v is None])
+    rows = (
+        table(3)
+        .assign(**{k: v for k, v in change.items() if v is not None})
+        .drop(columns=[k for k, v in change.items() if v is None])
+    )
     for attempt in (
         lambda: check_rows(rows, "here"),
         lambda: write_store(tmp_path / "s", vectors(3), rows, encoder=ENCODER, source=SOURCE),
@@ -287,7 +321,9 @@ def test_a_row_that_stands_in_two_shards_is_found(tmp_path):
 
 def test_a_store_is_never_written_over(tmp_path):
     write(tmp_path / "s", dtype="float32")
-    with pytest.raises(UserError, match="holds a store already: remove it, or choose another folder"):
+    with pytest.raises(
+        UserError, match="holds a store already: remove it, or choose another folder"
+    ):
         write(tmp_path / "s", vectors(seed=1))
     np.testing.assert_array_equal(EmbeddingStore(tmp_path / "s").read(), vectors())
 
@@ -313,7 +349,14 @@ def test_vectors_and_rows_must_match(tmp_path, x):
 def test_as_many_vectors_as_rows_are_asked_for(tmp_path, count):
     """Also where each shard's own numbers would agree: 10 vectors, 8 rows, 4 a shard."""
     with pytest.raises(UserError, match=f"{count} vectors for {18 - count} rows: one each"):
-        write_store(tmp_path / "s", vectors(count), table(18 - count), encoder=ENCODER, source=SOURCE, shard_rows=4)
+        write_store(
+            tmp_path / "s",
+            vectors(count),
+            table(18 - count),
+            encoder=ENCODER,
+            source=SOURCE,
+            shard_rows=4,
+        )
     assert not (tmp_path / "s").exists()
 
 
@@ -321,14 +364,18 @@ def test_as_many_vectors_as_rows_are_asked_for(tmp_path, count):
 def test_values_beyond_float16_are_refused(tmp_path, value):
     x = vectors()
     x[9, 2], x[3, 1] = value, np.inf  # what is not finite already is a matter of reading
-    with pytest.raises(UserError, match=r"row 'r9' has values beyond float16's 65504: write it with dtype=float32"):
+    with pytest.raises(
+        UserError, match=r"row 'r9' has values beyond float16's 65504: write it with dtype=float32"
+    ):
         write(tmp_path / "s", x, dtype="float16", shard_rows=7)
     np.testing.assert_array_equal(write(tmp_path / "s", x, dtype="float32").read([9]), x[9:10])
     x[9, 2] = 65_519
     assert write(tmp_path / "half", x, dtype="float16").read([9])[0, 2] == 65_504
 
 
-@pytest.mark.parametrize("where", ["before the vectors", "in the vectors", "before the record", "in the record"])
+@pytest.mark.parametrize(
+    "where", ["before the vectors", "in the vectors", "before the record", "in the record"]
+)
 def test_an_interrupted_writer_goes_on_after_its_last_whole_shard(tmp_path, monkeypatch, where):
     whole = write(tmp_path / "whole", dtype="float32", shard_rows=7)
     x, rows, path = vectors(), table(), tmp_path / "s"
@@ -342,7 +389,9 @@ def test_an_interrupted_writer_goes_on_after_its_last_whole_shard(tmp_path, monk
         if where == "before the vectors":
             patch.setattr(np, "save", killed)
         elif where == "in the vectors":
-            patch.setattr(np, "save", lambda name, _: Path(name).write_bytes(b"\x93NUMPY half") and killed())
+            patch.setattr(
+                np, "save", lambda name, _: Path(name).write_bytes(b"\x93NUMPY half") and killed()
+            )
         elif where == "before the record":
             patch.setattr(module, "replace_atomically", killed)
         else:
@@ -370,7 +419,11 @@ def test_a_writer_that_does_not_resume_starts_over(tmp_path):
     assert writer.count == 0
     writer.append(vectors(3, seed=1), table(3))
     np.testing.assert_array_equal(writer.finish(ENCODER, SOURCE).read(), vectors(3, seed=1))
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["emb_0000.npy", "manifest.json", "rows_0000.parquet"]
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [
+        "emb_0000.npy",
+        "manifest.json",
+        "rows_0000.parquet",
+    ]
 
 
 def test_a_half_written_run_of_embed_is_not_written_over(tmp_path):
@@ -404,16 +457,23 @@ def test_folders_of_stores_are_found(tmp_path):
     for name in ("layers/layer_02", "layers/layer_10", "alone"):
         write(tmp_path / name)
     (tmp_path / "layers" / "notes").mkdir()
-    assert [folder.name for folder in store_folders(tmp_path / "layers")] == ["layer_02", "layer_10"]
+    assert [folder.name for folder in store_folders(tmp_path / "layers")] == [
+        "layer_02",
+        "layer_10",
+    ]
     assert store_folders(tmp_path / "alone") == [tmp_path / "alone"]
     assert store_folders(tmp_path / "nothing") == []
     with pytest.raises(UserError, match="it holds layer_02, layer_10: name one of them"):
         EmbeddingStore(tmp_path / "layers")
 
 
-@pytest.mark.parametrize("x", [vectors(4).astype(np.complex64), vectors(4)[:, :0], np.full((4, 2), "x")])
+@pytest.mark.parametrize(
+    "x", [vectors(4).astype(np.complex64), vectors(4)[:, :0], np.full((4, 2), "x")]
+)
 def test_what_is_no_vector_is_refused(tmp_path, x):
-    with pytest.raises(UserError, match=r"vectors must be real numbers \[n, D\], one for each of 4 rows"):
+    with pytest.raises(
+        UserError, match=r"vectors must be real numbers \[n, D\], one for each of 4 rows"
+    ):
         StoreWriter(tmp_path / "s").append(x, table(4))
 
 
@@ -421,7 +481,10 @@ def test_a_row_that_float16_would_lose_is_refused(tmp_path):
     x = vectors(4)
     x[2] *= 1e-9
     x[3] = 0  # is one already
-    with pytest.raises(UserError, match=r"row 'r2' is too small for float16 and would be zero: write it with dtype=float32"):
+    with pytest.raises(
+        UserError,
+        match=r"row 'r2' is too small for float16 and would be zero: write it with dtype=float32",
+    ):
         StoreWriter(tmp_path / "s", "float16").append(x, table(4))
     StoreWriter(tmp_path / "s", "float32").append(x.tolist(), table(4))
 
@@ -434,4 +497,6 @@ def test_rows_that_were_changed_since_are_told(tmp_path, caplog):
     changed = pd.read_parquet(path)
     changed.assign(item=changed["item"].to_numpy()[::-1]).to_parquet(path, index=False)
     assert len(EmbeddingStore(tmp_path / "s").rows) == len(vectors())
-    assert [record.getMessage().split(" is not what")[0] for record in caplog.records] == [str(path)]
+    assert [record.getMessage().split(" is not what")[0] for record in caplog.records] == [
+        str(path)
+    ]

@@ -36,14 +36,21 @@ def test_both_views_hold_the_same_items_once(tmp_path):
 
 def test_the_order_of_rows_tells_nothing(tmp_path):
     a, b = SyntheticViews(**SMALL).stores(tmp_path)
-    places = [pd.Series(range(300), index=store.rows["item"]).sort_index().to_numpy() for store in (a, b)]
-    for one, other in ((places[0], places[1]), (places[0], np.arange(300)), (places[1], np.arange(300))):
+    places = [
+        pd.Series(range(300), index=store.rows["item"]).sort_index().to_numpy() for store in (a, b)
+    ]
+    for one, other in (
+        (places[0], places[1]),
+        (places[0], np.arange(300)),
+        (places[1], np.arange(300)),
+    ):
         assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(300)
 
 
 def test_the_seed_fixes_everything_and_nothing_else_does(tmp_path):
     hashes = [
-        [s.data_hash for s in SyntheticViews(**SMALL, seed=seed).stores(tmp_path / where)] for where, seed in (("x", 0), ("y", 0), ("x", 1))
+        [s.data_hash for s in SyntheticViews(**SMALL, seed=seed).stores(tmp_path / where)]
+        for where, seed in (("x", 0), ("y", 0), ("x", 1))
     ]
     assert hashes[0] == hashes[1]
     assert not set(hashes[0]) & set(hashes[2])
@@ -54,24 +61,37 @@ def test_noise_has_the_norm_that_is_asked_for(tmp_path):
     noisy = SyntheticViews(**SMALL, noise=0.5).stores(tmp_path)
     for one, other in zip(clean, noisy, strict=True):
         (signal, _), (seen, _) = by_item(one), by_item(other)
-        assert np.mean((signal**2).sum(1)) == pytest.approx(1, rel=0.3)  # the signal's own norm is 1 on average over random features
+        assert np.mean((signal**2).sum(1)) == pytest.approx(
+            1, rel=0.3
+        )  # the signal's own norm is 1 on average over random features
         assert np.mean(((seen - signal) ** 2).sum(1)) == pytest.approx(0.25, rel=0.05)
 
 
 def test_views_share_their_points_and_not_their_noise(tmp_path):
-    """What is left of one view when the clean view is taken away does not predict what is left of the other."""
+    """What is left of one view when the clean view is taken away does not predict what is left of
+    the other.
+    """
     settings = {**SMALL, "dim_b": SMALL["dim_a"]}
     noise = []
     for one, other in zip(
-        SyntheticViews(**settings, noise=0.0).stores(tmp_path), SyntheticViews(**settings, noise=0.5).stores(tmp_path), strict=True
+        SyntheticViews(**settings, noise=0.0).stores(tmp_path),
+        SyntheticViews(**settings, noise=0.5).stores(tmp_path),
+        strict=True,
     ):
         noise.append(by_item(other)[0] - by_item(one)[0])
     assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 4 / np.sqrt(noise[0].size)
 
 
 def test_without_noise_views_have_the_same_neighbours(tmp_path):
-    """Both are smooth embeddings of one torus: near in one is near in the other, and labels are arcs, so neighbours share them."""
-    a, b = (by_item(store) for store in SyntheticViews(**{**SMALL, "features": 2048}, noise=0.0, frequency=0.5).stores(tmp_path))
+    """Both are smooth embeddings of one torus: near in one is near in the other, and labels are
+    arcs, so neighbours share them.
+    """
+    a, b = (
+        by_item(store)
+        for store in SyntheticViews(**{**SMALL, "features": 2048}, noise=0.0, frequency=0.5).stores(
+            tmp_path
+        )
+    )
     near = []
     for x, _ in (a, b):
         d2 = ((x[:, None] - x[None]) ** 2).sum(-1)
@@ -133,7 +153,12 @@ def test_two_at_once_make_one_store(tmp_path, monkeypatch):
 
     monkeypatch.setattr(SyntheticViews, "_write", slow_write)
     with ThreadPoolExecutor(2) as workers:
-        hashes = list(workers.map(lambda _: [store.data_hash for store in SyntheticViews(**SMALL).stores(tmp_path)], range(2)))
+        hashes = list(
+            workers.map(
+                lambda _: [store.data_hash for store in SyntheticViews(**SMALL).stores(tmp_path)],
+                range(2),
+            )
+        )
     assert written == [0, 1]
     assert hashes[0] == hashes[1]
 
@@ -141,13 +166,19 @@ def test_two_at_once_make_one_store(tmp_path, monkeypatch):
 def test_the_items_can_be_split(tmp_path):
     a, b = SyntheticViews(**SMALL).stores(tmp_path)
     split = split_items(a.rows, b.rows, test_share=0.2)
-    assert len(split.test_a) == len(split.test_b) == pytest.approx(60, abs=4 * np.sqrt(300 * 0.2 * 0.8))
+    assert (
+        len(split.test_a)
+        == len(split.test_b)
+        == pytest.approx(60, abs=4 * np.sqrt(300 * 0.2 * 0.8))
+    )
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 1e4])
 @pytest.mark.parametrize("key", ["items", "latent_dim", "dim_a", "dim_b", "features", "classes"])
 def test_counts_are_whole_and_positive(key, value):
-    with pytest.raises(UserError, match=rf"data\.synthetic\.{key}={value} must be a whole number of at least 1"):
+    with pytest.raises(
+        UserError, match=rf"data\.synthetic\.{key}={value} must be a whole number of at least 1"
+    ):
         SyntheticViews(**{key: value})
 
 

@@ -1,4 +1,6 @@
-"""Vectors in tables: Parquet files, and what `datasets` saves to disk, written here as it writes it."""
+"""Vectors in tables: Parquet files, and what `datasets` saves to disk, written here as it writes
+it.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +26,28 @@ def table(x=X, **columns) -> pa.Table:
 
 
 def saved(folder: Path, *parts: pa.Table, batch: int = 2, **state) -> Path:
-    """A split as `Dataset.save_to_disk` lays it out: Arrow streams of small batches, named in `state.json`."""
+    """A split as `Dataset.save_to_disk` lays it out: Arrow streams of small batches, named in
+    `state.json`.
+    """
     folder.mkdir(parents=True)
     names = [f"data-{n:05d}-of-{len(parts):05d}.arrow" for n in range(len(parts))]
     for name, part in zip(names, parts, strict=True):
-        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, part.schema) as stream:
+        with (
+            pa.OSFile(str(folder / name), "wb") as file,
+            pa.ipc.new_stream(file, part.schema) as stream,
+        ):
             stream.write_table(part, max_chunksize=batch)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names], **state}))
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": name} for name in names], **state})
+    )
     (folder / "dataset_info.json").write_text("{}")
     return folder
 
 
 def test_a_parquet_file_with_its_columns(tmp_path):
-    pq.write_table(table(id=ITEMS, text=[f"t{n}" for n in range(7)], other=[b"x"] * 7), tmp_path / "x.parquet")
+    pq.write_table(
+        table(id=ITEMS, text=[f"t{n}" for n in range(7)], other=[b"x"] * 7), tmp_path / "x.parquet"
+    )
     store = import_store(tmp_path / "x.parquet", tmp_path / "out", columns={"item": "id"})
     np.testing.assert_array_equal(store.read(), X)
     assert store.rows["item"].tolist() == ITEMS
@@ -57,7 +68,9 @@ def test_a_parquet_file_with_its_columns(tmp_path):
 )
 def test_each_kind_of_list(tmp_path, kind, given, kept):
     x = np.round(X * 4).astype(given)
-    folder = saved(tmp_path / "x", pa.table({"item": ITEMS, "vector": pa.array(list(x), type=kind)}))
+    folder = saved(
+        tmp_path / "x", pa.table({"item": ITEMS, "vector": pa.array(list(x), type=kind)})
+    )
     store = import_store(folder, tmp_path / "out")
     assert store.manifest["dtype"] == kept
     np.testing.assert_array_equal(store.read(), x)
@@ -65,7 +78,9 @@ def test_each_kind_of_list(tmp_path, kind, given, kept):
 
 def test_a_folder_of_parquet_files_is_one_store(tmp_path):
     for n, part in enumerate((slice(0, 4), slice(4, 7))):
-        pq.write_table(table(X[part], item=ITEMS[part]), tmp_path / f"train-{n:05d}-of-00002.parquet")
+        pq.write_table(
+            table(X[part], item=ITEMS[part]), tmp_path / f"train-{n:05d}-of-00002.parquet"
+        )
     store = import_store(tmp_path, tmp_path / "out")
     np.testing.assert_array_equal(store.read(), X)
     assert store.rows["item"].tolist() == ITEMS
@@ -82,11 +97,20 @@ def test_a_saved_dataset_small_batches_become_whole_shards(tmp_path):
 def test_splits_of_a_saved_dataset_are_the_stores_others_are_left_out(tmp_path):
     for name, part in (("train", slice(0, 4)), ("validation", slice(4, 5)), ("test", slice(5, 7))):
         saved(tmp_path / "x" / name, table(X[part]))
-    (tmp_path / "x" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation", "test"]}))
+    (tmp_path / "x" / "dataset_dict.json").write_text(
+        json.dumps({"splits": ["train", "validation", "test"]})
+    )
     store = import_store(tmp_path / "x", tmp_path / "out")
     np.testing.assert_array_equal(store.read(), X[[0, 1, 2, 3, 5, 6]])
     assert store.rows["split"].tolist() == ["train"] * 4 + ["test"] * 2
-    assert store.rows["item"].tolist() == ["train/0", "train/1", "train/2", "train/3", "test/0", "test/1"]
+    assert store.rows["item"].tolist() == [
+        "train/0",
+        "train/1",
+        "train/2",
+        "train/3",
+        "test/0",
+        "test/1",
+    ]
 
 
 def test_one_split_alone_is_split_as_stores_without_one_are(tmp_path):
@@ -105,7 +129,9 @@ def test_a_missing_vector_is_left_out_and_listed(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    pq.write_table(pa.table({"a": list(X), "b": list(X[:, :2]), "item": ITEMS}), tmp_path / "x.parquet")
+    pq.write_table(
+        pa.table({"a": list(X), "b": list(X[:, :2]), "item": ITEMS}), tmp_path / "x.parquet"
+    )
     words = ["import", str(tmp_path / "x.parquet"), str(tmp_path / "out")]
     assert cli.main(words) == 2
     assert "holds 2 columns of vectors (a, b): name one, key=" in capsys.readouterr().err
@@ -122,14 +148,38 @@ def broken(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "words", "message"),
     [
-        (lambda f: saved(f, table(item=ITEMS)), {"key": "embeding"}, "no such column of vectors.*embedding"),
+        (
+            lambda f: saved(f, table(item=ITEMS)),
+            {"key": "embeding"},
+            "no such column of vectors.*embedding",
+        ),
         (lambda f: saved(f, pa.table({"item": ITEMS})), {}, r"holds 0 columns of vectors \(item\)"),
-        (lambda f: saved(f, table(item=ITEMS)), {"columns": {"item": "name"}}, "no column 'name' for item"),
-        (lambda f: saved(f, table(item=ITEMS)), {"ids": "ids.csv"}, "is a table and brings its own"),
-        (lambda f: saved(f, table(item=ITEMS), _indices_files=[{"filename": "i"}]), {}, "flatten_indices"),
+        (
+            lambda f: saved(f, table(item=ITEMS)),
+            {"columns": {"item": "name"}},
+            "no column 'name' for item",
+        ),
+        (
+            lambda f: saved(f, table(item=ITEMS)),
+            {"ids": "ids.csv"},
+            "is a table and brings its own",
+        ),
+        (
+            lambda f: saved(f, table(item=ITEMS), _indices_files=[{"filename": "i"}]),
+            {},
+            "flatten_indices",
+        ),
         (lambda f: saved(f, pa.table({"v": [[1.0], [1.0, 2.0]]})), {}, "several widths, 1 and 2"),
-        (lambda f: saved(f, pa.table({"v": pa.array([[1.0], [2.0], [1.0, 2.0]])})), {}, "several widths, 1 and 2"),
-        (lambda f: saved(f, pa.table({"v": pa.array([None, None, [1.0]])})), {}, "the first 2 rows have no vector"),
+        (
+            lambda f: saved(f, pa.table({"v": pa.array([[1.0], [2.0], [1.0, 2.0]])})),
+            {},
+            "several widths, 1 and 2",
+        ),
+        (
+            lambda f: saved(f, pa.table({"v": pa.array([None, None, [1.0]])})),
+            {},
+            "the first 2 rows have no vector",
+        ),
         (broken, {}, "cannot be read"),
     ],
 )
@@ -142,7 +192,10 @@ def test_mistakes_name_what_is_wrong(tmp_path, make, words, message):
 def test_a_dataset_without_train_or_test_is_refused(tmp_path):
     saved(tmp_path / "x" / "all", table())
     (tmp_path / "x" / "dataset_dict.json").write_text(json.dumps({"splits": ["all"]}))
-    with pytest.raises(UserError, match=r"holds the splits all, none of train, test: import the folder of one, .*/x/all"):
+    with pytest.raises(
+        UserError,
+        match=r"holds the splits all, none of train, test: import the folder of one, .*/x/all",
+    ):
         import_store(tmp_path / "x", tmp_path / "out")
     (tmp_path / "x" / "dataset_dict.json").write_text("{}")
     with pytest.raises(UserError, match="damaged"):
@@ -151,9 +204,13 @@ def test_a_dataset_without_train_or_test_is_refused(tmp_path):
 
 def test_what_the_library_itself_saves(tmp_path):
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"v": datasets.Sequence(datasets.Value("float32")), "item": datasets.Value("string")})
+    features = datasets.Features(
+        {"v": datasets.Sequence(datasets.Value("float32")), "item": datasets.Value("string")}
+    )
     whole = datasets.Dataset.from_dict({"v": list(X), "item": ITEMS}, features=features)
-    datasets.DatasetDict({"train": whole.select([4, 1, 6, 2]), "test": whole.select([5])}).save_to_disk(str(tmp_path / "x"))
+    datasets.DatasetDict(
+        {"train": whole.select([4, 1, 6, 2]), "test": whole.select([5])}
+    ).save_to_disk(str(tmp_path / "x"))
     store = import_store(tmp_path / "x", tmp_path / "out")
     np.testing.assert_array_equal(store.read(), X[[4, 1, 6, 2, 5]])
     assert store.rows["item"].tolist() == ["d", "b", "f", "a", "e"]

@@ -28,10 +28,19 @@ def forgotten() -> Iterator[None]:
 @pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize("name", ["emoji", "wordnet_speech"])
 @pytest.mark.parametrize(
-    ("raised", "code", "words"), [(UserError("mend it"), 2, "error: mend it"), (KeyboardInterrupt(), 130, "interrupted: `make data`")]
+    ("raised", "code", "words"),
+    [
+        (UserError("mend it"), 2, "error: mend it"),
+        (KeyboardInterrupt(), 130, "interrupted: `make data`"),
+    ],
 )
 def test_a_build_that_is_stopped_ends_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, raised: BaseException, code: int, words: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    raised: BaseException,
+    code: int,
+    words: str,
 ):
     def stop(*_: object) -> None:
         raise raised

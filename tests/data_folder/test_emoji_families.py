@@ -19,22 +19,47 @@ TOGETHER = {
         ("1f468-200d-2708", "man pilot", "person-role"),
         ("1f469-200d-2708", "woman pilot", "person-role"),
     ],
-    "titles": [("1f385", "Santa Claus", "person-fantasy"), ("1f936", "Mrs. Claus", "person-fantasy")],
+    "titles": [
+        ("1f385", "Santa Claus", "person-fantasy"),
+        ("1f936", "Mrs. Claus", "person-fantasy"),
+    ],
     "direction": [
         ("1f3c3", "person running", "person-activity"),
         ("1f3c3-200d-2640-200d-27a1", "woman running: facing right", "person-activity"),
     ],
     "view": [("1f695", "taxi", "transport-ground"), ("1f696", "oncoming taxi", "transport-ground")],
     "face": [("1f430", "rabbit face", "animal-mammal"), ("1f407", "rabbit", "animal-mammal")],
-    "arrows": [("2b06", "up arrow", "arrow"), ("27a1", "right arrow", "arrow"), ("21a9", "right arrow curving left", "arrow")],
+    "arrows": [
+        ("2b06", "up arrow", "arrow"),
+        ("27a1", "right arrow", "arrow"),
+        ("21a9", "right arrow curving left", "arrow"),
+    ],
     "clocks": [("1f550", "one o’clock", "time"), ("1f567", "twelve-thirty", "time")],
     "keycaps": [("23-20e3", "keycap: #", "keycap"), ("1f51f", "keycap: 10", "keycap")],
     "moons": [("1f311", "new moon", "sky-weather"), ("1f31d", "full moon face", "sky-weather")],
-    "hearts": [("2764", "red heart", "heart"), ("1f499", "blue heart", "heart"), ("2665", "heart suit", "game")],
-    "circles": [("1f534", "red circle", "geometric"), ("1f535", "blue circle", "geometric"), ("2b55", "hollow red circle", "other-symbol")],
-    "books": [("1f4d7", "green book", "book-paper"), ("1f4d8", "blue book", "book-paper"), ("1f4da", "books", "book-paper")],
-    "hands": [("1f44d", "thumbs up", "hand-fingers-closed"), ("1f44e", "thumbs down", "hand-fingers-closed")],
-    "couples": [("1f48f", "kiss", "family"), ("1f468-200d-1f469-200d-1f466", "family: man, woman, boy", "family")],
+    "hearts": [
+        ("2764", "red heart", "heart"),
+        ("1f499", "blue heart", "heart"),
+        ("2665", "heart suit", "game"),
+    ],
+    "circles": [
+        ("1f534", "red circle", "geometric"),
+        ("1f535", "blue circle", "geometric"),
+        ("2b55", "hollow red circle", "other-symbol"),
+    ],
+    "books": [
+        ("1f4d7", "green book", "book-paper"),
+        ("1f4d8", "blue book", "book-paper"),
+        ("1f4da", "books", "book-paper"),
+    ],
+    "hands": [
+        ("1f44d", "thumbs up", "hand-fingers-closed"),
+        ("1f44e", "thumbs down", "hand-fingers-closed"),
+    ],
+    "couples": [
+        ("1f48f", "kiss", "family"),
+        ("1f468-200d-1f469-200d-1f466", "family: man, woman, boy", "family"),
+    ],
 }
 
 # pairs that share a word but are different things
@@ -76,4 +101,6 @@ def test_items_drawn_alike_join_their_families():
 
 def test_joining_does_not_depend_on_the_order():
     given = {"a": "x", "b": "y", "c": "z"}
-    assert families.merged(given, [("b", "c"), ("a", "b")]) == families.merged(given, [("a", "b"), ("b", "c")])
+    assert families.merged(given, [("b", "c"), ("a", "b")]) == families.merged(
+        given, [("a", "b"), ("b", "c")]
+    )

@@ -35,12 +35,18 @@ def tables(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def test_data_is_at_most_60_megabytes():
     """Of what is shipped: people embed their own beside it."""
-    size = sum(path.stat().st_size for name in SETS for path in (DATA / name).rglob("*") if path.is_file())
+    size = sum(
+        path.stat().st_size for name in SETS for path in (DATA / name).rglob("*") if path.is_file()
+    )
     assert size <= 60e6
 
 
 def test_every_store_is_known_here():
-    assert {p.parent.relative_to(DATA).as_posix() for name in SETS for p in (DATA / name).glob("*/manifest.json")} == set(STORES)
+    assert {
+        p.parent.relative_to(DATA).as_posix()
+        for name in SETS
+        for p in (DATA / name).glob("*/manifest.json")
+    } == set(STORES)
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -55,7 +61,9 @@ def test_vectors_are_finite_and_alive(name):
     assert x.shape == (len(store.rows), store.dim)
     assert np.isfinite(x).all()
     assert np.linalg.norm(x, axis=1).min() > 1e-3
-    assert (x.std(axis=0) < 1e-6).mean() <= 0.01  # all-MiniLM-L6-v2 itself has a few dead dimensions
+    assert (
+        x.std(axis=0) < 1e-6
+    ).mean() <= 0.01  # all-MiniLM-L6-v2 itself has a few dead dimensions
     assert len(np.unique(x, axis=0)) == len(x)
     for key in ("name", "dim"):
         assert store.encoder[key]
@@ -66,10 +74,16 @@ def test_vectors_are_finite_and_alive(name):
 @pytest.mark.parametrize("name", STORES)
 def test_columns_are_those_of_the_contract(name):
     rows = opened(name).rows
-    wanted = ["row", "item", "text", "family", "label", "split"] + ([] if name.endswith("/text") else ["group"])
+    wanted = ["row", "item", "text", "family", "label", "split"] + (
+        [] if name.endswith("/text") else ["group"]
+    )
     assert sorted(rows.columns) == sorted(wanted)
     for column in wanted:
-        assert rows[column].map(lambda value: isinstance(value, str) and value.strip() == value != "").all(), column
+        assert (
+            rows[column]
+            .map(lambda value: isinstance(value, str) and value.strip() == value != "")
+            .all()
+        ), column
     assert rows["row"].is_unique
     assert set(rows["split"]) == {"train", "test"}
 
@@ -124,11 +138,18 @@ def test_no_test_emoji_is_nearly_a_train_emoji(store):
 
 @pytest.mark.parametrize("name", STORES)
 def test_the_order_of_rows_tells_nothing(name):
-    """Position against side, names, family and vectors: each within four standard deviations of chance."""
+    """Position against side, names, family and vectors: each within four standard deviations of
+    chance.
+    """
     rows = opened(name).rows
     n = len(rows)
     place = np.arange(n)
-    for known in (rows["split"] == "test", rows["item"].rank(), rows["text"].rank(), rows["label"].rank()):
+    for known in (
+        rows["split"] == "test",
+        rows["item"].rank(),
+        rows["text"].rank(),
+        rows["label"].rank(),
+    ):
         assert abs(np.corrcoef(place, known)[0, 1]) < 4 / np.sqrt(n)
     for column in ("split", "family", "label", *(["group"] if "group" in rows else [])):
         values = rows[column].to_numpy()
@@ -150,7 +171,9 @@ def test_the_order_of_one_store_does_not_give_its_partners(name):
 
 
 def test_unseen_voices_speak_test_items_only():
-    spec = importlib.util.spec_from_file_location("wordnet_speech_corpus", DATA / "wordnet_speech" / "corpus.py")
+    spec = importlib.util.spec_from_file_location(
+        "wordnet_speech_corpus", DATA / "wordnet_speech" / "corpus.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     corpus = importlib.util.module_from_spec(spec)
@@ -165,8 +188,12 @@ def test_unseen_voices_speak_test_items_only():
     assert in_train < in_test
     new = rows["group"].isin(unseen)
     count = rows.assign(new=new).groupby(["split", "item"])["new"].agg(["size", "sum"])
-    assert count.loc["train"].drop_duplicates().to_numpy().tolist() == [[1, 0]]  # a train item is spoken once, by a seen voice
-    assert count.loc["test"].drop_duplicates().to_numpy().tolist() == [[2, 1]]  # a test item by a seen and by an unseen one
+    assert count.loc["train"].drop_duplicates().to_numpy().tolist() == [
+        [1, 0]
+    ]  # a train item is spoken once, by a seen voice
+    assert count.loc["test"].drop_duplicates().to_numpy().tolist() == [
+        [2, 1]
+    ]  # a test item by a seen and by an unseen one
 
 
 def test_every_emoji_has_one_row_a_renderer():
@@ -198,15 +225,25 @@ def test_row_counts_are_those_of_the_readme(name, column):
 def test_the_tables_of_emojis_readme():
     readme = (DATA / "emoji" / "README.md").read_text()
     image, text = tables("emoji")
-    stores = {side: int(number.replace(",", "")) for side, number in re.findall(r"\| `(\w+)/` \| ([\d,]+)", readme)}
+    stores = {
+        side: int(number.replace(",", ""))
+        for side, number in re.findall(r"\| `(\w+)/` \| ([\d,]+)", readme)
+    }
     assert stores == {"image": len(image), "text": len(text)}
     splits = {
         split: tuple(int(n.replace(",", "")) for n in numbers)
-        for split, *numbers in re.findall(r"\| (train|test) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", readme)
+        for split, *numbers in re.findall(
+            r"\| (train|test) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", readme
+        )
     }
     for split in ("train", "test"):
         here, there = image[image["split"] == split], text[text["split"] == split]
-        assert splits[split] == (there["item"].nunique(), len(there), len(here), there["family"].nunique())
+        assert splits[split] == (
+            there["item"].nunique(),
+            len(there),
+            len(here),
+            there["family"].nunique(),
+        )
     assert f"{text['family'].nunique()} families" in readme
     alone = (image["item"].value_counts() == 1).sum()
     assert f"({alone} items have one)" in readme
@@ -214,6 +251,8 @@ def test_the_tables_of_emojis_readme():
 
 
 def test_the_readmes_queries_name_rows_of_the_shipped_stores():
-    asked = re.findall(r'make search EXP=speech_text Q="([^"]+)"', (DATA.parent / "README.md").read_text())
+    asked = re.findall(
+        r'make search EXP=speech_text Q="([^"]+)"', (DATA.parent / "README.md").read_text()
+    )
     assert asked
     assert all(len(matching(opened("wordnet_speech/text").rows, query)) for query in asked)

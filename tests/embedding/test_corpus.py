@@ -10,9 +10,30 @@ from gera_lightning.embedding.corpus import FolderOfFiles, Manifest, TableCorpus
 from gera_lightning.utils.errors import UserError
 
 RECORDS = [
-    {"item": "x", "path": "x.wav", "text": "one, with a comma", "split": "train", "speaker": "s1", "n": "7"},
-    {"item": "y", "path": "sub/y.wav", "text": "NA", "split": "validation", "speaker": "s2", "n": "8"},
-    {"item": "x", "path": "x.wav", "text": "another caption", "split": "train", "speaker": "s1", "n": "9"},
+    {
+        "item": "x",
+        "path": "x.wav",
+        "text": "one, with a comma",
+        "split": "train",
+        "speaker": "s1",
+        "n": "7",
+    },
+    {
+        "item": "y",
+        "path": "sub/y.wav",
+        "text": "NA",
+        "split": "validation",
+        "speaker": "s2",
+        "n": "8",
+    },
+    {
+        "item": "x",
+        "path": "x.wav",
+        "text": "another caption",
+        "split": "train",
+        "speaker": "s1",
+        "n": "9",
+    },
     {"item": "z", "path": "z.wav", "text": "  ", "split": "test", "speaker": "s2", "n": "10"},
 ]
 
@@ -30,7 +51,12 @@ def write(folder: Path, suffix: str, records: list[dict] = RECORDS) -> Path:
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_a_table_gives_a_row_a_text(tmp_path: Path, suffix: str):
-    corpus = Manifest(write(tmp_path, suffix), "text", columns={"group": "speaker"}, splits={"validation": "unused"})
+    corpus = Manifest(
+        write(tmp_path, suffix),
+        "text",
+        columns={"group": "speaker"},
+        splits={"validation": "unused"},
+    )
     found = corpus.listing()
     assert found.rows.to_dict("list") == {
         "row": ["x-0", "y-0", "x-1"],
@@ -40,7 +66,9 @@ def test_a_table_gives_a_row_a_text(tmp_path: Path, suffix: str):
         "group": ["s1", "s2", "s1"],
         "split": ["train", "unused", "train"],
     }
-    assert [(s.row, s.item, s.path, s.reason) for s in found.skipped] == [("z-0", "z", "z.wav", "no text")]
+    assert [(s.row, s.item, s.path, s.reason) for s in found.skipped] == [
+        ("z-0", "z", "z.wav", "no text")
+    ]
     assert corpus.raw(found.rows.iloc[1]) == "NA"
 
 
@@ -48,14 +76,29 @@ def test_a_sound_with_two_captions_is_one_row(tmp_path: Path):
     corpus = Manifest(write(tmp_path, "csv"), "audio", splits={"validation": "train"})
     rows = corpus.listing().rows
     assert rows["item"].tolist() == ["x", "y", "z"]
-    assert [corpus.raw(row) for row in rows.to_dict("records")] == [tmp_path / "x.wav", tmp_path / "sub" / "y.wav", tmp_path / "z.wav"]
+    assert [corpus.raw(row) for row in rows.to_dict("records")] == [
+        tmp_path / "x.wav",
+        tmp_path / "sub" / "y.wav",
+        tmp_path / "z.wav",
+    ]
 
 
 def test_a_path_may_be_a_pattern_of_columns(tmp_path: Path):
     (tmp_path / "audio").mkdir()
     path = write(tmp_path, "csv")
-    corpus = Manifest(path, "audio", root=tmp_path / "audio", columns={"path": "{speaker}/{item}_{n}.flac"}, splits={"validation": "train"})
-    assert corpus.listing().rows["path"].tolist() == ["s1/x_7.flac", "s2/y_8.flac", "s1/x_9.flac", "s2/z_10.flac"]
+    corpus = Manifest(
+        path,
+        "audio",
+        root=tmp_path / "audio",
+        columns={"path": "{speaker}/{item}_{n}.flac"},
+        splits={"validation": "train"},
+    )
+    assert corpus.listing().rows["path"].tolist() == [
+        "s1/x_7.flac",
+        "s2/y_8.flac",
+        "s1/x_9.flac",
+        "s2/z_10.flac",
+    ]
 
 
 def test_a_table_a_split(tmp_path: Path):
@@ -63,14 +106,23 @@ def test_a_table_a_split(tmp_path: Path):
         (tmp_path / f"{name}.csv").write_text(f"item,text\n{name}1,one\n{name}2,two\n")
     corpus = Manifest({"train": tmp_path / "train.csv", "test": tmp_path / "test.csv"}, "text")
     rows = corpus.listing().rows
-    assert rows[["item", "split"]].to_numpy().tolist() == [["train1", "train"], ["train2", "train"], ["test1", "test"], ["test2", "test"]]
+    assert rows[["item", "split"]].to_numpy().tolist() == [
+        ["train1", "train"],
+        ["train2", "train"],
+        ["test1", "test"],
+        ["test2", "test"],
+    ]
     assert corpus.describe()["where"] == f"{tmp_path / 'train.csv'}, {tmp_path / 'test.csv'}"
     with pytest.raises(UserError, match=r"path.test='nowhere.csv'"):
         Manifest({"train": tmp_path / "train.csv", "test": "nowhere.csv"}, "text")
 
 
 def test_numbers_in_a_table_are_names(tmp_path: Path):
-    path = write(tmp_path, "jsonl", [{"item": 7, "text": "seven"}, {"item": 8, "text": None}, {"item": None, "text": "nobody"}])
+    path = write(
+        tmp_path,
+        "jsonl",
+        [{"item": 7, "text": "seven"}, {"item": 8, "text": None}, {"item": None, "text": "nobody"}],
+    )
     found = Manifest(path, "text").listing()
     assert found.rows.to_dict("list") == {"row": ["7-0"], "item": ["7"], "text": ["seven"]}
     assert [s.reason for s in found.skipped] == ["no text", "no item"]
@@ -79,7 +131,10 @@ def test_numbers_in_a_table_are_names(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"columns": {"texts": "n"}}, "columns.texts is not a column of a store; did you mean 'text'"),
+        (
+            {"columns": {"texts": "n"}},
+            "columns.texts is not a column of a store; did you mean 'text'",
+        ),
         ({"columns": {"item": "itme"}}, "columns.item='itme'.*did you mean 'item'"),
         ({"columns": {"item": "{itme}"}}, "'itme' is no column"),
         ({}, "split 'validation' is not one of"),
@@ -94,7 +149,9 @@ def test_a_mistake_is_named(tmp_path: Path, options: dict, message: str):
 
 def test_a_table_without_items_says_how_to_name_them(tmp_path: Path):
     path = write(tmp_path, "csv", [{"id": "1", "text": "one"}])
-    with pytest.raises(UserError, match=r"no column 'item' \(has id, text\): name it, columns.item=THEIRS"):
+    with pytest.raises(
+        UserError, match=r"no column 'item' \(has id, text\): name it, columns.item=THEIRS"
+    ):
         Manifest(path, "text").listing()
     assert Manifest(path, "text", columns={"item": "id"}).listing().rows["item"].tolist() == ["1"]
 
@@ -107,8 +164,16 @@ def test_a_table_without_items_says_how_to_name_them(tmp_path: Path):
         ("t.parquet", b"PAR1 cut", "not readable as a table"),
         ("t.csv", b"item,text\n\xff\xfe,\n", "not readable as a table"),
         ("t.csv", b"item,text\n", "no column"),
-        ("t.csv", b'item,text\nx,"one, two"\ny,a cat, asleep\n', "line 3 has more fields than the header: quote texts with commas"),
-        ("t.tsv", b"item\ttext\nx\tone\ttwo\n", "line 2 has more fields than the header: quote texts with tabs"),
+        (
+            "t.csv",
+            b'item,text\nx,"one, two"\ny,a cat, asleep\n',
+            "line 3 has more fields than the header: quote texts with commas",
+        ),
+        (
+            "t.tsv",
+            b"item\ttext\nx\tone\ttwo\n",
+            "line 2 has more fields than the header: quote texts with tabs",
+        ),
         ("t.csv", b"item,text\nx,\n", "no text items .1 are left out, the first: no text"),
     ],
 )
@@ -119,7 +184,11 @@ def test_a_damaged_table_is_named(tmp_path: Path, name: str, content: bytes, mes
 
 
 def test_a_repeated_row_is_refused(tmp_path: Path):
-    path = write(tmp_path, "csv", [{"row": "r", "item": "x", "text": "a"}, {"row": "r", "item": "y", "text": "b"}])
+    path = write(
+        tmp_path,
+        "csv",
+        [{"row": "r", "item": "x", "text": "a"}, {"row": "r", "item": "y", "text": "b"}],
+    )
     with pytest.raises(UserError, match="row 'r' stands there twice"):
         Manifest(path, "text").listing()
 
@@ -140,8 +209,14 @@ def test_files_of_a_folder_pair_by_name(tmp_path: Path):
         "group": ["a", "b"],
     }
     assert sounds.raw(sounds.listing().rows.iloc[0]) == tmp_path / "a" / "1.WAV"
-    assert texts.listing().rows[["item", "text"]].to_dict("list") == {"item": ["a/1", "b/2"], "text": ["a/1.txt", "b/2.txt"]}
-    assert [(s.item, s.reason.split(" (")[0]) for s in texts.listing().skipped] == [("a/3", "not readable as text"), ("a/4", "no text")]
+    assert texts.listing().rows[["item", "text"]].to_dict("list") == {
+        "item": ["a/1", "b/2"],
+        "text": ["a/1.txt", "b/2.txt"],
+    }
+    assert [(s.item, s.reason.split(" (")[0]) for s in texts.listing().skipped] == [
+        ("a/3", "not readable as text"),
+        ("a/4", "no text"),
+    ]
 
 
 def test_a_folder_without_files_is_named(tmp_path: Path):
@@ -151,22 +226,37 @@ def test_a_folder_without_files_is_named(tmp_path: Path):
 
 def test_a_corpus_says_what_it_is(tmp_path: Path):
     where = {"where": str(tmp_path), "root": str(tmp_path)}
-    assert FolderOfFiles(tmp_path, "image").describe() == {"corpus": "FolderOfFiles", "modality": "image", **where}
+    assert FolderOfFiles(tmp_path, "image").describe() == {
+        "corpus": "FolderOfFiles",
+        "modality": "image",
+        **where,
+    }
     path = write(tmp_path, "csv")
     (tmp_path / "other").mkdir()
-    here, there = Manifest(path, "audio").describe(), Manifest(path, "audio", root=tmp_path / "other").describe()
+    here, there = (
+        Manifest(path, "audio").describe(),
+        Manifest(path, "audio", root=tmp_path / "other").describe(),
+    )
     assert (here["root"], there["root"]) == (str(tmp_path), str(tmp_path / "other"))
-    assert Manifest(path, "text").describe() == {"corpus": "Manifest", "modality": "text", "where": str(path)}
+    assert Manifest(path, "text").describe() == {
+        "corpus": "Manifest",
+        "modality": "text",
+        "where": str(path),
+    }
 
 
 def test_a_table_that_is_made_already_is_listed_as_it_is():
-    rows = pd.DataFrame({"row": ["r1", "r2"], "item": ["x", "y"], "text": ["one", "two"]}, index=[4, 2])
+    rows = pd.DataFrame(
+        {"row": ["r1", "r2"], "item": ["x", "y"], "text": ["one", "two"]}, index=[4, 2]
+    )
     corpus = TableCorpus(rows, "text", {"name": "made", "licence": "free"})
     listed = corpus.listing()
     pd.testing.assert_frame_equal(listed.rows, rows.reset_index(drop=True))
     assert [corpus.raw(row) for row in listed.rows.to_dict("records")] == ["one", "two"]  # type: ignore[arg-type]
     assert corpus.describe() == {"name": "made", "licence": "free"}
-    assert TableCorpus(rows, "audio", {}, lambda row: row["row"].encode()).raw({"row": "r1"}) == b"r1"
+    assert (
+        TableCorpus(rows, "audio", {}, lambda row: row["row"].encode()).raw({"row": "r1"}) == b"r1"
+    )
     with pytest.raises(UserError, match="'r1' stands there twice"):
         TableCorpus(rows.assign(row="r1"), "text", {})
 

@@ -1,4 +1,6 @@
-"""Raw items to stores with a small network; bytes and rows against an uninterrupted run and a plain loop."""
+"""Raw items to stores with a small network; bytes and rows against an uninterrupted run and a plain
+loop.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,30 @@ from gera_lightning.encoders.base import Inputs, NetworkEncoder, masked_mean
 from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.utils.errors import UserError
 
-WORDS = ["a", "small", "dog", "and", "the", "red", "cat", "run", "over", "an", "old", "house", "by", "night", "in", "rain"]
+WORDS = [
+    "a",
+    "small",
+    "dog",
+    "and",
+    "the",
+    "red",
+    "cat",
+    "run",
+    "over",
+    "an",
+    "old",
+    "house",
+    "by",
+    "night",
+    "in",
+    "rain",
+]
 SETTINGS = EmbedConfig(shard_rows=10, accelerator="cpu", dtype="float32")
 
 
 class CharacterEncoder(NetworkEncoder):
-    """Characters through an embedding table, averaged: a real network whose rows do not depend on their batch.
+    """Characters through an embedding table, averaged: a real network whose rows do not depend on
+    their batch.
 
     Args:
         fail_at: forward passes before one raises.
@@ -48,8 +68,22 @@ class CharacterEncoder(NetworkEncoder):
 
     name, revision, pooling, preprocessing = "characters", "1", "mean", "code points"
 
-    def __init__(self, *, batch_size: int = 4, dim: int = 6, fail_at: int | None = None, pause: float = 0.0, refuse: str = "\0") -> None:
-        self.dim, self.batch_size, self.fail_at, self.pause, self.refuse = dim, batch_size, fail_at, pause, refuse
+    def __init__(
+        self,
+        *,
+        batch_size: int = 4,
+        dim: int = 6,
+        fail_at: int | None = None,
+        pause: float = 0.0,
+        refuse: str = "\0",
+    ) -> None:
+        self.dim, self.batch_size, self.fail_at, self.pause, self.refuse = (
+            dim,
+            batch_size,
+            fail_at,
+            pause,
+            refuse,
+        )
         self.passes = 0
         self.model = torch.nn.Embedding(1000, dim)
         self.model.weight.data = torch.randn(1000, dim, generator=torch.Generator().manual_seed(0))
@@ -91,17 +125,25 @@ def manifest(folder: Path, values: list[str] | None = None) -> Manifest:
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def tones(folder: Path, count: int = 8) -> None:
     folder.mkdir()
     for n in range(count):
-        soundfile.write(folder / f"{n}.wav", 0.3 * np.sin(np.arange(400 + 37 * n) * (0.1 + 0.02 * n)), 8_000)
+        soundfile.write(
+            folder / f"{n}.wav", 0.3 * np.sin(np.arange(400 + 37 * n) * (0.1 + 0.02 * n)), 8_000
+        )
 
 
 class LoudnessEncoder:
-    """An encoder without a network: loudness and length of a sound at 8 kHz; refuses what is shorter than 300 samples."""
+    """An encoder without a network: loudness and length of a sound at 8 kHz; refuses what is
+    shorter than 300 samples.
+    """
 
     name, dim, sample_rate = "loudness", 2, 8_000
 
@@ -111,7 +153,9 @@ class LoudnessEncoder:
     def encode(self, items: Sequence[np.ndarray]) -> np.ndarray:
         if any(len(item) < 300 for item in items):
             raise UserError("shorter than 300 samples")
-        return np.array([[np.sqrt((item**2).mean()), len(item)] for item in items], dtype=np.float32).reshape(-1, 2)
+        return np.array(
+            [[np.sqrt((item**2).mean()), len(item)] for item in items], dtype=np.float32
+        ).reshape(-1, 2)
 
 
 def test_a_store_holds_what_the_encoder_gives(tmp_path: Path):
@@ -120,20 +164,31 @@ def test_a_store_holds_what_the_encoder_gives(tmp_path: Path):
     assert [shard.count for shard in store.shards] == [10, 10, 10, 10, 7]
     assert store.rows["text"].tolist() == texts()
     assert store.rows["item"].tolist() == [f"i{n}" for n in range(47)]
-    np.testing.assert_allclose(store.read(), np.concatenate([encoder.encode([text]) for text in texts()]), atol=1e-6)
+    np.testing.assert_allclose(
+        store.read(), np.concatenate([encoder.encode([text]) for text in texts()]), atol=1e-6
+    )
     assert store.encoder == encoder.describe()
     assert store.manifest["source"]["corpus"] == "Manifest"
     assert store.manifest["source"]["skipped"] == 0
     store.verify()
     assert set(content(tmp_path / "out")) == {
-        *(f"{kind}_{n:04d}.{end}" for n in range(5) for kind, end in (("emb", "npy"), ("rows", "parquet"))),
+        *(
+            f"{kind}_{n:04d}.{end}"
+            for n in range(5)
+            for kind, end in (("emb", "npy"), ("rows", "parquet"))
+        ),
         "manifest.json",
         "skipped.jsonl",
     }
 
 
-@pytest.mark.parametrize(("count", "rows", "batch", "size"), [(47, 10, 4, 1), (47, 10, 4, 3), (40, 10, 3, 2), (3, 10, 4, 2), (9, 4, 4, 3)])
-def test_steps_cover_every_row_once_whatever_the_processes(count: int, rows: int, batch: int, size: int):
+@pytest.mark.parametrize(
+    ("count", "rows", "batch", "size"),
+    [(47, 10, 4, 1), (47, 10, 4, 3), (40, 10, 3, 2), (3, 10, 4, 2), (9, 4, 4, 3)],
+)
+def test_steps_cover_every_row_once_whatever_the_processes(
+    count: int, rows: int, batch: int, size: int
+):
     def batches(size: int, first: int = 0) -> dict[int, list[tuple[int, ...]]]:
         found: dict[int, list[tuple[int, ...]]] = {}
         for rank in range(size):
@@ -144,11 +199,15 @@ def test_steps_cover_every_row_once_whatever_the_processes(count: int, rows: int
                 lasts += [shard] if last else []
                 if members := tuple(plan.rows(shard))[part]:
                     found.setdefault(shard, []).append(members)
-            assert lasts == list(range(first, plan.shards)), "each process ends each shard once, in order"
+            assert lasts == list(range(first, plan.shards)), (
+                "each process ends each shard once, in order"
+            )
         return {shard: sorted(members) for shard, members in found.items()}
 
     alone = batches(1)
-    assert sorted(row for members in alone.values() for part in members for row in part) == list(range(count))
+    assert sorted(row for members in alone.values() for part in members for row in part) == list(
+        range(count)
+    )
     assert max(len(part) for members in alone.values() for part in members) <= batch
     assert batches(size) == alone
     assert batches(size, first=1) == {shard: members for shard, members in alone.items() if shard}
@@ -160,7 +219,9 @@ def test_batches_hold_items_of_like_length(tmp_path: Path):
     real = encoder.prepare
     encoder.prepare = lambda items: (seen.append([len(item) for item in items]), real(items))[1]  # type: ignore[method-assign]
     embed_corpus(manifest(tmp_path), encoder, tmp_path / "out", SETTINGS)
-    shards = [[length for part in seen[n : n + 3] for length in part] for n in range(0, 12, 3)]  # 10 rows in batches of 4, 4, 2
+    shards = [
+        [length for part in seen[n : n + 3] for length in part] for n in range(0, 12, 3)
+    ]  # 10 rows in batches of 4, 4, 2
     assert all(lengths == sorted(lengths) for lengths in shards)
 
 
@@ -184,7 +245,9 @@ def test_batches_hold_sounds_of_like_size(tmp_path: Path, packed: bool):
             for file in sorted((tmp_path / "wav").iterdir()):
                 tar.add(file, file.name)
         corpus = WebDataset(tmp_path / "tar", "audio")
-    [store] = embed_corpus(corpus, Watched(), tmp_path / "out", EmbedConfig(accelerator="cpu", shard_rows=4))
+    [store] = embed_corpus(
+        corpus, Watched(), tmp_path / "out", EmbedConfig(accelerator="cpu", shard_rows=4)
+    )
     assert store.read()[:, 1].tolist() == [437, 474, 511, 548, 585, 622, 659, 400]
     assert seen == [437, 474, 511, 548, 400, 585, 622, 659]
 
@@ -200,11 +263,16 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes(tmp_path: Path):
     assert len(EmbeddingStore(tmp_path / "whole")) == 37
     for stop in range(whole.passes):
         path = tmp_path / f"stopped{stop}"
-        first, second = CharacterEncoder(refuse="\x01", fail_at=stop), CharacterEncoder(refuse="\x01")
+        first, second = (
+            CharacterEncoder(refuse="\x01", fail_at=stop),
+            CharacterEncoder(refuse="\x01"),
+        )
         with pytest.raises(RuntimeError, match="stopped here"):
             embed_corpus(corpus, first, path, settings)
         embed_corpus(corpus, second, path, settings)
-        assert first.passes + second.passes - whole.passes < 3, "less than one shard of three batches was done twice"
+        assert first.passes + second.passes - whole.passes < 3, (
+            "less than one shard of three batches was done twice"
+        )
         assert content(path) == content(tmp_path / "whole")
 
 
@@ -235,7 +303,10 @@ def test_ctrl_c_is_passed_on_and_heard_again(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         embed_corpus(manifest(tmp_path), Interrupted(), tmp_path / "out", SETTINGS)
     assert signal.getsignal(signal.SIGINT) == before
-    assert len(embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "out", SETTINGS)[0]) == 47
+    assert (
+        len(embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "out", SETTINGS)[0])
+        == 47
+    )
 
 
 @pytest.mark.parametrize("name", ["emb_0001.npy", "rows_0001.parquet", "shard_0001.json"])
@@ -284,7 +355,9 @@ def command(*arguments: str) -> list[str]:
 
 def test_kill_9_and_restart_end_in_the_same_bytes(tmp_path: Path):
     embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "whole", SETTINGS)
-    running = subprocess.Popen(command(__file__, str(tmp_path), "out", "0.1"), start_new_session=True)
+    running = subprocess.Popen(
+        command(__file__, str(tmp_path), "out", "0.1"), start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "shard_0001.json").exists():
         assert running.poll() is None, "it ended before it could be killed"
@@ -301,8 +374,23 @@ def test_kill_9_and_restart_end_in_the_same_bytes(tmp_path: Path):
 
 def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path):
     embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "one", SETTINGS)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(tmp_path), "two", "0")
-    done = subprocess.run(command(*launch), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+    launch = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        __file__,
+        str(tmp_path),
+        "two",
+        "0",
+    )
+    done = subprocess.run(
+        command(*launch),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
@@ -321,24 +409,44 @@ def test_mixed_precision_is_lightnings(tmp_path: Path):
             assert torch.is_autocast_enabled("cpu")
             return super().pooled(inputs)
 
-    [store] = embed_corpus(manifest(tmp_path), Mixed(), tmp_path / "out", EmbedConfig(accelerator="cpu", precision="bf16-mixed"))
+    [store] = embed_corpus(
+        manifest(tmp_path),
+        Mixed(),
+        tmp_path / "out",
+        EmbedConfig(accelerator="cpu", precision="bf16-mixed"),
+    )
     np.testing.assert_allclose(store.read(), CharacterEncoder().encode(texts()), atol=2e-3)
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_kept(tmp_path: Path):
     tones(tmp_path / "wav")
-    bad = {"3.wav": b"", "4.wav": b"no audio at all", "5.wav": (tmp_path / "wav" / "5.wav").read_bytes()[:300]}
+    bad = {
+        "3.wav": b"",
+        "4.wav": b"no audio at all",
+        "5.wav": (tmp_path / "wav" / "5.wav").read_bytes()[:300],
+    }
     for name, raw in bad.items():
         (tmp_path / "wav" / name).write_bytes(raw)
-    soundfile.write(tmp_path / "wav" / "6.wav", np.array([0.1, np.nan] * 300), 8_000, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "wav" / "6.wav", np.array([0.1, np.nan] * 300), 8_000, subtype="FLOAT"
+    )
     soundfile.write(tmp_path / "wav" / "7.wav", np.zeros(0), 8_000)
     soundfile.write(tmp_path / "wav" / "8.wav", np.full(10, 0.1), 8_000)
-    (tmp_path / "table.csv").write_text("item,path\n" + "".join(f"{n},{n}.wav\n" for n in range(10)))
+    (tmp_path / "table.csv").write_text(
+        "item,path\n" + "".join(f"{n},{n}.wav\n" for n in range(10))
+    )
     corpus = Manifest(tmp_path / "table.csv", "audio", root=tmp_path / "wav")
-    [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", EmbedConfig(accelerator="cpu", max_skipped=0.8, shard_rows=4))
+    [store] = embed_corpus(
+        corpus,
+        LoudnessEncoder(),
+        tmp_path / "out",
+        EmbedConfig(accelerator="cpu", max_skipped=0.8, shard_rows=4),
+    )
     assert store.rows["item"].tolist() == ["0", "1", "2"]
     assert store.read()[:, 1].tolist() == [400, 437, 474]
-    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    skipped = [
+        json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    ]
     assert {entry["path"]: entry["reason"].split(" (")[0] for entry in skipped} == {
         "3.wav": "empty file",
         "4.wav": "not audio that can be decoded",
@@ -364,7 +472,9 @@ def test_a_tar_that_is_gone_in_mid_run_is_named(tmp_path: Path):
             return super().raw(row)
 
     settings = EmbedConfig(accelerator="cpu", max_skipped=0.5)
-    [store] = embed_corpus(Losing(tmp_path / "tar", "audio"), LoudnessEncoder(), tmp_path / "out", settings)
+    [store] = embed_corpus(
+        Losing(tmp_path / "tar", "audio"), LoudnessEncoder(), tmp_path / "out", settings
+    )
     assert store.rows["item"].tolist() == ["0/0", "1/1", "3/3"]
     [line] = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
     assert (json.loads(line)["item"], "No such file" in json.loads(line)["reason"]) == ("2/2", True)
@@ -372,11 +482,15 @@ def test_a_tar_that_is_gone_in_mid_run_is_named(tmp_path: Path):
 
 def test_what_is_cut_is_named_and_counted(tmp_path: Path):
     class Short(LoudnessEncoder):
-        max_seconds = 0.06  # 480 samples: of the tones, 400 + 37 n samples long, the last five are longer
+        max_seconds = (
+            0.06  # 480 samples: of the tones, 400 + 37 n samples long, the last five are longer
+        )
 
     tones(tmp_path / "wav")
     settings = EmbedConfig(accelerator="cpu", shard_rows=3)
-    [store] = embed_corpus(FolderOfFiles(tmp_path / "wav", "audio"), Short(), tmp_path / "out", settings)
+    [store] = embed_corpus(
+        FolderOfFiles(tmp_path / "wav", "audio"), Short(), tmp_path / "out", settings
+    )
     assert store.read()[:, 1].tolist() == [400, 437, 474, 480, 480, 480, 480, 480]
     cut = [json.loads(line) for line in (tmp_path / "out" / "cut.jsonl").read_text().splitlines()]
     assert [entry["row"] for entry in cut] == [f"{n}.wav" for n in range(3, 8)]
@@ -395,7 +509,10 @@ def test_a_raw_file_that_changed_since_it_was_embedded_is_noticed(tmp_path: Path
             return super().encode(items)
 
     tones(tmp_path / "wav")
-    corpus, settings = FolderOfFiles(tmp_path / "wav", "audio"), EmbedConfig(accelerator="cpu", shard_rows=3)
+    corpus, settings = (
+        FolderOfFiles(tmp_path / "wav", "audio"),
+        EmbedConfig(accelerator="cpu", shard_rows=3),
+    )
     with pytest.raises(RuntimeError, match="stopped here"):
         embed_corpus(corpus, Stopped(), tmp_path / "out", settings)
     soundfile.write(tmp_path / "wav" / changed, np.full(999, 0.5), 8_000)
@@ -403,7 +520,9 @@ def test_a_raw_file_that_changed_since_it_was_embedded_is_noticed(tmp_path: Path
         [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
         assert store.read()[7, 1] == 999
         return
-    with pytest.raises(UserError, match=r"raw files of the rows '0.wav' to '2.wav' have changed.*overwrite=true"):
+    with pytest.raises(
+        UserError, match=r"raw files of the rows '0.wav' to '2.wav' have changed.*overwrite=true"
+    ):
         embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
     [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings, overwrite=True)
     assert store.read()[0, 1] == 999
@@ -415,9 +534,14 @@ def test_a_corpus_may_give_bytes(tmp_path: Path):
             return (self.root / row["path"]).read_bytes() if row["path"] != "3.wav" else b""
 
     tones(tmp_path / "wav")
-    corpus, settings = InMemory(tmp_path / "wav", "audio"), EmbedConfig(accelerator="cpu", max_skipped=0.5)
+    corpus, settings = (
+        InMemory(tmp_path / "wav", "audio"),
+        EmbedConfig(accelerator="cpu", max_skipped=0.5),
+    )
     [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
-    [files] = embed_corpus(FolderOfFiles(tmp_path / "wav", "audio"), LoudnessEncoder(), tmp_path / "files", settings)
+    [files] = embed_corpus(
+        FolderOfFiles(tmp_path / "wav", "audio"), LoudnessEncoder(), tmp_path / "files", settings
+    )
     assert store.rows["item"].tolist() == ["0", "1", "2", "4", "5", "6", "7"]
     np.testing.assert_array_equal(store.read(), np.delete(files.read(), 3, axis=0))
     assert json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["reason"] == "empty"
@@ -427,7 +551,9 @@ def test_a_corpus_may_give_what_is_read_already(tmp_path: Path):
     sounds = {f"r{n}": np.full(300 + n, 0.1 * n, dtype=np.float32) for n in range(5)}
     rows = pd.DataFrame({"row": list(sounds), "item": list(sounds)})
     corpus = TableCorpus(rows, "audio", {"name": "made"}, lambda row: sounds[row["row"]])
-    [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", EmbedConfig(accelerator="cpu", dtype="float32"))
+    [store] = embed_corpus(
+        corpus, LoudnessEncoder(), tmp_path / "out", EmbedConfig(accelerator="cpu", dtype="float32")
+    )
     np.testing.assert_array_equal(store.read(), LoudnessEncoder().encode(list(sounds.values())))
     assert list(store.rows.columns) == ["row", "item"]
 
@@ -437,14 +563,18 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path: Path):
         dim = 3
 
         def encode(self, items: Sequence[Image.Image]) -> np.ndarray:
-            return np.array([np.asarray(item).reshape(-1, 3).mean(0) for item in items], dtype=np.float32)
+            return np.array(
+                [np.asarray(item).reshape(-1, 3).mean(0) for item in items], dtype=np.float32
+            )
 
     (tmp_path / "i").mkdir()
     for n in range(3):
         Image.new("RGB", (9, 9), (n, 2 * n, 3 * n)).save(tmp_path / "i" / f"{n}.png")
     (tmp_path / "i" / "1.png").write_bytes((tmp_path / "i" / "1.png").read_bytes()[:50])
     settings = EmbedConfig(accelerator="cpu", max_skipped=0.5)
-    [store] = embed_corpus(FolderOfFiles(tmp_path / "i", "image"), MeanColour(), tmp_path / "out", settings)
+    [store] = embed_corpus(
+        FolderOfFiles(tmp_path / "i", "image"), MeanColour(), tmp_path / "out", settings
+    )
     assert store.read().tolist() == [[0, 0, 0], [2, 4, 6]]
     assert "not an image" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
@@ -452,24 +582,38 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path: Path):
 def test_too_many_skipped_stop_the_run_which_then_goes_on(tmp_path: Path):
     corpus = manifest(tmp_path, [*texts(40), "", "", *["\x01"] * 4])
     encoder = CharacterEncoder(refuse="\x01")
-    with pytest.raises(UserError, match=r"6 of 46 items.*more than embed.max_skipped=0.05.*raise it") as caught:
+    with pytest.raises(
+        UserError, match=r"6 of 46 items.*more than embed.max_skipped=0.05.*raise it"
+    ) as caught:
         embed_corpus(corpus, encoder, tmp_path / "out", SETTINGS)
     assert "no such word" in str(caught.value)
     assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 6
     again = CharacterEncoder(refuse="\x01")
-    [store] = embed_corpus(corpus, again, tmp_path / "out", EmbedConfig(shard_rows=10, accelerator="cpu", dtype="float32", max_skipped=0.2))
+    [store] = embed_corpus(
+        corpus,
+        again,
+        tmp_path / "out",
+        EmbedConfig(shard_rows=10, accelerator="cpu", dtype="float32", max_skipped=0.2),
+    )
     assert (len(store), again.passes) == (40, 0)
 
 
 def test_strict_stops_at_the_first(tmp_path: Path):
     strict = EmbedConfig(shard_rows=10, accelerator="cpu", strict=True)
     with pytest.raises(UserError, match=r"1 of 41 items.*no text.*mend it"):
-        embed_corpus(manifest(tmp_path / "empty", [*texts(40), ""]), CharacterEncoder(), tmp_path / "out", strict)
+        embed_corpus(
+            manifest(tmp_path / "empty", [*texts(40), ""]),
+            CharacterEncoder(),
+            tmp_path / "out",
+            strict,
+        )
     values = [*texts(12), "\x01", *texts(30)]
     corpus = manifest(tmp_path, values)
     with pytest.raises(UserError, match="no such word"):
         embed_corpus(corpus, CharacterEncoder(refuse="\x01"), tmp_path / "other", strict)
-    [store] = embed_corpus(corpus, CharacterEncoder(), tmp_path / "other", strict)  # an encoder that takes it goes on from there
+    [store] = embed_corpus(
+        corpus, CharacterEncoder(), tmp_path / "other", strict
+    )  # an encoder that takes it goes on from there
     assert len(store) == 43
 
 
@@ -507,7 +651,12 @@ def test_whole_shards_of_another_run_are_kept_unless_asked(tmp_path: Path):
         embed_corpus(corpus, LayeredEncoder(fail_at=8), path, SETTINGS)
     kept = content(path)
     for other in (CharacterEncoder(dim=7), LayeredEncoder([0, 2])):
-        with pytest.raises(UserError, match=r"holds 20 rows of an unfinished run with other settings or items.*overwrite=true"):
+        with pytest.raises(
+            UserError,
+            match=(
+                r"holds 20 rows of an unfinished run with other settings or items.*overwrite=true"
+            ),
+        ):
             embed_corpus(corpus, other, path, SETTINGS)
         assert content(path) == kept
     going_on = LayeredEncoder()
@@ -540,16 +689,22 @@ def test_several_layers_are_a_store_each_in_one_pass(tmp_path: Path):
     assert [store.path.name for store in stores] == ["layer_00", "layer_01", "layer_02"]
     assert encoder.passes == 4 * 3 + 2, "as many as of one layer"
     for number, store in enumerate(stores):
-        [alone] = embed_corpus(corpus, LayeredEncoder(number, refuse="\x01"), tmp_path / f"alone{number}", SETTINGS)
+        [alone] = embed_corpus(
+            corpus, LayeredEncoder(number, refuse="\x01"), tmp_path / f"alone{number}", SETTINGS
+        )
         assert store.data_hash == alone.data_hash
         assert store.encoder == alone.encoder
     assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 1
     again = LayeredEncoder(refuse="\x01")
-    assert [store.data_hash for store in embed_corpus(corpus, again, tmp_path / "out", SETTINGS)] == [s.data_hash for s in stores]
+    assert [
+        store.data_hash for store in embed_corpus(corpus, again, tmp_path / "out", SETTINGS)
+    ] == [s.data_hash for s in stores]
     assert again.passes == 0
     with pytest.raises(UserError, match="made otherwise"):
         embed_corpus(corpus, LayeredEncoder(1, refuse="\x01"), tmp_path / "out", SETTINGS)
-    [one] = embed_corpus(corpus, LayeredEncoder(1, refuse="\x01"), tmp_path / "out", SETTINGS, overwrite=True)
+    [one] = embed_corpus(
+        corpus, LayeredEncoder(1, refuse="\x01"), tmp_path / "out", SETTINGS, overwrite=True
+    )
     assert one.path == tmp_path / "out"
     assert not list(tmp_path.glob("out/layer_*"))
 
@@ -558,7 +713,9 @@ def test_several_layers_are_a_store_each_in_one_pass(tmp_path: Path):
     ("part", "calls"),
     [("append", 1), ("append", 5), ("append", 6), ("finish", 1), ("finish", 2), ("finish", 3)],
 )
-def test_stopped_between_two_layers_it_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, calls: int):
+def test_stopped_between_two_layers_it_ends_in_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, calls: int
+):
     corpus = manifest(tmp_path)
     embed_corpus(corpus, LayeredEncoder(), tmp_path / "whole", SETTINGS)
     real, made = getattr(StoreWriter, part), []
@@ -587,7 +744,12 @@ def test_stopped_between_two_layers_it_ends_in_the_same_bytes(tmp_path: Path, mo
 def test_a_row_that_one_layer_cannot_hold_is_left_out_of_all(tmp_path: Path):
     encoder = LayeredEncoder()
     encoder.model.weight.data[ord("z")] = 4e4  # twice that is beyond float16
-    stores = embed_corpus(manifest(tmp_path, ["a", "z", "b"]), encoder, tmp_path / "out", EmbedConfig(accelerator="cpu", max_skipped=0.5))
+    stores = embed_corpus(
+        manifest(tmp_path, ["a", "z", "b"]),
+        encoder,
+        tmp_path / "out",
+        EmbedConfig(accelerator="cpu", max_skipped=0.5),
+    )
     assert [store.rows["text"].tolist() for store in stores] == [["a", "b"]] * 3
 
 
@@ -598,7 +760,12 @@ def test_a_store_made_otherwise_is_kept_unless_asked(tmp_path: Path):
     with pytest.raises(UserError, match=r"made otherwise.*overwrite=true"):
         embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS)
     assert content(tmp_path / "out") == before
-    assert embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS, overwrite=True)[0].dim == 7
+    assert (
+        embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS, overwrite=True)[
+            0
+        ].dim
+        == 7
+    )
 
 
 def test_a_store_of_other_files_under_the_same_names_is_not_finished_before(tmp_path: Path):
@@ -606,7 +773,10 @@ def test_a_store_of_other_files_under_the_same_names_is_not_finished_before(tmp_
         tones(tmp_path / name)
     soundfile.write(tmp_path / "there" / "0.wav", np.full(999, 0.5), 8_000)
     (tmp_path / "table.csv").write_text("item,path\n" + "".join(f"{n},{n}.wav\n" for n in range(8)))
-    here, there = (Manifest(tmp_path / "table.csv", "audio", root=tmp_path / name) for name in ("here", "there"))
+    here, there = (
+        Manifest(tmp_path / "table.csv", "audio", root=tmp_path / name)
+        for name in ("here", "there")
+    )
     settings = EmbedConfig(accelerator="cpu")
     embed_corpus(here, LoudnessEncoder(), tmp_path / "out", settings)
     with pytest.raises(UserError, match="made otherwise"):
@@ -623,13 +793,21 @@ def test_foreign_vectors_are_never_overwritten(tmp_path: Path):
 
 def test_two_writers_of_one_store_are_refused(tmp_path: Path):
     (tmp_path / "out" / ".embed").mkdir(parents=True)
-    with FileLock(tmp_path / "out" / ".embed" / "lock"), pytest.raises(UserError, match="another process"):
+    with (
+        FileLock(tmp_path / "out" / ".embed" / "lock"),
+        pytest.raises(UserError, match="another process"),
+    ):
         embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "out", SETTINGS)
 
 
 def test_settings_that_lightning_refuses_are_named(tmp_path: Path):
     with pytest.raises(UserError, match="embed: Lightning refuses"):
-        embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "out", EmbedConfig(accelerator="abacus"))
+        embed_corpus(
+            manifest(tmp_path),
+            CharacterEncoder(),
+            tmp_path / "out",
+            EmbedConfig(accelerator="abacus"),
+        )
 
 
 @pytest.mark.parametrize(

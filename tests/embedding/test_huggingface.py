@@ -38,18 +38,28 @@ def saved(tmp_path: Path) -> Path:
         "id": [7, 8, 9],
         "text": ["one", None, "three"],
         "kind": [0, 1, 0],
-        "sound": [{"bytes": wave.getvalue(), "path": None}, None, {"bytes": wave.getvalue(), "path": None}],
+        "sound": [
+            {"bytes": wave.getvalue(), "path": None},
+            None,
+            {"bytes": wave.getvalue(), "path": None},
+        ],
         "image": [{"bytes": picture.getvalue(), "path": None}] * 3,
     }
-    part = datasets.Dataset.from_dict(table).cast_column("kind", datasets.ClassLabel(names=["dog", "cat"]))
+    part = datasets.Dataset.from_dict(table).cast_column(
+        "kind", datasets.ClassLabel(names=["dog", "cat"])
+    )
     part = part.cast_column("sound", datasets.Audio()).cast_column("image", datasets.Image())
-    datasets.DatasetDict({"train": part, "test": part, "validation": part}).save_to_disk(str(tmp_path / "dict"))
+    datasets.DatasetDict({"train": part, "test": part, "validation": part}).save_to_disk(
+        str(tmp_path / "dict")
+    )
     part.save_to_disk(str(tmp_path / "one"))
     return tmp_path
 
 
 def test_splits_items_and_class_names(saved: Path):
-    corpus = HuggingFaceDataset(saved / "dict", "text", label="kind", splits={"train": "train", "validation": "test"})
+    corpus = HuggingFaceDataset(
+        saved / "dict", "text", label="kind", splits={"train": "train", "validation": "test"}
+    )
     found = corpus.listing()
     assert found.rows.to_dict("list") == {
         "row": ["train/0", "train/2", "validation/0", "validation/2"],
@@ -66,8 +76,14 @@ def test_audio_and_images_come_as_bytes(saved: Path):
     sounds = HuggingFaceDataset(saved / "one", "audio", column="sound", item="id")
     rows = sounds.listing().rows
     assert rows["item"].tolist() == ["7", "8", "9"]
-    np.testing.assert_allclose(read_audio(sounds.raw(rows.iloc[2]), 16_000), np.linspace(-0.5, 0.5, 800), atol=1e-6)
-    assert [sounds.length(row) for row in rows.to_dict("records")] == [len(sounds.raw(rows.iloc[0])), 0, len(sounds.raw(rows.iloc[2]))]
+    np.testing.assert_allclose(
+        read_audio(sounds.raw(rows.iloc[2]), 16_000), np.linspace(-0.5, 0.5, 800), atol=1e-6
+    )
+    assert [sounds.length(row) for row in rows.to_dict("records")] == [
+        len(sounds.raw(rows.iloc[0])),
+        0,
+        len(sounds.raw(rows.iloc[2])),
+    ]
     with pytest.raises(Unreadable, match="empty"):
         read_audio(sounds.raw(rows.iloc[1]), 16_000)
     pictures = HuggingFaceDataset(saved / "one", "image")
@@ -75,13 +91,22 @@ def test_audio_and_images_come_as_bytes(saved: Path):
 
 
 def test_sounds_have_a_length_however_they_are_held(tmp_path: Path):
-    """Batches are formed by it. A column of the feature `Audio` would take the files in when it is saved, so this one has none."""
+    """Batches are formed by it. A column of the feature `Audio` would take the files in when it is
+    saved, so this one has none.
+    """
     datasets = pytest.importorskip("datasets")
     for name in ("a.wav", "b.wav"):
         soundfile.write(tmp_path / name, np.zeros(300 + 50 * ord(name[0])), 16_000)
     file, packed = tmp_path / "a.wav", (tmp_path / "b.wav").read_bytes()
-    values = [{"bytes": None, "path": str(file)}, {"bytes": packed, "path": "b.wav"}, None, {"bytes": None, "path": "gone.wav"}]
-    datasets.Dataset.from_dict({"audio": values}).select([3, 1, 2, 0]).save_to_disk(str(tmp_path / "set"))
+    values = [
+        {"bytes": None, "path": str(file)},
+        {"bytes": packed, "path": "b.wav"},
+        None,
+        {"bytes": None, "path": "gone.wav"},
+    ]
+    datasets.Dataset.from_dict({"audio": values}).select([3, 1, 2, 0]).save_to_disk(
+        str(tmp_path / "set")
+    )
     corpus = HuggingFaceDataset(tmp_path / "set", "audio")
     rows = corpus.listing().rows.to_dict("records")
     assert [corpus.length(row) for row in rows] == [0, len(packed), 0, file.stat().st_size]
@@ -96,7 +121,9 @@ def test_an_item_without_a_name_is_left_out_and_named(saved: Path):
 
 
 def test_another_column_is_another_source(saved: Path):
-    one, other = (HuggingFaceDataset(saved / "one", "text", column=column) for column in ("text", "id"))
+    one, other = (
+        HuggingFaceDataset(saved / "one", "text", column=column) for column in ("text", "id")
+    )
     assert {**one.describe(), "column": "id"} == other.describe() != one.describe()
 
 

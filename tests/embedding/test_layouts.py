@@ -47,24 +47,38 @@ def test_librispeech_utterances(librispeech: Path):
         "family": ["19-198", "19-198", "26-495", "61-70968"],
         "split": ["train", "train", "train", "test"],
     }
-    assert [(s.item, s.reason) for s in found.skipped] == [("26-495-0001", "no transcript"), ("61-70968-0001", "no transcript")]
+    assert [(s.item, s.reason) for s in found.skipped] == [
+        ("26-495-0001", "no transcript"),
+        ("61-70968-0001", "no transcript"),
+    ]
     assert corpus.raw(found.rows.iloc[3]) == librispeech / "test-clean/61/70968/61-70968-0000.flac"
     assert LibriSpeech(librispeech, "text").raw(found.rows.iloc[3]) == "HE BEGAN"
 
 
 def test_librispeech_sets_of_one_side_give_no_split(librispeech: Path):
-    assert "split" not in LibriSpeech(librispeech, "text", sets=["train-clean-100", "dev-clean"]).listing().rows
+    assert (
+        "split"
+        not in LibriSpeech(librispeech, "text", sets=["train-clean-100", "dev-clean"])
+        .listing()
+        .rows
+    )
     assert LibriSpeech(librispeech, "text").sets == ["dev-clean", "test-clean", "train-clean-100"]
 
 
 def test_an_unknown_set_is_named(librispeech: Path):
-    with pytest.raises(UserError, match=r"no folder 'train-clean-10'.*did you mean 'train-clean-100'"):
+    with pytest.raises(
+        UserError, match=r"no folder 'train-clean-10'.*did you mean 'train-clean-100'"
+    ):
         LibriSpeech(librispeech, "text", sets=["train-clean-10"])
 
 
 def coco(path: Path, numbers: list[int]) -> Path:
     images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in numbers]
-    notes = [{"id": 10 * n + c, "image_id": n, "caption": f" picture {n}, caption {c}.\n"} for n in numbers for c in (1, 2)]
+    notes = [
+        {"id": 10 * n + c, "image_id": n, "caption": f" picture {n}, caption {c}.\n"}
+        for n in numbers
+        for c in (1, 2)
+    ]
     path.write_text(json.dumps({"info": {}, "images": images, "annotations": notes}))
     return path
 
@@ -72,11 +86,21 @@ def coco(path: Path, numbers: list[int]) -> Path:
 def test_coco_images_and_captions(tmp_path: Path):
     (tmp_path / "train2017").mkdir()
     (tmp_path / "val2017").mkdir()
-    captions = {"train": coco(tmp_path / "t.json", [9, 25]), "test": coco(tmp_path / "v.json", [139])}
+    captions = {
+        "train": coco(tmp_path / "t.json", [9, 25]),
+        "test": coco(tmp_path / "v.json", [139]),
+    }
     folders = {"train": tmp_path / "train2017", "test": tmp_path / "val2017"}
-    images, texts = CocoCaptions(captions, folders, "image"), CocoCaptions(captions, folders, "text").listing().rows
+    images, texts = (
+        CocoCaptions(captions, folders, "image"),
+        CocoCaptions(captions, folders, "text").listing().rows,
+    )
     rows = images.listing().rows
-    assert rows[["row", "item", "split"]].to_numpy().tolist() == [["9", "9", "train"], ["25", "25", "train"], ["139", "139", "test"]]
+    assert rows[["row", "item", "split"]].to_numpy().tolist() == [
+        ["9", "9", "train"],
+        ["25", "25", "train"],
+        ["139", "139", "test"],
+    ]
     assert images.raw(rows.iloc[2]) == tmp_path / "val2017" / "000000000139.jpg"
     assert texts["row"].tolist() == ["91", "92", "251", "252", "1391", "1392"]
     assert texts["item"].tolist() == ["9", "9", "25", "25", "139", "139"]
@@ -116,8 +140,17 @@ def test_coco_splits_must_agree(tmp_path: Path):
 
 
 FLICKR = {
-    "token": ["100.jpg#0\tA child in a dress .", "100.jpg#1\tA girl , smiling .", "7_x.jpg#0\tA dog ."],
-    "captions.txt": ["image,caption", "100.jpg,A child in a dress .", '100.jpg,"A girl , smiling ."', "7_x.jpg,A dog ."],
+    "token": [
+        "100.jpg#0\tA child in a dress .",
+        "100.jpg#1\tA girl , smiling .",
+        "7_x.jpg#0\tA dog .",
+    ],
+    "captions.txt": [
+        "image,caption",
+        "100.jpg,A child in a dress .",
+        '100.jpg,"A girl , smiling ."',
+        "7_x.jpg,A dog .",
+    ],
     "results.csv": [
         "image_name| comment_number| comment",
         "100.jpg| 0| A child in a dress .",
@@ -145,7 +178,9 @@ def test_flickr_captions_in_each_of_their_formats(tmp_path: Path, name: str):
 def test_flickr_splits_and_broken_lines(tmp_path: Path):
     (tmp_path / "token").write_text("\n".join([*FLICKR["token"], "nonsense", "8.jpg#0\t"]) + "\n")
     (tmp_path / "train.txt").write_text("100.jpg\n")
-    found = FlickrCaptions(tmp_path / "token", tmp_path, "text", splits={"train": tmp_path / "train.txt"}).listing()
+    found = FlickrCaptions(
+        tmp_path / "token", tmp_path, "text", splits={"train": tmp_path / "train.txt"}
+    ).listing()
     assert found.rows["split"].tolist() == ["train", "train", "unused"]
     assert [s.reason for s in found.skipped] == ["line 4 of token names no image", "no text"]
 
@@ -177,7 +212,11 @@ def test_webdataset_tars(tmp_path: Path):
     rows = corpus.listing().rows
     assert rows["item"].tolist() == ["00000/000000003", "00000/000000007", "more/00001/000000003"]
     assert rows["text"].fillna("").tolist() == ["caf\u00e9 in the rain", "", ""]
-    assert [corpus.raw(row) for row in rows.to_dict("records")] == [b"the first picture", b"the second picture", b"another"]
+    assert [corpus.raw(row) for row in rows.to_dict("records")] == [
+        b"the first picture",
+        b"the second picture",
+        b"another",
+    ]
 
 
 def test_webdataset_texts(tmp_path: Path):
@@ -185,12 +224,17 @@ def test_webdataset_texts(tmp_path: Path):
     corpus = WebDataset(tmp_path, "text")
     rows = corpus.listing().rows
     assert rows["item"].tolist() == ["00000/000000003", "00000/sub/000000009"]
-    assert [corpus.raw(row) for row in rows.to_dict("records")] == ["caf\u00e9 in the rain", "a text without a picture"]
+    assert [corpus.raw(row) for row in rows.to_dict("records")] == [
+        "caf\u00e9 in the rain",
+        "a text without a picture",
+    ]
 
 
 def test_webdataset_items_of_one_name_in_two_folders_are_two(tmp_path: Path):
     members = {
-        f"{start}{name}.{end}": f"{name} {end}".encode() for start, name in (("", "cat/1"), ("./", "dog/1")) for end in ("jpg", "txt")
+        f"{start}{name}.{end}": f"{name} {end}".encode()
+        for start, name in (("", "cat/1"), ("./", "dog/1"))
+        for end in ("jpg", "txt")
     }
     tar_of(tmp_path / "0.tar", members)
     pictures, texts = WebDataset(tmp_path, "image"), WebDataset(tmp_path, "text")

@@ -15,7 +15,9 @@ RATE = 16_000
 
 
 def tone(seconds: float = 0.5, rate: int = RATE, frequency: float = 440.0) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
@@ -45,7 +47,9 @@ def test_resampled_audio_is_the_same_tone(tmp_path: Path, rate: int):
 
 def test_long_audio_is_cut_before_it_is_read(tmp_path: Path):
     soundfile.write(tmp_path / "x.wav", tone(2.0), RATE, subtype="FLOAT")
-    np.testing.assert_array_equal(read_audio(tmp_path / "x.wav", RATE, max_seconds=0.25), tone(0.25))
+    np.testing.assert_array_equal(
+        read_audio(tmp_path / "x.wav", RATE, max_seconds=0.25), tone(0.25)
+    )
 
 
 def wav_bytes(samples: np.ndarray, suffix: str = "wav", **options: str) -> bytes:
@@ -66,7 +70,10 @@ BAD_AUDIO: dict[str, tuple[Callable[[], bytes], str]] = {
     "no samples": (lambda: wav_bytes(np.empty(0)), "no samples"),
     "nan": (lambda: wav_bytes(np.array([0.0, np.nan, 0.0]), subtype="FLOAT"), "not finite"),
     "infinite": (lambda: wav_bytes(np.array([0.0, np.inf]), subtype="FLOAT"), "not finite"),
-    **{f"cut {suffix}": ((lambda s=suffix: cut(s)), "truncated|decoded|no samples") for suffix in ("wav", "flac", "aiff", "ogg", "mp3")},
+    **{
+        f"cut {suffix}": ((lambda s=suffix: cut(s)), "truncated|decoded|no samples")
+        for suffix in ("wav", "flac", "aiff", "ogg", "mp3")
+    },
 }
 
 
@@ -111,7 +118,9 @@ def test_images_become_rgb(tmp_path: Path, mode: str):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photograph_is_turned_upright(orientation: int):
-    """By the table of the EXIF standard: which corner of the stored pixels is the picture's upper left, and what runs along its top."""
+    """By the table of the EXIF standard: which corner of the stored pixels is the picture's upper
+    left, and what runs along its top.
+    """
     stored = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
@@ -129,7 +138,10 @@ def test_a_photograph_is_turned_upright(orientation: int):
     np.testing.assert_array_equal(np.asarray(read_image(file.getvalue())), upright[orientation])
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, "PNG"), (np.uint16, "TIFF"), (np.int32, "TIFF"), (np.float32, "TIFF")])
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [(np.uint16, "PNG"), (np.uint16, "TIFF"), (np.int32, "TIFF"), (np.float32, "TIFF")],
+)
 def test_more_than_8_bits_a_channel_are_refused(kind: type, suffix: str):
     file = io.BytesIO()
     Image.fromarray(np.arange(20, dtype=kind).reshape(4, 5) * 900).save(file, suffix)
@@ -139,7 +151,11 @@ def test_more_than_8_bits_a_channel_are_refused(kind: type, suffix: str):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty file"), (b"not an image", "not an image that can be decoded"), (png()[:600], "not an image that can be decoded")],
+    [
+        (b"", "empty file"),
+        (b"not an image", "not an image that can be decoded"),
+        (png()[:600], "not an image that can be decoded"),
+    ],
 )
 def test_an_image_that_cannot_be_used_says_why(tmp_path: Path, content: bytes, reason: str):
     (tmp_path / "x.png").write_bytes(content)

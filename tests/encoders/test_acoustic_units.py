@@ -16,7 +16,10 @@ def utterances(count: int = 60, seed: int = 0, width: int = WIDTH) -> list[np.nd
     """Frames with unequal scales and lengths, so that whitening and the sum over time both matter."""
     rng = np.random.default_rng(seed)
     scales = 3.0 ** np.arange(width)
-    return [(rng.normal(size=(rng.integers(1, 15), width)) * scales + scales).astype(np.float32) for _ in range(count)]
+    return [
+        (rng.normal(size=(rng.integers(1, 15), width)) * scales + scales).astype(np.float32)
+        for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +32,22 @@ def fitted(train: list[np.ndarray]) -> AcousticUnits:
     return AcousticUnits.fit(train, units=UNITS, dim=DIM, nearest=NEAREST)
 
 
-def slow_histogram(frames: np.ndarray, tables: dict[str, np.ndarray], nearest: int, temperature: float) -> np.ndarray:
+def slow_histogram(
+    frames: np.ndarray, tables: dict[str, np.ndarray], nearest: int, temperature: float
+) -> np.ndarray:
     """The shares of the units, frame by frame and unit by unit."""
     total = np.zeros(len(tables["codebook"]))
     for frame in frames.astype(np.float64):
-        white = [(frame - tables["mean"]) @ tables["whiten"][:, j] for j in range(tables["whiten"].shape[1])]
-        d2 = np.array([sum((w - c) ** 2 for w, c in zip(white, centre, strict=True)) for centre in tables["codebook"]])
+        white = [
+            (frame - tables["mean"]) @ tables["whiten"][:, j]
+            for j in range(tables["whiten"].shape[1])
+        ]
+        d2 = np.array(
+            [
+                sum((w - c) ** 2 for w, c in zip(white, centre, strict=True))
+                for centre in tables["codebook"]
+            ]
+        )
         near = np.argsort(d2)[:nearest]
         weight = np.exp(-(d2[near] - d2[near].min()) / temperature)
         for unit, share in zip(near, weight / weight.sum(), strict=True):
@@ -42,7 +55,9 @@ def slow_histogram(frames: np.ndarray, tables: dict[str, np.ndarray], nearest: i
     return total
 
 
-def slow_row(frames: np.ndarray, tables: dict[str, np.ndarray], nearest: int, temperature: float) -> np.ndarray:
+def slow_row(
+    frames: np.ndarray, tables: dict[str, np.ndarray], nearest: int, temperature: float
+) -> np.ndarray:
     """The formula of the module's docstring in float64."""
     bag = np.sqrt(slow_histogram(frames, tables, nearest, temperature)) * tables["idf"]
     return (bag / np.sqrt(np.sum(bag**2)) - tables["center"]) @ tables["project"]
@@ -60,12 +75,20 @@ def test_rows_follow_the_formula(fitted: AcousticUnits):
     np.testing.assert_allclose(made, expected, atol=2e-5)
 
 
-def test_fitted_idf_is_the_formula_over_training_utterances(fitted: AcousticUnits, train: list[np.ndarray]):
-    heard = np.array([slow_histogram(f, as_float64(fitted), NEAREST, fitted.temperature) > 0 for f in train]).sum(0)
-    np.testing.assert_allclose(fitted.tables["idf"].numpy(), np.log((1 + len(train)) / (1 + heard)) + 1, rtol=1e-5)
+def test_fitted_idf_is_the_formula_over_training_utterances(
+    fitted: AcousticUnits, train: list[np.ndarray]
+):
+    heard = np.array(
+        [slow_histogram(f, as_float64(fitted), NEAREST, fitted.temperature) > 0 for f in train]
+    ).sum(0)
+    np.testing.assert_allclose(
+        fitted.tables["idf"].numpy(), np.log((1 + len(train)) / (1 + heard)) + 1, rtol=1e-5
+    )
 
 
-def test_whitened_training_frames_have_unit_covariance(fitted: AcousticUnits, train: list[np.ndarray]):
+def test_whitened_training_frames_have_unit_covariance(
+    fitted: AcousticUnits, train: list[np.ndarray]
+):
     tables = as_float64(fitted)
     white = (np.concatenate(train).astype(np.float64) - tables["mean"]) @ tables["whiten"]
     np.testing.assert_allclose(np.cov(white.T), np.eye(white.shape[1]), atol=1e-3)
@@ -73,9 +96,16 @@ def test_whitened_training_frames_have_unit_covariance(fitted: AcousticUnits, tr
 
 
 def test_projection_is_the_pca_of_training_bags(fitted: AcousticUnits, train: list[np.ndarray]):
-    """Projected training rows are centred, uncorrelated, and hold the largest variances (against an SVD of the bags)."""
+    """Projected training rows are centred, uncorrelated, and hold the largest variances (against an
+    SVD of the bags).
+    """
     tables = as_float64(fitted)
-    bags = np.array([np.sqrt(slow_histogram(f, tables, NEAREST, fitted.temperature)) * tables["idf"] for f in train])
+    bags = np.array(
+        [
+            np.sqrt(slow_histogram(f, tables, NEAREST, fitted.temperature)) * tables["idf"]
+            for f in train
+        ]
+    )
     bags /= np.linalg.norm(bags, axis=1, keepdims=True)
     largest = np.linalg.svd(bags - bags.mean(0), compute_uv=False)[:DIM] ** 2
     rows = fitted.encode_frames(train).astype(np.float64)
@@ -88,7 +118,9 @@ def test_fit_is_deterministic(fitted: AcousticUnits, train: list[np.ndarray]):
     assert np.array_equal(fitted.encode_frames(train), again.encode_frames(train))
 
 
-def test_saved_and_loaded_give_identical_rows(fitted: AcousticUnits, train: list[np.ndarray], tmp_path):
+def test_saved_and_loaded_give_identical_rows(
+    fitted: AcousticUnits, train: list[np.ndarray], tmp_path
+):
     fitted.save(tmp_path / "units")
     loaded = AcousticUnits.load(tmp_path / "units")
     assert loaded.describe() == fitted.describe()
@@ -104,7 +136,9 @@ def test_rows_do_not_depend_on_their_company(fitted: AcousticUnits):
 
 def test_a_bag_forgets_order(fitted: AcousticUnits):
     frames = utterances(1, seed=3)[0]
-    np.testing.assert_allclose(fitted.encode_frames([frames]), fitted.encode_frames([frames[::-1].copy()]), atol=1e-5)
+    np.testing.assert_allclose(
+        fitted.encode_frames([frames]), fitted.encode_frames([frames[::-1].copy()]), atol=1e-5
+    )
 
 
 def test_no_utterances_give_no_rows(fitted: AcousticUnits):
@@ -159,7 +193,11 @@ def test_units_of_other_values_are_described_otherwise(fitted: AcousticUnits, na
     tables = {**fitted.tables, name: fitted.tables[name].clone()}
     tables[name].view(-1)[-1] += 0.5
     other = AcousticUnits(tables, fitted.nearest, fitted.temperature)
-    assert {**other.describe(), "tables": fitted.describe()["tables"]} == fitted.describe() != other.describe()
+    assert (
+        {**other.describe(), "tables": fitted.describe()["tables"]}
+        == fitted.describe()
+        != other.describe()
+    )
 
 
 def test_encoder_is_frames_then_units(fitted: AcousticUnits):
@@ -172,5 +210,7 @@ def test_encoder_is_frames_then_units(fitted: AcousticUnits):
     encoder = AcousticUnitEncoder(fitted, frames=Frames())
     audio = [frames.ravel() for frames in utterances(4, seed=4)]
     assert encoder.dim == DIM
-    assert np.array_equal(encoder.encode(audio), fitted.encode_frames([a.reshape(-1, WIDTH) for a in audio]))
+    assert np.array_equal(
+        encoder.encode(audio), fitted.encode_frames([a.reshape(-1, WIDTH) for a in audio])
+    )
     assert encoder.describe() == {"name": encoder.name, "frames": "stub", **fitted.describe()}

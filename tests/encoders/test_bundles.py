@@ -1,4 +1,6 @@
-"""Bundles of torchaudio with small random networks; every row against the network itself run on one unpadded utterance."""
+"""Bundles of torchaudio with small random networks; every row against the network itself run on one
+unpadded utterance.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ RATE = 16_000
 
 def noises(lengths: tuple[int, ...]) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    return [rng.normal(scale=rng.uniform(0.02, 0.3), size=length).astype(np.float32) for length in lengths]
+    return [
+        rng.normal(scale=rng.uniform(0.02, 0.3), size=length).astype(np.float32)
+        for length in lengths
+    ]
 
 
 PADDED, UNPADDED = noises((1600, 4000, 900, 2577, 4000)), noises((2400, 2400, 2400))
@@ -27,7 +32,9 @@ BUNDLES = ("HUBERT_BASE", "WAV2VEC2_LARGE_LV60K", "WAVLM_BASE")
 
 @pytest.fixture(params=BUNDLES)
 def bundle(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A bundle of torchaudio with a small network, its weights already where torch.hub would put them."""
+    """A bundle of torchaudio with a small network, its weights already where torch.hub would put
+    them.
+    """
     from torchaudio import pipelines
     from torchaudio.pipelines._wav2vec2 import utils
 
@@ -63,7 +70,9 @@ def test_a_bundles_rows_are_its_own_in_any_company(bundle, layer: int):
         rows = encoder.encode(waves)
         for wave, row in zip(waves, rows, strict=True):
             with torch.inference_mode():
-                states = model.extract_features(torch.from_numpy(wave)[None])[0][layer - 1][0].numpy()
+                states = model.extract_features(torch.from_numpy(wave)[None])[0][layer - 1][
+                    0
+                ].numpy()
             np.testing.assert_allclose(row, states.mean(0), atol=1e-5)
             np.testing.assert_allclose(row, encoder.encode([wave])[0], atol=1e-5)
 
@@ -72,7 +81,9 @@ def test_a_bundles_layers_are_had_in_one_pass(bundle):
     rows = TorchaudioEncoder(bundle[0], layer="all").encode(PADDED)
     assert rows.shape == (5, 3, 16)
     for layer in (1, 2, 3):
-        np.testing.assert_allclose(rows[:, layer - 1], TorchaudioEncoder(bundle[0], layer=layer).encode(PADDED), atol=1e-6)
+        np.testing.assert_allclose(
+            rows[:, layer - 1], TorchaudioEncoder(bundle[0], layer=layer).encode(PADDED), atol=1e-6
+        )
 
 
 def test_a_bundles_pickle_may_hold_weights_only(bundle):

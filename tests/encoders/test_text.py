@@ -15,8 +15,31 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, T5Config, T5M
 from gera_lightning.encoders.text import POOLINGS, TextEncoder, pool_tokens
 from gera_lightning.utils.errors import UserError
 
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "small", "dog", "cat", "runs", "over", "the", "red", "house", "##s"]
-TEXTS = ["a dog", "the small red cat runs over the house", "dogs", "a small house", "the red dog runs", ""]
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "small",
+    "dog",
+    "cat",
+    "runs",
+    "over",
+    "the",
+    "red",
+    "house",
+    "##s",
+]
+TEXTS = [
+    "a dog",
+    "the small red cat runs over the house",
+    "dogs",
+    "a small house",
+    "the red dog runs",
+    "",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +68,36 @@ def test_a_batch_equals_one_by_one(checkpoint: Path, pooling: str):
     together = encoder.encode(TEXTS)
     assert together.shape == (len(TEXTS), encoder.dim)
     assert together.dtype == np.float32
-    np.testing.assert_allclose(together, np.concatenate([encoder.encode([text]) for text in TEXTS]), atol=1e-5)
+    np.testing.assert_allclose(
+        together, np.concatenate([encoder.encode([text]) for text in TEXTS]), atol=1e-5
+    )
 
 
 def test_the_vocabulary_is_used(checkpoint: Path):
     """Guards the tests here: with every word unknown they would all pass on constants."""
     encoder = TextEncoder(checkpoint)
-    assert encoder.tokenizer.convert_ids_to_tokens(encoder.tokenizer("dogs")["input_ids"]) == ["[CLS]", "dog", "##s", "[SEP]"]
+    assert encoder.tokenizer.convert_ids_to_tokens(encoder.tokenizer("dogs")["input_ids"]) == [
+        "[CLS]",
+        "dog",
+        "##s",
+        "[SEP]",
+    ]
     assert np.abs(encoder.encode(["dog"]) - encoder.encode(["cat"])).max() > 1e-3
 
 
 def test_rows_keep_the_given_order(checkpoint: Path):
     encoder = TextEncoder(checkpoint, batch_size=2)
     order = [3, 0, 5, 1, 4, 2]
-    np.testing.assert_allclose(encoder.encode([TEXTS[i] for i in order]), encoder.encode(TEXTS)[order], atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.encode([TEXTS[i] for i in order]), encoder.encode(TEXTS)[order], atol=1e-5
+    )
 
 
 def test_rows_are_normalised_on_request(checkpoint: Path):
-    unit, raw = TextEncoder(checkpoint).encode(TEXTS), TextEncoder(checkpoint, normalize=False).encode(TEXTS)
+    unit, raw = (
+        TextEncoder(checkpoint).encode(TEXTS),
+        TextEncoder(checkpoint, normalize=False).encode(TEXTS),
+    )
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), unit, atol=1e-5)
 
@@ -79,31 +114,49 @@ def test_mean_pooling_equals_a_loop_over_tokens(checkpoint: Path):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_several_layers_are_those_of_one_each_in_one_pass(checkpoint: Path, pooling: str):
     """Against hooks on the layers, one unpadded text at a time."""
-    encoder = TextEncoder(checkpoint, layer=[-1, 0, 1], pooling=pooling, normalize=False, batch_size=4)
+    encoder = TextEncoder(
+        checkpoint, layer=[-1, 0, 1], pooling=pooling, normalize=False, batch_size=4
+    )
     seen: dict[int, torch.Tensor] = {}
     passes: list[int] = []
     for number, block in enumerate(encoder.model.encoder.layer):
         block.register_forward_pre_hook(lambda _, args, n=number: seen.__setitem__(n, args[0]))
-    encoder.model.encoder.register_forward_hook(lambda _, args, out: seen.__setitem__(2, out.last_hidden_state) or passes.append(1))
+    encoder.model.encoder.register_forward_hook(
+        lambda _, args, out: seen.__setitem__(2, out.last_hidden_state) or passes.append(1)
+    )
     rows = encoder.encode(TEXTS)
-    assert (rows.shape, len(passes), encoder.describe()["layer"]) == ((len(TEXTS), 3, 16), 2, [0, 1, 2])
+    assert (rows.shape, len(passes), encoder.describe()["layer"]) == (
+        (len(TEXTS), 3, 16),
+        2,
+        [0, 1, 2],
+    )
     for text, row in zip(TEXTS, rows, strict=True):
         encoder.encode([text])
         for layer in range(3):
-            expected = pool_tokens(seen[layer], torch.ones(seen[layer].shape[:2], dtype=torch.long), pooling)[0]
+            expected = pool_tokens(
+                seen[layer], torch.ones(seen[layer].shape[:2], dtype=torch.long), pooling
+            )[0]
             np.testing.assert_allclose(row[layer], expected, atol=1e-5)
-    np.testing.assert_allclose(TextEncoder(checkpoint, layer=1, pooling=pooling, normalize=False).encode(TEXTS), rows[:, 1], atol=1e-5)
+    np.testing.assert_allclose(
+        TextEncoder(checkpoint, layer=1, pooling=pooling, normalize=False).encode(TEXTS),
+        rows[:, 1],
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("layer", [3, [0, -4], [], "last", [1.5]])
 def test_a_layer_that_is_not_there_is_named(checkpoint: Path, layer: object):
-    with pytest.raises(UserError, match=r"layer=.* is not (one of 0 to 2|a number, a list of numbers, or all)"):
+    with pytest.raises(
+        UserError, match=r"layer=.* is not (one of 0 to 2|a number, a list of numbers, or all)"
+    ):
         TextEncoder(checkpoint, layer=layer)  # type: ignore[arg-type]
 
 
 def test_long_texts_are_cut(checkpoint: Path):
     encoder = TextEncoder(checkpoint, max_tokens=5)  # [CLS], three words, [SEP]
-    np.testing.assert_allclose(encoder.encode(["the red dog runs over"]), encoder.encode(["the red dog"]), atol=1e-6)
+    np.testing.assert_allclose(
+        encoder.encode(["the red dog runs over"]), encoder.encode(["the red dog"]), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -122,12 +175,16 @@ def test_cls_pooling_takes_the_first_token():
 
 
 def test_an_unknown_pooling_is_named(checkpoint: Path):
-    with pytest.raises(UserError, match="pooling='maen' is not one of mean, cls, last, max; did you mean 'mean'"):
+    with pytest.raises(
+        UserError, match="pooling='maen' is not one of mean, cls, last, max; did you mean 'mean'"
+    ):
         TextEncoder(checkpoint, pooling="maen")
 
 
 def test_description_names_what_changes_the_vectors(checkpoint: Path):
-    about = TextEncoder(checkpoint, name="tiny", pooling="cls", max_tokens=7, prefix="the ").describe()
+    about = TextEncoder(
+        checkpoint, name="tiny", pooling="cls", max_tokens=7, prefix="the "
+    ).describe()
     revision = about.pop("revision")
     assert about == {
         "name": "tiny",
@@ -152,18 +209,32 @@ def test_revision_changes_with_the_weights(checkpoint: Path, tmp_path: Path):
     assert TextEncoder(copy).revision != TextEncoder(checkpoint).revision
 
 
-def sentence_folder(checkpoint: Path, folder: Path, pooling: dict[str, Any], modules: tuple[str, ...] = ("Transformer", "Pooling")) -> Path:
+def sentence_folder(
+    checkpoint: Path,
+    folder: Path,
+    pooling: dict[str, Any],
+    modules: tuple[str, ...] = ("Transformer", "Pooling"),
+) -> Path:
     """The checkpoint as sentence-transformers saves one."""
     shutil.copytree(checkpoint, folder)
     paths = {"Transformer": ""}
     entries = [
-        {"idx": i, "name": str(i), "path": paths.get(m, f"{i}_{m}"), "type": f"sentence_transformers.models.{m}"}
+        {
+            "idx": i,
+            "name": str(i),
+            "path": paths.get(m, f"{i}_{m}"),
+            "type": f"sentence_transformers.models.{m}",
+        }
         for i, m in enumerate(modules)
     ]
     (folder / "modules.json").write_text(json.dumps(entries))
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **pooling}))
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 6, "do_lower_case": False}))
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 16, **pooling})
+    )
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": 6, "do_lower_case": False})
+    )
     return folder
 
 
@@ -177,7 +248,9 @@ def sentence_folder(checkpoint: Path, folder: Path, pooling: dict[str, Any], mod
         ({"pooling_mode": "lasttoken"}, "last"),
     ],
 )
-def test_a_sentence_folder_says_how_it_pools(checkpoint: Path, tmp_path: Path, config: dict[str, Any], pooling: str):
+def test_a_sentence_folder_says_how_it_pools(
+    checkpoint: Path, tmp_path: Path, config: dict[str, Any], pooling: str
+):
     encoder = TextEncoder(sentence_folder(checkpoint, tmp_path / "st", config))
     assert (encoder.pooling, encoder.normalize, encoder.max_tokens) == (pooling, False, 6)
     expected = TextEncoder(checkpoint, pooling=pooling, normalize=False, max_tokens=6).encode(TEXTS)
@@ -187,7 +260,9 @@ def test_a_sentence_folder_says_how_it_pools(checkpoint: Path, tmp_path: Path, c
 def test_a_sentence_folder_says_whether_it_normalises(checkpoint: Path, tmp_path: Path):
     three = ("Transformer", "Pooling", "Normalize")
     folder = sentence_folder(checkpoint, tmp_path / "st", {"pooling_mode_mean_tokens": True}, three)
-    np.testing.assert_allclose(np.linalg.norm(TextEncoder(folder).encode(TEXTS), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(TextEncoder(folder).encode(TEXTS), axis=1), 1, atol=1e-5
+    )
     assert TextEncoder(folder, normalize=False, pooling="cls", max_tokens=9).settings() == {
         "normalize": False,
         "layer": 2,
@@ -200,24 +275,36 @@ def test_a_sentence_folder_says_whether_it_normalises(checkpoint: Path, tmp_path
     ("config", "modules", "message"),
     [
         ({"pooling_mode_mean_tokens": True}, ("Transformer", "Pooling", "Dense"), "module 'Dense'"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ("Transformer", "Pooling"), r"mean\+max"),
+        (
+            {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+            ("Transformer", "Pooling"),
+            r"mean\+max",
+        ),
         ({"pooling_mode_weightedmean_tokens": True}, ("Transformer", "Pooling"), "weightedmean"),
     ],
 )
-def test_a_sentence_folder_that_cannot_be_honoured_is_refused(checkpoint: Path, tmp_path: Path, config, modules, message: str):
+def test_a_sentence_folder_that_cannot_be_honoured_is_refused(
+    checkpoint: Path, tmp_path: Path, config, modules, message: str
+):
     with pytest.raises(UserError, match=message):
         TextEncoder(sentence_folder(checkpoint, tmp_path / "st", config, modules))
 
 
 def test_prefix_stands_before_each_text(checkpoint: Path):
     plain, prefixed = TextEncoder(checkpoint), TextEncoder(checkpoint, prefix="the red ")
-    np.testing.assert_allclose(prefixed.encode(TEXTS), plain.encode(["the red " + text for text in TEXTS]), atol=1e-6)
+    np.testing.assert_allclose(
+        prefixed.encode(TEXTS), plain.encode(["the red " + text for text in TEXTS]), atol=1e-6
+    )
     assert np.abs(prefixed.encode(TEXTS) - plain.encode(TEXTS)).max() > 1e-3
 
 
 def test_prefix_may_be_left_out_of_the_pooling(checkpoint: Path, tmp_path: Path):
-    """Against a loop over the tokens behind [CLS] and the prefix, as sentence-transformers pools with include_prompt false."""
-    folder = sentence_folder(checkpoint, tmp_path / "st", {"pooling_mode_mean_tokens": True, "include_prompt": False})
+    """Against a loop over the tokens behind [CLS] and the prefix, as sentence-transformers pools
+    with include_prompt false.
+    """
+    folder = sentence_folder(
+        checkpoint, tmp_path / "st", {"pooling_mode_mean_tokens": True, "include_prompt": False}
+    )
     encoder = TextEncoder(folder, prefix="the red ", max_tokens=20)
     for text, row in zip(TEXTS, encoder.encode(TEXTS), strict=True):
         tokens = encoder.tokenizer("the red " + text, return_tensors="pt")
@@ -231,14 +318,26 @@ def test_padding_stands_behind_whatever_the_tokenizer_says(checkpoint: Path, tmp
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
     assert BertTokenizerFast.from_pretrained(folder).padding_side == "left"
-    np.testing.assert_allclose(TextEncoder(folder).encode(TEXTS), TextEncoder(checkpoint).encode(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(
+        TextEncoder(folder).encode(TEXTS), TextEncoder(checkpoint).encode(TEXTS), atol=1e-6
+    )
 
 
 def test_of_an_encoder_decoder_the_encoder_is_used(checkpoint: Path, tmp_path: Path):
     torch.manual_seed(0)
-    config = T5Config(vocab_size=len(VOCABULARY), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, initializer_factor=2.0)
+    config = T5Config(
+        vocab_size=len(VOCABULARY),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        initializer_factor=2.0,
+    )
     T5Model(config).save_pretrained(tmp_path)
     BertTokenizerFast.from_pretrained(checkpoint).save_pretrained(tmp_path)
     encoder = TextEncoder(tmp_path, batch_size=3)
     assert not any("decoder" in name for name, _ in encoder.model.named_parameters())
-    np.testing.assert_allclose(encoder.encode(TEXTS), np.concatenate([encoder.encode([text]) for text in TEXTS]), atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.encode(TEXTS), np.concatenate([encoder.encode([text]) for text in TEXTS]), atol=1e-5
+    )

@@ -25,7 +25,12 @@ def unbiased_hsic(k_x, k_y):
 def test_it_is_the_unbiased_estimate_of_the_paper(n, dtype):
     x = rows(n, 5, 0, dtype)
     y = torch.cat([x[:, :3], rows(n, 2, 1, dtype)], dim=1)
-    k_x, k_y = (unit @ unit.T for unit in (t.double().numpy() / t.double().norm(dim=1, keepdim=True).numpy() for t in (x, y)))
+    k_x, k_y = (
+        unit @ unit.T
+        for unit in (
+            t.double().numpy() / t.double().norm(dim=1, keepdim=True).numpy() for t in (x, y)
+        )
+    )
     expected = unbiased_hsic(k_x, k_y) / np.sqrt(unbiased_hsic(k_x, k_x) * unbiased_hsic(k_y, k_y))
     assert debiased_cka(x, y) == pytest.approx(expected, rel=1e-5)
 
@@ -35,7 +40,9 @@ def test_rotations_lengths_and_the_order_of_pairs_change_nothing():
     rotation, _ = torch.linalg.qr(rows(6, 6, 2))
     found = debiased_cka(x, y)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
-    assert debiased_cka(x @ rotation * rows(30, 1, 4).abs(), 3 * y) == pytest.approx(found, abs=1e-6)
+    assert debiased_cka(x @ rotation * rows(30, 1, 4).abs(), 3 * y) == pytest.approx(
+        found, abs=1e-6
+    )
     assert debiased_cka(x[order], y[order]) == pytest.approx(found, abs=1e-6)
     assert debiased_cka(y, x) == pytest.approx(found, abs=1e-6)
 

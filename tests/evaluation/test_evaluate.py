@@ -16,11 +16,14 @@ from gera_lightning.models.preprocessing import Preprocessing
 from gera_lightning.models.shared_space import CSLS, SharedSpace
 
 D_A, D_B = 5, 4
-# modality a: two rows an item, spoken by voices; modality b: one row an item, and names that are searched in test too
+# modality a: two rows an item, spoken by voices; modality b: one row an item, and names that are
+# searched in test too
 ITEMS_A = [f"i{n:02d}" for n in range(24) for _ in range(2)]
 VOICES = [("v1", "v2")[n % 2] if n < 24 else ("v1", "new")[n % 2] for n in range(48)]
 SPLIT_A = ["train" if n < 24 else "test" for n in range(48)]
-ITEMS_B = [f"i{n:02d}" for n in range(22)] + ["alone"]  # two test items of a have no row in b, `alone` none in a
+ITEMS_B = [f"i{n:02d}" for n in range(22)] + [
+    "alone"
+]  # two test items of a have no row in b, `alone` none in a
 SPLIT_B = ["train" if n < 12 else "test" for n in range(23)]
 
 
@@ -36,10 +39,20 @@ def held(make_store) -> HeldOutItems:
 
 
 def make_aligner(corrected=False):
-    space = SharedSpace(Linear(D_A, 3, weight=cloud(D_A, 3, 2)), Linear(D_B, 3, weight=cloud(D_B, 3, 3))).requires_grad_(False)
+    space = SharedSpace(
+        Linear(D_A, 3, weight=cloud(D_A, 3, 2)), Linear(D_B, 3, weight=cloud(D_B, 3, 3))
+    ).requires_grad_(False)
     if corrected:
-        space.correction = CSLS(3, pool_a=space.embed("a", cloud(20, D_A, 4)), pool_b=space.embed("b", cloud(20, D_B, 5)))
-    return Aligner(Preprocessing.fit(cloud(30, D_A, 6) + 0.2), Preprocessing.fit(cloud(30, D_B, 7) + 0.2), space)
+        space.correction = CSLS(
+            3,
+            pool_a=space.embed("a", cloud(20, D_A, 4)),
+            pool_b=space.embed("b", cloud(20, D_B, 5)),
+        )
+    return Aligner(
+        Preprocessing.fit(cloud(30, D_A, 6) + 0.2),
+        Preprocessing.fit(cloud(30, D_B, 7) + 0.2),
+        space,
+    )
 
 
 def slow_ranks(table, item_q, item_g):
@@ -48,7 +61,9 @@ def slow_ranks(table, item_q, item_g):
     for i, item in enumerate(item_q):
         own = [table[i][j] for j, other in enumerate(item_g) if other == item]
         if own:
-            out[i] = 1 + sum(table[i][j] > max(own) for j, other in enumerate(item_g) if other != item)
+            out[i] = 1 + sum(
+                table[i][j] > max(own) for j, other in enumerate(item_g) if other != item
+            )
     return out
 
 
@@ -114,14 +129,21 @@ def test_where_both_modalities_have_unseen_groups_these_search_each_other(make_s
     table = aligner.score(held.a.x[held.a.unseen], held.b.x[held.b.unseen]).numpy()
     items_a, items_b = np.array(ITEMS_A[24:])[held.a.unseen], np.array(ITEMS_B[12:])[held.b.unseen]
     assert 0 < len(items_b) < 11
-    for direction, ranks in (("ab", slow_ranks(table, items_a, items_b)), ("ba", slow_ranks(table.T, items_b, items_a))):
-        assert found[f"{direction}/unseen/mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks.values()]))
+    for direction, ranks in (
+        ("ab", slow_ranks(table, items_a, items_b)),
+        ("ba", slow_ranks(table.T, items_b, items_a)),
+    ):
+        assert found[f"{direction}/unseen/mrr"] == pytest.approx(
+            np.mean([1 / rank for rank in ranks.values()])
+        )
 
 
 def test_there_are_no_unseen_measures_without_groups(make_store):
     a = make_store("a", cloud(24, D_A).numpy(), split=["train", "test"] * 12)
     b = make_store("b", cloud(24, D_B, 1).numpy(), split=["train", "test"] * 12)
-    found, _ = evaluate(make_aligner(), HeldOutItems.load(a, b, split_items(a.rows, b.rows)), EvaluationConfig())
+    found, _ = evaluate(
+        make_aligner(), HeldOutItems.load(a, b, split_items(a.rows, b.rows)), EvaluationConfig()
+    )
     assert not [name for name in found if "unseen" in name]
 
 
@@ -131,7 +153,10 @@ def test_foscttm_and_overlap_are_those_of_the_mapped_rows(held):
     z_a, z_b = aligner.encode_a(held.a.x), aligner.encode_b(held.b.x)
     scores = aligner.score(held.a.x, held.b.x)
     ways = []
-    for table, item_q, item_g in ((scores, held.item_a, held.item_b), (scores.T, held.item_b, held.item_a)):
+    for table, item_q, item_g in (
+        (scores, held.item_a, held.item_b),
+        (scores.T, held.item_b, held.item_a),
+    ):
         closer = [
             ((row > row[j]).sum() / (len(row) - 1)).item()
             for row, item in zip(table, item_q, strict=True)
@@ -139,11 +164,18 @@ def test_foscttm_and_overlap_are_those_of_the_mapped_rows(held):
         ]
         ways.append(np.mean(closer))
     assert found["foscttm"] == pytest.approx(np.mean(ways))
-    assert found["foscttm"] != pytest.approx(foscttm(z_a, z_b, held.item_a, held.item_b))  # the correction counts
+    assert found["foscttm"] != pytest.approx(
+        foscttm(z_a, z_b, held.item_a, held.item_b)
+    )  # the correction counts
     for side, z, x in (("a", z_a, held.a.x), ("b", z_b, held.b.x)):
         frozen = aligner.preprocess[side](x)
         near = [(-(v @ v.T)).fill_diagonal_(torch.inf).argsort(1)[:, :3] for v in (frozen, z)]
-        shared = np.mean([len(set(before.tolist()) & set(after.tolist())) / 3 for before, after in zip(*near, strict=True)])
+        shared = np.mean(
+            [
+                len(set(before.tolist()) & set(after.tolist())) / 3
+                for before, after in zip(*near, strict=True)
+            ]
+        )
         assert found[f"{side}/knn_overlap"] == pytest.approx(shared)
 
 
@@ -156,13 +188,19 @@ def test_chunks_change_nothing(held):
 
 @pytest.mark.parametrize(("weight", "value"), [(torch.eye(D_A), 1.0), (torch.zeros(D_A, D_A), 0.0)])
 def test_a_perfect_and_a_collapsed_map(make_store, weight, value):
-    """Two views that are one: the identity finds every partner, a map to one point ranks them all in the middle."""
+    """Two views that are one: the identity finds every partner, a map to one point ranks them all
+    in the middle.
+    """
     x = normalized(cloud(81, D_A)).numpy()
     a, b = (make_store(name, x, split=["test"] * 61 + ["train"] * 20) for name in "ab")
     aligner = Aligner(
-        Preprocessing(None), Preprocessing(None), SharedSpace(Linear(D_A, D_A, weight=weight), Linear(D_A, D_A, weight=weight))
+        Preprocessing(None),
+        Preprocessing(None),
+        SharedSpace(Linear(D_A, D_A, weight=weight), Linear(D_A, D_A, weight=weight)),
     )
-    found, ranks = evaluate(aligner, HeldOutItems.load(a, b, split_items(a.rows, b.rows)), EvaluationConfig())
+    found, ranks = evaluate(
+        aligner, HeldOutItems.load(a, b, split_items(a.rows, b.rows)), EvaluationConfig()
+    )
     for direction in ("ab", "ba"):
         assert found[f"{direction}/r@1"] == found[f"{direction}/r@10"] == value
         assert found[f"{direction}/median_rank"] == (1 if value else 31)
@@ -177,16 +215,26 @@ def test_a_perfect_and_a_collapsed_map(make_store, weight, value):
 
 def test_unimodal_measures_are_those_of_labels_and_groups(make_store):
     label = [f"c{n // 2 % 4}" if n % 7 else None for n in range(48)]
-    a = make_store("a", cloud(48, D_A).numpy(), item=ITEMS_A, split=SPLIT_A, group=VOICES, label=label)
+    a = make_store(
+        "a", cloud(48, D_A).numpy(), item=ITEMS_A, split=SPLIT_A, group=VOICES, label=label
+    )
     b = make_store("b", cloud(23, D_B, 1).numpy(), item=ITEMS_B, split=SPLIT_B)
-    held, aligner = HeldOutItems.load(a, b, split_items(a.rows, b.rows)), make_aligner(corrected=True)
+    held, aligner = (
+        HeldOutItems.load(a, b, split_items(a.rows, b.rows)),
+        make_aligner(corrected=True),
+    )
     found, _ = evaluate(aligner, held, EvaluationConfig(overlap_k=3))
     items, labels, voices = np.array(ITEMS_A[24:]), label[24:], VOICES[24:]
-    for when, v in (("before", aligner.preprocess["a"](held.a.x)), ("after", aligner.encode_a(held.a.x))):
+    for when, v in (
+        ("before", aligner.preprocess["a"](held.a.x)),
+        ("after", aligner.encode_a(held.a.x)),
+    ):
         scores, shares, hits = (v @ v.T).numpy(), [], []
         for i in range(24):
             others = [j for j in range(24) if items[j] != items[i]]
-            near = sorted((j for j in others if labels[j]), key=lambda j, i=i, s=scores: -s[i, j])[:10]
+            near = sorted((j for j in others if labels[j]), key=lambda j, i=i, s=scores: -s[i, j])[
+                :10
+            ]
             if labels[i]:
                 shares.append(np.mean([labels[j] == labels[i] for j in near]))
             [partner] = [j for j in range(24) if items[j] == items[i] and j != i]
@@ -196,16 +244,26 @@ def test_unimodal_measures_are_those_of_labels_and_groups(make_store):
         assert found[f"a/group_r@10/{when}"] == pytest.approx(np.mean(hits))
     assert 0 < found["a/continuity"] < 1
     assert found["a/continuity"] != found["a/trustworthiness"]
-    assert not [name for name in found if name.startswith("b/") and "@" in name]  # no labels and no groups there
+    assert not [
+        name for name in found if name.startswith("b/") and "@" in name
+    ]  # no labels and no groups there
 
 
 # ---- class names ----
 
 
 def test_zero_shot_is_the_best_class_name(make_store):
-    """Rows of b with split `both` name the classes, one class by two prompts; a's labels are classes, one of them without a name."""
+    """Rows of b with split `both` name the classes, one class by two prompts; a's labels are
+    classes, one of them without a name.
+    """
     label = [f"c{n % 4}" for n in range(48)]
-    a = make_store("a", cloud(48, D_A).numpy(), item=ITEMS_A, split=SPLIT_A, label=[label[n // 2] for n in range(48)])
+    a = make_store(
+        "a",
+        cloud(48, D_A).numpy(),
+        item=ITEMS_A,
+        split=SPLIT_A,
+        label=[label[n // 2] for n in range(48)],
+    )
     names = ["c0", "c1", "c1", "c2"]
     b = make_store(
         "b",
@@ -214,12 +272,17 @@ def test_zero_shot_is_the_best_class_name(make_store):
         split=[*SPLIT_B, *["both"] * 4],
         label=["c3"] * 23 + names,
     )
-    held, aligner = HeldOutItems.load(a, b, split_items(a.rows, b.rows)), make_aligner(corrected=True)
+    held, aligner = (
+        HeldOutItems.load(a, b, split_items(a.rows, b.rows)),
+        make_aligner(corrected=True),
+    )
     found, _ = evaluate(aligner, held, EvaluationConfig())
     scores = aligner.score(held.a.x, held.b.x[-4:]).numpy()
     asked = [i for i in range(24) if held.a.rows["label"][i] != "c3"]
     right = [names[int(scores[i].argmax())] == held.a.rows["label"][i] for i in asked]
     assert 0 < np.mean(right) < 1
     assert found["ab/zero_shot"] == pytest.approx(np.mean(right))
-    assert found["ab/zero_shot_chance"] == pytest.approx(np.mean([names.count(held.a.rows["label"][i]) / 4 for i in asked]))
+    assert found["ab/zero_shot_chance"] == pytest.approx(
+        np.mean([names.count(held.a.rows["label"][i]) / 4 for i in asked])
+    )
     assert "ba/zero_shot" not in found

@@ -8,7 +8,9 @@ from gera_lightning.models.maps import normalized
 
 
 def rows(n, d=4, seed=0):
-    return normalized(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    return normalized(
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    )
 
 
 def tied(n, d=3, seed=0):
@@ -41,7 +43,11 @@ def slow_ranks(z_q, z_g, item_q, item_g):
         own = [s for s, i in zip(scores, item_g.tolist(), strict=True) if i == item]
         others = [s for s, i in zip(scores, item_g.tolist(), strict=True) if i != item]
         # ties at the mean rank: the mean of the best and the worst place among equals
-        best, worst = (1 + sum(s > max(own) for s in others), 1 + sum(s >= max(own) for s in others)) if own else (np.nan, np.nan)
+        best, worst = (
+            (1 + sum(s > max(own) for s in others), 1 + sum(s >= max(own) for s in others))
+            if own
+            else (np.nan, np.nan)
+        )
         out.append((best + worst) / 2)
     return np.array(out)
 
@@ -57,7 +63,13 @@ def test_ranks_equal_slow_loops(case):
 @pytest.mark.parametrize("chunk", [1, 5, 7, 100])
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_in_parts_equal_ranks_at_once(case, chunk):
-    torch.testing.assert_close(best_ranks(*CASES[case], chunk=chunk), best_ranks(*CASES[case]), equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(
+        best_ranks(*CASES[case], chunk=chunk),
+        best_ranks(*CASES[case]),
+        equal_nan=True,
+        rtol=0,
+        atol=0,
+    )
 
 
 def test_a_collapsed_map_ranks_as_chance_does():
@@ -74,7 +86,9 @@ def test_a_collapsed_map_ranks_as_chance_does():
 def test_ranks_do_not_see_the_order_of_rows():
     z_q, z_g, item_q, item_g = CASES["ties"]
     order = torch.randperm(len(z_g), generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(best_ranks(z_q, z_g[order], item_q, item_g[order]), best_ranks(z_q, z_g, item_q, item_g))
+    torch.testing.assert_close(
+        best_ranks(z_q, z_g[order], item_q, item_g[order]), best_ranks(z_q, z_g, item_q, item_g)
+    )
     ranks = best_ranks(z_q, z_g, item_q, item_g)
     torch.testing.assert_close(best_ranks(z_q.flip(0), z_g, item_q.flip(0), item_g), ranks.flip(0))
 
@@ -91,15 +105,22 @@ def test_rows_that_are_no_numbers_rank_behind_all_others_and_a_diverged_map_as_c
     z_g[0] = torch.nan
     lowest = z_g.clone()
     lowest[0] = 0
-    z_low, g_low = torch.cat([z_q, torch.ones(len(z_q), 1)], 1), torch.cat([lowest, torch.zeros(len(z_g), 1)], 1)
+    z_low, g_low = (
+        torch.cat([z_q, torch.ones(len(z_q), 1)], 1),
+        torch.cat([lowest, torch.zeros(len(z_g), 1)], 1),
+    )
     g_low[0, -1] = -1e6
-    np.testing.assert_array_equal(best_ranks(z_q, z_g, item_q, item_g), slow_ranks(z_low, g_low, item_q, item_g))
+    np.testing.assert_array_equal(
+        best_ranks(z_q, z_g, item_q, item_g), slow_ranks(z_low, g_low, item_q, item_g)
+    )
     diverged = best_ranks(z_q * torch.nan, z_g * torch.nan, item_q, item_g)
     np.testing.assert_array_equal(diverged, slow_ranks(z_q * 0, lowest * 0, item_q, item_g))
 
 
 def test_no_queries_have_no_ranks():
-    assert best_ranks(torch.zeros(0, 2), torch.zeros(3, 2), torch.zeros(0).long(), torch.arange(3)).shape == (0,)
+    assert best_ranks(
+        torch.zeros(0, 2), torch.zeros(3, 2), torch.zeros(0).long(), torch.arange(3)
+    ).shape == (0,)
 
 
 # ---- measures from ranks ----
@@ -131,7 +152,10 @@ def test_measures_in_parts_equal_those_at_once_and_skip_queries_without_a_positi
 
 def test_retrieval_joins_ranks_and_chance():
     case = CASES["some without"]
-    found, ranks = retrieval.retrieval(retrieval.rank_positives(*case, chunk=5), *case[2:]), slow_ranks(*case)
+    found, ranks = (
+        retrieval.retrieval(retrieval.rank_positives(*case, chunk=5), *case[2:]),
+        slow_ranks(*case),
+    )
     ranks = ranks[~np.isnan(ranks)]
     assert 0 < len(ranks) < 12
     for k in (1, 5, 10):
@@ -159,7 +183,9 @@ def test_chance_of_one_positive_is_the_share_of_the_gallery():
     item = np.arange(40)
     assert retrieval.chance(item, item[::-1], 10) == pytest.approx(0.25)
     assert retrieval.chance(item[:4], item[:4], 10) == pytest.approx(1.0)
-    assert retrieval.chance(np.array([5, 999]), item, 1) == pytest.approx(1 / 40)  # a query without a positive does not count
+    assert retrieval.chance(np.array([5, 999]), item, 1) == pytest.approx(
+        1 / 40
+    )  # a query without a positive does not count
 
 
 # ---- FOSCTTM ----
@@ -182,7 +208,9 @@ def slow_foscttm(z_a, z_b, item_a, item_b):
 @pytest.mark.parametrize("chunk", [3, 100])
 @pytest.mark.parametrize("case", CASES)
 def test_foscttm_equals_slow_loops(case, chunk):
-    assert retrieval.foscttm(*CASES[case], chunk=chunk) == pytest.approx(slow_foscttm(*CASES[case]), abs=1e-12)
+    assert retrieval.foscttm(*CASES[case], chunk=chunk) == pytest.approx(
+        slow_foscttm(*CASES[case]), abs=1e-12
+    )
 
 
 def test_foscttm_of_a_perfect_and_of_the_worst_map():
@@ -216,19 +244,27 @@ def test_a_hub_raises_hubness_and_an_even_gallery_has_none():
 
 def slow_neighbours(x, k):
     d2 = [[float(((p - q) ** 2).sum()) for q in x.numpy()] for p in x.numpy()]
-    return [set(sorted((j for j in range(len(x)) if j != i), key=lambda j: d2[i][j])[:k]) for i in range(len(x))]
+    return [
+        set(sorted((j for j in range(len(x)) if j != i), key=lambda j: d2[i][j])[:k])
+        for i in range(len(x))
+    ]
 
 
 @pytest.mark.parametrize("k", [1, 4, 29])
 def test_knn_overlap_equals_slow_loops(k):
     x, z = rows(30, 6), rows(30, 3, 1)
-    shared = [len(before & after) / k for before, after in zip(slow_neighbours(x, k), slow_neighbours(z, k), strict=True)]
+    shared = [
+        len(before & after) / k
+        for before, after in zip(slow_neighbours(x, k), slow_neighbours(z, k), strict=True)
+    ]
     assert neighborhoods.knn_overlap(x, z, k) == pytest.approx(np.mean(shared))
 
 
 def test_knn_overlap_is_whole_under_a_rotation_and_chance_under_shuffling():
     x = rows(400, 6)
-    rotation, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    rotation, _ = torch.linalg.qr(
+        torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    )
     assert neighborhoods.knn_overlap(x, x @ rotation) == 1.0
     shuffled = x[torch.randperm(400, generator=torch.Generator().manual_seed(2))]
     assert neighborhoods.knn_overlap(x, shuffled) == pytest.approx(10 / 399, abs=0.01)
@@ -244,7 +280,9 @@ def slow_trustworthiness(x, z, k):
     n, near = len(x), slow_neighbours(x, k)
     d2 = ((x[:, None] - x[None]) ** 2).sum(-1).fill_diagonal_(-1).numpy()
     far = sum(
-        sorted(range(n), key=lambda j, i=i: d2[i][j]).index(j) - k for i, after in enumerate(slow_neighbours(z, k)) for j in after - near[i]
+        sorted(range(n), key=lambda j, i=i: d2[i][j]).index(j) - k
+        for i, after in enumerate(slow_neighbours(z, k))
+        for j in after - near[i]
     )
     return 1 - 2 / (n * k * (2 * n - 3 * k - 1)) * far
 
@@ -253,17 +291,25 @@ def slow_trustworthiness(x, z, k):
 def test_trustworthiness_equals_slow_loops(k):
     x, z = rows(30, 6), rows(30, 3, 1)
     assert neighborhoods.trustworthiness(x, z, k) == pytest.approx(slow_trustworthiness(x, z, k))
-    assert neighborhoods.trustworthiness(z, x, k) != pytest.approx(neighborhoods.trustworthiness(x, z, k))
+    assert neighborhoods.trustworthiness(z, x, k) != pytest.approx(
+        neighborhoods.trustworthiness(x, z, k)
+    )
 
 
 def test_trustworthiness_of_a_rotation_of_many_rows_and_of_few():
     x = rows(60, 6)
-    rotation, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    rotation, _ = torch.linalg.qr(
+        torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    )
     assert neighborhoods.trustworthiness(x, x @ rotation) == 1.0
     z = rows(60, 3, 1)
     some = np.linspace(0, 59, 20).astype(int)
-    assert neighborhoods.trustworthiness(x, z, 3, most=20) == neighborhoods.trustworthiness(x[some], z[some], 3)
-    assert neighborhoods.trustworthiness(rows(4), rows(4, seed=1), 10) == neighborhoods.trustworthiness(rows(4), rows(4, seed=1), 1)
+    assert neighborhoods.trustworthiness(x, z, 3, most=20) == neighborhoods.trustworthiness(
+        x[some], z[some], 3
+    )
+    assert neighborhoods.trustworthiness(
+        rows(4), rows(4, seed=1), 10
+    ) == neighborhoods.trustworthiness(rows(4), rows(4, seed=1), 1)
     assert neighborhoods.trustworthiness(rows(2), rows(2, seed=1)) == 1.0
 
 
@@ -274,7 +320,10 @@ def slow_map(z_q, z_g, item_q, item_g):
     """From the list of the gallery in order of scores, when no two tie."""
     precisions = []
     for q, item in zip(z_q.numpy(), item_q.tolist(), strict=True):
-        hits = [item_g.tolist()[j] == item for j in np.argsort([-float(np.dot(q, g)) for g in z_g.numpy()])]
+        hits = [
+            item_g.tolist()[j] == item
+            for j in np.argsort([-float(np.dot(q, g)) for g in z_g.numpy()])
+        ]
         places = [place for place, hit in enumerate(hits, start=1) if hit]
         if places:
             precisions.append(np.mean([sum(hits[:place]) / place for place in places]))
@@ -284,10 +333,12 @@ def slow_map(z_q, z_g, item_q, item_g):
 @pytest.mark.parametrize("chunk", [4, 100])
 @pytest.mark.parametrize("case", ["one positive", "several positives", "some without"])
 def test_average_precision_equals_slow_loops(case, chunk):
-    assert retrieval.mean_average_precision(retrieval.rank_positives(*CASES[case], chunk=chunk)) == pytest.approx(
-        slow_map(*CASES[case]), abs=1e-12
-    )
-    assert retrieval.retrieval(retrieval.rank_positives(*CASES[case]), *CASES[case][2:])["map"] == pytest.approx(slow_map(*CASES[case]))
+    assert retrieval.mean_average_precision(
+        retrieval.rank_positives(*CASES[case], chunk=chunk)
+    ) == pytest.approx(slow_map(*CASES[case]), abs=1e-12)
+    assert retrieval.retrieval(retrieval.rank_positives(*CASES[case]), *CASES[case][2:])[
+        "map"
+    ] == pytest.approx(slow_map(*CASES[case]))
 
 
 def test_average_precision_equals_scikit_learns():
@@ -295,14 +346,21 @@ def test_average_precision_equals_scikit_learns():
 
     z_q, z_g, item_q, item_g = rows(40), rows(50, seed=1), items(40, 7), items(50, 7, 1)
     scores = (z_q @ z_g.T).numpy()
-    theirs = [average_precision_score((item_g == item).numpy(), row) for item, row in zip(item_q, scores, strict=True)]
-    assert retrieval.mean_average_precision(retrieval.rank_positives(z_q, z_g, item_q, item_g)) == pytest.approx(np.mean(theirs))
+    theirs = [
+        average_precision_score((item_g == item).numpy(), row)
+        for item, row in zip(item_q, scores, strict=True)
+    ]
+    assert retrieval.mean_average_precision(
+        retrieval.rank_positives(z_q, z_g, item_q, item_g)
+    ) == pytest.approx(np.mean(theirs))
 
 
 @pytest.mark.parametrize("case", ["one positive", "collapsed"])
 def test_average_precision_of_one_positive_is_the_reciprocal_rank(case):
     ranks = slow_ranks(*CASES[case])
-    assert retrieval.mean_average_precision(retrieval.rank_positives(*CASES[case])) == pytest.approx(np.nanmean(1 / ranks))
+    assert retrieval.mean_average_precision(
+        retrieval.rank_positives(*CASES[case])
+    ) == pytest.approx(np.nanmean(1 / ranks))
 
 
 @pytest.mark.parametrize("chunk", [3, 100])
@@ -315,7 +373,15 @@ def test_ranks_of_all_positives_equal_slow_loops(case, chunk):
         own = [scores[j] for j in range(len(z_g)) if item_g[j] == item]
         for s in own:
             # ties at the mean rank
-            slow.append((i, *(np.mean([1 + sum(t > s for t in among), sum(t >= s for t in among)]) for among in (scores, own))))
+            slow.append(
+                (
+                    i,
+                    *(
+                        np.mean([1 + sum(t > s for t in among), sum(t >= s for t in among)])
+                        for among in (scores, own)
+                    ),
+                )
+            )
     found = retrieval.rank_positives(z_q, z_g, item_q, item_g, chunk=chunk)
     fast = list(zip(found.query.tolist(), found.rank.tolist(), found.among.tolist(), strict=True))
     assert len(slow) > len(set(slow))  # there are ties
@@ -330,7 +396,9 @@ def test_a_ranking_of_some_queries_is_that_of_these_queries_alone():
         retrieval.rank_positives(z_q[asked], z_g, item_q[asked], item_g),
     )
     for name in ("best", "query", "rank", "among"):
-        torch.testing.assert_close(getattr(found, name), getattr(alone, name), equal_nan=True, rtol=0, atol=0)
+        torch.testing.assert_close(
+            getattr(found, name), getattr(alone, name), equal_nan=True, rtol=0, atol=0
+        )
     assert found.size == alone.size == 6
 
 
@@ -358,17 +426,25 @@ def slow_label_precision(z, item, label, k, orders):
 def test_label_precision_equals_slow_loops(z, exact, chunk):
     item, label = items(30, 15), items(30, 5, 1) - 1
     expected = slow_label_precision(z, item, label, 4, 1 if exact else 300)
-    assert neighborhoods.label_precision(z, item, label, 4, chunk=chunk) == pytest.approx(expected, abs=1e-12 if exact else 0.01)
+    assert neighborhoods.label_precision(z, item, label, 4, chunk=chunk) == pytest.approx(
+        expected, abs=1e-12 if exact else 0.01
+    )
 
 
 def test_label_precision_of_clear_a_collapsed_and_no_labels():
     label = torch.arange(5).repeat(8)
     clear = torch.eye(5)[label]
     assert neighborhoods.label_precision(clear, torch.arange(40), label, 7) == 1.0
-    assert neighborhoods.label_precision(clear, torch.arange(40), label, 14) == 0.5  # seven of its kind, seven others
-    assert neighborhoods.label_precision(torch.ones(40, 3), torch.arange(40), label) == pytest.approx(7 / 39)  # chance
+    assert (
+        neighborhoods.label_precision(clear, torch.arange(40), label, 14) == 0.5
+    )  # seven of its kind, seven others
+    assert neighborhoods.label_precision(
+        torch.ones(40, 3), torch.arange(40), label
+    ) == pytest.approx(7 / 39)  # chance
     assert np.isnan(neighborhoods.label_precision(rows(5), torch.arange(5), torch.arange(5)))
-    assert np.isnan(neighborhoods.label_precision(rows(5), torch.zeros(5), torch.zeros(5)))  # all rows are of one item
+    assert np.isnan(
+        neighborhoods.label_precision(rows(5), torch.zeros(5), torch.zeros(5))
+    )  # all rows are of one item
     assert np.isnan(neighborhoods.label_precision(rows(5), torch.arange(5), torch.full((5,), -1)))
 
 
@@ -378,14 +454,25 @@ def test_group_recall_equals_slow_loops(z, chunk):
     item, group = items(30, 9), items(30, 4, 1) - 1
     hits = []
     for i in range(30):
-        own = [float(z[i] @ z[j]) for j in range(30) if item[j] == item[i] and group[j] != group[i] and min(group[i], group[j]) >= 0]
+        own = [
+            float(z[i] @ z[j])
+            for j in range(30)
+            if item[j] == item[i] and group[j] != group[i] and min(group[i], group[j]) >= 0
+        ]
         others = [float(z[i] @ z[j]) for j in range(30) if item[j] != item[i]]
         if own:
-            hits.append(1 + sum(s > max(own) for s in others) + sum(s == max(own) for s in others) / 2 <= 5)
+            hits.append(
+                1 + sum(s > max(own) for s in others) + sum(s == max(own) for s in others) / 2 <= 5
+            )
     assert 0 < np.mean(hits) < 1
-    assert neighborhoods.group_recall(z, item, group, 5, chunk=chunk) == pytest.approx(np.mean(hits))
+    assert neighborhoods.group_recall(z, item, group, 5, chunk=chunk) == pytest.approx(
+        np.mean(hits)
+    )
 
 
 def test_group_recall_of_one_group_is_nothing():
     assert np.isnan(neighborhoods.group_recall(rows(6), torch.arange(6) // 2, torch.zeros(6)))
-    assert neighborhoods.group_recall(torch.ones(60, 2), torch.arange(60) // 2, torch.arange(60) % 2) == 0.0  # collapsed: the middle
+    assert (
+        neighborhoods.group_recall(torch.ones(60, 2), torch.arange(60) // 2, torch.arange(60) % 2)
+        == 0.0
+    )  # collapsed: the middle

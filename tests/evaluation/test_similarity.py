@@ -35,13 +35,17 @@ def kernel_cka(a: np.ndarray, b: np.ndarray) -> float:
 def test_mutual_knn_equals_a_loop():
     a, b = cloud(40, 5), cloud(40, 7, 1)
     b[:, :5] += 2 * a
-    assert mutual_knn(Space.of(3 * a, 4), Space.of(b, 4)) == pytest.approx(slow_mutual_knn(a.numpy(), b.numpy(), 4), abs=1e-9)
+    assert mutual_knn(Space.of(3 * a, 4), Space.of(b, 4)) == pytest.approx(
+        slow_mutual_knn(a.numpy(), b.numpy(), 4), abs=1e-9
+    )
 
 
 def test_linear_cka_equals_its_definition_by_kernels():
     a, b = cloud(30, 5) + 3, cloud(30, 8, 1)
     b[:, :5] += a
-    assert linear_cka(Space.of(a, 4), Space.of(b, 4)) == pytest.approx(kernel_cka(a.double().numpy(), b.double().numpy()), abs=1e-9)
+    assert linear_cka(Space.of(a, 4), Space.of(b, 4)) == pytest.approx(
+        kernel_cka(a.double().numpy(), b.double().numpy()), abs=1e-9
+    )
 
 
 def test_rotation_scale_and_shift_change_no_cka():
@@ -69,11 +73,18 @@ def test_pairs_of_stores_are_found_and_test_items_left_out(make_store):
     a = make_store("a", x, item=items, split=split)
     poisoned = x.copy()
     poisoned[:20] = np.nan  # reading a test row raises
-    b = make_store("b", poisoned[order], item=[items[n] for n in order], split=[split[n] for n in order])
+    b = make_store(
+        "b", poisoned[order], item=[items[n] for n in order], split=[split[n] for n in order]
+    )
     found = affinity([a], [b], k=5)
     assert found.pairs == 40
     [row] = found.table.to_dict("records")
-    assert (row["a"], row["b"], row["knn"], row["cka"]) == ("a", "b", pytest.approx(1), pytest.approx(1))
+    assert (row["a"], row["b"], row["knn"], row["cka"]) == (
+        "a",
+        "b",
+        pytest.approx(1),
+        pytest.approx(1),
+    )
     assert max(row["knn_shuffled"], row["cka_shuffled"]) < 0.5
     assert affinity([a], [b], k=5, most=10).pairs == 10
 
@@ -81,7 +92,12 @@ def test_pairs_of_stores_are_found_and_test_items_left_out(make_store):
 def test_of_an_item_with_several_rows_one_is_taken(make_store):
     x = cloud(30, 4).numpy()
     a = make_store("a", x, item=[f"i{n % 15}" for n in range(30)], split=["train"] * 29 + ["train"])
-    b = make_store("b", np.concatenate([x[:15], x[:1]]), item=[f"i{n}" for n in range(15)] + ["t"], split=["train"] * 15 + ["test"])
+    b = make_store(
+        "b",
+        np.concatenate([x[:15], x[:1]]),
+        item=[f"i{n}" for n in range(15)] + ["t"],
+        split=["train"] * 15 + ["test"],
+    )
     assert affinity([a], [b]).pairs == 15, "no test item is needed"
     c = make_store("c", x, item=[f"i{n % 15}" for n in range(30)])
     d = make_store("d", x[:15], item=[f"i{n}" for n in range(15)])
@@ -96,22 +112,40 @@ def test_a_value_that_means_nothing_is_refused(make_store, options, message):
 
 
 def test_stores_without_common_items_are_refused(make_store):
-    a, b = make_store("a", cloud(30, 3).numpy()), make_store("b", cloud(30, 3).numpy(), item=[f"j{n}" for n in range(30)])
+    a, b = (
+        make_store("a", cloud(30, 3).numpy()),
+        make_store("b", cloud(30, 3).numpy(), item=[f"j{n}" for n in range(30)]),
+    )
     with pytest.raises(UserError, match="0 train items in common"):
         affinity([a], [b])
 
 
 def test_every_layer_of_a_is_compared_with_every_layer_of_b(make_store):
-    """Layers 1 of both agree, layer 0 of a agrees in part; the closest pair comes first, and each line is that of its two stores alone."""
+    """Layers 1 of both agree, layer 0 of a agrees in part; the closest pair comes first, and each
+    line is that of its two stores alone.
+    """
     x = cloud(60, 6)
-    layers = {"a/layer_00": x + cloud(60, 6, 1), "a/layer_01": x, "b/layer_00": cloud(60, 5, 2), "b/layer_01": 2 * x}
-    stores = {name: make_store(name, values.numpy(), row=[f"{name[0]}{n}" for n in range(60)]) for name, values in layers.items()}
+    layers = {
+        "a/layer_00": x + cloud(60, 6, 1),
+        "a/layer_01": x,
+        "b/layer_00": cloud(60, 5, 2),
+        "b/layer_01": 2 * x,
+    }
+    stores = {
+        name: make_store(name, values.numpy(), row=[f"{name[0]}{n}" for n in range(60)])
+        for name, values in layers.items()
+    }
     a, b = ([store for name, store in stores.items() if name[0] == side] for side in "ab")
     table = affinity(a, b, k=5).table
-    assert table[["a", "b"]].to_numpy().tolist()[:2] == [["layer_01", "layer_01"], ["layer_00", "layer_01"]]
+    assert table[["a", "b"]].to_numpy().tolist()[:2] == [
+        ["layer_01", "layer_01"],
+        ["layer_00", "layer_01"],
+    ]
     assert table["knn"].is_monotonic_decreasing
     for row in table.to_dict("records"):
-        [alone] = affinity([stores[f"a/{row['a']}"]], [stores[f"b/{row['b']}"]], k=5).table.to_dict("records")
+        [alone] = affinity([stores[f"a/{row['a']}"]], [stores[f"b/{row['b']}"]], k=5).table.to_dict(
+            "records"
+        )
         assert alone == row
 
 
@@ -126,11 +160,19 @@ def test_the_command_prints_a_table(make_store, capsys, tmp_path):
     assert cli.main(["affinity", str(a.path), str(b.path), "k=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["a", "b", "mutual", "4-NN", "shuffled", "linear", "CKA", "shuffled"]
-    assert [word for n, word in enumerate(lines[2].split()) if n not in (3, 5)] == ["a", "b", "1.000", "1.000"]
+    assert [word for n, word in enumerate(lines[2].split()) if n not in (3, 5)] == [
+        "a",
+        "b",
+        "1.000",
+        "1.000",
+    ]
     for name in ("layer_00", "layer_01"):
         make_store(f"layers/{name}", cloud(40, 3).numpy(), row=[f"r{n}" for n in range(40)])
     assert cli.main(["affinity", str(a.path), str(tmp_path / "layers")]) == 0
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[2:]] == ["layer_00", "layer_01"]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        "layer_00",
+        "layer_01",
+    ]
     assert cli.main(["inspect", str(tmp_path / "layers")]) == 2
     assert "it holds layer_00, layer_01: name one of them" in capsys.readouterr().err
     assert cli.main(["affinity", str(a.path)]) == 2

@@ -18,7 +18,13 @@ def normal(n, mean=0.0, sd=1.0, seed=0):
 
 def test_summary_is_mean_and_sample_deviation_in_order_of_budgets_and_first_rows():
     rows = [
-        {"budget": budget, "method": method, "seed": seed, "r": budget + seed**2, **({"new": 1.0 * seed} if seed else {})}
+        {
+            "budget": budget,
+            "method": method,
+            "seed": seed,
+            "r": budget + seed**2,
+            **({"new": 1.0 * seed} if seed else {}),
+        }
         for budget in (300, 100)
         for method in ("zeta", "alpha")
         for seed in range(3 if method == "zeta" else 1)
@@ -63,7 +69,10 @@ def test_resampled_recall_equals_a_slow_loop_over_the_drawn_rows():
         drawn = [item for item in range(5) for _ in range(weight[item])]
         for m in range(3):
             for s in range(2):
-                ways = [sum(hits[m, s, d, i] for i in drawn) / sum(rows[d, i] for i in drawn) for d in range(2)]
+                ways = [
+                    sum(hits[m, s, d, i] for i in drawn) / sum(rows[d, i] for i in drawn)
+                    for d in range(2)
+                ]
                 assert found[b, m, s] == pytest.approx(np.mean(ways))
 
 
@@ -95,10 +104,16 @@ def test_the_interval_holds_zero_exactly_when_the_p_value_is_above_the_level(mea
 
 
 def test_p_values_of_known_draws():
-    assert statistics.p_value(np.array([0.1, *[0.1] * 97, -0.1, -0.2])) == pytest.approx(2 * 3 / 100)
+    assert statistics.p_value(np.array([0.1, *[0.1] * 97, -0.1, -0.2])) == pytest.approx(
+        2 * 3 / 100
+    )
     assert statistics.p_value(np.array([0.1, *[0.1] * 99])) == pytest.approx(2 / 100)  # never 0
     assert statistics.p_value(np.zeros(100)) == 1.0
-    np.testing.assert_allclose(statistics.p_value(np.concatenate([[2.0], normal(200_000, 2.0)])), 2 * norm.sf(2.0), rtol=0.05)
+    np.testing.assert_allclose(
+        statistics.p_value(np.concatenate([[2.0], normal(200_000, 2.0)])),
+        2 * norm.sf(2.0),
+        rtol=0.05,
+    )
 
 
 def test_too_few_draws_for_a_level_are_refused():
@@ -120,7 +135,9 @@ def test_the_bootstraps_error_is_that_of_the_mean():
 
 
 def test_holm_equals_a_worked_example():
-    """Four hypotheses, 0.01, 0.04, 0.03, 0.005: times 4, 3, 2, 1 in ascending order, then never falling."""
+    """Four hypotheses, 0.01, 0.04, 0.03, 0.005: times 4, 3, 2, 1 in ascending order, then never
+    falling.
+    """
     np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(statistics.holm([0.5, 0.6]), [1.0, 1.0])
     assert statistics.holm([]).shape == (0,)
@@ -181,12 +198,24 @@ def test_rising_curves_equal_a_slow_pool_of_adjacent_violators():
 
 def test_pairs_are_read_off_between_budgets_in_log_n():
     curve = np.array([[0.1, 0.2, 0.4]])
-    for target, pairs in ((0.1, 10), (0.15, 10**1.5), (0.2, 100), (0.3, 10**2.5), (0.4, 1000), (0.0999, -np.inf), (0.4001, np.inf)):
-        assert statistics.pairs_needed([10, 100, 1000], curve, np.array([target]))[0] == pytest.approx(pairs)
+    for target, pairs in (
+        (0.1, 10),
+        (0.15, 10**1.5),
+        (0.2, 100),
+        (0.3, 10**2.5),
+        (0.4, 1000),
+        (0.0999, -np.inf),
+        (0.4001, np.inf),
+    ):
+        assert statistics.pairs_needed([10, 100, 1000], curve, np.array([target]))[
+            0
+        ] == pytest.approx(pairs)
 
 
 def test_a_flat_stretch_needs_its_least_pairs_and_one_budget_is_censored():
     curve = np.array([[0.2, 0.2, 0.4], [0.1, 0.3, 0.3]])
-    np.testing.assert_allclose(statistics.pairs_needed([10, 100, 1000], curve, np.array([0.2, 0.3])), [10, 100])
+    np.testing.assert_allclose(
+        statistics.pairs_needed([10, 100, 1000], curve, np.array([0.2, 0.3])), [10, 100]
+    )
     found = statistics.pairs_needed([10], np.array([[0.2]] * 3), np.array([0.1, 0.2, 0.3]))
     np.testing.assert_allclose(found, [-np.inf, 10, np.inf])

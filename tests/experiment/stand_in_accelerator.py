@@ -1,11 +1,15 @@
-"""A stand-in accelerator: a torch device whose kernels run on the CPU, but which refuses what a CUDA device refuses.
+"""A stand-in accelerator: a torch device whose kernels run on the CPU, but which refuses what a
+CUDA device refuses.
 
-Tensors on it hold a CPU tensor. An operation on rows of both devices is an error, as is NumPy's view of its rows; a scalar read back, or a size that
-depends on values, is counted, for there a CUDA device makes the host wait. So on a machine without a GPU this tells whether everything is
-where it belongs, and gives the very results of the CPU. It says nothing about CUDA's own kernels: `test_cuda.py` does, where there is one.
+Tensors on it hold a CPU tensor. An operation on rows of both devices is an error, as is NumPy's
+view of its rows; a scalar read back, or a size that depends on values, is counted, for there a CUDA
+device makes the host wait. So on a machine without a GPU this tells whether everything is where it
+belongs, and gives the very results of the CPU. It says nothing about CUDA's own kernels:
+`test_cuda.py` does, where there is one.
 
-As a script (`FOLDER EXPERIMENT METHOD...`) it runs each method on the CPU and on the stand-in, by Lightning's own Trainer, and writes what came
-of it to FOLDER/found.json. It changes torch for its whole process: import it in no other.
+As a script (`FOLDER EXPERIMENT METHOD...`) it runs each method on the CPU and on the stand-in, by
+Lightning's own Trainer, and writes what came of it to FOLDER/found.json. It changes torch for its
+whole process: import it in no other.
 """
 
 from __future__ import annotations
@@ -22,9 +26,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-MIXING = ("aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
+MIXING = (
+    "aten::_to_copy",
+    "aten::copy_",
+    "aten::index",
+    "aten::index_put",
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+)
 """Operations that a CUDA device does with rows of the CPU too: copies, and indexing by them."""
-WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::equal", "aten::masked_select")
+WAITING = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::equal",
+    "aten::masked_select",
+)
 waits: collections.Counter[str] = collections.Counter()
 """Where the host waited for the device, by the innermost line of the package."""
 operations = 0
@@ -69,7 +87,12 @@ class Rows(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Rows:
-        shape = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype, "layout": inner.layout}
+        shape = {
+            "strides": inner.stride(),
+            "storage_offset": inner.storage_offset(),
+            "dtype": inner.dtype,
+            "layout": inner.layout,
+        }
         return torch.Tensor._make_wrapper_subclass(cls, inner.shape, device=DEVICE, **shape)
 
     def __init__(self, inner: torch.Tensor) -> None:
@@ -90,18 +113,25 @@ class StandIn(TorchDispatchMode):
 def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     global operations
     name = func._schema.name
-    if name == "aten::_has_compatible_shallow_copy_type":  # `Module.to` asks whether to replace data or tensor
+    if (
+        name == "aten::_has_compatible_shallow_copy_type"
+    ):  # `Module.to` asks whether to replace data or tensor
         return type(args[0]) is type(args[1])
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     here = [t for t in tensors if isinstance(t, Rows)]
     strangers = [t for t in tensors if not isinstance(t, Rows) and t.ndim > 0]
     misplaced = name == "aten::index" and not isinstance(args[0], Rows)
     if here and (misplaced or (strangers and name not in MIXING)):
-        raise RuntimeError(f"Expected all tensors on one device: {func} of {[(tuple(t.shape), str(t.device)) for t in tensors]}")
+        raise RuntimeError(
+            f"Expected all tensors on one device: {func} of"
+            f" {[(tuple(t.shape), str(t.device)) for t in tensors]}"
+        )
     device = None if kwargs.get("device") is None else torch.device(kwargs["device"])
     if here:
         operations += 1
-        by_mask = name == "aten::index" and any(isinstance(i, torch.Tensor) and i.dtype is torch.bool for i in args[1])
+        by_mask = name == "aten::index" and any(
+            isinstance(i, torch.Tensor) and i.dtype is torch.bool for i in args[1]
+        )
         if name in WAITING or by_mask or (device is not None and device.type == "cpu"):
             waits[_line()] += 1
     values = tree_map(lambda t: t.inner if isinstance(t, Rows) else t, (args, kwargs))
@@ -110,7 +140,9 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*values[0], **values[1])
     if name == "aten::_local_scalar_dense":
         return out
-    if func._schema.is_mutable and isinstance(out, torch.Tensor):  # in place: the very tensor that was given
+    if func._schema.is_mutable and isinstance(
+        out, torch.Tensor
+    ):  # in place: the very tensor that was given
         return next(t for t in tensors if (t.inner if isinstance(t, Rows) else t) is out)
     if bool(here) if device is None else device.type == DEVICE.type:
         return tree_map(lambda t: Rows(t) if isinstance(t, torch.Tensor) else t, out)
@@ -118,12 +150,18 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _line() -> str:
-    frames = [f for f in traceback.extract_stack() if "/gera_lightning/" in f.filename or "/lightning/" in f.filename]
+    frames = [
+        f
+        for f in traceback.extract_stack()
+        if "/gera_lightning/" in f.filename or "/lightning/" in f.filename
+    ]
     return f"{Path(frames[-1].filename).name} {frames[-1].name}" if frames else "elsewhere"
 
 
 def prepare() -> None:
-    """What is written in C++ and passes the stand-in by is replaced; call it before the package is imported."""
+    """What is written in C++ and passes the stand-in by is replaced; call it before the package is
+    imported.
+    """
     made = {"tensor": torch.tensor, "as_tensor": torch.as_tensor}
 
     def moved(name: str) -> Any:
@@ -163,37 +201,59 @@ def main(experiment: str, methods: list[str]) -> None:
     AcceleratorRegistry.register("stand_in", Accelerator)
     strategy = _AcceleratorConnector._choose_strategy
     _AcceleratorConnector._choose_strategy = lambda self: (
-        SingleDeviceStrategy(device=DEVICE) if self._accelerator_flag == "stand_in" else strategy(self)
+        SingleDeviceStrategy(device=DEVICE)
+        if self._accelerator_flag == "stand_in"
+        else strategy(self)
     )
-    distributed.device = lambda accelerator: DEVICE if accelerator == "stand_in" else torch.device("cpu")
+    distributed.device = lambda accelerator: (
+        DEVICE if accelerator == "stand_in" else torch.device("cpu")
+    )
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     for method in methods:
         found[method] = {}
         for accelerator in ("cpu", "stand_in"):
-            words = {"methods": [method], "trainer.accelerator": accelerator, "runs_dir": accelerator}
+            words = {
+                "methods": [method],
+                "trainer.accelerator": accelerator,
+                "runs_dir": accelerator,
+            }
             [run] = plan(load(experiment, words))
             before = operations
             waits.clear()
             with StandIn():
                 row = execute(run)
-            found[method][accelerator] = {"row": row, "waits": dict(waits), "operations": operations - before}
+            found[method][accelerator] = {
+                "row": row,
+                "waits": dict(waits),
+                "operations": operations - before,
+            }
         aligner, x = Aligner.load(run.folder / "aligner"), run.stores.held_out
         here = aligner.search(x.a.x, x.b.x, k=3)
         with StandIn():
             there = aligner.to(DEVICE).search(x.a.x, x.b.x, k=3)
             found[method]["searched there"] = {t.device.type for t in there} == {DEVICE.type}
             scores, rows = (t.cpu() for t in there)
-            found[method]["search"] = torch.allclose(scores, here[0], atol=1e-5) and torch.equal(rows, here[1])
+            found[method]["search"] = torch.allclose(scores, here[0], atol=1e-5) and torch.equal(
+                rows, here[1]
+            )
         exported = {}
         for accelerator in ("cpu", "stand_in"):
             before = operations
             with StandIn():
-                out = export(str(run.folder), [f"trainer.accelerator={accelerator}"], out=f"exported/{accelerator}/{method}")
-            exported[accelerator] = [torch.from_numpy(EmbeddingStore(out / side).read()) for side in "ab"]
+                out = export(
+                    str(run.folder),
+                    [f"trainer.accelerator={accelerator}"],
+                    out=f"exported/{accelerator}/{method}",
+                )
+            exported[accelerator] = [
+                torch.from_numpy(EmbeddingStore(out / side).read()) for side in "ab"
+            ]
         found[method]["exported there"] = operations - before
-        found[method]["export"] = all(torch.allclose(*rows, atol=1e-5) for rows in zip(*exported.values(), strict=True))
+        found[method]["export"] = all(
+            torch.allclose(*rows, atol=1e-5) for rows in zip(*exported.values(), strict=True)
+        )
     Path("found.json").write_text(json.dumps(found))
 
 

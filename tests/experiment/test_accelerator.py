@@ -1,4 +1,6 @@
-"""Every part of a run on an accelerator: one that is no CUDA device but, like one, takes no rows of the CPU (`stand_in_accelerator.py`)."""
+"""Every part of a run on an accelerator: one that is no CUDA device but, like one, takes no rows of
+the CPU (`stand_in_accelerator.py`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ import pytest
 import yaml
 
 HERE = Path(__file__).parent
-TRAINED = ("gera_plain", "gera_mlp", "contrastive_siglip", "fusemix", "structure", "structure_pairs", "sotalign", "sclip", "filtered")
+TRAINED = (
+    "gera_plain",
+    "gera_mlp",
+    "contrastive_siglip",
+    "fusemix",
+    "structure",
+    "structure_pairs",
+    "sotalign",
+    "sclip",
+    "filtered",
+)
 CLOSED = (
     "gera",
     "gera_off",
@@ -29,7 +41,10 @@ CLOSED = (
 SHORT = ("gera_mlp", "contrastive_siglip", "structure", "structure_pairs", "sotalign")
 """Presets with steps for many passes over the pairs; a few are enough here."""
 SMALL = {
-    "data": {"synthetic": {"items": 240, "dim_a": 12, "dim_b": 10, "features": 16}, "reserved_pairs": 40},
+    "data": {
+        "synthetic": {"items": 240, "dim_a": 12, "dim_b": 10, "features": 16},
+        "reserved_pairs": 40,
+    },
     "budgets": [40],
     "methods": ["ridge"],
     "variants": {
@@ -37,8 +52,25 @@ SMALL = {
         "filtered": {  # a trained map behind filters that its start chooses
             "of": "gera_plain",
             "filters": {
-                "a": [[], [{"class": "gera_lightning.filters.diffusion.GraphDiffusion", "k": 5, "steps": 2}]],
-                "b": [[], [{"class": "gera_lightning.filters.local_centering.LocalCentering", "clusters": 3}]],
+                "a": [
+                    [],
+                    [
+                        {
+                            "class": "gera_lightning.filters.diffusion.GraphDiffusion",
+                            "k": 5,
+                            "steps": 2,
+                        }
+                    ],
+                ],
+                "b": [
+                    [],
+                    [
+                        {
+                            "class": "gera_lightning.filters.local_centering.LocalCentering",
+                            "clusters": 3,
+                        }
+                    ],
+                ],
             },
         },
     },
@@ -60,7 +92,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [sys.executable, str(HERE / "stand_in_accelerator.py"), "small", *methods]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-12000:]
-    return {m.removeprefix("short_"): what for m, what in json.loads((folder / "found.json").read_text()).items()}
+    return {
+        m.removeprefix("short_"): what
+        for m, what in json.loads((folder / "found.json").read_text()).items()
+    }
 
 
 @pytest.mark.parametrize("method", [*TRAINED, *CLOSED])
@@ -69,7 +104,9 @@ def test_a_run_on_an_accelerator_computes_there_what_the_cpu_computes(found, met
     assert cpu["operations"] == 0
     assert there["operations"] > 300
     expected, row = cpu["row"], there["row"]
-    assert {k: v for k, v in row.items() if isinstance(v, str)} == {k: v for k, v in expected.items() if isinstance(v, str)}
+    assert {k: v for k, v in row.items() if isinstance(v, str)} == {
+        k: v for k, v in expected.items() if isinstance(v, str)
+    }
     assert row["chosen"] == pytest.approx(expected["chosen"])
     for name, value in expected.items():
         if isinstance(value, float) and name != "seconds":
@@ -80,29 +117,32 @@ def test_a_run_on_an_accelerator_computes_there_what_the_cpu_computes(found, met
     assert found[method]["export"]
 
 
-@pytest.mark.parametrize("method", ["gera_plain", "gera_mlp", "contrastive_siglip", "structure", "filtered"])
+@pytest.mark.parametrize(
+    "method", ["gera_plain", "gera_mlp", "contrastive_siglip", "structure", "filtered"]
+)
 def test_the_host_waits_for_no_step_of_a_training(found, method):
-    """It waits where held-out pairs are scored, rows are logged and a training ends; a wait within a step would come every step."""
+    """It waits where held-out pairs are scored, rows are logged and a training ends; a wait within
+    a step would come every step.
+    """
     waits = {
         line
         for line in found[method]["stand_in"]["waits"]
-        if line.split()[0] in ("module.py", "contrastive.py", "geometric.py", "heads.py", "kernels.py")
+        if line.split()[0]
+        in ("module.py", "contrastive.py", "geometric.py", "heads.py", "kernels.py")
     }
     assert not waits
-    assert any(line.startswith("metrics.py") for line in found[method]["stand_in"]["waits"])  # they are counted
+    assert any(
+        line.startswith("metrics.py") for line in found[method]["stand_in"]["waits"]
+    )  # they are counted
 
 
 def test_the_stand_in_takes_no_rows_of_the_cpu():
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); from stand_in_accelerator import DEVICE, StandIn\n"
-        "with StandIn():\n"
-        "    x = torch.ones(2, 3).to(DEVICE)\n"
-        "    assert (x @ x.T).cpu().tolist() == [[3, 3], [3, 3]]\n"
-        "    for mistake in (lambda: x @ torch.ones(3, 2), lambda: torch.ones(2)[x[:, 0].long()], lambda: x.numpy()):\n"
-        "        try:\n"
-        "            mistake()\n"
-        "        except (RuntimeError, TypeError):\n"
-        "            continue\n"
-        "        raise SystemExit('was taken')\n"
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); from stand_in_accelerator import"
+        " DEVICE, StandIn\nwith StandIn():\n    x = torch.ones(2, 3).to(DEVICE)\n    assert (x @"
+        " x.T).cpu().tolist() == [[3, 3], [3, 3]]\n    for mistake in (lambda: x @ torch.ones(3,"
+        " 2), lambda: torch.ones(2)[x[:, 0].long()], lambda: x.numpy()):\n        try:\n           "
+        " mistake()\n        except (RuntimeError, TypeError):\n            continue\n        raise"
+        " SystemExit('was taken')\n"
     )
     subprocess.run([sys.executable, "-c", code, str(HERE)], check=True)

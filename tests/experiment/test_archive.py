@@ -19,14 +19,32 @@ ROWS = {"ab": ["007", "007", "NA", "é,\n|"], "ba": ["007", "NA", "é,\n|"]}
 """Items that a careless reader would change."""
 
 
-def run(folder: Path, method: str, budget: int, seed: int, *, ranks: bool = True, trained: bool = False, high: float = 9.0) -> None:
+def run(
+    folder: Path,
+    method: str,
+    budget: int,
+    seed: int,
+    *,
+    ranks: bool = True,
+    trained: bool = False,
+    high: float = 9.0,
+) -> None:
     path = folder / method / f"b{budget}-s{seed}-h{seed}"
     path.mkdir(parents=True)
     rng = np.random.default_rng([budget, seed])
-    row = {"method": method, "budget": budget, "seed": seed, "config_hash": f"h{seed}", "data_hash": "d", "split": "test"}
+    row = {
+        "method": method,
+        "budget": budget,
+        "seed": seed,
+        "config_hash": f"h{seed}",
+        "data_hash": "d",
+        "split": "test",
+    }
     row |= {"ab/r@10": float(rng.random()), "ba/r@10": 1 / 3, "seconds": 1.25}
     (path / "metrics.json").write_text(json.dumps(row))
-    (path / "config.yaml").write_text(yaml.safe_dump({"budget": budget, "seed": seed, "closed_form": {"class": method}}))
+    (path / "config.yaml").write_text(
+        yaml.safe_dump({"budget": budget, "seed": seed, "closed_form": {"class": method}})
+    )
     if trained:
         (path / "tuning.json").write_text(json.dumps({"steps": 3}))
     if ranks:
@@ -69,18 +87,28 @@ def test_what_is_unpacked_is_what_was_packed(folder, tmp_path):
     unpack(tmp_path / "new" / "exp.zip", tmp_path / "again" / "exp")
     (old, old_hits), (new, new_hits) = tables(folder), tables(tmp_path / "again" / "exp")
     pd.testing.assert_frame_equal(old.runs.drop(columns="folder"), new.runs.drop(columns="folder"))
-    assert [f.relative_to(folder) for f in old.runs["folder"]] == [f.relative_to(tmp_path / "again" / "exp") for f in new.runs["folder"]]
+    assert [f.relative_to(folder) for f in old.runs["folder"]] == [
+        f.relative_to(tmp_path / "again" / "exp") for f in new.runs["folder"]
+    ]
     np.testing.assert_array_equal(old_hits.hits, new_hits.hits)
     np.testing.assert_array_equal(old_hits.rows, new_hits.rows)
     assert old.settings == new.settings
     for before, after in zip(old.runs["folder"], new.runs["folder"], strict=True):
         for name in ("metrics.json", "config.yaml", "tuning.json"):
             assert (before / name).exists() == (after / name).exists()
-            assert not (before / name).exists() or (before / name).read_bytes() == (after / name).read_bytes()
+            assert (
+                not (before / name).exists()
+                or (before / name).read_bytes() == (after / name).read_bytes()
+            )
         assert (before / "metrics.json").stat().st_mtime == (after / "metrics.json").stat().st_mtime
         assert not (after / "aligner").exists()
         if (before / "ranks.parquet").exists():
-            ranks = [pd.read_parquet(p / "ranks.parquet").sort_values(["direction", "row"], ignore_index=True) for p in (before, after)]
+            ranks = [
+                pd.read_parquet(p / "ranks.parquet").sort_values(
+                    ["direction", "row"], ignore_index=True
+                )
+                for p in (before, after)
+            ]
             pd.testing.assert_frame_equal(*ranks, check_like=True)  # columns in any order
         else:
             assert not (after / "ranks.parquet").exists()
@@ -134,13 +162,18 @@ def test_rows_are_read_by_themselves_and_damage_is_no_rows(folder, tmp_path):
 
 
 def test_a_damaged_file_is_refused_in_words(folder, tmp_path):
-    """A changed byte of a member shows by its checksum (the first and last few are LZMA's own and may not matter)."""
+    """A changed byte of a member shows by its checksum (the first and last few are LZMA's own and
+    may not matter).
+    """
     whole = tmp_path / "kept.zip"
     pack(load_sweep(folder), whole)
     data = whole.read_bytes()
     broken = tmp_path / "broken.zip"
     with zipfile.ZipFile(whole) as file:
-        places = [(info.header_offset + 30 + len(info.filename), info.compress_size) for info in file.infolist()]
+        places = [
+            (info.header_offset + 30 + len(info.filename), info.compress_size)
+            for info in file.infolist()
+        ]
     for start, size in places:
         for at in range(start + 12, start + size - 8, max(1, size // 7)):
             broken.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])

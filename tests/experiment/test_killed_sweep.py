@@ -1,4 +1,6 @@
-"""A sweep that is killed without warning, started again: nothing finished is lost or redone, nothing half-done counts."""
+"""A sweep that is killed without warning, started again: nothing finished is lost or redone,
+nothing half-done counts.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +57,21 @@ def marks(path: Path) -> tuple[int, int]:
 
 def test_after_sigkill_the_same_command_finishes_what_was_left_and_that_alone(project):
     runs = plan(load("tiny", {}, sweep=True))
-    process = subprocess.Popen(COMMAND, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        COMMAND,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
-    while not (any(r.finished for r in runs) and any((r.partial_folder / "config.yaml").exists() for r in runs)):
-        assert process.poll() is None, process.stderr.read()  # all runs ended before one was seen under way
+    while not (
+        any(r.finished for r in runs)
+        and any((r.partial_folder / "config.yaml").exists() for r in runs)
+    ):
+        assert process.poll() is None, (
+            process.stderr.read()
+        )  # all runs ended before one was seen under way
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)  # the sweep and both workers at once
     process.communicate()
@@ -73,17 +86,26 @@ def test_after_sigkill_the_same_command_finishes_what_was_left_and_that_alone(pr
     assert len(outcome.results) == len(runs)
     assert all(r.finished for r in runs)
     assert {folder: marks(folder / "metrics.json") for folder in finished} == finished
-    redone = {line.split(" s0")[0] for line in screen.file.getvalue().splitlines() if " R@10 " in line}
+    redone = {
+        line.split(" s0")[0] for line in screen.file.getvalue().splitlines() if " R@10 " in line
+    }
     assert redone == {f"{r.method} b{r.budget}" for r in killed}
     rows = [json.loads(line) for line in Path("runs/tiny/results.jsonl").read_text().splitlines()]
     assert sorted(row["config_hash"] for row in rows) == sorted(r.hash for r in runs)
-    left = [path.name for path in Path("runs/tiny").rglob("*") if path.name.endswith((".partial", ".lock", ".tmp"))]
+    left = [
+        path.name
+        for path in Path("runs/tiny").rglob("*")
+        if path.name.endswith((".partial", ".lock", ".tmp"))
+    ]
     assert set(left) <= {".results.lock"}
 
 
 def test_what_a_killed_process_was_writing_is_not_left_in_the_finished_run(project):
     [run] = plan(load("tiny", {"methods": ["ridge"], "budgets": [10]}))
-    half_written = [run.partial_folder / ".config.yaml.1.tmp", run.partial_folder / "checkpoints" / ".last.ckpt.1.tmp"]
+    half_written = [
+        run.partial_folder / ".config.yaml.1.tmp",
+        run.partial_folder / "checkpoints" / ".last.ckpt.1.tmp",
+    ]
     for path in half_written:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
@@ -98,7 +120,9 @@ def test_a_run_that_another_process_is_at_is_waited_for_and_not_done_twice(proje
     run.folder.rename(project / "kept")
     monkeypatch.setattr(running, "fit", lambda *_: pytest.fail("the run was done twice"))
     answer: list[dict] = []
-    with FileLock(run.folder.with_name(f".{run.folder.name}.lock")):  # as the other process holds it
+    with FileLock(
+        run.folder.with_name(f".{run.folder.name}.lock")
+    ):  # as the other process holds it
         waiting = threading.Thread(target=lambda: answer.append(execute(run)))
         waiting.start()
         waiting.join(0.3)

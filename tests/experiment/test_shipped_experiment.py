@@ -1,4 +1,6 @@
-"""The front door itself, cut down: the shipped speech_text experiment through the current interpreter."""
+"""The front door itself, cut down: the shipped speech_text experiment through the current
+interpreter.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +44,8 @@ def test_every_shipped_variant_differs_from_what_it_is_of(repository):
     for path in sorted((repository / "experiments").glob("*.yaml")):
         loaded = config.load(str(path))
         for name, variant in loaded.common.variants.items():
-            assert config.identity(loaded.methods[name]) != config.identity(loaded.methods[variant["of"]]), name
+            assert config.identity(loaded.methods[name]) != config.identity(
+                loaded.methods[variant["of"]]
+            ), name
             seen += 1
     assert seen > 10

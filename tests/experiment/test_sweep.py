@@ -33,7 +33,9 @@ FILES: dict[str, dict[str, Any]] = {
         "tuning": {"folds": 2, "max_trials": 2},
     },
     "methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
-    "methods/procrustes.yaml": {"closed_form": {"class": "gera_lightning.aligners.procrustes.Procrustes"}},
+    "methods/procrustes.yaml": {
+        "closed_form": {"class": "gera_lightning.aligners.procrustes.Procrustes"}
+    },
     "methods/geometric.yaml": {"closed_form": None},
     "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
 }
@@ -44,8 +46,16 @@ def experiment(tmp_path: Path, write_yaml):
     write_yaml(tmp_path / "experiments", FILES)
 
     def make(**overrides: Any) -> Experiment:
-        settings = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache"), **overrides}
-        return load("small", {key.replace("__", "."): value for key, value in settings.items()}, folder=tmp_path / "experiments")
+        settings = {
+            "runs_dir": str(tmp_path / "runs"),
+            "cache_dir": str(tmp_path / "cache"),
+            **overrides,
+        }
+        return load(
+            "small",
+            {key.replace("__", "."): value for key, value in settings.items()},
+            folder=tmp_path / "experiments",
+        )
 
     return make
 
@@ -63,7 +73,10 @@ def test_every_method_runs_at_every_budget_and_seed(experiment):
 
 
 def test_budgets_are_nested_and_the_pools_are_those_of_the_seed(experiment):
-    drawn = {(r.budget, r.seed): r.stores.sample_pairs(r.config, r.budget, r.seed) for r in plan(experiment(methods=["ridge"]))}
+    drawn = {
+        (r.budget, r.seed): r.stores.sample_pairs(r.config, r.budget, r.seed)
+        for r in plan(experiment(methods=["ridge"]))
+    }
     for seed in (0, 1):
         small, large = drawn[10, seed], drawn[20, seed]
         np.testing.assert_array_equal(large.items[:10], small.items)
@@ -75,11 +88,23 @@ def test_budgets_are_nested_and_the_pools_are_those_of_the_seed(experiment):
 
 def test_a_run_keeps_its_folder_when_only_where_and_what_else_runs_changes(experiment, tmp_path):
     [run] = plan(experiment(methods=["ridge"], budgets=[10], seeds=[0]))
-    [other] = plan(experiment(methods=["ridge"], budgets=[10], seeds=[0], runs_dir=str(tmp_path / "elsewhere")))
+    [other] = plan(
+        experiment(methods=["ridge"], budgets=[10], seeds=[0], runs_dir=str(tmp_path / "elsewhere"))
+    )
     assert other.hash == run.hash
     assert run.hash in {r.hash for r in plan(experiment())}
-    data = ({"center": False}, {"reserved_pairs": 25}, {"synthetic__noise": 0.6}, {"split": "dev"}, {"shared_pools": True}, {"extra_views": True})
-    changes = [{"tuning__max_trials": 3}, *({f"data__{key}": value for key, value in change.items()} for change in data)]
+    data = (
+        {"center": False},
+        {"reserved_pairs": 25},
+        {"synthetic__noise": 0.6},
+        {"split": "dev"},
+        {"shared_pools": True},
+        {"extra_views": True},
+    )
+    changes = [
+        {"tuning__max_trials": 3},
+        *({f"data__{key}": value for key, value in change.items()} for change in data),
+    ]
     for change in changes:
         [changed] = plan(experiment(methods=["ridge"], budgets=[10], seeds=[0], **change))
         assert changed.hash != run.hash, change
@@ -92,11 +117,16 @@ def test_a_run_keeps_its_folder_when_only_where_and_what_else_runs_changes(exper
         ({"budgets": [10], "data__reserved_pairs": 5}, "data.reserved_pairs=5"),
         ({"budgets": [4], "tuning__folds": 5}, "tuning.folds=5"),
         ({"data__synthetic": None}, "data.a is empty"),
-        ({"data__synthetic": None, "data__a": "nowhere", "data__b": "nowhere"}, "no embedding store at 'nowhere'"),
+        (
+            {"data__synthetic": None, "data__a": "nowhere", "data__b": "nowhere"},
+            "no embedding store at 'nowhere'",
+        ),
         ({"closed_form__smallest": -1.0, "methods": ["ridge"]}, r"smallest=-1\.0.*method ridge"),
     ],
 )
-def test_mistakes_are_refused_before_anything_runs(experiment, monkeypatch, tmp_path, overrides, words):
+def test_mistakes_are_refused_before_anything_runs(
+    experiment, monkeypatch, tmp_path, overrides, words
+):
     monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("a run was executed"))
     with pytest.raises(UserError, match=words):
         run_experiment(experiment(**overrides))
@@ -110,16 +140,26 @@ def test_a_geometric_loss_without_unpaired_rows_is_refused_and_its_twin_is_not(e
     with pytest.raises(UserError, match="no unpaired rows for the geometric loss of geometric"):
         plan(experiment(methods=["geometric"], **everything))
     assert len(plan(experiment(methods=["twin"], **everything))) == 1
-    assert len(plan(experiment(methods=["geometric"], batch__paired_anchors=True, **everything))) == 1
+    assert (
+        len(plan(experiment(methods=["geometric"], batch__paired_anchors=True, **everything))) == 1
+    )
 
 
 # ---- running ----
 
 
 def fake_row(run: Run) -> dict[str, Any]:
-    row: dict[str, Any] = {"experiment": "small", "method": run.method, "budget": run.budget, "seed": run.seed, "config_hash": run.hash}
+    row: dict[str, Any] = {
+        "experiment": "small",
+        "method": run.method,
+        "budget": run.budget,
+        "seed": run.seed,
+        "config_hash": run.hash,
+    }
     for direction in ("ab", "ba"):
-        row |= {f"{direction}/{m}": 0.5 for m in ("r@1", "r@10", "chance@10")} | {f"{direction}/median_rank": 3.0}
+        row |= {f"{direction}/{m}": 0.5 for m in ("r@1", "r@10", "chance@10")} | {
+            f"{direction}/median_rank": 3.0
+        }
     return {**row, "seconds": 0.1}
 
 
@@ -146,8 +186,14 @@ def executed(monkeypatch) -> list[Run]:
 
 def test_stores_without_a_common_item_are_refused_by_that_name(experiment, make_store, tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-    paths = {f"data__{side}": str(make_store(side, x, item=[f"{side}{n}" for n in range(40)]).path) for side in "ab"}
-    with pytest.raises(UserError, match=r"no train item has a row in both stores .*carry the same `item`; gera doctor"):
+    paths = {
+        f"data__{side}": str(make_store(side, x, item=[f"{side}{n}" for n in range(40)]).path)
+        for side in "ab"
+    }
+    with pytest.raises(
+        UserError,
+        match=r"no train item has a row in both stores .*carry the same `item`; gera doctor",
+    ):
         run_experiment(experiment(data__synthetic=None, **paths))
 
 
@@ -156,14 +202,21 @@ def test_a_damaged_result_is_named(experiment, executed):
     record = plan(experiment())[0].folder / "metrics.json"
     record.write_text(record.read_text()[:10])
     with pytest.raises(
-        UserError, match=rf"{re.escape(str(record))}: is no result .*: remove {re.escape(str(record.parent))} and run that again"
+        UserError,
+        match=(
+            rf"{re.escape(str(record))}: is no result .*: remove {re.escape(str(record.parent))}"
+            r" and run that again"
+        ),
     ):
         run_experiment(experiment())
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
-    [({"methods": ["ridge"]}, r"sweep\.methods=\[\.\.\.\], or sweep\.only"), ({"seeds": [3]}, r"sweep\.seeds=\[3\]")],
+    [
+        ({"methods": ["ridge"]}, r"sweep\.methods=\[\.\.\.\], or sweep\.only"),
+        ({"seeds": [3]}, r"sweep\.seeds=\[3\]"),
+    ],
 )
 def test_a_sweep_refuses_what_would_do_nothing_in_it(experiment, tmp_path, overrides, words):
     experiment()
@@ -188,24 +241,32 @@ def test_finished_runs_are_skipped_partial_ones_are_not(experiment, executed):
     assert names(executed) == [planned[3]]
     executed.clear()
     run_experiment(experiment(budgets=[20, 10, 15]))
-    assert sorted(names(executed)) == sorted((m, 15, s) for m in ("ridge", "procrustes") for s in (0, 1))
+    assert sorted(names(executed)) == sorted(
+        (m, 15, s) for m in ("ridge", "procrustes") for s in (0, 1)
+    )
     executed.clear()
     run_experiment(experiment(overwrite=True))
     assert names(executed) == planned
 
 
-def test_results_are_the_finished_runs_of_all_sweeps_and_the_outcome_those_of_this_one(experiment, executed, tmp_path):
+def test_results_are_the_finished_runs_of_all_sweeps_and_the_outcome_those_of_this_one(
+    experiment, executed, tmp_path
+):
     run_experiment(experiment())
     loaded = experiment(budgets=[10], methods=["ridge"], data__reserved_pairs=20)
     outcome = summarize(loaded, run_experiment(loaded))
-    assert [(r.method, r.budget, r.seed) for r in outcome.results.itertuples()] == [("ridge", 10, s) for s in outcome.results["seed"]]
+    assert [(r.method, r.budget, r.seed) for r in outcome.results.itertuples()] == [
+        ("ridge", 10, s) for s in outcome.results["seed"]
+    ]
     assert len(outcome.results) == 2
     folder = tmp_path / "runs" / "small"
     assert (outcome.folder, outcome.curve) == (folder, folder / "curve.png")
     assert outcome.curve.is_file()
     lines = (folder / "results.jsonl").read_text().splitlines()
     assert len(lines) == 8
-    assert sorted(json.loads(line)["config_hash"] for line in lines) == sorted(r.hash for r in plan(experiment()))
+    assert sorted(json.loads(line)["config_hash"] for line in lines) == sorted(
+        r.hash for r in plan(experiment())
+    )
     assert "ridge" in outcome.table
     assert "procrustes" not in outcome.table
 
@@ -225,7 +286,9 @@ def test_without_a_terminal_progress_is_one_line_a_run(experiment, executed):
     out = StringIO()
     run_experiment(experiment(seeds=[0]), Console(file=out, width=100))
     lines = out.getvalue().splitlines()
-    assert [line.split()[:3] for line in lines] == [[r.method, f"b{r.budget}", f"s{r.seed}"] for r in executed]
+    assert [line.split()[:3] for line in lines] == [
+        [r.method, f"b{r.budget}", f"s{r.seed}"] for r in executed
+    ]
     assert all("R@10 0.500 / 0.500" in line for line in lines)
     again = StringIO()
     run_experiment(experiment(seeds=[0]), Console(file=again, width=100))
@@ -243,8 +306,17 @@ def test_on_a_terminal_the_bars_count_runs_and_steps(experiment, executed):
 
 
 def swept(tmp_path: Path, **overrides: Any) -> Experiment:
-    settings = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache"), **overrides}
-    return load("small", {key.replace("__", "."): value for key, value in settings.items()}, folder=tmp_path / "experiments", sweep=True)
+    settings = {
+        "runs_dir": str(tmp_path / "runs"),
+        "cache_dir": str(tmp_path / "cache"),
+        **overrides,
+    }
+    return load(
+        "small",
+        {key.replace("__", "."): value for key, value in settings.items()},
+        folder=tmp_path / "experiments",
+        sweep=True,
+    )
 
 
 def test_a_sweep_takes_all_presets_and_its_own_seeds_or_what_is_named(experiment, tmp_path):
@@ -252,7 +324,10 @@ def test_a_sweep_takes_all_presets_and_its_own_seeds_or_what_is_named(experiment
     everything = swept(tmp_path, sweep__seeds=[4, 7])
     assert everything.common.methods == ["geometric", "procrustes", "ridge", "twin"]
     assert everything.common.seeds == [4, 7]
-    assert swept(tmp_path, sweep__only="ridge, procrustes").common.methods == ["ridge", "procrustes"]
+    assert swept(tmp_path, sweep__only="ridge, procrustes").common.methods == [
+        "ridge",
+        "procrustes",
+    ]
     assert swept(tmp_path, sweep__only="quick", sweep__quick=["ridge"]).common.methods == ["ridge"]
     with pytest.raises(UserError, match=r"ridgge.*ridge"):
         swept(tmp_path, sweep__only="ridgge")
@@ -265,7 +340,9 @@ def test_shards_take_as_many_seeds_of_each_method(experiment, tmp_path):
     experiment()
     taken = []
     for shard in ("1/2", "2/2"):
-        loaded = swept(tmp_path, sweep__only="ridge,procrustes", sweep__seeds=[0, 1, 2, 3], sweep__shard=shard)
+        loaded = swept(
+            tmp_path, sweep__only="ridge,procrustes", sweep__seeds=[0, 1, 2, 3], sweep__shard=shard
+        )
         runs = plan(loaded)
         mine = [runs[number] for number in of_shard(loaded, runs)]
         counts = Counter((run.method, run.budget) for run in mine)
@@ -279,7 +356,9 @@ def test_shards_part_the_runs_whatever_is_finished(experiment, tmp_path):
     experiment()
     seen: list[str] = []
     for shard in ("1/3", "2/3", "3/3"):
-        loaded = swept(tmp_path, sweep__only="ridge,procrustes", sweep__seeds=[0, 1], sweep__shard=shard)
+        loaded = swept(
+            tmp_path, sweep__only="ridge,procrustes", sweep__seeds=[0, 1], sweep__shard=shard
+        )
         before = {run.folder for run in plan(loaded) if run.finished}
         run_experiment(loaded)
         after = {run.folder for run in plan(loaded) if run.finished}
@@ -299,11 +378,15 @@ def test_a_dry_run_lists_what_would_run_and_runs_nothing(experiment, tmp_path, c
     assert not any(run.folder.exists() for run in plan(loaded))
 
 
-def test_before_the_first_run_its_kept_results_say_how_long_a_sweep_takes(experiment, tmp_path, monkeypatch, capsys):
+def test_before_the_first_run_its_kept_results_say_how_long_a_sweep_takes(
+    experiment, tmp_path, monkeypatch, capsys
+):
     experiment()
     loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__dry_run=True)
     rows = [{"method": "ridge", "budget": 10, "seconds": 60.0}]
-    monkeypatch.setattr(runner, "kept_rows", lambda path: rows if path.name == f"{loaded.name}.zip" else [])
+    monkeypatch.setattr(
+        runner, "kept_rows", lambda path: rows if path.name == f"{loaded.name}.zip" else []
+    )
     runner.run_sweep(loaded, ["small"])
     assert "2 of 2 runs are to do; about 2 min" in capsys.readouterr().out
 
@@ -318,7 +401,12 @@ def test_a_run_that_fails_is_named_and_stops_no_other(experiment, monkeypatch):
 
     monkeypatch.setattr(runner, "execute", broken)
     screen = Console(file=StringIO(), width=200)
-    with pytest.raises(UserError, match=r"1 of 8 runs failed.*ridge b10 s0 \(FloatingPointError: planted, see .*error\.txt\)$"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"1 of 8 runs failed.*ridge b10 s0 \(FloatingPointError: planted, see .*error\.txt\)$"
+        ),
+    ):
         run_experiment(experiment(), screen)
     runs = plan(experiment())
     assert sum(run.finished for run in runs) == 7
@@ -367,27 +455,51 @@ def test_worker_processes_share_a_sweep(experiment, tmp_path, monkeypatch):
     outcome = summarize(loaded, runner.run_sweep(loaded, words, screen))
     assert outcome is not None
     assert len(outcome.results) == 4
-    assert all(f"{m} b{b} s0" in screen.file.getvalue() for m in ("ridge", "procrustes") for b in (10, 20))
+    assert all(
+        f"{m} b{b} s0" in screen.file.getvalue() for m in ("ridge", "procrustes") for b in (10, 20)
+    )
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [([], [None] * 3), (["4", "7"], ["4", "7", "4"])])
-def test_each_worker_has_a_gpu_of_its_own_where_there_are_enough(experiment, tmp_path, monkeypatch, gpus, expected):
+def test_each_worker_has_a_gpu_of_its_own_where_there_are_enough(
+    experiment, tmp_path, monkeypatch, gpus, expected
+):
     experiment()
     monkeypatch.setattr(runner.distributed, "gpus", lambda: gpus)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    note = "import os, sys; open(sys.argv[1], 'w').write(os.environ.get('CUDA_VISIBLE_DEVICES', 'none'))"
-    monkeypatch.setattr(runner, "_shard_command", lambda words, shard: [sys.executable, "-c", note, str(tmp_path / f"worker{shard[0]}")])
+    note = (
+        "import os, sys; open(sys.argv[1], 'w').write(os.environ.get('CUDA_VISIBLE_DEVICES',"
+        " 'none'))"
+    )
+    monkeypatch.setattr(
+        runner,
+        "_shard_command",
+        lambda words, shard: [sys.executable, "-c", note, str(tmp_path / f"worker{shard[0]}")],
+    )
     with pytest.raises(UserError, match="some runs failed"):  # these workers run nothing
-        runner.run_sweep(swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__workers=3), [])
-    assert [(tmp_path / f"worker{number}").read_text() for number in (1, 2, 3)] == [gpu or "none" for gpu in expected]
+        runner.run_sweep(
+            swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__workers=3), []
+        )
+    assert [(tmp_path / f"worker{number}").read_text() for number in (1, 2, 3)] == [
+        gpu or "none" for gpu in expected
+    ]
 
 
-def test_a_worker_that_failed_counts_though_results_of_before_are_there(experiment, executed, tmp_path, monkeypatch):
+def test_a_worker_that_failed_counts_though_results_of_before_are_there(
+    experiment, executed, tmp_path, monkeypatch
+):
     experiment()
     loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__workers=2)
     run_experiment(loaded)
-    monkeypatch.setattr(runner, "_shard_command", lambda words, shard: [sys.executable, "-c", f"raise SystemExit({shard[0]})"])
-    with pytest.raises(UserError, match=r"exit codes of the workers: 1, 2\); the same command runs only those again"):
+    monkeypatch.setattr(
+        runner,
+        "_shard_command",
+        lambda words, shard: [sys.executable, "-c", f"raise SystemExit({shard[0]})"],
+    )
+    with pytest.raises(
+        UserError,
+        match=r"exit codes of the workers: 1, 2\); the same command runs only those again",
+    ):
         runner.run_sweep(loaded, [])
     loaded.common.overwrite = True
     with pytest.raises(UserError, match=r"workers: 1, 2\); overwrite=true runs all of them again"):
@@ -408,15 +520,27 @@ def plateaus(**methods: list[bool | None]) -> pd.DataFrame:
 
 
 def test_a_method_is_named_where_most_of_its_seeds_still_rose():
-    table = plateaus(gera=[False, True, False], twin=[False, True], ridge=[None, None], rested=[True, True])
+    table = plateaus(
+        gera=[False, True, False], twin=[False, True], ridge=[None, None], rested=[True, True]
+    )
     said = undertrained(pd.concat([table, table.assign(budget=20, converged=True)]), "small")
     assert said.startswith("most runs of gera at 10 pairs were still improving")
-    assert "trainer.max_steps or trainer.min_epochs in the experiment small or on the command line" in said
-    for quiet in (plateaus(twin=[False, True]), plateaus(ridge=[None]), table.drop(columns="converged"), table[:0]):
+    assert (
+        "trainer.max_steps or trainer.min_epochs in the experiment small or on the command line"
+        in said
+    )
+    for quiet in (
+        plateaus(twin=[False, True]),
+        plateaus(ridge=[None]),
+        table.drop(columns="converged"),
+        table[:0],
+    ):
         assert undertrained(quiet, "small") == ""
 
 
-def test_a_finished_sweep_shows_its_table_though_methods_still_rose(experiment, executed, monkeypatch, tmp_path):
+def test_a_finished_sweep_shows_its_table_though_methods_still_rose(
+    experiment, executed, monkeypatch, tmp_path
+):
     monkeypatch.setattr(runner, "execute", lambda run, progress: write_row(run, converged=False))
     experiment()
     loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0])
@@ -431,17 +555,42 @@ def test_the_same_words_are_keyword_arguments(experiment, tmp_path):
     places = {"runs_dir": str(tmp_path / "runs"), "cache_dir": str(tmp_path / "cache")}
     path = str(tmp_path / "experiments" / "small.yaml")
     found = train(path, budgets=[10], methods=["ridge"], tuning={"folds": 3}, **places)
-    assert found.results[["method", "budget", "seed"]].to_dict("list") == {"method": ["ridge"] * 2, "budget": [10] * 2, "seed": [1, 0]}
-    same = plan(load(path, ["budgets=[10]", "methods=[ridge]", "tuning.folds=3", *(f"{key}={value}" for key, value in places.items())]))
+    assert found.results[["method", "budget", "seed"]].to_dict("list") == {
+        "method": ["ridge"] * 2,
+        "budget": [10] * 2,
+        "seed": [1, 0],
+    }
+    same = plan(
+        load(
+            path,
+            [
+                "budgets=[10]",
+                "methods=[ridge]",
+                "tuning.folds=3",
+                *(f"{key}={value}" for key, value in places.items()),
+            ],
+        )
+    )
     assert all(run.finished for run in same)
-    arrays = {"budgets": np.array([10]), "seeds": range(2), "methods": ("ridge",), "runs_dir": tmp_path / "runs"}
+    arrays = {
+        "budgets": np.array([10]),
+        "seeds": range(2),
+        "methods": ("ridge",),
+        "runs_dir": tmp_path / "runs",
+    }
     again = train(Path(path), **{**places, **arrays}, tuning={"folds": np.int64(3)})
-    assert again.results["config_hash"].sort_values().tolist() == found.results["config_hash"].sort_values().tolist()
+    assert (
+        again.results["config_hash"].sort_values().tolist()
+        == found.results["config_hash"].sort_values().tolist()
+    )
 
 
 def test_a_place_that_cannot_hold_runs_is_told_before_the_first(experiment, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"^runs_dir=.*file: .* cannot be made \(Not a directory\): name another place"):
+    with pytest.raises(
+        UserError,
+        match=r"^runs_dir=.*file: .* cannot be made \(Not a directory\): name another place",
+    ):
         run_experiment(experiment(runs_dir=str(tmp_path / "file")))
 
 
@@ -451,7 +600,10 @@ def test_a_misspelt_part_of_a_sweep_is_named(experiment, tmp_path):
         swept(tmp_path, sweep__only="quik")
 
 
-@pytest.mark.parametrize(("word", "expected"), [(["ridge", "procrustes"], ["ridge", "procrustes"]), ("ridge", ["ridge"]), ("", None)])
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [(["ridge", "procrustes"], ["ridge", "procrustes"]), ("ridge", ["ridge"]), ("", None)],
+)
 def test_a_part_of_a_sweep_may_be_a_list_or_empty(experiment, tmp_path, word, expected):
     experiment()
     whole = list(swept(tmp_path).methods)
@@ -465,8 +617,21 @@ def test_a_vector_that_is_not_finite_is_told_before_the_first_run(make_store, tm
         x[8, 1] = np.nan if name == "b" else 0.0  # of a test item
         make_store(name, x, split=split)
     data = {side: str(tmp_path / side) for side in "ab"}
-    write_yaml(tmp_path, {"e/small.yaml": {"data": data, "budgets": [10], "methods": ["ridge"], "runs_dir": str(tmp_path / "runs")}})
-    write_yaml(tmp_path, {"e/methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}}})
+    write_yaml(
+        tmp_path,
+        {
+            "e/small.yaml": {
+                "data": data,
+                "budgets": [10],
+                "methods": ["ridge"],
+                "runs_dir": str(tmp_path / "runs"),
+            }
+        },
+    )
+    write_yaml(
+        tmp_path,
+        {"e/methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}}},
+    )
     with pytest.raises(UserError, match="1 vectors are not finite, the first is row 'i0008-b-8'"):
         run_experiment(load("small", folder=tmp_path / "e"))
     assert not (tmp_path / "runs").exists()

@@ -48,7 +48,10 @@ def test_one_sharp_cluster_for_every_speaker_leaves_the_content():
     left = LocalCentering(clusters=6, temperature=0.01).fit(x)(x)
     between = [left[who == s].mean(0).norm().item() for s in range(6)]
     assert max(between) < 1e-6  # every speaker's mean is gone
-    before, after = (np.corrcoef((z @ z.T).numpy().ravel(), (content @ content.T).numpy().ravel())[0, 1] for z in (x, left))
+    before, after = (
+        np.corrcoef((z @ z.T).numpy().ravel(), (content @ content.T).numpy().ravel())[0, 1]
+        for z in (x, left)
+    )
     assert after > 0.9 > 0.5 > before
 
 
@@ -76,7 +79,10 @@ def test_filters_follow_each_other_each_on_the_last_ones_pool():
     torch.testing.assert_close(filtered, normalized(GraphDiffusion(k=5).fit(centred)(centred)))
     torch.testing.assert_close(mapping(x), filtered)
     new = normalized(pool(9, seed=1))
-    torch.testing.assert_close(mapping(new), normalized(GraphDiffusion(k=5).fit(centred)(normalized(centering.fit(x)(new)))))
+    torch.testing.assert_close(
+        mapping(new),
+        normalized(GraphDiffusion(k=5).fit(centred)(normalized(centering.fit(x)(new)))),
+    )
 
 
 def test_no_filter_is_the_identity():

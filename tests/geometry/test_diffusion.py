@@ -23,7 +23,11 @@ def slow_operator(x, kernel, factor, alpha, power):
     m = len(x)
     d2 = np.array([[((x[j] - x[k]) ** 2).sum() for k in range(m)] for j in range(m)])
     eps = factor * d2.sum() / (m * (m - 1))
-    forms = {"heat": lambda v: np.exp(-v / eps), "student": lambda v: 1 / (1 + v / eps), "laplacian": lambda v: np.exp(-np.sqrt(v / eps))}
+    forms = {
+        "heat": lambda v: np.exp(-v / eps),
+        "student": lambda v: 1 / (1 + v / eps),
+        "laplacian": lambda v: np.exp(-np.sqrt(v / eps)),
+    }
     w = forms[kernel](d2)
     q = w.sum(1)
     w = w / np.outer(q, q) ** alpha
@@ -35,12 +39,19 @@ def slow_operator(x, kernel, factor, alpha, power):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("kernel", "alpha", "power"), list(itertools.product(KERNELS, (0.0, 0.5, 1.0), (1, 3))))
+@pytest.mark.parametrize(
+    ("kernel", "alpha", "power"), list(itertools.product(KERNELS, (0.0, 0.5, 1.0), (1, 3)))
+)
 def test_operator_equals_slow_loops(kernel, alpha, power, dtype):
     x = cloud(10, dtype=dtype).view(2, 5, 6)
     p = patch_operator(x, DiffusionOperator(kernel, factor=0.7, alpha=alpha, power=power))
     for i in range(2):
-        np.testing.assert_allclose(p[i], slow_operator(x[i].double().numpy(), kernel, 0.7, alpha, power), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            p[i],
+            slow_operator(x[i].double().numpy(), kernel, 0.7, alpha, power),
+            rtol=1e-4,
+            atol=1e-6,
+        )
 
 
 @pytest.mark.parametrize(("kernel", "rule"), list(itertools.product(KERNELS, BANDWIDTHS)))
@@ -51,7 +62,9 @@ def test_rows_sum_to_one_and_points_can_be_renumbered(kernel, rule):
     torch.testing.assert_close(p.sum(-1), torch.ones(2, 6, dtype=p.dtype))
     assert (p >= 0).all()
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    torch.testing.assert_close(patch_operator(x[:, order], operator, scale=0.8), p[:, order][:, :, order])
+    torch.testing.assert_close(
+        patch_operator(x[:, order], operator, scale=0.8), p[:, order][:, :, order]
+    )
 
 
 @pytest.mark.parametrize(("kernel", "rule"), list(itertools.product(KERNELS, BANDWIDTHS)))
@@ -65,13 +78,17 @@ def test_calibration_leaves_half_the_patch_in_sight(kernel, rule):
 
 
 def test_effective_neighbors_of_known_rows():
-    p = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4]).unsqueeze(0)
+    p = torch.tensor(
+        [[0.25, 0.25, 0.25, 0.25], [1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4]
+    ).unsqueeze(0)
     torch.testing.assert_close(effective_neighbors(p)[0], torch.tensor([4.0, 1.0, 2.0, 4.0]))
 
 
 def test_alpha_one_forgets_the_sampling_density():
-    """On a circle sampled unevenly, with a fixed bandwidth and M = N, P f - f at alpha = 1 follows the circle's Laplacian whatever the
-    density; at alpha = 0 it is pulled towards the dense side (Coifman & Lafon 2006)."""
+    """On a circle sampled unevenly, with a fixed bandwidth and M = N, P f - f at alpha = 1 follows
+    the circle's Laplacian whatever the density; at alpha = 0 it is pulled towards the dense side
+    (Coifman & Lafon 2006).
+    """
     u = (torch.arange(1500, dtype=torch.float64) + 0.5) / 1500
     angle = 2 * torch.pi * u + 0.5 * torch.sin(2 * torch.pi * u)
     x = torch.stack([angle.cos(), angle.sin()], 1)
@@ -87,7 +104,13 @@ def test_alpha_one_forgets_the_sampling_density():
 
 
 def test_operator_settings_are_checked():
-    for settings in ({"kernel": "gauss"}, {"bandwidth": "patches"}, {"alpha": 2.0}, {"power": 0}, {"factor": -1.0}):
+    for settings in (
+        {"kernel": "gauss"},
+        {"bandwidth": "patches"},
+        {"alpha": 2.0},
+        {"power": 0},
+        {"factor": -1.0},
+    ):
         with pytest.raises(UserError):
             DiffusionOperator(**settings)
     with pytest.raises(UserError, match="factor is not set"):
@@ -115,7 +138,12 @@ def test_graph_diffusion_equals_slow_loops(alpha, steps):
     diffusion = GraphDiffusion(factor=1.5, alpha=alpha, steps=steps)
     p = slow_graph_operator(graph, 1.5 * graph.edge_scale, alpha)
     np.testing.assert_allclose(diffusion.operator(graph).to_dense(), p, rtol=1e-6)
-    np.testing.assert_allclose(diffusion.diffuse(x, graph), np.linalg.matrix_power(p, steps) @ x.numpy(), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        diffusion.diffuse(x, graph),
+        np.linalg.matrix_power(p, steps) @ x.numpy(),
+        rtol=1e-6,
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -140,9 +168,13 @@ def test_a_pool_row_is_not_its_own_neighbour():
     features = GraphDiffusion(k=4, strength=1.0).fit(pool)
     for i in range(30):
         w = torch.exp(-graph.distances2[i] / graph.edge_scale)
-        torch.testing.assert_close(features(pool)[i], (w / w.sum()) @ pool[graph.indices[i]], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            features(pool)[i], (w / w.sum()) @ pool[graph.indices[i]], rtol=1e-4, atol=1e-6
+        )
     order = torch.randperm(30, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(features(pool[order]), features(pool)[order])  # by distance, not by position
+    torch.testing.assert_close(
+        features(pool[order]), features(pool)[order]
+    )  # by distance, not by position
 
 
 def test_neighbours_are_cut_to_the_pool():
@@ -165,9 +197,13 @@ def test_a_pool_without_neighbours_leaves_rows_as_they_are(rows):
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_a_row_far_from_a_tight_pool_takes_its_nearest_neighbours_all_the_same(strength):
-    """All heat weights underflow there; they are those of the distances less the least, or the row would be lost."""
+    """All heat weights underflow there; they are those of the distances less the least, or the row
+    would be lost.
+    """
     pool = torch.nn.functional.normalize(
-        torch.tensor([1.0, 0, 0]) + 1e-3 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), dim=1
+        torch.tensor([1.0, 0, 0])
+        + 1e-3 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0)),
+        dim=1,
     )
     fitted = GraphDiffusion(k=4, factor=1e-2, strength=strength).fit(pool)
     x = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, -1.0]])
@@ -175,13 +211,17 @@ def test_a_row_far_from_a_tight_pool_takes_its_nearest_neighbours_all_the_same(s
     near = d2.topk(4, dim=1, largest=False)
     weights = torch.softmax(-near.values / fitted.eps, dim=1)
     mean = (weights.unsqueeze(2) * pool.double()[near.indices]).sum(1)
-    torch.testing.assert_close(fitted(x).double(), (1 - strength) * x.double() + strength * mean, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        fitted(x).double(), (1 - strength) * x.double() + strength * mean, atol=1e-3, rtol=1e-3
+    )
 
 
 def test_a_pool_is_searched_once_to_fit_and_to_map_it(monkeypatch):
     asked, honest = [], diffusion.search
     monkeypatch.setattr(diffusion, "search", lambda *a, **k: asked.append(1) or honest(*a, **k))
-    pool = torch.nn.functional.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    pool = torch.nn.functional.normalize(
+        torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     fitted = GraphDiffusion(k=5).fit(pool)
     first = fitted(pool)
     assert len(asked) == 1

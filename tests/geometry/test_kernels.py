@@ -11,7 +11,9 @@ DTYPES = [torch.float32, torch.float64]
 
 
 def points(dtype=torch.float64, a=3, m=6, d=5, seed=0):
-    return torch.randn(a, m, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        a, m, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -21,16 +23,27 @@ def test_squared_distances_equal_a_slow_loop(dtype):
     for i in range(3):
         for j in range(6):
             for k in range(6):
-                slow[i, j, k] = ((x[i, j].numpy().astype(np.float64) - x[i, k].numpy().astype(np.float64)) ** 2).sum()
+                slow[i, j, k] = (
+                    (x[i, j].numpy().astype(np.float64) - x[i, k].numpy().astype(np.float64)) ** 2
+                ).sum()
     d2 = kernels.squared_distances(x)
-    np.testing.assert_allclose(d2, slow, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-5 if dtype == torch.float32 else 1e-12)
+    np.testing.assert_allclose(
+        d2,
+        slow,
+        rtol=1e-4 if dtype == torch.float32 else 1e-10,
+        atol=1e-5 if dtype == torch.float32 else 1e-12,
+    )
     assert (d2.diagonal(dim1=-2, dim2=-1) == 0).all()
 
 
 def test_squared_distances_are_rotation_invariant():
     x = points()
-    rotation, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
-    torch.testing.assert_close(kernels.squared_distances(x @ rotation), kernels.squared_distances(x))
+    rotation, _ = torch.linalg.qr(
+        torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    )
+    torch.testing.assert_close(
+        kernels.squared_distances(x @ rotation), kernels.squared_distances(x)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -74,7 +87,9 @@ def test_bandwidth_rules_equal_slow_formulas():
     for i in range(3):
         off = [float(d2[i, j, k]) for j in range(6) for k in range(6) if j != k]
         assert float(patch[i]) == pytest.approx(0.5 * np.mean(off))
-        s = [math.sqrt(sorted(float(v) for v in d2[i, j])[3]) for j in range(6)]  # entry 0 is the point itself
+        s = [
+            math.sqrt(sorted(float(v) for v in d2[i, j])[3]) for j in range(6)
+        ]  # entry 0 is the point itself
         np.testing.assert_allclose(tuned[i], 2 * np.outer(s, s))
     assert float(kernels.bandwidth(d2, "global", 0.5, 3.0, 3, floor)) == pytest.approx(1.5)
     assert float(kernels.bandwidth(d2, "fixed", 0.7, 3.0, 3, floor)) == pytest.approx(0.7)
@@ -85,7 +100,8 @@ def test_bandwidth_has_a_floor_and_no_gradient():
     d2 = kernels.squared_distances(x)
     assert not kernels.bandwidth(d2, "patch", 1.0, 1.0, 3, 1e-6).requires_grad
     torch.testing.assert_close(
-        kernels.bandwidth(torch.zeros(2, 4, 4), "patch", 1.0, 0.5, 3, kernels.bandwidth_floor(0.5)), torch.full((2, 1, 1), 5e-7)
+        kernels.bandwidth(torch.zeros(2, 4, 4), "patch", 1.0, 0.5, 3, kernels.bandwidth_floor(0.5)),
+        torch.full((2, 1, 1), 5e-7),
     )
 
 
@@ -95,7 +111,10 @@ def test_an_unknown_rule_names_the_nearest():
 
 
 def test_distances_of_near_neighbours_survive_autocast():
-    x = torch.nn.functional.normalize(torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)) * 0.01 + torch.ones(8), dim=2)
+    x = torch.nn.functional.normalize(
+        torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)) * 0.01 + torch.ones(8),
+        dim=2,
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = kernels.squared_distances(x)
         lower = kernels.squared_distances(x.bfloat16())

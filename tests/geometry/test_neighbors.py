@@ -82,9 +82,18 @@ def test_an_inexact_index_finds_most_neighbours():
     exact = neighbors.knn_graph(x, 5)
     found = {
         (index, nprobe): neighborhoods.overlap(
-            neighbors.knn_graph(x, 5, how=neighbors.SearchSettings(index=index, nprobe=nprobe)).indices, exact.indices
+            neighbors.knn_graph(
+                x, 5, how=neighbors.SearchSettings(index=index, nprobe=nprobe)
+            ).indices,
+            exact.indices,
         )
-        for index, nprobe in (("HNSW32", None), ("IVF64,Flat", None), ("IVF64,Flat", 1), ("IVF64,Flat", 64), ("PCA2,IVF16,Flat", 1000))
+        for index, nprobe in (
+            ("HNSW32", None),
+            ("IVF64,Flat", None),
+            ("IVF64,Flat", 1),
+            ("IVF64,Flat", 64),
+            ("PCA2,IVF16,Flat", 1000),
+        )
     }
     assert found["HNSW32", None] > 0.9
     assert found["IVF64,Flat", 64] == 1  # all lists
@@ -93,26 +102,46 @@ def test_an_inexact_index_finds_most_neighbours():
 
 
 @pytest.mark.parametrize(
-    ("index", "dim", "fits"), [("PQ16", 32, True), ("IVF16,PQ16", 8, False), ("OPQ16,IVF16,PQ16", 64, True), ("Falt", 8, False)]
+    ("index", "dim", "fits"),
+    [
+        ("PQ16", 32, True),
+        ("IVF16,PQ16", 8, False),
+        ("OPQ16,IVF16,PQ16", 64, True),
+        ("Falt", 8, False),
+    ],
 )
 def test_an_index_must_be_known_and_fit_the_width(index, dim, fits):
     settings = neighbors.SearchSettings(index=index)
     if fits:
         settings.check(dim)
     else:
-        with pytest.raises(UserError, match=f"graph.index='{index}' is no FAISS index of points of width {dim}"):
+        with pytest.raises(
+            UserError, match=f"graph.index='{index}' is no FAISS index of points of width {dim}"
+        ):
             settings.check(dim)
     neighbors.SearchSettings("torch", index=index).check(dim)  # which has no index
 
 
 def test_an_index_of_more_lists_than_points_is_an_error_with_its_remedy():
-    with pytest.raises(UserError, match=r"graph\.index='IVF64,Flat': FAISS cannot make it of 40 points .*: take fewer lists, or 'Flat'"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"graph\.index='IVF64,Flat': FAISS cannot make it of 40 points .*: take fewer lists, or"
+            r" 'Flat'"
+        ),
+    ):
         neighbors.knn_graph(torch.randn(40, 4), 3, how=neighbors.SearchSettings(index="IVF64,Flat"))
 
 
 def test_an_index_that_finds_too_few_is_an_error_with_its_remedy():
     x = torch.cat([torch.randn(50, 4) + 100, torch.randn(3, 4) - 100])
-    with pytest.raises(UserError, match=r"graph\.index='IVF2,Flat' found fewer than 11 neighbours of some points: raise graph\.nprobe"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"graph\.index='IVF2,Flat' found fewer than 11 neighbours of some points: raise"
+            r" graph\.nprobe"
+        ),
+    ):
         neighbors.knn_graph(x, 10, how=neighbors.SearchSettings(index="IVF2,Flat"))
 
 
@@ -122,7 +151,9 @@ def test_cache_is_read_again_and_survives_damage(tmp_path, monkeypatch):
     [path] = tmp_path.glob("knn-*.safetensors")
     built = []
     original = neighbors.knn_graph
-    monkeypatch.setattr(neighbors, "knn_graph", lambda *a, **k: built.append(1) or original(*a, **k))
+    monkeypatch.setattr(
+        neighbors, "knn_graph", lambda *a, **k: built.append(1) or original(*a, **k)
+    )
     again = neighbors.cached_knn_graph(x, 3, key={"data": "1"}, cache_dir=tmp_path)
     assert not built
     assert torch.equal(again.indices, graph.indices)
@@ -131,12 +162,19 @@ def test_cache_is_read_again_and_survives_damage(tmp_path, monkeypatch):
     neighbors.cached_knn_graph(x, 4, key={"data": "1"}, cache_dir=tmp_path)
     assert len(built) == 2
     path.write_bytes(path.read_bytes()[:50])
-    assert torch.equal(neighbors.cached_knn_graph(x, 3, key={"data": "1"}, cache_dir=tmp_path).indices, graph.indices)
+    assert torch.equal(
+        neighbors.cached_knn_graph(x, 3, key={"data": "1"}, cache_dir=tmp_path).indices,
+        graph.indices,
+    )
     assert len(built) == 3
 
 
 def _build(folder: str) -> int:
-    return int(neighbors.cached_knn_graph(cloud(400), 5, key={"data": "x"}, cache_dir=Path(folder)).indices.sum())
+    return int(
+        neighbors.cached_knn_graph(
+            cloud(400), 5, key={"data": "x"}, cache_dir=Path(folder)
+        ).indices.sum()
+    )
 
 
 def test_two_processes_may_build_one_graph_at_once(tmp_path):
@@ -155,7 +193,9 @@ class Full:
         raise RuntimeError("Error in void* ...\nCUDA memory allocation error")
 
 
-@pytest.mark.parametrize(("index", "late"), [("HNSW16", False), ("Flat", True), ("IVF2,Flat", True)])
+@pytest.mark.parametrize(
+    ("index", "late"), [("HNSW16", False), ("Flat", True), ("IVF2,Flat", True)]
+)
 def test_what_gpus_do_not_take_is_searched_on_the_cpu(monkeypatch, caplog, index, late):
     def refuse(*_, **__):
         if late:
@@ -167,7 +207,10 @@ def test_what_gpus_do_not_take_is_searched_on_the_cpu(monkeypatch, caplog, index
     monkeypatch.setattr("faiss.GpuMultipleClonerOptions", SimpleNamespace, raising=False)
     monkeypatch.setattr("faiss.index_cpu_to_all_gpus", refuse, raising=False)
     found = neighbors.knn_graph(cloud(40), 3, how=neighbors.SearchSettings(index=index, nprobe=2))
-    assert torch.equal(found.indices, neighbors.knn_graph(cloud(40), 3, how=neighbors.SearchSettings("torch")).indices)
+    assert torch.equal(
+        found.indices,
+        neighbors.knn_graph(cloud(40), 3, how=neighbors.SearchSettings("torch")).indices,
+    )
     reason = "CUDA memory allocation error" if late else "not implemented on GPU."
     assert f"graph.index={index!r}: FAISS finds no use for the GPUs" in caplog.text
     assert reason in caplog.text
@@ -177,8 +220,13 @@ def test_what_gpus_do_not_take_is_searched_on_the_cpu(monkeypatch, caplog, index
 
 
 def test_exact_search_in_torch_holds_few_distances_at_once(monkeypatch):
-    x, whole = cloud(50), neighbors.search(cloud(50), cloud(50), 4, how=neighbors.SearchSettings("torch"))
+    x, whole = (
+        cloud(50),
+        neighbors.search(cloud(50), cloud(50), 4, how=neighbors.SearchSettings("torch")),
+    )
     for cells in (1, 120):  # one query at a time, two
         monkeypatch.setattr(neighbors, "CELLS", cells)
-        for found, expected in zip(neighbors.search(x, x, 4, how=neighbors.SearchSettings("torch")), whole, strict=True):
+        for found, expected in zip(
+            neighbors.search(x, x, 4, how=neighbors.SearchSettings("torch")), whole, strict=True
+        ):
             torch.testing.assert_close(found, expected)

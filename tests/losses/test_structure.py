@@ -5,13 +5,20 @@ import pytest
 import torch
 
 from gera_lightning.losses.base import Projected, StepBatch
-from gera_lightning.losses.structure import StructureLoss, jensen_shannon, similarity_distribution, structure_loss
+from gera_lightning.losses.structure import (
+    StructureLoss,
+    jensen_shannon,
+    similarity_distribution,
+    structure_loss,
+)
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
 
 
 def rows(n=7, d=5, seed=0, dtype=torch.float64):
-    return normalized(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
+    return normalized(
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ).to(dtype)
 
 
 def slow_distribution(x, temperature):
@@ -21,7 +28,10 @@ def slow_distribution(x, temperature):
     x = [[v - m for v, m in zip(row, mean, strict=True)] for row in x]
     out = []
     for one in x:
-        weights = [math.exp(sum(u * v for u, v in zip(one, other, strict=True)) / temperature) for other in x]
+        weights = [
+            math.exp(sum(u * v for u, v in zip(one, other, strict=True)) / temperature)
+            for other in x
+        ]
         out.append([w / sum(weights) for w in weights])
     return np.array(out)
 
@@ -34,7 +44,10 @@ def slow_structure(x, z, temperature, hops):
         each = []
         for one, other in zip(p_l, q_l, strict=True):
             middle = [(u + v) / 2 for u, v in zip(one, other, strict=True)]
-            kl = [sum(u * math.log(u / m) for u, m in zip(d, middle, strict=True)) for d in (one, other)]
+            kl = [
+                sum(u * math.log(u / m) for u, m in zip(d, middle, strict=True))
+                for d in (one, other)
+            ]
             each.append(sum(kl) / 2)
         total += sum(each) / len(each) / hop
     return total / hops
@@ -54,7 +67,9 @@ def test_the_loss_equals_slow_loops(temperature, hops, dtype):
 
 def test_rows_of_every_hop_sum_to_one():
     p = similarity_distribution(rows(), 0.05)
-    torch.testing.assert_close(torch.linalg.matrix_power(p, 3).sum(1), torch.ones(7, dtype=torch.float64))
+    torch.testing.assert_close(
+        torch.linalg.matrix_power(p, 3).sum(1), torch.ones(7, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
@@ -80,8 +95,14 @@ def test_what_keeps_the_similarities_costs_nothing():
 
 
 def test_the_order_of_rows_does_not_matter():
-    x, z, order = rows(), rows(d=3, seed=1), torch.randperm(7, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(structure_loss(x[order], z[order], hops=2), structure_loss(x, z, hops=2))
+    x, z, order = (
+        rows(),
+        rows(d=3, seed=1),
+        torch.randperm(7, generator=torch.Generator().manual_seed(0)),
+    )
+    torch.testing.assert_close(
+        structure_loss(x[order], z[order], hops=2), structure_loss(x, z, hops=2)
+    )
 
 
 def test_gradients_are_those_of_finite_differences_and_of_the_mapped_side_alone():
@@ -104,9 +125,13 @@ def test_duplicates_and_a_collapsed_map_stay_finite(dtype):
 def step(number=0):
     x = {
         key: rows(n, d, seed)
-        for seed, (key, n, d) in enumerate((("pairs_a", 6, 5), ("pairs_b", 6, 4), ("unpaired_a", 7, 5), ("unpaired_b", 8, 4)))
+        for seed, (key, n, d) in enumerate(
+            (("pairs_a", 6, 5), ("pairs_b", 6, 4), ("unpaired_a", 7, 5), ("unpaired_b", 8, 4))
+        )
     }
-    return StepBatch(**{key: Projected(v, normalized(v[:, :3])) for key, v in x.items()}, scale=None, step=number)
+    return StepBatch(
+        **{key: Projected(v, normalized(v[:, :3])) for key, v in x.items()}, scale=None, step=number
+    )
 
 
 def test_the_module_sums_both_modalities_of_the_rows_it_is_told_of():
@@ -114,12 +139,16 @@ def test_the_module_sums_both_modalities_of_the_rows_it_is_told_of():
     for name, sides in (("unpaired", whole.unpaired), ("pairs", (whole.pairs_a, whole.pairs_b))):
         loss = StructureLoss(name, hops=2)
         assert loss.reads_unpaired == (name == "unpaired")
-        torch.testing.assert_close(loss(whole), sum(structure_loss(side.x, side.z, hops=2) for side in sides))
+        torch.testing.assert_close(
+            loss(whole), sum(structure_loss(side.x, side.z, hops=2) for side in sides)
+        )
 
 
 def test_its_weight_grows_to_one():
     full = float(StructureLoss()(step()))
-    assert [float(StructureLoss(warmup=4)(step(s))) / full for s in (0, 1, 3, 4, 100)] == pytest.approx([0.25, 0.5, 1, 1, 1])
+    assert [
+        float(StructureLoss(warmup=4)(step(s))) / full for s in (0, 1, 3, 4, 100)
+    ] == pytest.approx([0.25, 0.5, 1, 1, 1])
 
 
 @pytest.mark.parametrize(

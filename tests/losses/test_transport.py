@@ -15,7 +15,9 @@ from gera_lightning.utils.errors import UserError
 
 
 def rows(n, d=4, seed=0):
-    return normalized(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    return normalized(
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    )
 
 
 def cosines(n=7, m=5, seed=0):
@@ -34,7 +36,15 @@ SHAPES = pytest.mark.parametrize(("n", "m"), [(7, 5), (6, 6), (3, 20)])
 def test_the_plan_is_that_of_pot(n, m, eps):
     similarity = cosines(n, m)
     plan = sinkhorn(similarity, eps, 5000).exp().numpy()
-    expected = ot.sinkhorn(uniform(n), uniform(m), -similarity.numpy(), eps, method="sinkhorn_log", numItermax=50_000, stopThr=1e-13)
+    expected = ot.sinkhorn(
+        uniform(n),
+        uniform(m),
+        -similarity.numpy(),
+        eps,
+        method="sinkhorn_log",
+        numItermax=50_000,
+        stopThr=1e-13,
+    )
     np.testing.assert_allclose(plan, expected, atol=1e-9)
 
 
@@ -48,7 +58,9 @@ def test_before_convergence_too_it_is_that_of_pot(n, m, eps, iterations, widest,
     similarity = cosines(n, m)
     settings = {"method": "sinkhorn_log", "numItermax": iterations, "stopThr": 0, "warn": False}
     expected = ot.sinkhorn(uniform(m), uniform(n), -similarity.numpy().T, eps, **settings)
-    np.testing.assert_allclose(sinkhorn(similarity, eps, iterations).exp().numpy(), expected.T, rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(
+        sinkhorn(similarity, eps, iterations).exp().numpy(), expected.T, rtol=1e-9, atol=1e-300
+    )
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 10])
@@ -59,7 +71,9 @@ def test_few_iterations_are_those_of_the_published_algorithm(iterations):
     for _ in range(iterations):
         u = uniform(7) / (kernel @ v)
         v = uniform(5) / (kernel.T @ u)
-    np.testing.assert_allclose(sinkhorn(similarity, 0.3, iterations).exp().numpy(), u[:, None] * kernel * v, rtol=1e-12)
+    np.testing.assert_allclose(
+        sinkhorn(similarity, 0.3, iterations).exp().numpy(), u[:, None] * kernel * v, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -67,8 +81,12 @@ def test_few_iterations_are_those_of_the_published_algorithm(iterations):
 def test_rows_and_columns_have_their_sums(eps, dtype):
     plan = sinkhorn(cosines(40, 30).to(dtype), eps, 2000).exp()
     assert plan.dtype == dtype
-    torch.testing.assert_close(plan.sum(0), torch.full((30,), 1 / 30, dtype=dtype), rtol=1e-5, atol=0)
-    torch.testing.assert_close(plan.sum(1), torch.full((40,), 1 / 40, dtype=dtype), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        plan.sum(0), torch.full((30,), 1 / 30, dtype=dtype), rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(
+        plan.sum(1), torch.full((40,), 1 / 40, dtype=dtype), rtol=1e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("spread", [299, 301])
@@ -81,10 +99,17 @@ def test_scalings_and_logarithms_meet(spread, monkeypatch):
 
 
 def test_extreme_similarities_stay_finite():
-    for similarity in (torch.eye(6), torch.ones(6, 4), torch.tensor([[1.0, -1.0]] * 4), 1 - 2 * torch.eye(6)):
+    for similarity in (
+        torch.eye(6),
+        torch.ones(6, 4),
+        torch.tensor([[1.0, -1.0]] * 4),
+        1 - 2 * torch.eye(6),
+    ):
         log_plan = sinkhorn(similarity, 1e-4, 50)
         assert log_plan.isfinite().all()
-        assert float(log_plan.exp().sum()) == pytest.approx(1, rel=1e-2)  # K / eps is 1e4: float32 keeps three digits of its exponential
+        assert float(log_plan.exp().sum()) == pytest.approx(
+            1, rel=1e-2
+        )  # K / eps is 1e4: float32 keeps three digits of its exponential
 
 
 def unrolled(similarity, target, eps, iterations):
@@ -109,12 +134,16 @@ def test_the_gradient_is_that_through_converged_iterations(eps):
     (3 * slow).backward()
     assert float(expected.grad.abs().max()) > 0.1
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(found.grad, 3 * (sinkhorn(cosines(), eps, 3000).exp() - log_target.exp()) / eps)
+    torch.testing.assert_close(
+        found.grad, 3 * (sinkhorn(cosines(), eps, 3000).exp() - log_target.exp()) / eps
+    )
 
 
 def test_the_gradient_is_that_of_finite_differences():
     log_target = sinkhorn(cosines(4, 3, seed=5), 0.2, 5000)
-    assert torch.autograd.gradcheck(lambda k: klot(k, log_target, 0.2, 5000), cosines(4, 3).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda k: klot(k, log_target, 0.2, 5000), cosines(4, 3).requires_grad_()
+    )
 
 
 def test_the_divergence_is_zero_at_the_target_alone_and_blind_to_offsets():
@@ -132,19 +161,45 @@ def teacher_and_step(teacher, setting):
     maps = next(teacher.candidates(FitData(*pairs, *pairs), [setting]))
     x = {"a": rows(9, 6, 3), "b": rows(8, 5, 4)}
     unpaired = {f"unpaired_{s}": Projected(v, normalized(v[:, :3])) for s, v in x.items()}
-    return maps, StepBatch(*(Projected(p, normalized(p[:, :3])) for p in pairs), **unpaired, scale=None, step=0)
+    return maps, StepBatch(
+        *(Projected(p, normalized(p[:, :3])) for p in pairs), **unpaired, scale=None, step=0
+    )
 
 
-@pytest.mark.parametrize(("teacher", "setting"), [(CCA(), {"penalty": 1.0, "share": 1.0}), (Procrustes(), {"share": 0.5})])
+@pytest.mark.parametrize(
+    ("teacher", "setting"),
+    [(CCA(), {"penalty": 1.0, "share": 1.0}), (Procrustes(), {"share": 0.5})],
+)
 def test_the_module_compares_with_the_teachers_plan(teacher, setting):
     maps, step = teacher_and_step(teacher, setting)
     loss = TransportLoss(teacher, eps=0.2, teacher_eps=0.1, iterations=3000).taught(*maps)
     with torch.no_grad():
-        known = [torch.nn.functional.normalize(m(s.x), dim=1).numpy() for m, s in zip(maps, step.unpaired, strict=True)]
-    wanted = ot.sinkhorn(uniform(9), uniform(8), -known[0] @ known[1].T, 0.1, method="sinkhorn_log", numItermax=50_000, stopThr=1e-13)
+        known = [
+            torch.nn.functional.normalize(m(s.x), dim=1).numpy()
+            for m, s in zip(maps, step.unpaired, strict=True)
+        ]
+    wanted = ot.sinkhorn(
+        uniform(9),
+        uniform(8),
+        -known[0] @ known[1].T,
+        0.1,
+        method="sinkhorn_log",
+        numItermax=50_000,
+        stopThr=1e-13,
+    )
     z = [side.z.numpy() for side in step.unpaired]
-    given = ot.sinkhorn(uniform(9), uniform(8), -z[0] @ z[1].T, 0.2, method="sinkhorn_log", numItermax=50_000, stopThr=1e-13)
-    assert float(loss(step)) == pytest.approx(float((wanted * np.log(wanted / given)).sum()), rel=1e-6)
+    given = ot.sinkhorn(
+        uniform(9),
+        uniform(8),
+        -z[0] @ z[1].T,
+        0.2,
+        method="sinkhorn_log",
+        numItermax=50_000,
+        stopThr=1e-13,
+    )
+    assert float(loss(step)) == pytest.approx(
+        float((wanted * np.log(wanted / given)).sum()), rel=1e-6
+    )
 
 
 def test_a_fitted_teacher_is_kept_apart_and_is_not_trained():

@@ -23,7 +23,9 @@ from gera_lightning.utils.errors import UserError
 
 
 def cloud(n=12, d=5, seed=0, dtype=torch.float32):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def generator(seed=0):
@@ -45,8 +47,12 @@ def test_preprocessing_equals_its_formula_and_remembers_the_training_rows(center
     train, new = cloud(dtype=torch.float64) + 0.7, cloud(3, seed=1, dtype=torch.float64) + 0.7
     mean = slow_unit(train.numpy()).sum(0) / len(train) if center else 0
     preprocess = Preprocessing.fit(train, center)
-    np.testing.assert_allclose(preprocess(new), slow_unit(slow_unit(new.numpy()) - mean), rtol=1e-10)
-    torch.testing.assert_close(preprocess(new[:1]), preprocess(new)[:1])  # a row's image does not depend on its company
+    np.testing.assert_allclose(
+        preprocess(new), slow_unit(slow_unit(new.numpy()) - mean), rtol=1e-10
+    )
+    torch.testing.assert_close(
+        preprocess(new[:1]), preprocess(new)[:1]
+    )  # a row's image does not depend on its company
     torch.testing.assert_close(preprocess(7 * new), preprocess(new))
     assert list(preprocess.state_dict()) == (["mean"] if center else [])
 
@@ -64,7 +70,9 @@ def test_linear_starts_orthogonal_and_is_drawn_from_its_generator(dim_in, dim):
 def test_linear_is_a_product_and_owns_its_start():
     weight = cloud(5, 3, seed=1)
     linear = Linear(5, 3, weight=weight)
-    np.testing.assert_allclose(linear(cloud()).detach(), cloud().numpy() @ weight.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        linear(cloud()).detach(), cloud().numpy() @ weight.numpy(), rtol=1e-5, atol=1e-6
+    )
     kept = weight.clone()
     weight.zero_()
     assert torch.equal(linear.weight, kept)
@@ -75,18 +83,26 @@ def test_linear_is_a_product_and_owns_its_start():
 def test_a_residual_mlp_starts_as_its_linear_part():
     weight = cloud(5, 3, seed=1)
     mlp = ResidualMLP(5, 3, hidden=8, dropout=0.5, weight=weight, generator=generator())
-    assert torch.equal(mlp(cloud()), Linear(5, 3, weight=weight)(cloud()))  # in training mode too: the branch is zero
+    assert torch.equal(
+        mlp(cloud()), Linear(5, 3, weight=weight)(cloud())
+    )  # in training mode too: the branch is zero
 
 
 def test_a_residual_mlp_equals_its_formula():
     mlp = ResidualMLP(5, 3, hidden=8, dropout=0.5, generator=generator()).double().eval()
     with torch.no_grad():
         for number, parameter in enumerate(mlp.parameters()):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator(number), dtype=torch.float64))
-    w, v, c, u = (p.detach().numpy() for p in (mlp.linear.weight, mlp.inner, mlp.inner_bias, mlp.outer))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator(number), dtype=torch.float64)
+            )
+    w, v, c, u = (
+        p.detach().numpy() for p in (mlp.linear.weight, mlp.inner, mlp.inner_bias, mlp.outer)
+    )
     x = cloud(dtype=torch.float64).numpy()
     gelu = np.vectorize(lambda t: t * (1 + math.erf(t / math.sqrt(2))) / 2)
-    np.testing.assert_allclose(mlp(torch.from_numpy(x)).detach(), x @ w + gelu(x @ v + c) @ u, rtol=1e-10)
+    np.testing.assert_allclose(
+        mlp(torch.from_numpy(x)).detach(), x @ w + gelu(x @ v + c) @ u, rtol=1e-10
+    )
 
 
 def test_dropout_acts_in_training_alone():
@@ -109,12 +125,20 @@ def test_concat_averages_the_cosines_of_its_parts():
     scores = (Concat(f, Identity(5))(a) @ Concat(Identity(3), g)(b).T).detach()
     for i in range(4):
         for j in range(6):
-            cosines = [nn.functional.cosine_similarity(u, v, dim=0) for u, v in ((f(a)[i], b[j]), (a[i], g(b)[j]))]
-            assert scores[i, j].item() == pytest.approx(sum(c.item() for c in cosines) / 2, abs=1e-6)
+            cosines = [
+                nn.functional.cosine_similarity(u, v, dim=0)
+                for u, v in ((f(a)[i], b[j]), (a[i], g(b)[j]))
+            ]
+            assert scores[i, j].item() == pytest.approx(
+                sum(c.item() for c in cosines) / 2, abs=1e-6
+            )
 
 
 def test_chain_applies_its_maps_in_order():
-    first, second = Linear(5, 3, generator=generator()), ResidualMLP(3, 4, hidden=6, generator=generator(1))
+    first, second = (
+        Linear(5, 3, generator=generator()),
+        ResidualMLP(3, 4, hidden=6, generator=generator(1)),
+    )
     assert torch.equal(Sequential(first, second)(cloud()), second(first(cloud())))
 
 
@@ -126,7 +150,12 @@ def test_chain_applies_its_maps_in_order():
         Identity(5),
         Concat(Linear(5, 3, generator=generator()), Identity(5), shares=[3, 1]),
         Sequential(Linear(5, 6, generator=generator()), WeightedBlocks([2, 4], [1, 2])),
-        Concat(Linear(5, 3, generator=generator()), Sequential(Linear(5, 4, generator=generator()), ResidualMLP(4, 2, generator=generator()))),
+        Concat(
+            Linear(5, 3, generator=generator()),
+            Sequential(
+                Linear(5, 4, generator=generator()), ResidualMLP(4, 2, generator=generator())
+            ),
+        ),
     ],
     ids=lambda m: type(m).__name__,
 )
@@ -157,7 +186,11 @@ def test_an_unregistered_map_must_be_handed_over():
 
 
 def test_shares_weight_the_mean_of_the_parts_cosines():
-    f, x, y = Linear(5, 3, generator=torch.Generator().manual_seed(0)), torch.randn(4, 5), torch.randn(6, 5)
+    f, x, y = (
+        Linear(5, 3, generator=torch.Generator().manual_seed(0)),
+        torch.randn(4, 5),
+        torch.randn(6, 5),
+    )
     both = Concat(f, Identity(5), shares=[3, 1])
     expected = 0.75 * normalized(f(x)) @ normalized(f(y)).T + 0.25 * normalized(x) @ normalized(y).T
     torch.testing.assert_close(both(x) @ both(y).T, expected)
@@ -167,6 +200,9 @@ def test_shares_weight_the_mean_of_the_parts_cosines():
 
 def test_blocks_of_one_map_equal_a_concat_of_two():
     f, g = (Linear(5, width, generator=torch.Generator().manual_seed(width)) for width in (3, 4))
-    joined = Sequential(Linear(5, 7, weight=torch.cat([f.weight, g.weight], 1).detach()), WeightedBlocks([3, 4], [1, 2]))
+    joined = Sequential(
+        Linear(5, 7, weight=torch.cat([f.weight, g.weight], 1).detach()),
+        WeightedBlocks([3, 4], [1, 2]),
+    )
     x = torch.randn(6, 5)
     torch.testing.assert_close(joined(x), Concat(f, g, shares=[1, 2])(x))

@@ -16,7 +16,9 @@ def space(k=3, n_a=20, n_b=15, corrected=True):
     out = SharedSpace(*maps)
     if corrected:
         with torch.no_grad():
-            out.correction = CSLS(k, pool_a=out.embed("a", cloud(n_a, 6, 3)), pool_b=out.embed("b", cloud(n_b, 5, 4)))
+            out.correction = CSLS(
+                k, pool_a=out.embed("a", cloud(n_a, 6, 3)), pool_b=out.embed("b", cloud(n_b, 5, 4))
+            )
     return out.requires_grad_(False)
 
 
@@ -39,16 +41,22 @@ def slow_csls(z_a, z_b, pool_a, pool_b, k):
 def test_corrected_scores_equal_slow_loops_both_ways(k):
     s = space(k)
     z_a, z_b = s.embed("a", cloud(7, 6, 5)), s.embed("b", cloud(8, 5, 6))
-    slow = slow_csls(z_a.numpy(), z_b.numpy(), s.correction.pool_a.numpy(), s.correction.pool_b.numpy(), k)
+    slow = slow_csls(
+        z_a.numpy(), z_b.numpy(), s.correction.pool_a.numpy(), s.correction.pool_b.numpy(), k
+    )
     np.testing.assert_allclose(scores(s, z_a, z_b), slow, atol=1e-6)
-    np.testing.assert_allclose(s.queries(z_b) @ s.gallery("a", z_a).T + s.offset("b", z_b), slow.T, atol=1e-6)
+    np.testing.assert_allclose(
+        s.queries(z_b) @ s.gallery("a", z_a).T + s.offset("b", z_b), slow.T, atol=1e-6
+    )
 
 
 def test_without_correction_scores_are_cosines():
     s = space(corrected=False)
     x_a, x_b = cloud(7, 6, 5), cloud(8, 5, 6)
     z_a, z_b = s.embed("a", x_a), s.embed("b", x_b)
-    expected = torch.nn.functional.cosine_similarity((x_a @ s.map_a.weight).unsqueeze(1), (x_b @ s.map_b.weight).unsqueeze(0), dim=2)
+    expected = torch.nn.functional.cosine_similarity(
+        (x_a @ s.map_a.weight).unsqueeze(1), (x_b @ s.map_b.weight).unsqueeze(0), dim=2
+    )
     torch.testing.assert_close(scores(s, z_a, z_b), expected)
     torch.testing.assert_close(z_a, normalized(z_a))
 
@@ -67,7 +75,9 @@ def test_a_score_does_not_depend_on_other_queries_or_on_the_gallery():
 
 
 def test_a_hub_is_marked_down():
-    """Row 0 of b is nearest to every query by cosine, being near to all of the pool; corrected, the true partner wins."""
+    """Row 0 of b is nearest to every query by cosine, being near to all of the pool; corrected, the
+    true partner wins.
+    """
     angle = torch.linspace(-0.6, 0.6, 13)
     pool_a = torch.stack([angle.cos(), angle.sin(), torch.zeros(13)], 1)
     hub, partner = torch.tensor([[1.0, 0.0, 0.0]]), normalized(torch.tensor([[0.5, 0.6, 1.0]]))
@@ -81,7 +91,9 @@ def test_a_hub_is_marked_down():
 def test_rows_are_taken_in_parts_without_a_trace():
     s = space()
     z = normalized(cloud(4100, 4, 9))
-    torch.testing.assert_close(s.correction.nearness(z, "a")[-5:], s.correction.nearness(z[-5:], "a"))
+    torch.testing.assert_close(
+        s.correction.nearness(z, "a")[-5:], s.correction.nearness(z[-5:], "a")
+    )
 
 
 def test_empty_pools_correct_nothing():

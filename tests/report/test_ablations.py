@@ -47,18 +47,30 @@ def test_methods_that_differ_in_a_few_settings_are_found_with_what_differs():
 def test_a_section_that_one_lacks_is_one_change_with_its_weight():
     settings = {"plain": trained(), "twin": trained(geometric_loss=None)}
     assert ablations(settings, "plain") == {"twin": {"geometric_loss": None}}
-    assert ablations(settings, "twin") == {"plain": {"geometric_loss": {"class": "x.GeometricLoss", "kernel": "heat"}}}
+    assert ablations(settings, "twin") == {
+        "plain": {"geometric_loss": {"class": "x.GeometricLoss", "kernel": "heat"}}
+    }
 
 
 def test_what_is_tuned_is_no_fixed_value():
     grid = {"grid": {"geometric_weight": [1, 10]}, "settings": 8}
-    settings = {"plain": trained(tuning=grid), "also": trained(tuning=grid, geometric_weight=5.0), "fixed": trained(geometric_weight=10.0)}
+    settings = {
+        "plain": trained(tuning=grid),
+        "also": trained(tuning=grid, geometric_weight=5.0),
+        "fixed": trained(geometric_weight=10.0),
+    }
     assert ablations(settings, "plain") == {"fixed": {"geometric_weight": 10.0}}
-    assert ablations(settings, "fixed") == {"plain": {"geometric_weight": "tuned: 1, 10"}, "also": {"geometric_weight": "tuned: 1, 10"}}
+    assert ablations(settings, "fixed") == {
+        "plain": {"geometric_weight": "tuned: 1, 10"},
+        "also": {"geometric_weight": "tuned: 1, 10"},
+    }
 
 
 def test_another_closed_form_is_another_method():
-    base = {"closed_form": {"class": "x.Ridge", "strength": 1}, "correction": {"class": "x.CSLS", "weight": 0.5}}
+    base = {
+        "closed_form": {"class": "x.Ridge", "strength": 1},
+        "correction": {"class": "x.CSLS", "weight": 0.5},
+    }
     settings = {
         "gera": base,
         "stronger": {**base, "closed_form": {"class": "x.Ridge", "strength": 2}},
@@ -78,7 +90,10 @@ def test_another_closed_form_is_another_method():
         (0.5, "0.5"),
         ("laplacian", "laplacian"),
         ({"class": "a.b.CSLS", "weight": 0.5}, "CSLS weight 0.5"),
-        ([[], [{"class": "x.Beside", "filter": {"class": "x.Diffusion", "k": 4}}]], "none | Beside filter Diffusion k 4"),
+        (
+            [[], [{"class": "x.Beside", "filter": {"class": "x.Diffusion", "k": 4}}]],
+            "none | Beside filter Diffusion k 4",
+        ),
     ],
 )
 def test_a_setting_is_said_in_a_line(value, said):

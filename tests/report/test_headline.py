@@ -17,16 +17,32 @@ BUDGETS = (50, 100)
 
 @pytest.fixture
 def findings(tmp_path: Path) -> Findings:
-    """Four methods of recalls that are known, the same items found first by all; one method has a third budget."""
+    """Four methods of recalls that are known, the same items found first by all; one method has a
+    third budget.
+    """
     rows, hits = [], np.full((4, 3, 3, 2, 300), np.nan)
     order = np.random.default_rng(0).random((2, 300))
     for m, (method, values) in enumerate(RECALL.items()):
-        for n, (budget, value) in enumerate(zip((*BUDGETS, 400), (*values, 0.9) if method == "near" else values, strict=False)):
+        for n, (budget, value) in enumerate(
+            zip((*BUDGETS, 400), (*values, 0.9) if method == "near" else values, strict=False)
+        ):
             for seed in range(3):
-                rows.append({"method": method, "budget": budget, "seed": seed, "ab/r@10": value + 0.1, "ba/r@10": value - 0.1})
+                rows.append(
+                    {
+                        "method": method,
+                        "budget": budget,
+                        "seed": seed,
+                        "ab/r@10": value + 0.1,
+                        "ba/r@10": value - 0.1,
+                    }
+                )
                 hits[m, n, seed] = order < value
-    bootstrap = Bootstrap(Hits(list(RECALL), [*BUDGETS, 400], [0, 1, 2], hits, np.ones((2, 300))), draws=199)
-    return Findings(Sweep("e", tmp_path, pd.DataFrame(rows).assign(folder=tmp_path)), bootstrap, "gera", "near")
+    bootstrap = Bootstrap(
+        Hits(list(RECALL), [*BUDGETS, 400], [0, 1, 2], hits, np.ones((2, 300))), draws=199
+    )
+    return Findings(
+        Sweep("e", tmp_path, pd.DataFrame(rows).assign(folder=tmp_path)), bootstrap, "gera", "near"
+    )
 
 
 def test_the_reference_is_first_and_marks_say_who_is_significantly_apart(findings):
@@ -49,17 +65,28 @@ def test_without_ranks_nothing_is_marked_and_a_method_may_lack_a_budget_or_seeds
     assert shown.rows[-1] == ["far", ".200", "–"]
     assert "of 3 seeds" in shown.caption
     runs = runs[(runs["method"] != "near") | (runs["seed"] == 0)]
-    uneven = headline.table(Findings(Sweep("e", findings.sweep.folder, runs), None, "gera", "gera_off"))
+    uneven = headline.table(
+        Findings(Sweep("e", findings.sweep.folder, runs), None, "gera", "gera_off")
+    )
     assert "as many seeds as stand in its row" in uneven.caption
     assert uneven.header[-1] == "seeds"
-    assert {row[0]: row[-1] for row in uneven.rows} == {"gera": "3", "gera_off": "3", "near": "1", "far": "3"}
+    assert {row[0]: row[-1] for row in uneven.rows} == {
+        "gera": "3",
+        "gera_off": "3",
+        "near": "1",
+        "far": "3",
+    }
     assert not any(mark in cell for row in shown.rows for cell in row for mark in "*†")
 
 
 def test_the_markdown_can_be_pasted(findings):
     text = headline.pasted(headline.table(findings), "docs/results/e.png")
     lines = text.splitlines()
-    assert lines[:3] == ["| R@10 at | 50 pairs | 100 |", "| --- | ---: | ---: |", "| `gera` | **.500** | .600 |"]
+    assert lines[:3] == [
+        "| R@10 at | 50 pairs | 100 |",
+        "| --- | ---: | ---: |",
+        "| `gera` | **.500** | .600 |",
+    ]
     assert lines[4] == "| `gera_off` | **.500** | .600 |"
     assert lines[5] == "| `far` | .200 \\* | .300 \\* |"
     assert lines[-1] == "![R@10 against the number of pairs](docs/results/e.png)"

@@ -11,13 +11,21 @@ from gera_lightning.report.terminal import results_table
 
 
 def frame(seeds=2, unseen=False):
-    """Numbers that name themselves: recall a->b is budget/1000, more for the second method and seed, b->a half of it."""
+    """Numbers that name themselves: recall a->b is budget/1000, more for the second method and
+    seed, b->a half of it.
+    """
     rows = []
     for budget in (300, 100):
         for number, method in enumerate(("zeta", "alpha")):
             for seed in range(seeds):
                 recall = budget / 1000 + 0.06 * number + 0.01 * seed
-                row = {"experiment": "e", "method": method, "budget": budget, "seed": seed, "seconds": 1.0 + seed}
+                row = {
+                    "experiment": "e",
+                    "method": method,
+                    "budget": budget,
+                    "seed": seed,
+                    "seconds": 1.0 + seed,
+                }
                 for direction, share in (("ab", 1.0), ("ba", 0.5)):
                     row |= {
                         f"{direction}/r@1": recall * share / 10,
@@ -71,7 +79,11 @@ def test_no_line_is_wider_than_asked(width):
 def figures(monkeypatch):
     """Figures as they are saved."""
     kept, honest = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (kept.append(self), honest(self, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, *args, **kwargs: (kept.append(self), honest(self, *args, **kwargs))[1],
+    )
     return kept
 
 
@@ -87,14 +99,18 @@ def test_the_curve_shows_every_methods_mean_against_the_pairs(tmp_path, figures)
         assert list(lines) == ["zeta", "alpha", "chance"]
         for method, step in (("zeta", 0.0), ("alpha", 0.06)):
             np.testing.assert_array_equal(lines[method].get_xdata(), [100, 300])
-            np.testing.assert_allclose(lines[method].get_ydata(), share * (np.array([0.1, 0.3]) + step + 0.005))
+            np.testing.assert_allclose(
+                lines[method].get_ydata(), share * (np.array([0.1, 0.3]) + step + 0.005)
+            )
         np.testing.assert_allclose(lines["chance"].get_ydata(), 0.032 * share)
         assert axis.get_xscale() == "log"
         assert [label.get_text() for label in axis.get_xticklabels()] == ["100", "300"]
         band = axis.collections[0].get_paths()[0].vertices
         deviation = np.std([0.3, 0.31], ddof=1) * share
         at_300 = band[np.isclose(band[:, 0], 300), 1]
-        np.testing.assert_allclose([at_300.min(), at_300.max()], share * 0.305 + np.array([-1, 1]) * deviation, rtol=1e-6)
+        np.testing.assert_allclose(
+            [at_300.min(), at_300.max()], share * 0.305 + np.array([-1, 1]) * deviation, rtol=1e-6
+        )
 
 
 def test_a_curve_replaces_the_former_and_leaves_no_figure_open(tmp_path):

@@ -37,7 +37,11 @@ def experiment(tmp_path_factory):
     for name in ("Ridge", "Procrustes"):
         part = {"closed_form": {"class": f"gera_lightning.aligners.{name.lower()}.{name}"}}
         (folder / "methods" / f"{name.lower()}.yaml").write_text(yaml.safe_dump(part))
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({**SETTINGS, "runs_dir": str(folder / "runs"), "cache_dir": str(folder / "cache")}))
+    (folder / "tiny.yaml").write_text(
+        yaml.safe_dump(
+            {**SETTINGS, "runs_dir": str(folder / "runs"), "cache_dir": str(folder / "cache")}
+        )
+    )
     loaded = load("tiny", folder=folder)
     run_experiment(loaded, Console(file=StringIO()))
     return loaded
@@ -50,18 +54,27 @@ def written(experiment) -> Path:
 
 def test_curves_are_pictures_of_each_measure_and_direction(written):
     events = EventAccumulator(str(written)).Reload()
-    assert sorted(events.Tags()["images"]) == [f"{measure}/{way}" for measure in ("r@1", "r@10") for way in ("ab", "ba")]
+    assert sorted(events.Tags()["images"]) == [
+        f"{measure}/{way}" for measure in ("r@1", "r@10") for way in ("ab", "ba")
+    ]
     for tag in events.Tags()["images"]:
         [image] = events.Images(tag)
         pixels = np.asarray(Image.open(BytesIO(image.encoded_image_string)).convert("RGB"))
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # lines in colours, not an empty panel
+        assert (
+            len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+        )  # lines in colours, not an empty panel
 
 
 def test_a_curve_is_the_mean_of_its_seeds_with_their_deviation():
     table = pd.DataFrame(
         [
             {"method": m, "budget": b, "seed": s, "ab/r@10": v}
-            for m, b, s, v in [("x", 20, 0, 0.5), ("x", 10, 0, 0.1), ("x", 10, 1, 0.3), ("y", 10, 0, 0.7)]
+            for m, b, s, v in [
+                ("x", 20, 0, 0.5),
+                ("x", 10, 0, 0.1),
+                ("x", 10, 1, 0.3),
+                ("y", 10, 0, 0.7),
+            ]
         ]
     )
     x, y = curves(table, "ab/r@10")
@@ -101,7 +114,9 @@ def test_of_wide_spaces_the_leading_directions_are_kept(experiment):
     cut, same = shared_rows(aligner, run.stores.held_out, items=8, width=3)
     pd.testing.assert_frame_equal(rows, same)
     assert cut.shape == (16, 3)
-    values, vectors = torch.linalg.eigh(whole @ whole.T)  # the best approximation of the inner products of that rank
+    values, vectors = torch.linalg.eigh(
+        whole @ whole.T
+    )  # the best approximation of the inner products of that rank
     best = (vectors[:, -3:] * values[-3:]) @ vectors[:, -3:].T
     torch.testing.assert_close(cut @ cut.T, best, atol=1e-5, rtol=1e-4)
 
@@ -116,7 +131,9 @@ def test_the_hyper_parameters_of_every_run_stand_beside_its_measures(experiment)
     for run in plan(experiment):
         events = EventAccumulator(str(run.folder)).Reload()
         tags = events.summary_metadata
-        start = plugin_data_pb2.HParamsPluginData.FromString(tags["_hparams_/session_start_info"].plugin_data.content)
+        start = plugin_data_pb2.HParamsPluginData.FromString(
+            tags["_hparams_/session_start_info"].plugin_data.content
+        )
         told = start.session_start_info.hparams
         assert told["method"].string_value == run.method
         assert (told["budget"].number_value, told["seed"].number_value) == (run.budget, run.seed)

@@ -26,28 +26,48 @@ from gera_lightning.utils.errors import UserError
 N = 120
 METHODS = {
     "gera": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "both"}},
-    "ridge": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "a_to_b"}},
+    "ridge": {
+        "closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "a_to_b"}
+    },
     "asif": {"closed_form": {"class": "gera_lightning.aligners.asif.ASIF"}},
 }
 ODD = '<script>alert("&")</script> | *x*'
 
 
 def make_project(root: Path) -> None:
-    """Two stores of two views of one latent space, labels and odd texts, an experiment with three closed forms."""
+    """Two stores of two views of one latent space, labels and odd texts, an experiment with three
+    closed forms.
+    """
     rng = np.random.default_rng(0)
     x = rng.normal(size=(N, 5))
     for name, width in (("a", 8), ("b", 6)):
         vectors = x @ rng.normal(size=(5, width)) + 0.7 * rng.normal(size=(N, width))
-        rows = {"item": [f"i{n:03d}" for n in range(N)], "row": [f"i{n:03d}-{name}" for n in range(N)]}
-        rows |= {"split": ["test" if n % 3 == 0 else "train" for n in range(N)], "label": [f"c{n % 4}" for n in range(N)]}
+        rows = {
+            "item": [f"i{n:03d}" for n in range(N)],
+            "row": [f"i{n:03d}-{name}" for n in range(N)],
+        }
+        rows |= {
+            "split": ["test" if n % 3 == 0 else "train" for n in range(N)],
+            "label": [f"c{n % 4}" for n in range(N)],
+        }
         rows |= {"text": [f"{ODD} {n}" for n in range(N)]}
         write_store(
-            root / name, vectors.astype(np.float32), pd.DataFrame(rows), encoder={"name": name}, source={"name": "t"}, dtype="float32"
+            root / name,
+            vectors.astype(np.float32),
+            pd.DataFrame(rows),
+            encoder={"name": name},
+            source={"name": "t"},
+            dtype="float32",
         )
     (root / "experiments" / "methods").mkdir(parents=True)
     for name, preset in METHODS.items():
         (root / "experiments" / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(preset))
-    settings = {"data": {"a": str(root / "a"), "b": str(root / "b")}, "budgets": [8, 20], "methods": list(METHODS), "tuning": {"folds": 2}}
+    settings = {
+        "data": {"a": str(root / "a"), "b": str(root / "b")},
+        "budgets": [8, 20],
+        "methods": list(METHODS),
+        "tuning": {"folds": 2},
+    }
     settings |= {"seeds": [0, 1], "runs_dir": str(root / "runs"), "cache_dir": str(root / "cache")}
     (root / "experiments" / "small.yaml").write_text(yaml.safe_dump(settings))
 
@@ -104,7 +124,11 @@ class Reader(HTMLParser):
         self.tags.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action") and not value.startswith("#")]
+        self.loads += [
+            value
+            for name, value in attrs
+            if name in ("src", "href", "xlink:href", "action") and not value.startswith("#")
+        ]
 
     def handle_startendtag(self, tag, attrs):
         self.handle_starttag(tag, attrs)
@@ -137,7 +161,12 @@ def test_the_page_holds_all_and_loads_nothing(written):
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
     assert "prefers-color-scheme: dark" in text
     assert 'name="viewport"' in text
-    assert reader.tags.count("svg") == len(list(folder.glob("*.svg"))) == len(list(folder.glob("*.png"))) > 8
+    assert (
+        reader.tags.count("svg")
+        == len(list(folder.glob("*.svg")))
+        == len(list(folder.glob("*.png")))
+        > 8
+    )
     named = re.findall(r' id="([^"]+)"', text)
     targets = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
     assert targets <= set(named)
@@ -192,7 +221,9 @@ def test_tables_hold_the_statistics_of_the_runs(written, finished):
         for comparison in compare(bootstrap, "gera", budget):
             at = differences.loc[(budget, comparison.difference.reference)]
             assert at["difference"] == pytest.approx(comparison.difference.estimate.value)
-            assert (at["low_holm"], at["high_holm"]) == pytest.approx((comparison.low, comparison.high))
+            assert (at["low_holm"], at["high_holm"]) == pytest.approx(
+                (comparison.low, comparison.high)
+            )
             assert at["p_holm"] == pytest.approx(comparison.p_holm)
     labels = pd.read_csv(folder / "multipliers.csv").set_index(["budget", "method"])
     expected = multipliers(bootstrap, "ridge")
@@ -221,7 +252,11 @@ def test_examples_are_what_the_aligner_finds(written, finished):
     run = runs[(runs["method"] == "gera") & (runs["budget"] == 20) & (runs["seed"] == 0)].iloc[0]
     held = stores.held_out
     scores = Aligner.load(run["folder"] / "aligner").score(held.a.x, held.b.x).numpy()
-    at = next(n for n, line in enumerate(lines) if line.startswith("**") and "right answer at rank" in line)
+    at = next(
+        n
+        for n, line in enumerate(lines)
+        if line.startswith("**") and "right answer at rank" in line
+    )
     query = int(re.search(r"(\d+)\*\* \(right", lines[at]).group(1))
     place = list(held.a.rows["item"]).index(f"i{query:03d}")
     best = np.argsort(-scores[place])[:5]
@@ -242,7 +277,9 @@ def test_the_command_is_the_one_that_makes_the_runs(written, finished):
 
 def test_settings_of_the_command_line_are_found_again(project):
     shutil.rmtree(project / "runs")
-    runner.run_experiment(config.load("small", ["tuning.max_trials=3", "budgets=[8]"], folder=project / "experiments"))
+    runner.run_experiment(
+        config.load("small", ["tuning.max_trials=3", "budgets=[8]"], folder=project / "experiments")
+    )
     text = (write(project) / "report.md").read_text()
     assert "tuning.max_trials=3" in text
     assert "6 of 6 runs have the hash" in text
@@ -250,7 +287,9 @@ def test_settings_of_the_command_line_are_found_again(project):
 
 def test_a_setting_of_the_command_line_is_found_beside_a_changed_preset(project):
     shutil.rmtree(project / "runs")
-    runner.run_experiment(config.load("small", ["tuning.max_trials=3", "budgets=[8]"], folder=project / "experiments"))
+    runner.run_experiment(
+        config.load("small", ["tuning.max_trials=3", "budgets=[8]"], folder=project / "experiments")
+    )
     (project / "experiments" / "methods" / "asif.yaml").write_text(yaml.safe_dump(METHODS["ridge"]))
     text = (write(project) / "report.md").read_text()
     assert "tuning.max_trials=3" in text
@@ -259,7 +298,12 @@ def test_a_setting_of_the_command_line_is_found_beside_a_changed_preset(project)
 
 
 def test_steps_that_grow_with_the_pairs_are_the_commands_own(project):
-    twin = {"closed_form": None, "geometric_loss": None, "trainer": {"max_steps": 1, "min_epochs": 2}, "tuning": {"max_trials": 1}}
+    twin = {
+        "closed_form": None,
+        "geometric_loss": None,
+        "trainer": {"max_steps": 1, "min_epochs": 2},
+        "tuning": {"max_trials": 1},
+    }
     (project / "experiments" / "methods" / "twin.yaml").write_text(yaml.safe_dump(twin))
     words = ["methods=[twin]", "batch.pairs=4", "seeds=[0]"]
     loaded = config.load("small", words, folder=project / "experiments")
@@ -277,7 +321,10 @@ def test_a_changed_preset_is_told(project):
 
 def test_budgets_of_one_method_alone_are_in_the_command_and_not_compared(project):
     loaded = config.load(
-        "small", {"sweep.extra_budgets": {"ridge": [40, 60]}, "sweep.seeds": [0, 1]}, folder=project / "experiments", sweep=True
+        "small",
+        {"sweep.extra_budgets": {"ridge": [40, 60]}, "sweep.seeds": [0, 1]},
+        folder=project / "experiments",
+        sweep=True,
     )
     runner.run_experiment(loaded)
     folder = write(project, baseline="ridge")
@@ -301,7 +348,9 @@ def test_budgets_of_one_method_alone_are_in_the_command_and_not_compared(project
 def test_a_report_of_kept_results_has_the_same_tables(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
     assert cli.main(["report", "small"]) == 0
-    assert f"]({project / 'runs' / 'small' / 'report' / 'recall_both.png'})" in capsys.readouterr().out
+    assert (
+        f"]({project / 'runs' / 'small' / 'report' / 'recall_both.png'})" in capsys.readouterr().out
+    )
     assert (project / "runs" / "small" / "report" / "recall_both.png").is_file()
     assert cli.main(["keep", "small"]) == 0
     kept = project / "docs" / "results" / "small.zip"
@@ -324,18 +373,30 @@ def test_a_report_of_kept_results_has_the_same_tables(project, monkeypatch, caps
     assert "12 of 12 runs have the hash" in text
     assert "Read from the kept results docs/results/small.zip" in text
     assert "No examples can be shown" in text
-    assert sorted(path.name for path in (project / "runs" / "small").iterdir()) == ["report"]  # no run counts as finished by it
+    assert sorted(path.name for path in (project / "runs" / "small").iterdir()) == [
+        "report"
+    ]  # no run counts as finished by it
 
 
 def test_a_run_for_design_work_takes_no_place_in_reports_and_kept_results(project, monkeypatch):
     monkeypatch.chdir(project)
     before = keep_results("small").read_bytes()
-    assert cli.main(["train", "small", "methods=[ridge]", "budgets=[8]", "seeds=[0]", "data.split=dev"]) == 0
+    assert (
+        cli.main(
+            ["train", "small", "methods=[ridge]", "budgets=[8]", "seeds=[0]", "data.split=dev"]
+        )
+        == 0
+    )
     assert keep_results("small").read_bytes() == before
     text = (write_report("small").parent / "report.md").read_text()
     assert "1 run is left out: another data.split than the experiment's." in text
     shutil.rmtree(project / "runs")
-    assert cli.main(["train", "small", "methods=[ridge]", "budgets=[8]", "seeds=[0]", "data.split=dev"]) == 0
+    assert (
+        cli.main(
+            ["train", "small", "methods=[ridge]", "budgets=[8]", "seeds=[0]", "data.split=dev"]
+        )
+        == 0
+    )
     with pytest.raises(UserError, match="of another split, which would be lost"):
         keep_results("small", ["data.split=dev"])
 
@@ -381,13 +442,18 @@ def test_rows_of_older_versions_lack_columns(project):
     def older(row):
         new = ("trustworthiness", "continuity", "map", "label_p@10", "hubness")
         lost = ("split", "seconds", "version", *(new if row["seed"] else ()))
-        return {name: value for name, value in row.items() if not any(word in name for word in lost)}
+        return {
+            name: value for name, value in row.items() if not any(word in name for word in lost)
+        }
 
     rewrite(project, older)
     text = (write(project) / "report.md").read_text()
     assert "These runs did not measure it." in text
     assert "of an unknown version" in text
-    rewrite(project, lambda row: {name: value for name, value in row.items() if name[:2] not in ("a/", "b/")})
+    rewrite(
+        project,
+        lambda row: {name: value for name, value in row.items() if name[:2] not in ("a/", "b/")},
+    )
     assert (write(project) / "index.html").is_file()
 
 
@@ -418,7 +484,9 @@ def test_without_stores_or_aligners_there_are_no_examples(project, gone):
 
 def test_mistakes_are_named(project):
     for option, value in (("reference", "gerra"), ("baseline", "gerra")):
-        with pytest.raises(UserError, match=rf"{option}='gerra' has no finished run; did you mean 'gera'"):
+        with pytest.raises(
+            UserError, match=rf"{option}='gerra' has no finished run; did you mean 'gera'"
+        ):
             write(project, **{option: value})
     with pytest.raises(UserError, match="draws=10 are too few"):
         write(project, draws=10)
@@ -456,10 +524,15 @@ def test_kept_results_of_other_data_are_not_lost(project, monkeypatch):
     write_store(other, vectors, rows, encoder={"name": "b"}, source={"name": "t"}, dtype="float32")
     words = [f"data.b={other}", "methods=[ridge]"]
     runner.run_experiment(config.load("small", words, folder=project / "experiments"))
-    with pytest.raises(UserError, match=r"small\.zip: holds results of other data or of another split, which would be lost"):
+    with pytest.raises(
+        UserError,
+        match=r"small\.zip: holds results of other data or of another split, which would be lost",
+    ):
         keep_results("small", words)
     assert path.read_bytes() == before
-    assert keep_results("small") == path  # the runs of the first data, though those of the other are newer
+    assert (
+        keep_results("small") == path
+    )  # the runs of the first data, though those of the other are newer
     assert path.read_bytes() == before
     shutil.rmtree(project / "runs")
     assert (

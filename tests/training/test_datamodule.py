@@ -49,7 +49,13 @@ def make(rows: TrainingRows, tmp_path: Path) -> Callable[..., AlignmentDataModul
     """A data module that is set up, of small steps unless told otherwise."""
 
     def build(**settings_: Any) -> AlignmentDataModule:
-        defaults = {"pairs_per_step": 5, "anchors_per_step": 8, "k": K, "max_steps": 12, "cache_dir": tmp_path / "cache"}
+        defaults = {
+            "pairs_per_step": 5,
+            "anchors_per_step": 8,
+            "k": K,
+            "max_steps": 12,
+            "cache_dir": tmp_path / "cache",
+        }
         data = AlignmentDataModule(rows, **{**defaults, **settings_})
         data.prepare_data()
         data.setup()
@@ -75,7 +81,9 @@ def as_numbers(batch: Batch) -> list[np.ndarray]:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(as_numbers(one), as_numbers(other), strict=True))
+    return all(
+        np.array_equal(x, y) for x, y in zip(as_numbers(one), as_numbers(other), strict=True)
+    )
 
 
 # ---- training rows ----
@@ -95,7 +103,9 @@ def test_rows_are_those_drawn_preprocessed(stores, drawn, rows):
 def test_without_centring_rows_are_normalised_only(stores, drawn):
     x = stores[1].read(drawn.pairs_b)
     modality = load_modality(stores[1], drawn.pairs_b, drawn.pool_b, center=False)
-    np.testing.assert_allclose(modality.pairs, x / np.linalg.norm(x, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(
+        modality.pairs, x / np.linalg.norm(x, axis=1, keepdims=True), atol=1e-6
+    )
 
 
 def test_test_rows_leave_no_trace(stores, drawn, rows, make, make_store, tmp_path):
@@ -104,9 +114,17 @@ def test_test_rows_leave_no_trace(stores, drawn, rows, make, make_store, tmp_pat
     for name, store in zip("ab", stores, strict=True):
         x = store.read()
         x[store.rows["split"] == "test"] = 1e3
-        changed.append(make_store(f"changed/{name}", x, **{c: store.rows[c].tolist() for c in ("row", "item", "split")}))
+        changed.append(
+            make_store(
+                f"changed/{name}",
+                x,
+                **{c: store.rows[c].tolist() for c in ("row", "item", "split")},
+            )
+        )
     again = load_rows(*changed, drawn)
-    other = AlignmentDataModule(again, pairs_per_step=5, anchors_per_step=8, k=K, cache_dir=tmp_path / "other")
+    other = AlignmentDataModule(
+        again, pairs_per_step=5, anchors_per_step=8, k=K, cache_dir=tmp_path / "other"
+    )
     other.setup()
     data = make()
     for step in range(4):
@@ -123,7 +141,10 @@ def test_the_key_tells_rows_and_preprocessing_apart(stores, drawn):
             ((pairs, pool), {"center": False}),
             ((pairs[:-1], pool), {}),
             ((pairs, pool[::-1]), {}),
-            ((np.append(pairs, pool[0]), pool[1:]), {}),  # the same rows, one moved from the pool to the pairs
+            (
+                (np.append(pairs, pool[0]), pool[1:]),
+                {},
+            ),  # the same rows, one moved from the pool to the pairs
         )
     ]
     assert len({tuple(sorted(key.items())) for key in keys}) == len(keys)
@@ -149,14 +170,22 @@ def test_a_stream_is_shuffled_epochs_end_to_end(count, size, seed, data):
     assert all(len(step) == min(size, count) for step in steps)
     flat = [place for step in steps for place in step]
     for start in range(0, len(flat) - count + 1, count):
-        assert sorted(flat[start : start + count]) == list(range(count))  # every epoch holds each position once
+        assert sorted(flat[start : start + count]) == list(
+            range(count)
+        )  # every epoch holds each position once
     asked = data.sample_pairs(st.permutations(range(2 * count)))[:5]
     other = RowStream(count, size, seed, 10)
-    assert [other[step].tolist() for step in asked] == [steps[step] for step in asked]  # whatever was asked for before
+    assert [other[step].tolist() for step in asked] == [
+        steps[step] for step in asked
+    ]  # whatever was asked for before
 
 
 def test_streams_differ_by_seed_salt_and_epoch():
-    orders = {tuple(np.concatenate([RowStream(20, 5, seed, salt)[step] for step in range(4)])) for seed in (0, 1) for salt in (10, 11)}
+    orders = {
+        tuple(np.concatenate([RowStream(20, 5, seed, salt)[step] for step in range(4)]))
+        for seed in (0, 1)
+        for salt in (10, 11)
+    }
     assert len(orders) == 4
     stream = RowStream(20, 10, 0, 10)
     assert stream[0].tolist() + stream[1].tolist() != stream[2].tolist() + stream[3].tolist()
@@ -173,7 +202,10 @@ def test_processes_share_the_batch_of_one(make, size):
         shares = [data.step_rows(step, rank, size) for rank in range(size)]
         for rank, share in enumerate(shares):
             assert share.pairs.tolist() == whole.pairs[rank::size].tolist()
-            for one, other in ((share.patches_a, whole.patches_a), (share.patches_b, whole.patches_b)):
+            for one, other in (
+                (share.patches_a, whole.patches_a),
+                (share.patches_b, whole.patches_b),
+            ):
                 np.testing.assert_array_equal(one[0][one[1]], other[0][other[1]][rank::size])
         joined, parts = data.gather(whole), [data.gather(share) for share in shares]
         assert {part.count for part in parts} == {joined.count} == {5}
@@ -200,10 +232,16 @@ def test_going_on_at_a_step_gives_the_rest_of_the_stream(make, monkeypatch, rank
     monkeypatch.setattr(datamodule, "world", lambda: (rank, size))
     whole = make()
     assert whole.trainer is None
-    uninterrupted = [whole.transfer_batch_to_device(step, torch.device("cpu"), 0) for step in whole.train_dataloader()]
+    uninterrupted = [
+        whole.transfer_batch_to_device(step, torch.device("cpu"), 0)
+        for step in whole.train_dataloader()
+    ]
     resumed = make()
     resumed.trainer = SimpleNamespace(global_step=start)
-    rest = [resumed.transfer_batch_to_device(step, torch.device("cpu"), 0) for step in resumed.train_dataloader()]
+    rest = [
+        resumed.transfer_batch_to_device(step, torch.device("cpu"), 0)
+        for step in resumed.train_dataloader()
+    ]
     assert [batch.step for batch in uninterrupted] == list(range(12))
     assert [batch.step for batch in rest] == list(range(start, 12))
     assert all(same(one, other) for one, other in zip(rest, uninterrupted[start:], strict=True))
@@ -296,7 +334,9 @@ def test_the_copy_of_the_rows_goes_when_training_ends(make):
     assert data._resident is not None
     data.teardown("fit")
     assert data._resident is None
-    torch.testing.assert_close(data.gather(data.step_rows(0)).unpaired_a.rows, batch.unpaired_a.rows)
+    torch.testing.assert_close(
+        data.gather(data.step_rows(0)).unpaired_a.rows, batch.unpaired_a.rows
+    )
 
 
 def test_without_a_geometric_loss_no_graph_is_built(make, tmp_path):
@@ -323,7 +363,12 @@ def test_a_pool_too_small_for_patches_is_refused(rows, tmp_path, side, size):
     other = {key: getattr(rows, key) for key in "ab"}
     other[side] = other[side].pool_subset(np.arange(len(other[side].pool)) < size)
     small = TrainingRows(other["a"], other["b"], rows.items)
-    with pytest.raises(UserError, match=rf"modality {side} has {size} unpaired rows.*lower data\.reserve.*geometric_loss=null"):
+    with pytest.raises(
+        UserError,
+        match=(
+            rf"modality {side} has {size} unpaired rows.*lower data\.reserve.*geometric_loss=null"
+        ),
+    ):
         AlignmentDataModule(small, cache_dir=tmp_path)
     AlignmentDataModule(small, k=None, cache_dir=tmp_path)
     AlignmentDataModule(small, paired_anchors=True, cache_dir=tmp_path)

@@ -17,7 +17,10 @@ def rows(d, seed):
 def test_mixing_equals_a_slow_loop():
     x, partner = rows(3, 0), torch.tensor([1, 0, 2, 7, 6, 5, 4, 3])
     for i, row in enumerate(mix(x, partner, 0.3)):
-        expected = [0.3 * u + 0.7 * v for u, v in zip(x[i].tolist(), x[int(partner[i])].tolist(), strict=True)]
+        expected = [
+            0.3 * u + 0.7 * v
+            for u, v in zip(x[i].tolist(), x[int(partner[i])].tolist(), strict=True)
+        ]
         assert row.tolist() == pytest.approx(expected)
 
 
@@ -31,7 +34,9 @@ def test_mixing_identical_rows_changes_nothing(seed):
 
 @pytest.mark.parametrize("step", range(4))
 def test_one_lambda_and_one_permutation_mix_both_modalities(step):
-    """With unit vectors as rows a mixed row shows who was mixed and how: what it shows must be the same in both."""
+    """With unit vectors as rows a mixed row shows who was mixed and how: what it shows must be the
+    same in both.
+    """
     m_a, m_b, items = FuseMix()(torch.eye(B), 2 * torch.eye(B), torch.arange(B), 0, step)
     torch.testing.assert_close(m_b, 2 * m_a)
     torch.testing.assert_close(m_a.sum(1), torch.ones(B))
@@ -55,8 +60,13 @@ def test_the_draw_depends_on_seed_and_step_alone():
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
 def test_lambda_is_beta_distributed(alpha):
-    shares = [FuseMix(alpha)(torch.eye(2), torch.eye(2), torch.arange(2), 0, step)[0][0, 0].item() for step in range(4000)]
-    mixed = [share for share in shares if share < 1]  # half of the permutations of two rows leave them
+    shares = [
+        FuseMix(alpha)(torch.eye(2), torch.eye(2), torch.arange(2), 0, step)[0][0, 0].item()
+        for step in range(4000)
+    ]
+    mixed = [
+        share for share in shares if share < 1
+    ]  # half of the permutations of two rows leave them
     assert 1800 < len(mixed) < 2200
     assert stats.kstest(mixed, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 

@@ -1,7 +1,8 @@
-"""Published peers behind the one path of all methods: their presets, their settings, and several processes against one.
+"""Published peers behind the one path of all methods: their presets, their settings, and several
+processes against one.
 
-The two gloo processes come from a fork server that has imported the package once. Each runs this file by its path, under the name
-`worker`.
+The two gloo processes come from a fork server that has imported the package once. Each runs this
+file by its path, under the name `worker`.
 """
 
 from __future__ import annotations
@@ -65,10 +66,19 @@ TERMS = {
     "sotalign_procrustes": {"pair", "transport"},
     "sclip": {"pair", "captions"},
 }
-TWINS = {"fusemix": "contrastive", "sclip": "contrastive", "structure": "contrastive_linear", "structure_pairs": "contrastive_linear"}
+TWINS = {
+    "fusemix": "contrastive",
+    "sclip": "contrastive",
+    "structure": "contrastive_linear",
+    "structure_pairs": "contrastive_linear",
+}
 TWINS |= {"gera_plain": "contrastive", "gera_mlp": "contrastive_mlp"}
 TWINS |= {"gera_linear": "contrastive_linear", "gera_linear_ridge": "contrastive_linear_ridge"}
-CLOSED = {"manifold_ridge": "smoothness", "manifold_kernel_ridge": "smoothness", "self_training": "ratio"}
+CLOSED = {
+    "manifold_ridge": "smoothness",
+    "manifold_kernel_ridge": "smoothness",
+    "self_training": "ratio",
+}
 """Closed forms that read the pools, with what they tune beside the penalty."""
 TRANSPORT = "gera_lightning.losses.transport.TransportLoss"
 CCA_CLASS = "gera_lightning.aligners.cca.CCA"
@@ -103,13 +113,21 @@ LOSSES = {"structure": StructureLoss, "captions": CaptionLoss}
 
 
 def training_rows() -> TrainingRows:
-    """Ten pairs of eight items (two items stand there twice) and unpaired rows, fewer of b than a step takes, in double precision."""
+    """Ten pairs of eight items (two items stand there twice) and unpaired rows, fewer of b than a
+    step takes, in double precision.
+    """
 
     def modality(d: int, pool: int, seed: int) -> Modality:
-        x = torch.randn(10 + pool, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        x = torch.randn(
+            10 + pool, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         x = torch.nn.functional.normalize(x)
         return Modality(
-            x[:10], x[10:], Preprocessing(None), {"data": f"{d}-{seed}"}, np.array([f"pool{d}-{i}" for i in range(len(x) - 10)])
+            x[:10],
+            x[10:],
+            Preprocessing(None),
+            {"data": f"{d}-{seed}"},
+            np.array([f"pool{d}-{i}" for i in range(len(x) - 10)]),
         )
 
     return TrainingRows(modality(6, 30, 0), modality(5, 8, 1), np.array(list("abcdefghab")))
@@ -119,7 +137,9 @@ def loss_of(case: Case, rows: TrainingRows) -> UnpairedLoss | None:
     if case.loss != "transport":
         return None if case.loss is None else LOSSES[case.loss](**(case.settings or {}))
     samples = FitData(rows.a.pairs, rows.b.pairs, rows.a.pool, rows.b.pool)
-    return TransportLoss(CCA(), **(case.settings or {})).taught(*next(CCA().candidates(samples, [{"penalty": 1.0, "share": 1.0}])))
+    return TransportLoss(CCA(), **(case.settings or {})).taught(
+        *next(CCA().candidates(samples, [{"penalty": 1.0, "share": 1.0}]))
+    )
 
 
 def one_step(case: Case, step: int, rank: int = 0, size: int = 1) -> dict[str, Tensor]:
@@ -129,7 +149,9 @@ def one_step(case: Case, step: int, rank: int = 0, size: int = 1) -> dict[str, T
     reads = case.unpaired if loss is not None and loss.reads_unpaired else None
     data = AlignmentDataModule(rows, pairs_per_step=case.pairs, k=None, unpaired_per_step=reads)
     data.setup("fit")
-    heads = [ResidualMLP(d, 3, hidden=4, generator=torch.Generator().manual_seed(d)) for d in (6, 5)]
+    heads = [
+        ResidualMLP(d, 3, hidden=4, generator=torch.Generator().manual_seed(d)) for d in (6, 5)
+    ]
     for head in heads:
         torch.nn.init.normal_(head.outer, generator=torch.Generator().manual_seed(9))
     module = AlignmentModule(
@@ -154,18 +176,35 @@ def one_step(case: Case, step: int, rank: int = 0, size: int = 1) -> dict[str, T
 
 
 def all_steps(rank: int = 0, size: int = 1) -> dict[str, dict[str, Tensor]]:
-    return {f"{name} {step}": one_step(case, step, rank, size) for name, case in CASES.items() for step in STEPS}
+    return {
+        f"{name} {step}": one_step(case, step, rank, size)
+        for name, case in CASES.items()
+        for step in STEPS
+    }
 
 
 def train(experiment: str, runs: Path, *methods: str) -> None:
     chosen = {"methods": list(methods)} if methods else {}
-    run_experiment(load(experiment, {"runs_dir": str(runs), "cache_dir": str(runs / "cache"), **chosen}))
+    run_experiment(
+        load(experiment, {"runs_dir": str(runs), "cache_dir": str(runs / "cache"), **chosen})
+    )
 
 
 def work(rank: int, size: int, port: int, experiment: str, folder: str) -> None:
     """What one process does, told of the others as torchrun tells it."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-    os.environ |= {**{k: str(v) for k, v in told.items()}, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    told = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_PORT": port,
+    }
+    os.environ |= {
+        **{k: str(v) for k, v in told.items()},
+        "MASTER_ADDR": "127.0.0.1",
+        "TORCHELASTIC_RUN_ID": "test",
+        "GROUP_RANK": "0",
+    }
     torch.set_num_threads(1)
     distributed.initialize()
     torch.save(all_steps(rank, size), Path(folder) / f"{rank}.pt")
@@ -182,7 +221,10 @@ if __name__ == "worker":
 # ---- fixtures ----
 
 SMALL = {
-    "data": {"synthetic": {"items": 120, "dim_a": 6, "dim_b": 5, "features": 16}, "reserved_pairs": 12},
+    "data": {
+        "synthetic": {"items": 120, "dim_a": 6, "dim_b": 5, "features": 16},
+        "reserved_pairs": 12,
+    },
     "budgets": [12],
     "methods": ["contrastive", *TERMS, *CLOSED],
     "head": {"class": "gera_lightning.models.maps.ResidualMLP", "hidden": 8},
@@ -200,7 +242,9 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("experiments")
     (folder / "methods").mkdir()
     for path in METHODS.glob("*.yaml"):
-        (folder / "methods" / path.name).write_text(yaml.safe_dump(shortened(load_preset(path.stem))))
+        (folder / "methods" / path.name).write_text(
+            yaml.safe_dump(shortened(load_preset(path.stem)))
+        )
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     return str(folder / "small.yaml")
 
@@ -224,7 +268,11 @@ def two(experiment: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gera_lightning.experiment.runner", "pytest"])
     workers = [
-        context.Process(target=runpy.run_path, args=(__file__, {"JOB": (rank, 2, port, experiment, str(folder))}, "worker"), daemon=True)
+        context.Process(
+            target=runpy.run_path,
+            args=(__file__, {"JOB": (rank, 2, port, experiment, str(folder))}, "worker"),
+            daemon=True,
+        )
         for rank in range(2)
     ]
     for worker in workers:
@@ -258,11 +306,15 @@ def test_each_preset_trains_and_logs_its_terms(runs, method):
     assert row["steps"] == 3
     preset = load_preset(method)
     [(key, values)] = preset["tuning"]["grid"].items()
-    first, second = (float(value) for value in values)  # the package's YAML reads 1e-3 as a number, this one as a word
+    first, second = (
+        float(value) for value in values
+    )  # the package's YAML reads 1e-3 as a number, this one as a word
     assert (row["settings"], set(row["chosen"])) == (2, {"steps", key})
     assert row["chosen"][key] in (first, second)
     events = EventAccumulator(str(folder / "tuning" / "fold0-choice0")).Reload()
-    names = {tag.removeprefix("loss/") for tag in events.Tags()["scalars"] if tag.startswith("loss/")}
+    names = {
+        tag.removeprefix("loss/") for tag in events.Tags()["scalars"] if tag.startswith("loss/")
+    }
     assert names == TERMS[method] | {"total"}
     values = {name: [event.value for event in events.Scalars(f"loss/{name}")] for name in names}
     weight = first if key.endswith("_weight") else preset.get("unpaired_weight", 1)
@@ -279,7 +331,9 @@ def load_preset(method: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("method", "twin"), TWINS.items())
 def test_each_term_moves_the_maps_of_its_twin(runs, method, twin):
-    """Start, batches and steps are the same, so without an effect weights would be equal to the bit."""
+    """Start, batches and steps are the same, so without an effect weights would be equal to the
+    bit.
+    """
     own, other = weights(runs, method), weights(runs, twin)
     assert set(own) == set(other)
     assert any(not torch.equal(value, other[name]) for name, value in own.items())
@@ -300,14 +354,24 @@ def test_each_closed_preset_is_fitted_tuned_and_saved(runs, method, tuned):
 
 @pytest.mark.parametrize("method", sorted({*TERMS, *TWINS.values(), *CLOSED}))
 def test_a_preset_says_which_values_are_ours_and_tunes_as_many_as_every_other(experiment, method):
-    head = " ".join(line.removeprefix("# ") for line in (METHODS / f"{method}.yaml").read_text().splitlines() if line.startswith("#"))
-    assert any(words in head for words in ("Ours:", "ours.", "All values ours", "Our values", "which ours"))
+    head = " ".join(
+        line.removeprefix("# ")
+        for line in (METHODS / f"{method}.yaml").read_text().splitlines()
+        if line.startswith("#")
+    )
+    assert any(
+        words in head for words in ("Ours:", "ours.", "All values ours", "Our values", "which ours")
+    )
     config = load("speech_text", {"methods": [method]}, folder=METHODS.parent).methods[method]
     if method in CLOSED:
-        method_settings = build(config.closed_form, "closed_form").settings(config.tuning.max_trials, 100)
+        method_settings = build(config.closed_form, "closed_form").settings(
+            config.tuning.max_trials, 100
+        )
     else:
         choices = combinations(config)
-        method_settings = len(choices) * stopping_steps(config.trainer.max_steps, config.tuning.max_trials // len(choices))
+        method_settings = len(choices) * stopping_steps(
+            config.trainer.max_steps, config.tuning.max_trials // len(choices)
+        )
     assert len(method_settings) == config.tuning.max_trials == 8
 
 
@@ -318,14 +382,25 @@ def test_a_preset_says_which_values_are_ours_and_tunes_as_many_as_every_other(ex
 def test_losses_and_gradients_equal_those_of_one_process_on_the_joined_batch(two, name):
     for step in STEPS:
         expected = one_step(CASES[name], step)
-        term = {"structure": "structure", "transport": "transport", "captions": "captions"}.get(name.split()[0])
+        term = {"structure": "structure", "transport": "transport", "captions": "captions"}.get(
+            name.split()[0]
+        )
         assert term is None or float(expected[f"loss/{term}"]) > 0
-        assert max(float(v.abs().max()) for n, v in expected.items() if n.startswith("gradient/map_a")) > 1e-4
+        assert (
+            max(float(v.abs().max()) for n, v in expected.items() if n.startswith("gradient/map_a"))
+            > 1e-4
+        )
         for rank in range(2):
             found = torch.load(two / f"{rank}.pt")[f"{name} {step}"]
             assert set(found) == set(expected)
             for key, value in expected.items():
-                torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}")
+                torch.testing.assert_close(
+                    found[key],
+                    value,
+                    rtol=1e-9,
+                    atol=1e-11,
+                    msg=lambda text, key=key: f"{key}: {text}",
+                )
 
 
 @pytest.mark.parametrize("method", WHOLE)
@@ -333,7 +408,9 @@ def test_weights_of_whole_runs_equal_those_of_one_process(runs, two, method):
     expected, found = weights(runs, method), weights(two / "runs" / "small", method)
     assert set(found) == set(expected)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_mixed_pairs_and_unpaired_rows_matter():
@@ -341,7 +418,9 @@ def test_mixed_pairs_and_unpaired_rows_matter():
     plain = one_step(Case(), 3)["loss/total"]
     for name in ("mixup", "structure", "transport", "captions"):
         assert not torch.isclose(one_step(CASES[name], 3)["loss/total"], plain, rtol=1e-3), name
-    assert torch.isclose(one_step(CASES["structure"], 3)["loss/pair"], plain)  # beside the pair loss, not in it
+    assert torch.isclose(
+        one_step(CASES["structure"], 3)["loss/pair"], plain
+    )  # beside the pair loss, not in it
 
 
 # ---- the teacher ----
@@ -356,7 +435,9 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
         return fitted(self, samples, settings)
 
     monkeypatch.setattr(CCA, "candidates", watched)
-    config = Config(geometric_loss=None, unpaired_loss={"class": TRANSPORT, "teacher": {"class": CCA_CLASS}})
+    config = Config(
+        geometric_loss=None, unpaired_loss={"class": TRANSPORT, "teacher": {"class": CCA_CLASS}}
+    )
     config.tuning.folds, config.trainer.accelerator = 2, "cpu"
     positions = np.array([1, 2, 4, 5, 6, 7])
     items = sorted({*rows.items, *rows.a.pool_items, *rows.b.pool_items})
@@ -372,14 +453,21 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
     assert isinstance(module.unpaired_loss, TransportLoss)
     assert module.unpaired_loss.maps is not None
     kept = module.configure_optimizers()["optimizer"].param_groups
-    assert not {id(p) for p in module.unpaired_loss.parameters()} & {id(p) for group in kept for p in group["params"]}
+    assert not {id(p) for p in module.unpaired_loss.parameters()} & {
+        id(p) for group in kept for p in group["params"]
+    }
 
 
 def test_a_part_inside_a_part_is_checked_and_built():
-    loss = build({"class": TRANSPORT, "teacher": {"class": CCA_CLASS, "score": "csa"}}, "unpaired_loss")
+    loss = build(
+        {"class": TRANSPORT, "teacher": {"class": CCA_CLASS, "score": "csa"}}, "unpaired_loss"
+    )
     assert loss.teacher == CCA("csa")
     for teacher, words in (
-        ({"class": CCA_CLASS, "scores": "csa"}, ["unpaired_loss.teacher.scores", "did you mean 'score'"]),
+        (
+            {"class": CCA_CLASS, "scores": "csa"},
+            ["unpaired_loss.teacher.scores", "did you mean 'score'"],
+        ),
         ({"class": CCA + "s"}, ["unpaired_loss.teacher.class", "did you mean 'CCA'"]),
         ({"class": CCA, "smallest": -1.0}, ["unpaired_loss.teacher", "smallest=-1.0"]),
         ({"score": "csa"}, ["unpaired_loss", "teacher={", "no closed form", "teacher.class="]),
@@ -399,16 +487,37 @@ def test_runs_without_a_peers_section_are_the_runs_they_were(experiment):
     for changes in ({"unpaired_weight": 5.0}, {"batch.unpaired": 99}):
         with_peer = load(experiment, {"methods": ["contrastive", "sotalign"], **changes}).methods
         assert config_hash(with_peer["contrastive"]) == config_hash(plain)
-        assert config_hash(with_peer["sotalign"]) != config_hash(load(experiment).methods["sotalign"])
+        assert config_hash(with_peer["sotalign"]) != config_hash(
+            load(experiment).methods["sotalign"]
+        )
 
 
 def test_an_argument_reaches_the_methods_that_have_the_part(experiment):
-    words = ["methods=[contrastive,fusemix,sotalign]", "mixup.alpha=0.3", "unpaired_loss.teacher.score=csa", "unpaired_loss.eps=0.1"]
+    words = [
+        "methods=[contrastive,fusemix,sotalign]",
+        "mixup.alpha=0.3",
+        "unpaired_loss.teacher.score=csa",
+        "unpaired_loss.eps=0.1",
+    ]
     methods = load(experiment, words).methods
-    assert methods["fusemix"].mixup == {"class": "gera_lightning.training.mixup.FuseMix", "alpha": 0.3}
-    assert methods["sotalign"].unpaired_loss == {"class": TRANSPORT, "eps": 0.1, "teacher": {"class": CCA_CLASS, "score": "csa"}}
-    assert methods["contrastive"].mixup is methods["contrastive"].unpaired_loss is methods["sotalign"].mixup is None
-    mixed = load(experiment, ["methods=[contrastive]", "mixup.class=gera_lightning.training.mixup.FuseMix"]).methods["contrastive"]
+    assert methods["fusemix"].mixup == {
+        "class": "gera_lightning.training.mixup.FuseMix",
+        "alpha": 0.3,
+    }
+    assert methods["sotalign"].unpaired_loss == {
+        "class": TRANSPORT,
+        "eps": 0.1,
+        "teacher": {"class": CCA_CLASS, "score": "csa"},
+    }
+    assert (
+        methods["contrastive"].mixup
+        is methods["contrastive"].unpaired_loss
+        is methods["sotalign"].mixup
+        is None
+    )
+    mixed = load(
+        experiment, ["methods=[contrastive]", "mixup.class=gera_lightning.training.mixup.FuseMix"]
+    ).methods["contrastive"]
     assert mixed.mixup == {"class": "gera_lightning.training.mixup.FuseMix"}
 
 
@@ -416,12 +525,27 @@ def test_an_argument_reaches_the_methods_that_have_the_part(experiment):
     ("words", "message"),
     [
         (["mixup.alpha=1"], "mixup: none of the methods contrastive has this section"),
-        (["unpaired_loss.eps=1"], "unpaired_loss: none of the methods contrastive has this section"),
-        (["unpaired_weight=2"], "unpaired_weight: none of the methods contrastive has a section unpaired_loss"),
-        (["batch.unpaired=5"], "batch.unpaired: none of the methods contrastive has a section unpaired_loss"),
-        (["geometric_weight=5"], "geometric_weight: none of the methods contrastive has a section geometric_loss"),
+        (
+            ["unpaired_loss.eps=1"],
+            "unpaired_loss: none of the methods contrastive has this section",
+        ),
+        (
+            ["unpaired_weight=2"],
+            "unpaired_weight: none of the methods contrastive has a section unpaired_loss",
+        ),
+        (
+            ["batch.unpaired=5"],
+            "batch.unpaired: none of the methods contrastive has a section unpaired_loss",
+        ),
+        (
+            ["geometric_weight=5"],
+            "geometric_weight: none of the methods contrastive has a section geometric_loss",
+        ),
         (["graph.k=9"], "graph: none of the methods contrastive has a section geometric_loss"),
-        (["batch.anchors=9"], "batch.anchors: none of the methods contrastive has a section geometric_loss"),
+        (
+            ["batch.anchors=9"],
+            "batch.anchors: none of the methods contrastive has a section geometric_loss",
+        ),
         (["batch.unpaired=1"], "batch.unpaired=1 must be at least 2"),
         (["unpaired_weight=-1"], "unpaired_weight=-1.0 must be at least 0"),
     ],
@@ -433,13 +557,23 @@ def test_a_mistake_names_key_value_and_remedy(experiment, words, message):
 
 
 def test_a_loss_of_another_kind_is_refused_before_anything_runs(experiment):
-    settings = load(experiment, {"methods": ["sclip"], "unpaired_loss": {"class": "gera_lightning.losses.contrastive.CLIPLoss"}})
-    with pytest.raises(UserError, match=r"unpaired_loss.class='.*CLIPLoss' is no loss of a step.*UnpairedLoss"):
+    settings = load(
+        experiment,
+        {
+            "methods": ["sclip"],
+            "unpaired_loss": {"class": "gera_lightning.losses.contrastive.CLIPLoss"},
+        },
+    )
+    with pytest.raises(
+        UserError, match=r"unpaired_loss.class='.*CLIPLoss' is no loss of a step.*UnpairedLoss"
+    ):
         check(settings.methods["sclip"])
 
 
 def test_pools_that_are_empty_are_refused_before_anything_runs(experiment, tmp_path):
     words = {"cache_dir": str(tmp_path), "runs_dir": str(tmp_path), "data.reserved_pairs": 92}
-    with pytest.raises(UserError, match=r"data.reserved_pairs=92.*unpaired_loss of structure.*lower it"):
+    with pytest.raises(
+        UserError, match=r"data.reserved_pairs=92.*unpaired_loss of structure.*lower it"
+    ):
         plan(load(experiment, {**words, "methods": ["structure"]}))
     assert plan(load(experiment, {**words, "methods": ["structure_pairs"]}))  # reads no pool

@@ -1,4 +1,6 @@
-"""Whole runs of small experiments: what they leave, how they go on after an interruption, and what they may not see."""
+"""Whole runs of small experiments: what they leave, how they go on after an interruption, and what
+they may not see.
+"""
 
 from __future__ import annotations
 
@@ -52,22 +54,63 @@ FILES: dict[str, dict[str, Any]] = {
         "batch": {"pairs": 6, "anchors": 8},
         "graph": {"k": 4},
         "tuning": {"folds": 2, "used_folds": 1, "max_trials": 3, "distractors": 20},
-        "trainer": {"max_steps": 9, "accelerator": "cpu", "checkpoint_every_n_steps": 3, "log_every_n_steps": 1},
+        "trainer": {
+            "max_steps": 9,
+            "accelerator": "cpu",
+            "checkpoint_every_n_steps": 3,
+            "log_every_n_steps": 1,
+        },
     },
     "methods/geometric.yaml": {"closed_form": None},
     "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
-    "methods/corrected.yaml": {"closed_form": None, "correction": {"class": f"{ALIGNERS}.space.CSLS", "k": 3}},
+    "methods/corrected.yaml": {
+        "closed_form": None,
+        "correction": {"class": f"{ALIGNERS}.space.CSLS", "k": 3},
+    },
     "methods/paired_anchors.yaml": {"closed_form": None, "batch": {"paired_anchors": True}},
-    "methods/started.yaml": {"closed_form": None, "init": {"class": f"{ALIGNERS}.ridge.Ridge", "direction": "a_to_b"}},
+    "methods/started.yaml": {
+        "closed_form": None,
+        "init": {"class": f"{ALIGNERS}.ridge.Ridge", "direction": "a_to_b"},
+    },
     "methods/ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}},
-    "methods/ridge_csls.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}, "correction": {"class": f"{ALIGNERS}.space.CSLS"}},
+    "methods/ridge_csls.yaml": {
+        "closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"},
+        "correction": {"class": f"{ALIGNERS}.space.CSLS"},
+    },
     "methods/kernel_ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}},
 }
 
-KEYS = {"experiment", "method", "budget", "seed", "config_hash", "data_hash", "seconds", "steps", "settings", "chosen", "converged", "split"}
+KEYS = {
+    "experiment",
+    "method",
+    "budget",
+    "seed",
+    "config_hash",
+    "data_hash",
+    "seconds",
+    "steps",
+    "settings",
+    "chosen",
+    "converged",
+    "split",
+}
 KEYS |= {"peak_rss_mb", "version", "results", "foscttm"}
-KEYS |= {f"{d}/{m}" for d in ("ab", "ba") for m in ("r@1", "r@5", "r@10", "mrr", "map", "median_rank", "chance@10", "hubness")}
-KEYS |= {f"{s}/{m}" for s in "ab" for m in ("knn_overlap", "trustworthiness", "continuity", "label_p@10/before", "label_p@10/after")}
+KEYS |= {
+    f"{d}/{m}"
+    for d in ("ab", "ba")
+    for m in ("r@1", "r@5", "r@10", "mrr", "map", "median_rank", "chance@10", "hubness")
+}
+KEYS |= {
+    f"{s}/{m}"
+    for s in "ab"
+    for m in (
+        "knn_overlap",
+        "trustworthiness",
+        "continuity",
+        "label_p@10/before",
+        "label_p@10/after",
+    )
+}
 
 
 @pytest.fixture
@@ -78,7 +121,11 @@ def experiment(tmp_path: Path, write_yaml: Any) -> Callable[..., Experiment]:
     def make(**overrides: Any) -> Experiment:
         runs, cache = str(tmp_path / "runs"), str(tmp_path / "cache")
         settings = {"budgets": [14], "runs_dir": runs, "cache_dir": cache, **overrides}
-        return load("small", {key.replace("__", "."): value for key, value in settings.items()}, folder=tmp_path / "experiments")
+        return load(
+            "small",
+            {key.replace("__", "."): value for key, value in settings.items()},
+            folder=tmp_path / "experiments",
+        )
 
     return make
 
@@ -104,13 +151,19 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def task_of(run: Run, folder: Path) -> TrainingSet:
-    rows = load_rows(run.stores.a, run.stores.b, run.stores.sample_pairs(run.config, run.budget, run.seed))
-    return TrainingSet(run.config, rows, run.stores.split.families, run.seed, folder, lambda *_: None)
+    rows = load_rows(
+        run.stores.a, run.stores.b, run.stores.sample_pairs(run.config, run.budget, run.seed)
+    )
+    return TrainingSet(
+        run.config, rows, run.stores.split.families, run.seed, folder, lambda *_: None
+    )
 
 
 def data_of(task: TrainingSet, positions: np.ndarray | None = None) -> AlignmentDataModule:
     everything = np.arange(len(task.rows.items))
-    data = data_module(task, everything if positions is None else positions, task.config.trainer.max_steps)
+    data = data_module(
+        task, everything if positions is None else positions, task.config.trainer.max_steps
+    )
     data.setup("fit")
     return data
 
@@ -132,13 +185,25 @@ def test_a_sweep_leaves_whole_run_folders_and_result_rows(experiment, tmp_path):
         assert row["experiment"] == "small"
         assert row["settings"] == 3
         assert (row["converged"] is None) == (not trained)
-        assert row["chosen"] == ({"steps": row["steps"]} if trained else {"penalty": pytest.approx(row["chosen"]["penalty"])})
+        assert row["chosen"] == (
+            {"steps": row["steps"]}
+            if trained
+            else {"penalty": pytest.approx(row["chosen"]["penalty"])}
+        )
         assert (row["steps"] in (1, 4, 9)) if trained else (row["steps"] == 0)
-        assert all(0 <= row[key] <= 1 for key in row if key.split("/")[-1] in ("r@1", "r@10", "mrr", "chance@10", "knn_overlap", "foscttm"))
+        assert all(
+            0 <= row[key] <= 1
+            for key in row
+            if key.split("/")[-1] in ("r@1", "r@10", "mrr", "chance@10", "knn_overlap", "foscttm")
+        )
         run = folder / row["method"] / f"b{row['budget']}-s{row['seed']}-{row['config_hash']}"
         assert json.loads((run / "metrics.json").read_text()) == row
         settings = yaml.safe_load((run / "config.yaml").read_text())
-        assert (settings["method"], settings["budget"], settings["seed"]) == (row["method"], row["budget"], row["seed"])
+        assert (settings["method"], settings["budget"], settings["seed"]) == (
+            row["method"],
+            row["budget"],
+            row["seed"],
+        )
         assert list(run.glob("events.out.tfevents.*"))
         assert (run / "checkpoints" / "last.ckpt").is_file() == trained
         ranks = pd.read_parquet(run / "ranks.parquet")
@@ -156,11 +221,21 @@ def test_the_aligner_of_a_run_reproduces_its_ranks(experiment):
     execute(run)
     aligner, held = Aligner.load(run.folder / "aligner"), run.stores.held_out
     scores = aligner.score(held.a.x, held.b.x).numpy()
-    own = scores[np.arange(len(scores)), [list(held.b.rows["item"]).index(item) for item in held.a.rows["item"]]]
+    own = scores[
+        np.arange(len(scores)),
+        [list(held.b.rows["item"]).index(item) for item in held.a.rows["item"]],
+    ]
     ranks = 1 + (scores > own[:, None]).sum(1)
     table = pd.read_parquet(run.folder / "ranks.parquet")
     np.testing.assert_array_equal(table[table["direction"] == "ab"]["rank"], ranks)
-    facts = {"method": "corrected", "budget": 14, "seed": 0, "data_hash": run.stores.data_hash, "dim_a": 7, "encoder_b": "synthetic-view-b"}
+    facts = {
+        "method": "corrected",
+        "budget": 14,
+        "seed": 0,
+        "data_hash": run.stores.data_hash,
+        "dim_a": 7,
+        "encoder_b": "synthetic-view-b",
+    }
     assert facts.items() <= aligner.about.items()
 
 
@@ -189,7 +264,9 @@ def test_overwriting_runs_again_from_the_start_and_comes_to_the_same(experiment,
     before = weights(run.folder)
     (run.folder / "left_over.txt").write_text("of the first run")
     run.partial_folder.mkdir()
-    (run.partial_folder / "tuning.json").write_text('{"steps": 2}')  # of an interrupted run: not to be gone on from
+    (run.partial_folder / "tuning.json").write_text(
+        '{"steps": 2}'
+    )  # of an interrupted run: not to be gone on from
     steps = []
     execute(run, lambda what, done, total: steps.append((what, done)))
     assert ("fold 1/1", 9) in steps
@@ -212,10 +289,21 @@ def interrupt_at(what: str, step: int) -> ProgressCallback:
 
 @pytest.mark.parametrize(
     ("what", "step", "checkpoint"),
-    [("fold 1/1", 4, None), ("training", 2, None), ("training", 5, 3), ("training", 6, 3), ("training", 8, 6), ("training", 9, 6)],
+    [
+        ("fold 1/1", 4, None),
+        ("training", 2, None),
+        ("training", 5, 3),
+        ("training", 6, 3),
+        ("training", 8, 6),
+        ("training", 9, 6),
+    ],
 )
-def test_an_interrupted_training_goes_on_to_bit_identical_weights(experiment, monkeypatch, what, step, checkpoint):
-    """The progress callback comes before the checkpoint's: an interruption at step 6 finds the checkpoint of step 3."""
+def test_an_interrupted_training_goes_on_to_bit_identical_weights(
+    experiment, monkeypatch, what, step, checkpoint
+):
+    """The progress callback comes before the checkpoint's: an interruption at step 6 finds the
+    checkpoint of step 3.
+    """
     loaded = experiment(methods=["geometric"], tuning__max_trials=1)
     run = only_run(loaded)
     execute(run)
@@ -233,7 +321,9 @@ def test_an_interrupted_training_goes_on_to_bit_identical_weights(experiment, mo
         assert torch.load(kept, weights_only=False)["global_step"] == checkpoint
     seen = []
     again = execute(run, lambda name, done, total: seen.append((name, done)))
-    assert [done for name, done in seen if name == "training"] == list(range((checkpoint or 0) + 1, 10))
+    assert [done for name, done in seen if name == "training"] == list(
+        range((checkpoint or 0) + 1, 10)
+    )
     assert ("fold 1/1", 9) in seen or what == "training"
     assert same(weights(run.folder), whole)
     assert {k: v for k, v in again.items() if k not in ("seconds", "peak_rss_mb")} == {
@@ -257,7 +347,14 @@ def test_a_run_that_went_on_counts_the_seconds_before_it_was_interrupted(experim
 @pytest.mark.parametrize(
     "record",
     [
-        *("", "{", "[1]", '{"steps": 4}', '{"steps": 4, "values": {}}', '{"steps": 5, "values": {}, "converged": null}'),
+        *(
+            "",
+            "{",
+            "[1]",
+            '{"steps": 4}',
+            '{"steps": 4, "values": {}}',
+            '{"steps": 5, "values": {}, "converged": null}',
+        ),
         '{"steps": 4, "values": {"geometric_weight": 2.0}, "converged": null}',
     ],
 )
@@ -272,7 +369,9 @@ def test_a_choice_that_is_damaged_or_no_longer_there_is_made_anew(experiment, re
     seen = []
     again = execute(run, lambda name, done, total: seen.append((name, done)))
     assert ("fold 1/1", 9) in seen
-    assert [done for name, done in seen if name == "training"] == list(range(1, row["steps"] + 1))  # from no checkpoint of before
+    assert [done for name, done in seen if name == "training"] == list(
+        range(1, row["steps"] + 1)
+    )  # from no checkpoint of before
     assert again["chosen"] == row["chosen"]
     assert same(weights(run.folder), whole)
 
@@ -302,19 +401,28 @@ METHODS = ["geometric", "corrected", "paired_anchors", "started", "ridge_csls", 
 
 
 @pytest.fixture
-def stores(tmp_path: Path, make_store: Callable[..., EmbeddingStore]) -> Callable[..., dict[str, Any]]:
-    """Two stores of 90 items, 20 of them test; `change` moves the vectors of one side of the split. Returns the config's overrides."""
+def stores(
+    tmp_path: Path, make_store: Callable[..., EmbeddingStore]
+) -> Callable[..., dict[str, Any]]:
+    """Two stores of 90 items, 20 of them test; `change` moves the vectors of one side of the split.
+    Returns the config's overrides.
+    """
     rng = np.random.default_rng(0)
     items = [f"i{n:03d}" for n in range(90)]
     side = ["test" if n % 9 in (0, 4) else "train" for n in range(90)]
     latent = rng.normal(size=(90, 3))
-    views = {s: latent @ rng.normal(size=(3, d)) + 0.3 * rng.normal(size=(90, d)) for s, d in (("a", 7), ("b", 6))}
+    views = {
+        s: latent @ rng.normal(size=(3, d)) + 0.3 * rng.normal(size=(90, d))
+        for s, d in (("a", 7), ("b", 6))
+    }
 
     def make(change: str | None = None) -> dict[str, Any]:
         moved = np.array(side) == change
         out: dict[str, Any] = {"data__synthetic": None}
         for s, x in views.items():
-            x = np.where(moved[:, None], np.random.default_rng(9).normal(size=x.shape), x).astype(np.float32)
+            x = np.where(moved[:, None], np.random.default_rng(9).normal(size=x.shape), x).astype(
+                np.float32
+            )
             shutil.rmtree(tmp_path / s, ignore_errors=True)
             out[f"data__{s}"] = str(make_store(s, x, item=items, split=side).path)
         return out
@@ -336,7 +444,13 @@ def test_changing_every_test_row_changes_no_weight(experiment, stores, method):
 
 
 def leak_into_pools(drawn: splits.Sample, test: np.ndarray) -> splits.Sample:
-    return splits.Sample(drawn.pairs_a, drawn.pairs_b, drawn.items, np.append(drawn.pool_a, test[0]), np.append(drawn.pool_b, test[0]))
+    return splits.Sample(
+        drawn.pairs_a,
+        drawn.pairs_b,
+        drawn.items,
+        np.append(drawn.pool_a, test[0]),
+        np.append(drawn.pool_b, test[0]),
+    )
 
 
 def leak_into_pairs(drawn: splits.Sample, test: np.ndarray) -> splits.Sample:
@@ -347,9 +461,13 @@ def leak_into_pairs(drawn: splits.Sample, test: np.ndarray) -> splits.Sample:
 @pytest.mark.parametrize("leak", [leak_into_pools, leak_into_pairs])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_planted_leak_would_be_caught(experiment, stores, monkeypatch, method, leak):
-    """One test row among the pools, or among the pairs, and the test above fails: the mean alone carries it into every weight."""
+    """One test row among the pools, or among the pairs, and the test above fails: the mean alone
+    carries it into every weight.
+    """
     honest, found = Stores.draw, []
-    monkeypatch.setattr(Stores, "draw", lambda self, *args: leak(honest(self, *args), self.split.test_a))
+    monkeypatch.setattr(
+        Stores, "draw", lambda self, *args: leak(honest(self, *args), self.split.test_a)
+    )
     for change in (None, "test"):
         run = only_run(experiment(methods=[method], **stores(change)))
         execute(run)
@@ -358,7 +476,9 @@ def test_a_planted_leak_would_be_caught(experiment, stores, monkeypatch, method,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_reads_no_test_item_and_the_pools_share_none_with_the_pairs(experiment, stores, monkeypatch, method):
+def test_training_reads_no_test_item_and_the_pools_share_none_with_the_pairs(
+    experiment, stores, monkeypatch, method
+):
     run = only_run(experiment(methods=[method], budgets=[10], data__reserved_pairs=14, **stores()))
     read: dict[str, set[str]] = {"a": set(), "b": set()}
     honest, phase = EmbeddingStore.read, ["training"]
@@ -376,7 +496,10 @@ def test_training_reads_no_test_item_and_the_pools_share_none_with_the_pairs(exp
     assert len(test) == 20
     assert not (read["a"] | read["b"]) & test
     drawn = run.stores.sample_pairs(run.config, run.budget, run.seed)
-    pool_a, pool_b = (set(s.rows["item"].iloc[p]) for s, p in ((run.stores.a, drawn.pool_a), (run.stores.b, drawn.pool_b)))
+    pool_a, pool_b = (
+        set(s.rows["item"].iloc[p])
+        for s, p in ((run.stores.a, drawn.pool_a), (run.stores.b, drawn.pool_b))
+    )
     assert pool_a
     assert pool_b
     assert not pool_a & pool_b
@@ -384,14 +507,21 @@ def test_training_reads_no_test_item_and_the_pools_share_none_with_the_pairs(exp
     assert read["a"] == pool_a | set(drawn.items)
 
 
-def test_folds_of_a_closed_form_never_see_the_pairs_they_are_scored_on(experiment, monkeypatch, tmp_path):
+def test_folds_of_a_closed_form_never_see_the_pairs_they_are_scored_on(
+    experiment, monkeypatch, tmp_path
+):
     run = only_run(experiment(methods=["ridge"]))
     task, scored, fitted = task_of(run, tmp_path), [], []
     from gera_lightning.aligners.ridge import Ridge
 
     honest_fit, honest_score = Ridge.candidates, cross_validation.held_out_score
     monkeypatch.setattr(
-        Ridge, "candidates", lambda self, samples, settings: (fitted.append(samples), honest_fit(self, samples, settings))[1]
+        Ridge,
+        "candidates",
+        lambda self, samples, settings: (
+            fitted.append(samples),
+            honest_fit(self, samples, settings),
+        )[1],
     )
 
     def score(space: Any, held_a: Tensor, held_b: Tensor, *more: Tensor) -> Tensor:
@@ -415,16 +545,24 @@ def test_twins_share_start_and_batches(experiment, tmp_path):
     everything = np.arange(14)
     tasks = {name: task_of(run, tmp_path / name) for name, run in runs.items()}
     data = {name: data_of(task) for name, task in tasks.items()}
-    modules = {name: build_module(task, data[name], WarmStart(task, everything)) for name, task in tasks.items()}
+    modules = {
+        name: build_module(task, data[name], WarmStart(task, everything))
+        for name, task in tasks.items()
+    }
     assert modules["geometric"].geometric_a is not None
     assert modules["twin"].geometric_a is None
     assert same(modules["geometric"].state_dict(), modules["twin"].state_dict())
     for step in range(30):
-        with_geometry, without = (data[name].gather(data[name].step_rows(step)) for name in ("geometric", "twin"))
+        with_geometry, without = (
+            data[name].gather(data[name].step_rows(step)) for name in ("geometric", "twin")
+        )
         assert torch.equal(with_geometry.x_a, without.x_a)
         assert torch.equal(with_geometry.x_b, without.x_b)
         assert torch.equal(with_geometry.item, without.item)
-    groups = [[g["lr"] for g in m.configure_optimizers()["optimizer"].param_groups] for m in modules.values()]
+    groups = [
+        [g["lr"] for g in m.configure_optimizers()["optimizer"].param_groups]
+        for m in modules.values()
+    ]
     assert groups[0] == groups[1]
 
 
@@ -432,7 +570,10 @@ def test_a_geometric_loss_of_weight_0_trains_the_twin(experiment):
     """All else being equal, the weight is all that tells the twins apart."""
     settings = {"head__dropout": 0.0, "tuning__max_trials": 1, "trainer__max_steps": 5}
     runs = [only_run(experiment(methods=["twin"], **settings))]
-    runs += [only_run(experiment(methods=["geometric"], geometric_weight=w, **settings)) for w in (0.0, 1.0)]
+    runs += [
+        only_run(experiment(methods=["geometric"], geometric_weight=w, **settings))
+        for w in (0.0, 1.0)
+    ]
     twin, off, on = (execute(run) and weights(run.folder) for run in runs)
     for name, value in twin.items():
         torch.testing.assert_close(off[name], value, rtol=1e-3, atol=1e-4)
@@ -459,11 +600,20 @@ def test_random_draws_of_a_step_depend_on_its_number_and_the_seed_alone(experime
 def test_steps_are_logged_as_often_as_asked(experiment, tmp_path):
     logged = {}
     for every in (1, 3):
-        run = only_run(experiment(methods=["geometric"], trainer__log_every_n_steps=every, runs_dir=str(tmp_path / f"every{every}")))
+        run = only_run(
+            experiment(
+                methods=["geometric"],
+                trainer__log_every_n_steps=every,
+                runs_dir=str(tmp_path / f"every{every}"),
+            )
+        )
         execute(run)
         [folder] = (run.folder / "tuning").iterdir()
         events = EventAccumulator(str(folder)).Reload()
-        logged[every] = {name: {event.step: event.value for event in events.Scalars(name)} for name in events.Tags()["scalars"]}
+        logged[every] = {
+            name: {event.step: event.value for event in events.Scalars(name)}
+            for name in events.Tags()["scalars"]
+        }
     terms = {"loss/pair", "loss/geometric_a", "loss/geometric_b", "loss/total", "train/scale"}
     assert terms <= set(logged[1])
     for name in terms:
@@ -476,7 +626,9 @@ def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tm
     for seed in (0, 0, 1):
         task = task_of(only_run(experiment(methods=["twin"], seeds=[seed])), tmp_path)
         torch.manual_seed(int(torch.randint(1000, ())))  # whatever was drawn before
-        starts.append(build_module(task, data_of(task), WarmStart(task, np.arange(14))).state_dict())
+        starts.append(
+            build_module(task, data_of(task), WarmStart(task, np.arange(14))).state_dict()
+        )
     assert same(starts[0], starts[1])
     assert not torch.equal(starts[0]["map_a.inner"], starts[2]["map_a.inner"])
     assert not torch.equal(starts[0]["map_a.linear.weight"][:6], starts[0]["map_b.linear.weight"])
@@ -489,11 +641,15 @@ def test_maps_start_from_a_closed_form_scaled_to_unit_images(experiment, tmp_pat
     x_a, x_b = task.rows.a.pairs[positions], task.rows.b.pairs[positions]
     start = module.map_a.linear.weight.detach()
     matches = []
-    for weight in ridge_path(x_a, x_b, [100.0, 1.0, 0.01]):  # the three settings: tuning chose one of them
+    for weight in ridge_path(
+        x_a, x_b, [100.0, 1.0, 0.01]
+    ):  # the three settings: tuning chose one of them
         scaled = weight / (x_a @ weight).square().sum(1).mean().sqrt()
         matches.append(torch.allclose(start, scaled, rtol=1e-4, atol=1e-6))
     assert sum(matches) == 1
-    torch.testing.assert_close(module.map_b.linear.weight.detach(), torch.eye(6) / x_b.square().sum(1).mean().sqrt())
+    torch.testing.assert_close(
+        module.map_b.linear.weight.detach(), torch.eye(6) / x_b.square().sum(1).mean().sqrt()
+    )
 
 
 def test_stopping_steps_are_quadratic_and_end_at_the_last():
@@ -503,7 +659,9 @@ def test_stopping_steps_are_quadratic_and_end_at_the_last():
     assert stopping_steps(1, 8) == [1]
 
 
-def test_the_stopping_step_is_the_one_that_scores_best_on_held_out_pairs(experiment, monkeypatch, tmp_path):
+def test_the_stopping_step_is_the_one_that_scores_best_on_held_out_pairs(
+    experiment, monkeypatch, tmp_path
+):
     """With scores planted, the choice and the length of the last training follow."""
     run = only_run(experiment(methods=["twin"], tuning__used_folds=2))
     planted, seen = iter([-3.0, -1.0, -2.0, -2.0, -1.5, -2.0]), []
@@ -523,15 +681,25 @@ def test_the_stopping_step_is_the_one_that_scores_best_on_held_out_pairs(experim
     assert seen.count(("training", 4)) == 4
 
 
-GRID = {"tuning__grid": {"optimizer.lr": [0.02, 0.005]}, "tuning__max_trials": 6, "tuning__used_folds": 2}
+GRID = {
+    "tuning__grid": {"optimizer.lr": [0.02, 0.005]},
+    "tuning__max_trials": 6,
+    "tuning__used_folds": 2,
+}
 
 
 def test_values_of_the_grid_are_chosen_with_the_stopping_step(experiment, monkeypatch, tmp_path):
-    """Two learning rates at three steps on two folds, scores planted: the second rate's last step wins, and trains all pairs."""
+    """Two learning rates at three steps on two folds, scores planted: the second rate's last step
+    wins, and trains all pairs.
+    """
     run = only_run(experiment(methods=["twin"], **GRID))
     per_fold = [-3.0, -2.5, -2.5, -3.0, -2.0, -1.0]
     planted, seen, rates = iter(2 * per_fold), [], []
-    monkeypatch.setattr(fit_trained, "held_out_score", lambda *_: torch.full((7,), next(planted)) + torch.arange(7) / 100)
+    monkeypatch.setattr(
+        fit_trained,
+        "held_out_score",
+        lambda *_: torch.full((7,), next(planted)) + torch.arange(7) / 100,
+    )
     honest = fit_trained.build_module
 
     def watched(task: TrainingSet, *more: Any) -> Any:
@@ -550,12 +718,20 @@ def test_values_of_the_grid_are_chosen_with_the_stopping_step(experiment, monkey
     for number, curve in enumerate(kept["curves"]):
         assert curve["values"] == {"optimizer.lr": (0.02, 0.005)[number]}
         assert curve["steps"] == [1, 4, 9]
-        assert curve["scores"] == pytest.approx([score + 0.03 for score in per_fold[3 * number : 3 * number + 3]])
+        assert curve["scores"] == pytest.approx(
+            [score + 0.03 for score in per_fold[3 * number : 3 * number + 3]]
+        )
         assert len(curve["errors"]) == 3
 
 
 def test_a_learning_rate_under_which_training_diverges_is_not_chosen(experiment):
-    row = execute(only_run(experiment(methods=["twin"], **{**GRID, "tuning__grid": {"optimizer.lr": [1e30, 0.005]}})))
+    row = execute(
+        only_run(
+            experiment(
+                methods=["twin"], **{**GRID, "tuning__grid": {"optimizer.lr": [1e30, 0.005]}}
+            )
+        )
+    )
     assert row["chosen"]["optimizer.lr"] == 0.005
 
 
@@ -583,15 +759,22 @@ def test_a_run_with_a_grid_goes_on_from_its_kept_choice(experiment):
 def test_a_start_is_fitted_once_a_fold_whatever_the_grid(experiment, monkeypatch, tmp_path):
     run = only_run(experiment(methods=["started"], **GRID))
     honest, fitted = build.cross_validated, []
-    monkeypatch.setattr(build, "cross_validated", lambda *given: (fitted.append(len(given[2])), honest(*given))[1])
+    monkeypatch.setattr(
+        build, "cross_validated", lambda *given: (fitted.append(len(given[2])), honest(*given))[1]
+    )
     fit(task_of(run, tmp_path))
     assert fitted == [7, 7, 14]
 
 
 def test_runs_that_still_improved_are_marked_and_named_beside_the_table(experiment, monkeypatch):
-    loaded = experiment(methods=["twin", "ridge"], sweep__methods=["twin", "ridge"], sweep__seeds=[0])
+    loaded = experiment(
+        methods=["twin", "ridge"], sweep__methods=["twin", "ridge"], sweep__seeds=[0]
+    )
     monkeypatch.setattr(fit_trained, "converged", lambda *_: False)
-    for run in (lambda: run_experiment(loaded), lambda: runner.run_sweep(loaded, [])):  # anew, and when the runs are finished already
+    for run in (
+        lambda: run_experiment(loaded),
+        lambda: runner.run_sweep(loaded, []),
+    ):  # anew, and when the runs are finished already
         outcome = summarize(loaded, run())
         rows = outcome.results.set_index("method")
         assert rows.loc["twin", "converged"] is False
@@ -602,16 +785,30 @@ def test_runs_that_still_improved_are_marked_and_named_beside_the_table(experime
 
 def test_a_warm_up_beyond_the_last_step_is_refused_before_anything_runs(experiment):
     loss = {"class": "gera_lightning.losses.structure.StructureLoss", "warmup": 10}
-    with pytest.raises(UserError, match=r"unpaired_loss.warmup=10 reaches beyond trainer.max_steps=9: .*\(method twin\)"):
+    with pytest.raises(
+        UserError,
+        match=r"unpaired_loss.warmup=10 reaches beyond trainer.max_steps=9: .*\(method twin\)",
+    ):
         plan(experiment(methods=["twin"], unpaired_loss=loss))
     assert plan(experiment(methods=["twin"], unpaired_loss={**loss, "warmup": 9}))
-    assert plan(experiment(methods=["twin"], unpaired_loss=loss, trainer__min_epochs=10))  # a pass has a step at least
+    assert plan(
+        experiment(methods=["twin"], unpaired_loss=loss, trainer__min_epochs=10)
+    )  # a pass has a step at least
     grid = {"unpaired_loss.warmup": [3, 12]}
     with pytest.raises(UserError, match=r"unpaired_loss.warmup=12 reaches beyond"):
-        plan(experiment(methods=["twin"], unpaired_loss={**loss, "warmup": 9}, tuning__grid=grid, tuning__max_trials=2))
+        plan(
+            experiment(
+                methods=["twin"],
+                unpaired_loss={**loss, "warmup": 9},
+                tuning__grid=grid,
+                tuning__max_trials=2,
+            )
+        )
 
 
-def test_the_learning_rate_follows_a_cosine_over_all_steps_and_matrices_alone_decay(experiment, tmp_path):
+def test_the_learning_rate_follows_a_cosine_over_all_steps_and_matrices_alone_decay(
+    experiment, tmp_path
+):
     task = task_of(only_run(experiment(methods=["twin"], optimizer__weight_decay=0.3)), tmp_path)
     made = build_module(task, data_of(task), WarmStart(task, np.arange(14))).configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
@@ -651,12 +848,30 @@ RIDGE, CSLS = {"class": f"{ALIGNERS}.ridge.Ridge"}, f"{ALIGNERS}.space.CSLS"
         ({"correction": {"class": CSLS, "k": 0}}, "k=0"),
         ({"correction": {"class": CSLS, "weight": -3}}, "weight=-3"),
         ({"correction": {"class": CSLS, "weight": "x"}}, "correction: .* refuses"),
-        ({"correction": {"class": "torch.nn.Identity"}}, "correction=Identity.* is no correction of scores"),
-        ({"closed_form": {"class": "gera_lightning.models.maps.Normalize"}}, "closed_form=Normalize.* is no closed form"),
-        ({"closed_form": None, "init": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}}, "start from a linear closed form"),
+        (
+            {"correction": {"class": "torch.nn.Identity"}},
+            "correction=Identity.* is no correction of scores",
+        ),
+        (
+            {"closed_form": {"class": "gera_lightning.models.maps.Normalize"}},
+            "closed_form=Normalize.* is no closed form",
+        ),
+        (
+            {"closed_form": None, "init": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}},
+            "start from a linear closed form",
+        ),
         ({"closed_form": None, "init": RIDGE}, "start from a linear closed form in one space"),
-        ({"closed_form": RIDGE, "filters": {"a": [[], [RIDGE]]}}, r"filters.a\[1\]\[0\]=Ridge.* is no filter"),
-        ({"closed_form": RIDGE, "filters": {"b": [[{"class": f"{ALIGNERS}.filters.Beside", "filter": 3}]]}}, "filter=3 is no filter"),
+        (
+            {"closed_form": RIDGE, "filters": {"a": [[], [RIDGE]]}},
+            r"filters.a\[1\]\[0\]=Ridge.* is no filter",
+        ),
+        (
+            {
+                "closed_form": RIDGE,
+                "filters": {"b": [[{"class": f"{ALIGNERS}.filters.Beside", "filter": 3}]]},
+            },
+            "filter=3 is no filter",
+        ),
     ],
 )
 def test_a_part_that_is_none_is_named_before_anything_runs(settings, words):
@@ -665,9 +880,15 @@ def test_a_part_that_is_none_is_named_before_anything_runs(settings, words):
 
 
 def test_a_start_is_tuned_on_the_families_that_a_fold_leaves(experiment):
-    row = execute(only_run(experiment(methods=["started"], budgets=[4], tuning__folds=4, tuning__used_folds=None)))
+    row = execute(
+        only_run(
+            experiment(methods=["started"], budgets=[4], tuning__folds=4, tuning__used_folds=None)
+        )
+    )
     assert row["budget"] == 4
-    assert execute(only_run(experiment(methods=["started"], budgets=[2])))["budget"] == 2, "of one pair nothing can be held out"
+    assert execute(only_run(experiment(methods=["started"], budgets=[2])))["budget"] == 2, (
+        "of one pair nothing can be held out"
+    )
 
 
 def test_scores_are_corrected_against_images_without_dropout(experiment):
@@ -676,17 +897,29 @@ def test_scores_are_corrected_against_images_without_dropout(experiment):
     aligner, rows = Aligner.load(run.folder / "aligner"), task_of(run, run.folder).rows
     for side in "ab":
         z = aligner.space.embed(side, getattr(rows, side).pool)
-        torch.testing.assert_close(getattr(aligner.space.correction, f"pool_{side}"), z, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            getattr(aligner.space.correction, f"pool_{side}"), z, atol=1e-5, rtol=1e-4
+        )
 
 
-def test_a_training_asks_for_each_graph_once_and_a_fold_for_its_teacher_once(experiment, monkeypatch):
+def test_a_training_asks_for_each_graph_once_and_a_fold_for_its_teacher_once(
+    experiment, monkeypatch
+):
     asked, fitted = [], []
     honest_graph, honest_fit = datamodule.cached_knn_graph, build.cross_validated
-    monkeypatch.setattr(datamodule, "cached_knn_graph", lambda *a, **k: asked.append(1) or honest_graph(*a, **k))
-    monkeypatch.setattr(build, "cross_validated", lambda *a, **k: fitted.append(1) or honest_fit(*a, **k))
+    monkeypatch.setattr(
+        datamodule, "cached_knn_graph", lambda *a, **k: asked.append(1) or honest_graph(*a, **k)
+    )
+    monkeypatch.setattr(
+        build, "cross_validated", lambda *a, **k: fitted.append(1) or honest_fit(*a, **k)
+    )
     teacher = {"class": f"{ALIGNERS}.cca.CCA"}
     loss = {"class": "gera_lightning.losses.transport.TransportLoss", "teacher": teacher}
-    settings = {"tuning__grid": {"unpaired_weight": [0.5, 1.0, 2.0]}, "unpaired_loss": loss, "batch__unpaired": 8}
+    settings = {
+        "tuning__grid": {"unpaired_weight": [0.5, 1.0, 2.0]},
+        "unpaired_loss": loss,
+        "batch__unpaired": 8,
+    }
     execute(only_run(experiment(methods=["geometric"], **settings)))
     assert len(asked) == 2 * (3 + 1)  # three values on one fold, then all pairs
     assert len(fitted) == 1 + 1

@@ -12,9 +12,13 @@ def cloud(n, d, seed=0):
 
 
 def space(k=None):
-    out = SharedSpace(Linear(5, 4, weight=cloud(5, 4, 8)), Linear(6, 4, weight=cloud(6, 4, 9))).requires_grad_(False)
+    out = SharedSpace(
+        Linear(5, 4, weight=cloud(5, 4, 8)), Linear(6, 4, weight=cloud(6, 4, 9))
+    ).requires_grad_(False)
     if k is not None:
-        out.correction = CSLS(k, pool_a=out.embed("a", cloud(20, 5, 2)), pool_b=out.embed("b", cloud(15, 6, 3)))
+        out.correction = CSLS(
+            k, pool_a=out.embed("a", cloud(20, 5, 2)), pool_b=out.embed("b", cloud(15, 6, 3))
+        )
     return out
 
 
@@ -25,7 +29,9 @@ def slow_score(scores_ab, n, items):
         for i in range(n):
             own = max(table[i, j] for j in range(n) if items[j] == items[i])
             others = [table[i, j] for j in range(table.shape[1]) if j >= n or items[j] != items[i]]
-            out[i] -= np.log(1 + sum(s > own for s in others) + sum(s == own for s in others) / 2) / 2
+            out[i] -= (
+                np.log(1 + sum(s > own for s in others) + sum(s == own for s in others) / 2) / 2
+            )
     return out
 
 
@@ -47,7 +53,8 @@ def test_a_perfect_space_scores_0_and_copies_in_the_pool_take_from_it():
     nothing = x[:0]
     items = torch.arange(5)
     assert cross_validation.held_out_score(s, x, x, items, nothing, nothing).tolist() == [0.0] * 5
-    # three exact copies of row 2 join the gallery of b: it comes at the mean of places 1 to 4, one direction of two
+    # three exact copies of row 2 join the gallery of b: it comes at the mean of places 1 to 4, one
+    # direction of two
     score = cross_validation.held_out_score(s, x, x, items, nothing, x[2:3].repeat(3, 1))
     assert score[2].item() == pytest.approx(-np.log(2.5) / 2)
     assert score[[0, 1, 3, 4]].tolist() == [0.0] * 4
@@ -55,7 +62,9 @@ def test_a_perfect_space_scores_0_and_copies_in_the_pool_take_from_it():
 
 def test_a_collapsed_space_scores_as_guessing_does():
     s = SharedSpace(Linear(5, 3, weight=torch.zeros(5, 3)), Linear(6, 3, weight=torch.zeros(6, 3)))
-    score = cross_validation.held_out_score(s, cloud(4, 5), cloud(4, 6, 1), torch.arange(4), cloud(20, 5, 2), cloud(16, 6, 3))
+    score = cross_validation.held_out_score(
+        s, cloud(4, 5), cloud(4, 6, 1), torch.arange(4), cloud(20, 5, 2), cloud(16, 6, 3)
+    )
     expected = -(np.log((4 + 16 + 1) / 2) + np.log((4 + 20 + 1) / 2)) / 2
     assert score.tolist() == pytest.approx([expected] * 4)
 
@@ -63,7 +72,10 @@ def test_a_collapsed_space_scores_as_guessing_does():
 @pytest.mark.parametrize(
     ("scores", "chosen"),
     [
-        ([[-1.0, -3.0], [-1.0, -1.0], [-5.0, 0.0]], 1),  # by the mean over pairs, not by the best pair
+        (
+            [[-1.0, -3.0], [-1.0, -1.0], [-5.0, 0.0]],
+            1,
+        ),  # by the mean over pairs, not by the best pair
         ([[-2.0, -1.0], [-1.0, -2.0], [-1.5, -1.5]], 0),  # of equals the first, the simplest
         ([[-2.0, -2.0], [-1.0, -2.0], [-2.0, -1.0]], 1),
         ([[-4.0, -4.0]], 0),
@@ -94,7 +106,9 @@ def test_the_bound_is_twice_the_standard_error_of_the_paired_gain():
     error = np.sqrt(sum((g - gains.mean()) ** 2 for g in gains) / 4) / np.sqrt(5)
     for factor, rested in ((1.99, True), (2.01, False)):
         moved = gains - gains.mean() + factor * error
-        shared = np.array([-5.0, -1.0, -9.0, -2.0, -4.0])  # how hard a pair is says nothing of the gain
+        shared = np.array(
+            [-5.0, -1.0, -9.0, -2.0, -4.0]
+        )  # how hard a pair is says nothing of the gain
         assert cross_validation.converged(np.stack([shared, shared + moved]), 1) is rested
 
 

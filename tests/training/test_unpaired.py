@@ -36,14 +36,25 @@ def rows(pool_a: int = POOLS["a"], pool_b: int = POOLS["b"]) -> TrainingRows:
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., AlignmentDataModule]:
     def build(**settings: Any) -> AlignmentDataModule:
-        data = AlignmentDataModule(rows(), **{"k": None, "unpaired_per_step": SIZE, "pairs_per_step": 4, "cache_dir": tmp_path, **settings})
+        data = AlignmentDataModule(
+            rows(),
+            **{
+                "k": None,
+                "unpaired_per_step": SIZE,
+                "pairs_per_step": 4,
+                "cache_dir": tmp_path,
+                **settings,
+            },
+        )
         data.setup()
         return data
 
     return build
 
 
-def numbers(data: AlignmentDataModule, step: int, side: str, rank: int = 0, size: int = 1) -> list[int]:
+def numbers(
+    data: AlignmentDataModule, step: int, side: str, rank: int = 0, size: int = 1
+) -> list[int]:
     unpaired = getattr(data.gather(data.step_rows(step, rank, size)), f"unpaired_{side}")
     return unpaired.rows[:, 0].int().tolist()
 
@@ -52,7 +63,9 @@ def test_a_step_holds_rows_of_the_pools(make):
     data = make()
     batch = data.gather(data.step_rows(0))
     assert batch.unpaired_a.count == len(batch.unpaired_a.rows) == SIZE
-    assert batch.unpaired_b.count == len(batch.unpaired_b.rows) == POOLS["b"]  # all, where the pool is smaller
+    assert (
+        batch.unpaired_b.count == len(batch.unpaired_b.rows) == POOLS["b"]
+    )  # all, where the pool is smaller
     for side, count in POOLS.items():
         found = numbers(data, 0, side)
         assert len(set(found)) == len(found)
@@ -64,7 +77,9 @@ def test_every_row_comes_once_an_epoch(make):
     data = make()
     found = [number for step in range(POOLS["a"]) for number in numbers(data, step, "a")]
     for epoch in range(SIZE):
-        assert sorted(found[epoch * POOLS["a"] : (epoch + 1) * POOLS["a"]]) == list(range(POOLS["a"]))
+        assert sorted(found[epoch * POOLS["a"] : (epoch + 1) * POOLS["a"]]) == list(
+            range(POOLS["a"])
+        )
 
 
 @pytest.mark.parametrize("size", [2, 3, 12])
@@ -90,18 +105,26 @@ def test_the_streams_of_the_modalities_and_of_seeds_differ(make):
 
 def test_they_change_nothing_else_of_a_step(make):
     """Twins with and without such a loss see the same pairs and patches."""
-    with_, without = make(k=3, anchors_per_step=5), make(k=3, anchors_per_step=5, unpaired_per_step=None)
+    with_, without = (
+        make(k=3, anchors_per_step=5),
+        make(k=3, anchors_per_step=5, unpaired_per_step=None),
+    )
     for step in range(4):
         one, other = (data.gather(data.step_rows(step)) for data in (with_, without))
         assert torch.equal(one.item, other.item)
         for side in "ab":
             patches = [getattr(batch, f"patches_{side}") for batch in (one, other)]
-            assert torch.equal(patches[0].points[patches[0].members], patches[1].points[patches[1].members])
+            assert torch.equal(
+                patches[0].points[patches[0].members], patches[1].points[patches[1].members]
+            )
     assert other.unpaired_a is None
     assert other.unpaired_b is None
 
 
 @pytest.mark.parametrize("pools", [(1, 9), (9, 0)])
 def test_pools_without_two_rows_are_refused(pools):
-    with pytest.raises(UserError, match=rf"{pools[0]} and {pools[1]} unpaired rows.*at least 2 of each.*unpaired_loss=null"):
+    with pytest.raises(
+        UserError,
+        match=rf"{pools[0]} and {pools[1]} unpaired rows.*at least 2 of each.*unpaired_loss=null",
+    ):
         AlignmentDataModule(rows(*pools), k=None, unpaired_per_step=SIZE)

@@ -1,6 +1,7 @@
 """Two and three gloo processes against one: the same losses, parameter gradients and weights.
 
-The processes come from a fork server that has imported the package once. Each runs this file by its path, under the name `worker`.
+The processes come from a fork server that has imported the package once. Each runs this file by its
+path, under the name `worker`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ STEPS = (0, 3)
 
 @dataclass(frozen=True)
 class Case:
-    """One step's losses: `pairs` and `anchors` of the global batch, few enough that shares are uneven or empty."""
+    """One step's losses: `pairs` and `anchors` of the global batch, few enough that shares are
+    uneven or empty.
+    """
 
     pair_loss: str = "clip"
     geometric: dict[str, Any] | None = None
@@ -65,11 +68,21 @@ CASES = {
 
 
 def rows() -> TrainingRows:
-    """Ten pairs of eight items (two items stand there twice) and unpaired rows, in double precision."""
+    """Ten pairs of eight items (two items stand there twice) and unpaired rows, in double
+    precision.
+    """
 
     def modality(d: int, seed: int) -> Modality:
-        x = torch.nn.functional.normalize(torch.randn(40, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-        return Modality(x[:10], x[10:], Preprocessing(None), {"data": f"{d}-{seed}"}, np.arange(len(x) - 10).astype(str))
+        x = torch.nn.functional.normalize(
+            torch.randn(40, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        )
+        return Modality(
+            x[:10],
+            x[10:],
+            Preprocessing(None),
+            {"data": f"{d}-{seed}"},
+            np.arange(len(x) - 10).astype(str),
+        )
 
     return TrainingRows(modality(6, 0), modality(5, 1), np.array(list("abcdefghab")))
 
@@ -89,12 +102,24 @@ def one_step(case: Case, step: int, cache: Path, rank: int, size: int) -> dict[s
     for side, graph in data.graphs.items():
         scales[f"scale_{side}"] = graph.edge_scale
         sample = graph.patches(torch.arange(len(graph)))
-        losses[f"geometric_{side}"] = GeometricLoss(**case.geometric).calibrated(data.points(side)[sample], graph.edge_scale)
-    heads = [ResidualMLP(d, 3, hidden=4, generator=torch.Generator().manual_seed(d)) for d in (6, 5)]
+        losses[f"geometric_{side}"] = GeometricLoss(**case.geometric).calibrated(
+            data.points(side)[sample], graph.edge_scale
+        )
+    heads = [
+        ResidualMLP(d, 3, hidden=4, generator=torch.Generator().manual_seed(d)) for d in (6, 5)
+    ]
     for head in heads:
         torch.nn.init.normal_(head.outer, generator=torch.Generator().manual_seed(9))
     pair_loss = CLIPLoss(0.2) if case.pair_loss == "clip" else SigLIPLoss()
-    module = AlignmentModule(*heads, pair_loss, **losses, **scales, weight=3.0, optimizer=torch.optim.SGD, schedule_steps=1).double()
+    module = AlignmentModule(
+        *heads,
+        pair_loss,
+        **losses,
+        **scales,
+        weight=3.0,
+        optimizer=torch.optim.SGD,
+        schedule_steps=1,
+    ).double()
     logged: dict[str, Tensor] = {}
     module.log = lambda name, value, **_: logged.update({name: value.double()})  # type: ignore[method-assign]
     module.training_step(data.gather(data.step_rows(step, rank, size)), 0).backward()
@@ -107,12 +132,19 @@ def one_step(case: Case, step: int, cache: Path, rank: int, size: int) -> dict[s
 
 
 def all_steps(folder: Path, rank: int = 0, size: int = 1) -> dict[str, dict[str, Tensor]]:
-    return {f"{name} {step}": one_step(case, step, folder / f"knn{rank}", rank, size) for name, case in CASES.items() for step in STEPS}
+    return {
+        f"{name} {step}": one_step(case, step, folder / f"knn{rank}", rank, size)
+        for name, case in CASES.items()
+        for step in STEPS
+    }
 
 
 def primitives(rank: int, size: int) -> dict[str, Any]:
     """What each process gets from the gather, the mean and the broadcast."""
-    out: dict[str, Any] = {"world": distributed.world(), "broadcast": distributed.broadcast_object({"from": rank})}
+    out: dict[str, Any] = {
+        "world": distributed.world(),
+        "broadcast": distributed.broadcast_object({"from": rank}),
+    }
     for count in (1, 5, 6, 7):
         full = torch.arange(2.0 * count).view(count, 2)
         out[f"rows {count}"] = distributed.gather_rows(full[rank::size], count)
@@ -127,8 +159,19 @@ def train(experiment: str, runs: Path) -> None:
 
 def work(rank: int, size: int, port: int, experiment: str, folder: str) -> None:
     """What one process does, told of the others as torchrun tells it."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-    os.environ |= {**{k: str(v) for k, v in told.items()}, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    told = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_PORT": port,
+    }
+    os.environ |= {
+        **{k: str(v) for k, v in told.items()},
+        "MASTER_ADDR": "127.0.0.1",
+        "TORCHELASTIC_RUN_ID": "test",
+        "GROUP_RANK": "0",
+    }
     torch.set_num_threads(1)
     distributed.initialize()
     out = Path(folder)
@@ -146,7 +189,10 @@ if __name__ == "worker":
 HEAD = {"class": "gera_lightning.models.maps.ResidualMLP", "hidden": 8}
 FILES = {
     "small.yaml": {
-        "data": {"synthetic": {"items": 120, "dim_a": 6, "dim_b": 5, "features": 16}, "reserved_pairs": 11},
+        "data": {
+            "synthetic": {"items": 120, "dim_a": 6, "dim_b": 5, "features": 16},
+            "reserved_pairs": 11,
+        },
         "budgets": [11],
         "methods": ["clip_patch", "siglip_global", "twin", "ridge"],
         "head": HEAD,
@@ -171,7 +217,9 @@ TRAINED = ["clip_patch", "siglip_global", "twin"]
 
 @dataclass(frozen=True)
 class Result:
-    """What one process, or several, left behind: results of each rank, and the folder of the experiment's runs."""
+    """What one process, or several, left behind: results of each rank, and the folder of the
+    experiment's runs.
+    """
 
     ranks: list[tuple[dict[str, Any], dict[str, dict[str, Tensor]]]]
     runs: Path
@@ -192,7 +240,9 @@ def one(experiment: str, tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def several(request: pytest.FixtureRequest, experiment: str, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def several(
+    request: pytest.FixtureRequest, experiment: str, tmp_path_factory: pytest.TempPathFactory
+) -> Result:
     folder = tmp_path_factory.mktemp(f"{request.param}")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -202,7 +252,9 @@ def several(request: pytest.FixtureRequest, experiment: str, tmp_path_factory: p
     workers = []
     for rank in range(request.param):
         job = {"JOB": (rank, request.param, port, experiment, str(folder))}
-        workers.append(context.Process(target=runpy.run_path, args=(__file__, job, "worker"), daemon=True))
+        workers.append(
+            context.Process(target=runpy.run_path, args=(__file__, job, "worker"), daemon=True)
+        )
         workers[-1].start()
     deadline = time.monotonic() + 150
     for worker in workers:
@@ -246,24 +298,37 @@ def test_losses_and_gradients_equal_those_of_one_process_on_the_joined_batch(one
         expected = one.ranks[0][1][f"{name} {step}"]
         assert {"loss/pair", "loss/total"} <= set(expected)
         assert ("loss/geometric_a" in expected) == (CASES[name].geometric is not None)
-        assert min(float(v.abs().max()) for n, v in expected.items() if n.startswith("gradient/")) > 0
+        assert (
+            min(float(v.abs().max()) for n, v in expected.items() if n.startswith("gradient/")) > 0
+        )
         for _, results in several.ranks:
             found = results[f"{name} {step}"]
             assert set(found) == set(expected)
             for key, value in expected.items():
-                torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}")
+                torch.testing.assert_close(
+                    found[key],
+                    value,
+                    rtol=1e-9,
+                    atol=1e-11,
+                    msg=lambda text, key=key: f"{key}: {text}",
+                )
 
 
 def test_the_total_is_the_pair_loss_and_the_weighted_geometric_losses(one):
     terms = one.ranks[0][1]["siglip and geometric 0"]
-    torch.testing.assert_close(terms["loss/total"], terms["loss/pair"] + 3 * (terms["loss/geometric_a"] + terms["loss/geometric_b"]))
+    torch.testing.assert_close(
+        terms["loss/total"],
+        terms["loss/pair"] + 3 * (terms["loss/geometric_a"] + terms["loss/geometric_b"]),
+    )
 
 
 def test_the_losses_of_a_step_are_those_of_its_rows(tmp_path):
     """Against the pure functions, without the module: every anchor's patch mapped on its own."""
     case = CASES["geometric patch"]
     found = one_step(case, 0, tmp_path, 0, 1)
-    data = AlignmentDataModule(rows(), pairs_per_step=case.pairs, anchors_per_step=case.anchors, k=4, cache_dir=tmp_path)
+    data = AlignmentDataModule(
+        rows(), pairs_per_step=case.pairs, anchors_per_step=case.anchors, k=4, cache_dir=tmp_path
+    )
     data.setup("fit")
     graph, step = data.graphs["a"], data.step_rows(0)
     anchors = data.gather(step).patches_a.points[data.gather(step).patches_a.members[:, 0]]
@@ -271,7 +336,9 @@ def test_the_losses_of_a_step_are_those_of_its_rows(tmp_path):
     torch.nn.init.normal_(head.outer, generator=torch.Generator().manual_seed(9))
     pool = rows().a.pool
     numbers = [int((pool == anchor).all(1).nonzero()) for anchor in anchors]
-    loss = GeometricLoss().calibrated(pool[graph.patches(torch.arange(len(pool)))], graph.edge_scale)
+    loss = GeometricLoss().calibrated(
+        pool[graph.patches(torch.arange(len(pool)))], graph.edge_scale
+    )
     each = []
     for number in numbers:
         patch = pool[[number, *((pool - pool[number]) ** 2).sum(1).argsort()[1:5].tolist()]]
@@ -294,26 +361,40 @@ def test_weights_after_twenty_steps_equal_those_of_one_process(one, several, met
     expected, found = weights(one, method), weights(several, method)
     assert set(found) == set(expected)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_twenty_steps_move_the_weights_and_the_terms_differ(one):
-    """What the test above could miss: equal weights because nothing was trained, or because a term did nothing."""
+    """What the test above could miss: equal weights because nothing was trained, or because a term
+    did nothing.
+    """
     trained = {method: weights(one, method)["space.map_a.outer"] for method in TRAINED}
     for method, value in trained.items():
         assert float(value.abs().max()) > 1e-3  # zero at the start
-        assert all(not torch.allclose(value, other, atol=1e-3) for name, other in trained.items() if name != method)
+        assert all(
+            not torch.allclose(value, other, atol=1e-3)
+            for name, other in trained.items()
+            if name != method
+        )
 
 
 def test_several_processes_leave_one_result_a_run(one, several):
     for result in (one, several):
-        assert sorted(p.name for p in result.runs.iterdir() if p.is_dir()) == sorted([*TRAINED, "ridge", "summary"])
+        assert sorted(p.name for p in result.runs.iterdir() if p.is_dir()) == sorted(
+            [*TRAINED, "ridge", "summary"]
+        )
         assert not list(result.runs.glob("*/*.partial"))
     found, expected = ((r.runs / "results.jsonl").read_text().splitlines() for r in (several, one))
     assert len(found) == len(expected) == 4
     for line, other in zip(map(yaml.safe_load, found), map(yaml.safe_load, expected), strict=True):
-        assert {k: line[k] for k in ("method", "config_hash", "data_hash", "steps", "settings", "chosen")} == {
-            k: other[k] for k in ("method", "config_hash", "data_hash", "steps", "settings", "chosen")
+        assert {
+            k: line[k]
+            for k in ("method", "config_hash", "data_hash", "steps", "settings", "chosen")
+        } == {
+            k: other[k]
+            for k in ("method", "config_hash", "data_hash", "steps", "settings", "chosen")
         }
         for name in ("ab/mrr", "ba/mrr", "foscttm"):
             assert line[name] == pytest.approx(other[name], abs=1e-2)
@@ -322,7 +403,11 @@ def test_several_processes_leave_one_result_a_run(one, several):
 def test_the_pair_loss_of_a_share_alone_is_another(one, tmp_path):
     """The joined batch matters: a process that looked at its own rows alone would not have passed."""
     case = replace(CASES["clip"], pairs=4)
-    assert not torch.isclose(one_step(case, 0, tmp_path, 0, 1)["loss/pair"], one.ranks[0][1]["clip 0"]["loss/pair"], rtol=1e-3)
+    assert not torch.isclose(
+        one_step(case, 0, tmp_path, 0, 1)["loss/pair"],
+        one.ranks[0][1]["clip 0"]["loss/pair"],
+        rtol=1e-3,
+    )
 
 
 # ---- cores ----
@@ -337,7 +422,12 @@ def test_cores_are_those_of_the_job_not_of_the_machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("visible", "expected"), [(None, ["0", "1", "2"]), ("4, 6,7", ["4", "6", "7"]), ("MIG-a,MIG-b,MIG-c", ["MIG-a", "MIG-b", "MIG-c"])]
+    ("visible", "expected"),
+    [
+        (None, ["0", "1", "2"]),
+        ("4, 6,7", ["4", "6", "7"]),
+        ("MIG-a,MIG-b,MIG-c", ["MIG-a", "MIG-b", "MIG-c"]),
+    ],
 )
 def test_gpus_are_named_as_the_environment_names_them(monkeypatch, visible, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
@@ -364,7 +454,9 @@ def test_without_a_gpu_there_is_none_to_name(monkeypatch):
         ("auto", False, "cpu"),
     ],
 )
-def test_closed_forms_are_computed_on_this_process_gpu_where_it_may(monkeypatch, accelerator, there, device):
+def test_closed_forms_are_computed_on_this_process_gpu_where_it_may(
+    monkeypatch, accelerator, there, device
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     assert str(distributed.device(accelerator)) == device
@@ -390,8 +482,13 @@ def test_a_process_takes_its_gpu_where_there_is_one_for_it(monkeypatch, gpus, ch
     assert taken == chosen
 
 
-@pytest.mark.parametrize(("devices", "launched", "count"), [(1, False, 1), (3, False, 3), (3, True, 1), (-1, False, 2), (-1, True, 1)])
-def test_as_many_processes_are_wanted_as_devices_unless_this_is_one_of_them(monkeypatch, devices, launched, count):
+@pytest.mark.parametrize(
+    ("devices", "launched", "count"),
+    [(1, False, 1), (3, False, 3), (3, True, 1), (-1, False, 2), (-1, True, 1)],
+)
+def test_as_many_processes_are_wanted_as_devices_unless_this_is_one_of_them(
+    monkeypatch, devices, launched, count
+):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if launched:

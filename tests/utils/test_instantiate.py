@@ -47,7 +47,9 @@ def test_run_time_objects_join_the_settings():
     head = build({"class": "gera_lightning.models.maps.Linear"}, "head", 3, 2, weight=start)
     assert isinstance(head, Linear)
     assert torch.equal(head.weight, start)
-    wide = build({"class": "gera_lightning.models.maps.ResidualMLP", "hidden": 7}, "head", 3, 2, weight=start)
+    wide = build(
+        {"class": "gera_lightning.models.maps.ResidualMLP", "hidden": 7}, "head", 3, 2, weight=start
+    )
     assert isinstance(wide, ResidualMLP)
     assert 7 in {size for weight in wide.parameters() for size in weight.shape}
 
@@ -63,8 +65,22 @@ def test_an_optimizer_takes_its_parameters_by_position():
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("gera_lightning.heads.Liner", ["head.class='gera_lightning.heads.Liner'", "no class 'Liner'", "did you mean 'Linear'"]),
-        ("gera_lightning.head.Linear", ["head.class='gera_lightning.head.Linear'", "cannot be imported", "package.module.Class"]),
+        (
+            "gera_lightning.heads.Liner",
+            [
+                "head.class='gera_lightning.heads.Liner'",
+                "no class 'Liner'",
+                "did you mean 'Linear'",
+            ],
+        ),
+        (
+            "gera_lightning.head.Linear",
+            [
+                "head.class='gera_lightning.head.Linear'",
+                "cannot be imported",
+                "package.module.Class",
+            ],
+        ),
         ("Linear", ["head.class='Linear'", "cannot be imported"]),
         ("", ["head.class=''", "cannot be imported"]),
         (".heads.Linear", ["head.class='.heads.Linear'", "cannot be imported"]),
@@ -82,7 +98,10 @@ def test_a_path_that_names_no_class_is_refused(path, words):
     [
         ({"factor": 1}, ["part.class is missing"]),
         ({"class": SCALE, "factr": 1}, ["part.factr", SCALE, "did you mean 'factor'"]),
-        ({"class": SCALE, "factor": 1, "offset": 2}, ["part.offset is set by the program", "remove"]),
+        (
+            {"class": SCALE, "factor": 1, "offset": 2},
+            ["part.offset is set by the program", "remove"],
+        ),
         ({"class": "torch.optim.SGD", "params": []}, ["part.params", "torch.optim.SGD"]),
     ],
 )
@@ -93,7 +112,10 @@ def test_a_part_is_checked_before_anything_is_built(part, words):
 
 
 def test_a_class_that_takes_any_keyword_takes_any_key():
-    assert build({"class": "users_own_parts.Anything", "any": 1, "thing": 2}, "part").settings == {"any": 1, "thing": 2}
+    assert build({"class": "users_own_parts.Anything", "any": 1, "thing": 2}, "part").settings == {
+        "any": 1,
+        "thing": 2,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
-"""The artefact of every method: a shared space with its preprocessing, saved as a folder and searched with.
+"""The artefact of every method: a shared space with its preprocessing, saved as a folder and
+searched with.
 
-Legend: `n` rows, `D_a`, `D_b` frozen widths, `D` shared width. The folder holds `aligner.json` and `maps.safetensors`; it never
-names code to import, so a map of a class that is not ours must be handed to `load` by the caller.
+Legend: `n` rows, `D_a`, `D_b` frozen widths, `D` shared width. The folder holds `aligner.json` and
+`maps.safetensors`; it never names code to import, so a map of a class that is not ours must be
+handed to `load` by the caller.
 """
 
 from __future__ import annotations
@@ -34,12 +36,21 @@ Rows = Tensor | np.ndarray | EmbeddingStore
 """Frozen embeddings: an array `[n, D]`, or a whole store of them."""
 
 
-ENCODED_BY = {"encoder": "name", "revision": "revision", "layer": "layer", "pooling": "pooling", "preprocessing": "preprocessing"}
-"""What an aligner knows of each modality's encoder, as `<key>_a` and `<key>_b`, and where a store's manifest has it."""
+ENCODED_BY = {
+    "encoder": "name",
+    "revision": "revision",
+    "layer": "layer",
+    "pooling": "pooling",
+    "preprocessing": "preprocessing",
+}
+"""What an aligner knows of each modality's encoder, as `<key>_a` and `<key>_b`, and where a store's
+manifest has it.
+"""
 
 
 def float_rows(x: Tensor | np.ndarray, name: str) -> Tensor:
-    """An array as a float32 tensor: of any strides and byte order, or what NumPy makes of `x`; a tensor stays on its device.
+    """An array as a float32 tensor: of any strides and byte order, or what NumPy makes of `x`; a
+    tensor stays on its device.
 
     Raises:
         UserError: no array of real numbers.
@@ -52,7 +63,9 @@ def float_rows(x: Tensor | np.ndarray, name: str) -> Tensor:
             raise TypeError(f"of type {rows.dtype}")
         rows = np.ascontiguousarray(rows, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must be an array of real numbers [rows, width] ({error})") from error
+        raise UserError(
+            f"{name} must be an array of real numbers [rows, width] ({error})"
+        ) from error
     return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
@@ -66,7 +79,11 @@ class Aligner:
     """
 
     def __init__(
-        self, preprocess_a: Preprocessing, preprocess_b: Preprocessing, space: SharedSpace, about: Mapping[str, Any] | None = None
+        self,
+        preprocess_a: Preprocessing,
+        preprocess_b: Preprocessing,
+        space: SharedSpace,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.preprocess = nn.ModuleDict({"a": preprocess_a, "b": preprocess_b}).eval()
         self.space = space.eval()
@@ -79,31 +96,40 @@ class Aligner:
         return self
 
     def encode_a(self, x: Rows) -> Tensor:
-        """Normalize rows `[n, D]` in the shared space from frozen embeddings of modality a, `[n, D_a]` (or a whole store of them)."""
+        """Unit rows `[n, D]` in the shared space from frozen embeddings of modality a, `[n,
+        D_a]` (or a whole store of them).
+        """
         return self.encode("a", x)
 
     def encode_b(self, x: Rows) -> Tensor:
-        """Normalize rows `[n, D]` in the shared space from frozen embeddings of modality b, `[n, D_b]` (or a whole store of them)."""
+        """Unit rows `[n, D]` in the shared space from frozen embeddings of modality b, `[n,
+        D_b]` (or a whole store of them).
+        """
         return self.encode("b", x)
 
     def encode(self, side: str, x: Rows, *, chunk: int = CHUNK) -> Tensor:
-        """Normalize rows `[n, D]` in the shared space from frozen embeddings of modality `side`, `chunk` rows at a time.
+        """Unit rows `[n, D]` in the shared space from frozen embeddings of modality `side`,
+        `chunk` rows at a time.
 
         Raises:
-            UserError: rows of another width, a store of another encoder, or values that are not finite.
+            UserError: rows of another width, a store of another encoder, or values that are not
+                finite.
         """
         return torch.cat(list(self.encoded(side, x, chunk=chunk)))
 
     @torch.no_grad()
     def encoded(self, side: str, x: Rows, *, chunk: int = CHUNK) -> Iterator[Tensor]:
-        """`encode` part by part, of `chunk` rows each: a large gallery need not fit in memory. Of no rows one empty part."""
+        """`encode` part by part, of `chunk` rows each: a large gallery need not fit in memory. Of
+        no rows one empty part.
+        """
         dim = self.about.get(f"dim_{side}")
         if isinstance(x, EmbeddingStore):
             for ours, theirs in ENCODED_BY.items():
                 known, given = self.about.get(f"{ours}_{side}"), x.encoder.get(theirs)
                 if known is not None and given is not None and known != given:
                     raise UserError(
-                        f"{x.path}: its {ours} is {given!r}, but that of this aligner's modality {side} is {known!r}: embed as its rows were embedded"
+                        f"{x.path}: its {ours} is {given!r}, but that of this aligner's modality"
+                        f" {side} is {known!r}: embed as its rows were embedded"
                     )
             width, rows = x.dim, len(x)
         else:
@@ -112,10 +138,20 @@ class Aligner:
                 raise UserError(f"embeddings must be [rows, width], got shape {tuple(x.shape)}")
             rows, width = x.shape
         if dim is not None and width != dim:
-            raise UserError(f"embeddings are {width} wide, but this aligner's modality {side} is {dim} wide: check encoder and modality")
-        device = next((t.device for m in (self.preprocess, self.space) for t in m.state_dict().values()), torch.device("cpu"))
+            raise UserError(
+                f"embeddings are {width} wide, but this aligner's modality {side} is {dim} wide:"
+                " check encoder and modality"
+            )
+        device = next(
+            (t.device for m in (self.preprocess, self.space) for t in m.state_dict().values()),
+            torch.device("cpu"),
+        )
         for start in range(0, max(rows, 1), chunk):
-            part = x.read(slice(start, start + chunk)) if isinstance(x, EmbeddingStore) else x[start : start + chunk]
+            part = (
+                x.read(slice(start, start + chunk))
+                if isinstance(x, EmbeddingStore)
+                else x[start : start + chunk]
+            )
             part = float_rows(part, "embeddings")
             z = self.space.embed(side, self.preprocess[side](part.to(device)))
             lost = (~z.isfinite().all(1)).nonzero()[:, 0]
@@ -123,20 +159,26 @@ class Aligner:
                 what = f"embedding {start + int(lost[0])}"
                 if part[lost.cpu()].isfinite().all():
                     raise UserError(
-                        f"{what} has no finite image: the map of modality {side} diverged in training (lower optimizer.lr), or its training "
-                        "rows are all alike"
+                        f"{what} has no finite image: the map of modality {side} diverged in"
+                        " training (lower optimizer.lr), or its training rows are all alike"
                     )
                 raise UserError(f"{what} is not finite: embed it again or leave it out")
             yield z
 
     @torch.no_grad()
     def score(self, x_a: Rows, x_b: Rows) -> Tensor:
-        """Score of every row of a with every row of b, `[n_a, n_b]`: a cosine, with `space.correction` a corrected one."""
+        """Score of every row of a with every row of b, `[n_a, n_b]`: a cosine, with
+        `space.correction` a corrected one.
+        """
         z_a, z_b = self.encode("a", x_a), self.encode("b", x_b)
-        return self.space.queries(z_a) @ self.space.gallery("b", z_b).T + self.space.offset("a", z_a)
+        return self.space.queries(z_a) @ self.space.gallery("b", z_b).T + self.space.offset(
+            "a", z_a
+        )
 
     @torch.no_grad()
-    def search(self, queries: Rows, gallery: Rows, k: int = 10, *, direction: str = "ab") -> tuple[Tensor, Tensor]:
+    def search(
+        self, queries: Rows, gallery: Rows, k: int = 10, *, direction: str = "ab"
+    ) -> tuple[Tensor, Tensor]:
         """The k best gallery rows of each query.
 
         Args:
@@ -152,11 +194,15 @@ class Aligner:
             raise UserError(f"direction={direction!r} must be 'ab' or 'ba', and k={k} at least 1")
         z_q = self.encode(direction[0], queries)
         asked, best, start = self.space.queries(z_q), [], 0
-        for z_g in self.encoded(direction[1], gallery):  # part by part, so that memory does not grow with the gallery
+        for z_g in self.encoded(
+            direction[1], gallery
+        ):  # part by part, so that memory does not grow with the gallery
             values, index = search(asked, self.space.gallery(direction[1], z_g), k, metric="ip")
             best.append((values, index + start))
             start += len(z_g)
-        values, place = torch.cat([values for values, _ in best], dim=1).sort(dim=1, descending=True, stable=True)
+        values, place = torch.cat([values for values, _ in best], dim=1).sort(
+            dim=1, descending=True, stable=True
+        )
         index = torch.cat([index for _, index in best], dim=1).gather(1, place)
         return values[:, :k] + self.space.offset(direction[0], z_q), index[:, :k]
 
@@ -172,19 +218,39 @@ class Aligner:
             "about": self.about,
             "center": {side: self.preprocess[side].mean is not None for side in "ab"},
             "maps": {"a": describe_map(self.space.map_a), "b": describe_map(self.space.map_b)},
-            "correction": None
-            if correction is None
-            else {"kind": "csls", "k": correction.k, "weight": correction.weight, "pool": [len(correction.pool_a), len(correction.pool_b)]},
+            "correction": (
+                None
+                if correction is None
+                else {
+                    "kind": "csls",
+                    "k": correction.k,
+                    "weight": correction.weight,
+                    "pool": [len(correction.pool_a), len(correction.pool_b)],
+                }
+            ),
         }
-        weights = {**self.preprocess.state_dict(prefix="preprocess."), **self.space.state_dict(prefix="space.")}
-        # a clone each: safetensors refuses tensors that share memory, as those of a map used on both sides do
-        written = safetensors.torch.save({n: v.detach().cpu().contiguous().clone() for n, v in weights.items()})
-        record["maps_sha256"] = hashlib.sha256(written).hexdigest()  # a kill may fall between the two files
+        weights = {
+            **self.preprocess.state_dict(prefix="preprocess."),
+            **self.space.state_dict(prefix="space."),
+        }
+        # a clone each: safetensors refuses tensors that share memory, as those of a map used on
+        # both sides do
+        written = safetensors.torch.save(
+            {n: v.detach().cpu().contiguous().clone() for n, v in weights.items()}
+        )
+        record["maps_sha256"] = hashlib.sha256(
+            written
+        ).hexdigest()  # a kill may fall between the two files
         replace_atomically(folder / "maps.safetensors", written)
-        replace_atomically(folder / "aligner.json", (json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+        replace_atomically(
+            folder / "aligner.json",
+            (json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n").encode(),
+        )
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, kinds: Mapping[str, type[nn.Module]] | None = None) -> Aligner:
+    def load(
+        cls, path: str | os.PathLike[str], *, kinds: Mapping[str, type[nn.Module]] | None = None
+    ) -> Aligner:
         """Read a folder that `save` wrote.
 
         Args:
@@ -201,34 +267,60 @@ class Aligner:
             weights = safetensors.torch.load(written)
         except FileNotFoundError as error:
             raise UserError(
-                f"no aligner at {str(folder)!r} ({Path(error.filename).name} is missing): give the aligner/ folder of a run, "
-                "or train that run again with overwrite=true"
+                f"no aligner at {str(folder)!r} ({Path(error.filename).name} is missing): give the"
+                " aligner/ folder of a run, or train that run again with overwrite=true"
             ) from error
         except (ValueError, safetensors.SafetensorError) as error:
-            raise UserError(f"{folder}: the aligner is damaged ({error}): train it again") from error
+            raise UserError(
+                f"{folder}: the aligner is damaged ({error}): train it again"
+            ) from error
         if not isinstance(record, dict):
-            raise UserError(f"{folder}: the aligner is damaged (aligner.json holds no keys): train it again")
+            raise UserError(
+                f"{folder}: the aligner is damaged (aligner.json holds no keys): train it again"
+            )
         if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
             raise UserError(
-                f"{folder}: format {record.get('format')!r} version {record.get('version')!r}; this version reads {FORMAT!r} version {VERSION}"
+                f"{folder}: format {record.get('format')!r} version {record.get('version')!r}; this"
+                f" version reads {FORMAT!r} version {VERSION}"
             )
         if record.get("maps_sha256", "") not in ("", hashlib.sha256(written).hexdigest()):
             raise UserError(
-                f"{folder}: the aligner is damaged (maps.safetensors is not the one aligner.json was written with): train it again"
+                f"{folder}: the aligner is damaged (maps.safetensors is not the one aligner.json"
+                " was written with): train it again"
             )
         try:
-            means = [torch.zeros_like(weights[f"preprocess.{s}.mean"]) if record["center"][s] else None for s in "ab"]
+            means = [
+                torch.zeros_like(weights[f"preprocess.{s}.mean"]) if record["center"][s] else None
+                for s in "ab"
+            ]
             maps = [build_map(record["maps"][s], kinds) for s in "ab"]
             correction = None
             if record["correction"] is not None:
-                pools = {f"pool_{s}": torch.zeros_like(weights[f"space.correction.pool_{s}"]) for s in "ab"}
-                correction = CSLS(record["correction"]["k"], record["correction"]["weight"], **pools)
+                pools = {
+                    f"pool_{s}": torch.zeros_like(weights[f"space.correction.pool_{s}"])
+                    for s in "ab"
+                }
+                correction = CSLS(
+                    record["correction"]["k"], record["correction"]["weight"], **pools
+                )
             about = record["about"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder}: the aligner is damaged ({error!r}): train it again") from error
-        aligner = cls(Preprocessing(means[0]), Preprocessing(means[1]), SharedSpace(maps[0], maps[1], correction), about)
+            raise UserError(
+                f"{folder}: the aligner is damaged ({error!r}): train it again"
+            ) from error
+        aligner = cls(
+            Preprocessing(means[0]),
+            Preprocessing(means[1]),
+            SharedSpace(maps[0], maps[1], correction),
+            about,
+        )
         try:
-            nn.ModuleDict({"preprocess": aligner.preprocess, "space": aligner.space}).load_state_dict(weights)
+            nn.ModuleDict(
+                {"preprocess": aligner.preprocess, "space": aligner.space}
+            ).load_state_dict(weights)
         except RuntimeError as error:
-            raise UserError(f"{folder}: weights do not fit aligner.json ({str(error).splitlines()[0]}): train it again") from error
+            raise UserError(
+                f"{folder}: weights do not fit aligner.json ({str(error).splitlines()[0]}): train"
+                " it again"
+            ) from error
         return aligner

@@ -12,15 +12,17 @@ from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import check_role
 
 ALTERNATIVE = "alternative"
-"""In a setting: the number of the alternative that it is of, from 1; the form's own settings have none."""
+"""In a setting: the number of the alternative that it is of, from 1; the form's own settings have
+none.
+"""
 
 
 @dataclass(frozen=True)
 class Alternatives:
     """A closed form, and others that are tried in place of it, each in its first setting.
 
-    Where filters of features are chosen, the form chooses them, and they stand before it alone (`fit.filters_before`): what helps one method
-    may be the ruin of another.
+    Where filters of features are chosen, the form chooses them, and they stand before it alone
+    (`fit.filters_before`): what helps one method may be the ruin of another.
 
     Attributes:
         form: the closed form that comes first; it has all settings but one an alternative.
@@ -37,13 +39,26 @@ class Alternatives:
                 raise UserError("alternatives of alternatives: name them all in `others`")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """`count` settings at most: the form's own, then the others' first as far as there is room beside one of the form's."""
+        """`count` settings at most: the form's own, then the others' first as far as there is room
+        beside one of the form's.
+        """
         others = self.others[: count - 1]
         own: Sequence[Setting] = self.form.settings(count - len(others), pairs)
-        return [*own, *({ALTERNATIVE: float(n), **other.settings(1, pairs)[0]} for n, other in enumerate(others, 1))]
+        return [
+            *own,
+            *(
+                {ALTERNATIVE: float(n), **other.settings(1, pairs)[0]}
+                for n, other in enumerate(others, 1)
+            ),
+        ]
 
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The maps of each setting; work is shared among settings of one method that follow each other."""
+        """The maps of each setting; work is shared among settings of one method that follow each
+        other.
+        """
         for number, mine in groupby(settings, key=lambda setting: int(setting.get(ALTERNATIVE, 0))):
             method: ClosedForm = (self.form, *self.others)[number]
-            yield from method.candidates(samples, [{k: v for k, v in setting.items() if k != ALTERNATIVE} for setting in mine])
+            yield from method.candidates(
+                samples,
+                [{k: v for k, v in setting.items() if k != ALTERNATIVE} for setting in mine],
+            )

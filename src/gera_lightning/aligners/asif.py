@@ -19,7 +19,8 @@ from gera_lightning.utils.errors import UserError
 
 @register_map("relative")
 class RelativeMap(nn.Module):
-    """Similarities to the paired anchors of the own modality, all but the largest set to 0: `z = topk(max(x A', 0))^p`.
+    """Similarities to the paired anchors of the own modality, all but the largest set to 0: `z =
+    topk(max(x A', 0))^p`.
 
     Args:
         anchors: unit rows A `[n, D]`.
@@ -30,7 +31,14 @@ class RelativeMap(nn.Module):
 
     anchors: Tensor
 
-    def __init__(self, anchors: Tensor | None = None, kept: int = 1, power: float = 1.0, *, shape: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        anchors: Tensor | None = None,
+        kept: int = 1,
+        power: float = 1.0,
+        *,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         anchors = torch.zeros(*shape) if shape is not None else anchors
         assert anchors is not None
@@ -45,15 +53,19 @@ class RelativeMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[m, D] -> [m, n]`."""
         values, index = (normalized(x) @ self.anchors.T).clamp(min=0).topk(self.kept, dim=1)
-        return torch.zeros(len(x), len(self.anchors), dtype=x.dtype, device=x.device).scatter_(1, index, values**self.power)
+        return torch.zeros(len(x), len(self.anchors), dtype=x.dtype, device=x.device).scatter_(
+            1, index, values**self.power
+        )
 
 
 @dataclass(frozen=True)
 class ASIF:
-    """ASIF: rows are compared through their similarities to the pairs; entries kept and power are tuned.
+    """ASIF: rows are compared through their similarities to the pairs; entries kept and power are
+    tuned.
 
     Attributes:
-        shares: entries kept, as shares of the pairs (the paper keeps 800 of some million; ours are relative).
+        shares: entries kept, as shares of the pairs (the paper keeps 800 of some million; ours are
+            relative).
         powers: exponents (8 in the paper).
 
     Source:

@@ -39,7 +39,8 @@ class ClosedForm(Protocol):
     """A method that is fitted at once; its fields are what is not tuned."""
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """At most `count` settings to choose from, the one to prefer first, for a budget of `pairs`.
+        """At most `count` settings to choose from, the one to prefer first, for a budget of
+        `pairs`.
 
         Raises:
             UserError: more pairs than the method can be fitted on.
@@ -47,7 +48,9 @@ class ClosedForm(Protocol):
         ...
 
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The fitted maps of both modalities for each setting, in order; work that settings share is done once."""
+        """The fitted maps of both modalities for each setting, in order; work that settings share
+        is done once.
+        """
         ...
 
 
@@ -60,7 +63,9 @@ def grid(count: int, **axes: Sequence[float]) -> list[Setting]:
 
 
 def log_spaced(first: float, last: float, count: int) -> list[float]:
-    """`count` values from `first` to `last`, evenly spaced in logarithm; one value where the two are equal."""
+    """`count` values from `first` to `last`, evenly spaced in logarithm; one value where the two
+    are equal.
+    """
     if count == 1 or first == last:
         return [first]
     return [first * (last / first) ** (i / (count - 1)) for i in range(count)]
@@ -89,11 +94,13 @@ def check_direction(direction: str) -> None:
     check_one_of("direction", direction, REGRESSIONS)
 
 
-def regression_maps(dim_a: int, dim_b: int, a_to_b: nn.Module | None, b_to_a: nn.Module | None) -> Maps:
+def regression_maps(
+    dim_a: int, dim_b: int, a_to_b: nn.Module | None, b_to_a: nn.Module | None
+) -> Maps:
     """Maps of a regression one way or both ways.
 
-    One way: `z_a = f(x_a), z_b = x_b` (or mirrored). Both: `z_a = [n(f(x_a)); n(x_a)] / sqrt 2`, `z_b = [n(x_b); n(g(x_b))] / sqrt 2`,
-    whose dot product is the mean of both cosines.
+    One way: `z_a = f(x_a), z_b = x_b` (or mirrored). Both: `z_a = [n(f(x_a)); n(x_a)] / sqrt 2`,
+    `z_b = [n(x_b); n(g(x_b))] / sqrt 2`, whose dot product is the mean of both cosines.
 
     Args:
         dim_a, dim_b: frozen widths.

@@ -1,4 +1,5 @@
-"""Canonical correlation analysis with ridge, scored by a cosine, by correlations (CSA) or by a Gaussian model.
+"""Canonical correlation analysis with ridge, scored by a cosine, by correlations (CSA) or by a
+Gaussian model.
 
 Legend: `n` pairs, `D_a`, `D_b` frozen widths, `s` dimensions kept.
 """
@@ -18,11 +19,12 @@ from gera_lightning.utils.errors import UserError, check_one_of
 
 
 class CanonicalFits:
-    """Regularised canonical directions of two views for any penalty, from one singular value decomposition a view.
+    """Regularised canonical directions of two views for any penalty, from one singular value
+    decomposition a view.
 
-    With `x = U diag(s) V'`, `(C + lam)^-1/2` acts on the span of V only, so the problem is one of rank at most n:
-    `svd(diag(g_a) U_a' U_b diag(g_b))`, `g = s / sqrt(s^2 + lam)`, `lam = penalty * mean s^2`. A view of zeros has
-    no directions.
+    With `x = U diag(s) V'`, `(C + lam)^-1/2` acts on the span of V only, so the problem is one of
+    rank at most n: `svd(diag(g_a) U_a' U_b diag(g_b))`, `g = s / sqrt(s^2 + lam)`, `lam = penalty *
+    mean s^2`. A view of zeros has no directions.
 
     Args:
         x_a, x_b: paired rows `[n, D_a]`, `[n, D_b]`.
@@ -35,16 +37,27 @@ class CanonicalFits:
     def __call__(self, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
         """Directions `[D_a, r]`, `[D_b, r]` and correlations `[r]`, largest first."""
         variances = [(s.square(), penalty * s.square().mean()) for _, s, _ in (self.a, self.b)]
-        root_a, root_b = (torch.where(own > 0, (own + lam).sqrt(), torch.inf) for own, lam in variances)
-        u, rho, vh = torch.linalg.svd((self.a[1] / root_a).unsqueeze(1) * self.cross * (self.b[1] / root_b), full_matrices=False)
-        return self.a[2].T @ (u / root_a.unsqueeze(1)), self.b[2].T @ (vh.T / root_b.unsqueeze(1)), rho.clamp(max=1)
+        root_a, root_b = (
+            torch.where(own > 0, (own + lam).sqrt(), torch.inf) for own, lam in variances
+        )
+        u, rho, vh = torch.linalg.svd(
+            (self.a[1] / root_a).unsqueeze(1) * self.cross * (self.b[1] / root_b),
+            full_matrices=False,
+        )
+        return (
+            self.a[2].T @ (u / root_a.unsqueeze(1)),
+            self.b[2].T @ (vh.T / root_b.unsqueeze(1)),
+            rho.clamp(max=1),
+        )
 
 
 @register_map("weighted_cosine")
 class WeightedCosine(nn.Module):
-    """Normalize rows whose dot product is `sum_j w_j u_j v_j`, `u = n(x W)`: a weighted cosine in one inner product.
+    """Unit rows whose dot product is `sum_j w_j u_j v_j`, `u = n(x W)`: a weighted cosine in
+    one inner product.
 
-    `z = [sqrt(w) u; slack]`, the slack coordinate of each modality its own, so that it makes the row a unit one and adds nothing.
+    `z = [sqrt(w) u; slack]`, the slack coordinate of each modality its own, so that it makes the
+    row a unit one and adds nothing.
 
     Args:
         weight: `W` `[D_in, s]`.
@@ -57,7 +70,12 @@ class WeightedCosine(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, weight: Tensor | None = None, scale: Tensor | None = None, slot: int = 0, *, shape: tuple[int, int] | None = None
+        self,
+        weight: Tensor | None = None,
+        scale: Tensor | None = None,
+        slot: int = 0,
+        *,
+        shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if shape is not None:
@@ -84,31 +102,37 @@ class WeightedCosine(nn.Module):
 SCORES = ("cosine", "csa", "gaussian")
 """How canonical variates are compared, see `CCA`."""
 UNSHARED = 0.1
-"""Share of a canonical variate's variance that the Gaussian score never takes for shared: without it one correlation near 1 would decide."""
+"""Share of a canonical variate's variance that the Gaussian score never takes for shared: without
+it one correlation near 1 would decide.
+"""
 
 
 @dataclass(frozen=True)
 class CCA:
     """Regularised CCA; penalty and number of dimensions are tuned.
 
-    `A, rho, B = svd((C_aa + lam_a)^-1/2 C_ab (C_bb + lam_b)^-1/2)`, `lam = penalty * mean eigenvalue`. With u, v the s leading canonical
-    variates of two rows the score is
+    `A, rho, B = svd((C_aa + lam_a)^-1/2 C_ab (C_bb + lam_b)^-1/2)`, `lam = penalty * mean
+    eigenvalue`. With u, v the s leading canonical variates of two rows the score is
 
     - `cosine`: their cosine.
     - `csa`: `sum_j rho_j u_j v_j` of their unit rows.
-    - `gaussian`: the cosine of `sqrt(w) u` and `sqrt(w) v`, `w = rho / (1 + UNSHARED - rho^2)`. In the Gaussian model of CCA, where u_j and
-      v_j have unit variance and correlation rho_j, `log p(u, v) / p(u) p(v)` holds the products `u_j v_j` with the weights
-      `rho_j / (1 - rho_j^2)`: directions in which little noise stands between the views decide.
+    - `gaussian`: the cosine of `sqrt(w) u` and `sqrt(w) v`, `w = rho / (1 + UNSHARED - rho^2)`. In
+      the Gaussian model of CCA, where u_j and v_j have unit variance and correlation rho_j, `log
+      p(u, v) / p(u) p(v)` holds the products `u_j v_j` with the weights `rho_j / (1 - rho_j^2)`:
+      directions in which little noise stands between the views decide.
 
     Attributes:
         score: one of `SCORES`.
         dims: largest shares of the canonical dimensions kept, tried in turn.
-        smallest, largest: range of relative penalties, evenly spaced in logarithm; one penalty where they are equal.
+        smallest, largest: range of relative penalties, evenly spaced in logarithm; one penalty
+            where they are equal.
 
     Source:
-        Hotelling 1936; ridge: Vinod 1976; CSA: Li et al., arXiv 2410.07610 (which has no ridge: it is our addition); Gaussian model: Bach and
-        Jordan, A probabilistic interpretation of canonical correlation analysis, 2005; to score pairs by its likelihood ratio is what
-        probabilistic LDA does with one view (Ioffe, ECCV 2006), the cosine in place of its squares is ours.
+        Hotelling 1936; ridge: Vinod 1976; CSA: Li et al., arXiv 2410.07610 (which has no ridge: it
+        is our addition); Gaussian model: Bach and Jordan, A probabilistic interpretation of
+        canonical correlation analysis, 2005; to score pairs by its likelihood ratio is what
+        probabilistic LDA does with one view (Ioffe, ECCV 2006), the cosine in place of its squares
+        is ours.
     """
 
     score: str = "cosine"

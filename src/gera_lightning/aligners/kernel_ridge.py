@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import FitData, Maps, Setting, check_direction, check_range, grid, log_spaced, regression_maps
+from gera_lightning.aligners.base import (
+    FitData,
+    Maps,
+    Setting,
+    check_direction,
+    check_range,
+    grid,
+    log_spaced,
+    regression_maps,
+)
 from gera_lightning.models.maps import register_map
 from gera_lightning.utils.errors import UserError
 
@@ -25,7 +34,9 @@ def rbf(x: Tensor, y: Tensor, eps: Tensor | float) -> Tensor:
 
 
 def median_d2(x: Tensor) -> float:
-    """Median squared distance between rows `[n, D]`, the scale of a kernel's bandwidth; 1 for a single row."""
+    """Median squared distance between rows `[n, D]`, the scale of a kernel's bandwidth; 1 for a
+    single row.
+    """
     return float(torch.pdist(x).square().median().clamp(min=1e-6)) if len(x) > 1 else 1.0
 
 
@@ -44,7 +55,12 @@ class RbfMap(nn.Module):
     weight: Tensor
 
     def __init__(
-        self, anchors: Tensor | None = None, weight: Tensor | None = None, eps: float = 1.0, *, shape: tuple[int, int, int] | None = None
+        self,
+        anchors: Tensor | None = None,
+        weight: Tensor | None = None,
+        eps: float = 1.0,
+        *,
+        shape: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         if shape is not None:
@@ -66,11 +82,14 @@ class RbfMap(nn.Module):
 
 
 MATRICES = 6
-"""Matrices of all pairs against each other that a kernel method holds at once, about: both modalities' kernels and what solves them."""
+"""Matrices of all pairs against each other that a kernel method holds at once, about: both
+modalities' kernels and what solves them.
+"""
 
 
 def check_room(pairs: int) -> None:
-    """Refuse more pairs than a kernel method's matrices of pairs against pairs have room for in this machine's memory.
+    """Refuse more pairs than a kernel method's matrices of pairs against pairs have room for in
+    this machine's memory.
 
     Raises:
         UserError: naming what they take and what to do.
@@ -78,16 +97,19 @@ def check_room(pairs: int) -> None:
     room, taken = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), MATRICES * 4 * pairs**2
     if taken > room:
         raise UserError(
-            f"{pairs} pairs: their kernel matrices take about {taken / 2**30:.0f} GiB, this machine has {room / 2**30:.0f}: "
-            "take a method without them, such as ridge or contrastive, or fewer pairs"
+            f"{pairs} pairs: their kernel matrices take about {taken / 2**30:.0f} GiB, this machine"
+            f" has {room / 2**30:.0f}: take a method without them, such as ridge or contrastive, or"
+            " fewer pairs"
         )
 
 
 @dataclass(frozen=True)
 class KernelRidge:
-    """RBF kernel ridge regression a->b, b->a, or both with their cosines averaged; bandwidth and penalty are tuned.
+    """RBF kernel ridge regression a->b, b->a, or both with their cosines averaged; bandwidth and
+    penalty are tuned.
 
-    `f(x) = k(x, X) (K + lam I)^-1 Y`, `lam = penalty * mean eigenvalue of K` (which is 1), `eps = factor * median d2 of the pairs`.
+    `f(x) = k(x, X) (K + lam I)^-1 Y`, `lam = penalty * mean eigenvalue of K` (which is 1), `eps =
+    factor * median d2 of the pairs`.
 
     Attributes:
         direction: `both`, `a_to_b` or `b_to_a`, see `base.regression_maps`.
@@ -110,7 +132,9 @@ class KernelRidge:
         """At most `count` settings, the strongest penalty first."""
         check_room(pairs)
         steps = max(1, count // len(self.factors))
-        return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), factor=self.factors)
+        return grid(
+            count, penalty=log_spaced(self.largest, self.smallest, steps), factor=self.factors
+        )
 
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, from one eigendecomposition a bandwidth and direction."""
@@ -118,7 +142,10 @@ class KernelRidge:
         forward = _Fits(x_a, x_b) if self.direction != "b_to_a" else None
         backward = _Fits(x_b, x_a) if self.direction != "a_to_b" else None
         for setting in settings:
-            maps = [None if fits is None else fits(setting["factor"], setting["penalty"]) for fits in (forward, backward)]
+            maps = [
+                None if fits is None else fits(setting["factor"], setting["penalty"])
+                for fits in (forward, backward)
+            ]
             yield regression_maps(x_a.shape[1], x_b.shape[1], *maps)
 
 

@@ -1,6 +1,8 @@
-"""Ridge and kernel ridge whose maps also vary little along a modality's neighbour graph (Laplacian-regularised least squares).
+"""Ridge and kernel ridge whose maps also vary little along a modality's neighbour graph
+(Laplacian-regularised least squares).
 
-Legend: `n` pairs, `N` rows of a graph (the pairs and some unpaired rows), `m` its edges, `D` width of the inputs, `D_out` of the targets.
+Legend: `n` pairs, `N` rows of a graph (the pairs and some unpaired rows), `m` its edges, `D` width
+    of the inputs, `D_out` of the targets.
 """
 
 from __future__ import annotations
@@ -11,7 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import FitData, Maps, Setting, check_direction, check_range, grid, log_spaced, regression_maps
+from gera_lightning.aligners.base import (
+    FitData,
+    Maps,
+    Setting,
+    check_direction,
+    check_range,
+    grid,
+    log_spaced,
+    regression_maps,
+)
 from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, median_d2, rbf
 from gera_lightning.aligners.ridge import ridge_path
 from gera_lightning.geometry.diffusion import edge_weights, sparse_matrix
@@ -21,26 +32,41 @@ from gera_lightning.utils.errors import UserError
 
 
 def graph_laplacian(graph: NeighborGraph) -> Tensor:
-    """`L = diag(W 1) - W` of an undirected graph, sparse `[N, N]`: `tr(F' L F) = sum over edges of w_ij |f_i - f_j|^2`.
+    """`L = diag(W 1) - W` of an undirected graph, sparse `[N, N]`: `tr(F' L F) = sum over edges of
+    w_ij |f_i - f_j|^2`.
 
-    Two points are joined where either is among the other's neighbours, by `w_ij = exp(-d2_ij / median d2 of the edges)`.
+    Two points are joined where either is among the other's neighbours, by `w_ij = exp(-d2_ij /
+    median d2 of the edges)`.
     """
     n, k = graph.indices.shape
-    i, j = torch.arange(n, device=graph.indices.device).repeat_interleave(k), graph.indices.reshape(-1)
+    i, j = (
+        torch.arange(n, device=graph.indices.device).repeat_interleave(k),
+        graph.indices.reshape(-1),
+    )
     key, place = torch.unique(torch.minimum(i, j) * n + torch.maximum(i, j), return_inverse=True)
-    d2 = graph.distances2.new_zeros(len(key)).index_copy(0, place, graph.distances2.reshape(-1))  # both ways it is the same distance
+    d2 = graph.distances2.new_zeros(len(key)).index_copy(
+        0, place, graph.distances2.reshape(-1)
+    )  # both ways it is the same distance
     i, j, w = key // n, key % n, edge_weights(d2, "heat", max(graph.edge_scale, 1e-12))
-    return sparse_matrix(torch.cat([i, j, i, j]), torch.cat([j, i, i, j]), torch.cat([-w, -w, w, w]), n)
+    return sparse_matrix(
+        torch.cat([i, j, i, j]), torch.cat([j, i, i, j]), torch.cat([-w, -w, w, w]), n
+    )
 
 
 def manifold_ridge_path(
-    x: Tensor, y: Tensor, rows: Tensor, laplacian: Tensor, smoothness: float, penalties: Sequence[float]
+    x: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    laplacian: Tensor,
+    smoothness: float,
+    penalties: Sequence[float],
 ) -> Iterator[Tensor]:
     """Linear maps that fit the pairs, are small, and vary little along the graph's edges.
 
-    `W = argmin |x W - y|_F^2 + lam (|W|_F^2 + smoothness * c tr(W' R' L R W))`, R the graph's rows, `c = D / tr(R' L R)`: at smoothness
-    1 both penalties of an average direction weigh alike. With `P = I + smoothness * c R' L R` it is ridge regression in the coordinates
-    `x P^(-1/2)`, and `lam = penalty *` their mean squared singular value, as in `ridge_path`.
+    `W = argmin |x W - y|_F^2 + lam (|W|_F^2 + smoothness * c tr(W' R' L R W))`, R the graph's rows,
+    `c = D / tr(R' L R)`: at smoothness 1 both penalties of an average direction weigh alike. With
+    `P = I + smoothness * c R' L R` it is ridge regression in the coordinates `x P^(-1/2)`, and `lam
+    = penalty *` their mean squared singular value, as in `ridge_path`.
 
     Args:
         x, y: pairs `[n, D]`, `[n, D_out]`.
@@ -53,21 +79,29 @@ def manifold_ridge_path(
         `W` `[D, D_out]`, one a penalty.
 
     Source:
-        Belkin, Niyogi, Sindhwani, Manifold regularization, JMLR 7, 2006. Their gamma_A is lam / n, gamma_I / (l + u)^2 is lam smoothness c / n.
+        Belkin, Niyogi, Sindhwani, Manifold regularization, JMLR 7, 2006. Their gamma_A is lam / n,
+        gamma_I / (l + u)^2 is lam smoothness c / n.
     """
     rough = rows.T @ (laplacian @ rows)
-    metric = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + smoothness * _scale(x.shape[1], rough.trace()) * rough
+    metric = (
+        torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        + smoothness * _scale(x.shape[1], rough.trace()) * rough
+    )
     root = torch.linalg.cholesky(metric)  # metric = root root'
     for weight in ridge_path(torch.linalg.solve_triangular(root, x.T, upper=False).T, y, penalties):
         yield torch.linalg.solve_triangular(root.T, weight, upper=True)
 
 
-def manifold_kernel_path(y: Tensor, kernel: Tensor, laplacian: Tensor, smoothness: float, penalties: Sequence[float]) -> Iterator[Tensor]:
-    """The same in the space of an RBF kernel: coefficients of the kernel at every row of the graph, the pairs being its first n.
+def manifold_kernel_path(
+    y: Tensor, kernel: Tensor, laplacian: Tensor, smoothness: float, penalties: Sequence[float]
+) -> Iterator[Tensor]:
+    """The same in the space of an RBF kernel: coefficients of the kernel at every row of the graph,
+    the pairs being its first n.
 
-    `f = argmin sum_i |f(x_i) - y_i|^2 + lam (|f|_K^2 + smoothness * c tr(F' L F))`, F the values at the graph's rows, `c = N / tr(K L K)`.
-    By the representer theorem `f = k(., R) A`; it is kernel ridge regression with the kernel that the graph deforms,
-    `k~(u, v) = k(u, v) - k(u, R) (I + M K)^-1 M k(R, v)`, `M = smoothness * c L`, and `lam = penalty *` the mean of `k~(x_i, x_i)`.
+    `f = argmin sum_i |f(x_i) - y_i|^2 + lam (|f|_K^2 + smoothness * c tr(F' L F))`, F the values at
+    the graph's rows, `c = N / tr(K L K)`. By the representer theorem `f = k(., R) A`; it is kernel
+    ridge regression with the kernel that the graph deforms, `k~(u, v) = k(u, v) - k(u, R) (I + M
+    K)^-1 M k(R, v)`, `M = smoothness * c L`, and `lam = penalty *` the mean of `k~(x_i, x_i)`.
 
     Args:
         y: targets `[n, D_out]`.
@@ -86,25 +120,33 @@ def manifold_kernel_path(y: Tensor, kernel: Tensor, laplacian: Tensor, smoothnes
     rough = laplacian @ kernel
     m_kernel = smoothness * _scale(size, (kernel * rough).sum()) * rough
     identity = torch.eye(size, dtype=kernel.dtype, device=kernel.device)
-    expansion = identity[:, :n] - torch.linalg.solve(identity + m_kernel, m_kernel[:, :n])  # k~(., x_i) in terms of k(., R)
+    expansion = identity[:, :n] - torch.linalg.solve(
+        identity + m_kernel, m_kernel[:, :n]
+    )  # k~(., x_i) in terms of k(., R)
     deformed = kernel[:n] @ expansion
     deformed = (deformed + deformed.T) / 2
     level = deformed.diagonal().mean()
     for penalty in penalties:
-        beta = torch.cholesky_solve(y, torch.linalg.cholesky(deformed + penalty * level * identity[:n, :n]))
+        beta = torch.cholesky_solve(
+            y, torch.linalg.cholesky(deformed + penalty * level * identity[:n, :n])
+        )
         yield expansion @ beta
 
 
 def _scale(size: int, trace: Tensor) -> float:
-    """Factor that gives a matrix of this trace the identity's; 0 where the graph's rows are all the same."""
+    """Factor that gives a matrix of this trace the identity's; 0 where the graph's rows are all the
+    same.
+    """
     return size / float(trace) if float(trace) > 1e-12 * size else 0.0
 
 
 @dataclass(frozen=True)
 class ManifoldRidge:
-    """Manifold-regularised ridge or kernel ridge a->b, b->a, or both with their cosines averaged; both penalties are tuned.
+    """Manifold-regularised ridge or kernel ridge a->b, b->a, or both with their cosines averaged;
+    both penalties are tuned.
 
-    The graph joins the pairs' inputs and unpaired rows of the same modality, as in the paper (labelled and unlabelled points).
+    The graph joins the pairs' inputs and unpaired rows of the same modality, as in the paper
+    (labelled and unlabelled points).
 
     Attributes:
         direction: `both`, `a_to_b` or `b_to_a`, see `base.regression_maps`.
@@ -113,7 +155,8 @@ class ManifoldRidge:
         smoothness: weights of the graph's penalty tried, see `manifold_ridge_path`.
         smallest, largest: range of relative penalties, evenly spaced in logarithm.
         k: neighbours in the graph.
-        unpaired: unpaired rows at most, the first of the shuffled pool: kernel maps keep all of them.
+        unpaired: unpaired rows at most, the first of the shuffled pool: kernel maps keep all of
+            them.
     """
 
     direction: str = "both"
@@ -130,7 +173,11 @@ class ManifoldRidge:
         check_range(self.smallest, self.largest)
         if not self.smoothness or min(self.smoothness) < 0:
             raise UserError(f"smoothness={self.smoothness} must hold values of at least 0")
-        for key, value, low in (("factor", self.factor, 1e-6), ("k", self.k, 1), ("unpaired", self.unpaired, 0)):
+        for key, value, low in (
+            ("factor", self.factor, 1e-6),
+            ("k", self.k, 1),
+            ("unpaired", self.unpaired, 0),
+        ):
             if value < low:
                 raise UserError(f"{key}={value} must be at least {low}")
 
@@ -139,17 +186,31 @@ class ManifoldRidge:
         if self.kernel:
             check_room(pairs + self.unpaired)
         steps = max(1, count // len(self.smoothness))
-        return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), smoothness=self.smoothness)
+        return grid(
+            count,
+            penalty=log_spaced(self.largest, self.smallest, steps),
+            smoothness=self.smoothness,
+        )
 
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting, one decomposition a smoothness and direction."""
-        forward = self._fits(samples.x_a, samples.x_b, samples.pool_a, settings) if self.direction != "b_to_a" else None
-        backward = self._fits(samples.x_b, samples.x_a, samples.pool_b, settings) if self.direction != "a_to_b" else None
+        forward = (
+            self._fits(samples.x_a, samples.x_b, samples.pool_a, settings)
+            if self.direction != "b_to_a"
+            else None
+        )
+        backward = (
+            self._fits(samples.x_b, samples.x_a, samples.pool_b, settings)
+            if self.direction != "a_to_b"
+            else None
+        )
         for number in range(len(settings)):
             maps = [None if fits is None else fits[number] for fits in (forward, backward)]
             yield regression_maps(samples.x_a.shape[1], samples.x_b.shape[1], *maps)
 
-    def _fits(self, x: Tensor, y: Tensor, pool: Tensor, settings: Sequence[Setting]) -> list[nn.Module]:
+    def _fits(
+        self, x: Tensor, y: Tensor, pool: Tensor, settings: Sequence[Setting]
+    ) -> list[nn.Module]:
         """Maps x -> y, one a setting."""
         rows = torch.cat([x, pool[: self.unpaired]])
         laplacian = graph_laplacian(knn_graph(rows, min(self.k, len(rows) - 1)))
@@ -157,12 +218,22 @@ class ManifoldRidge:
         kernel = rbf(rows, rows, eps) if self.kernel else None
         found: dict[int, nn.Module] = {}
         for smoothness in dict.fromkeys(setting["smoothness"] for setting in settings):
-            mine = [number for number, setting in enumerate(settings) if setting["smoothness"] == smoothness]
+            mine = [
+                number
+                for number, setting in enumerate(settings)
+                if setting["smoothness"] == smoothness
+            ]
             penalties = [settings[number]["penalty"] for number in mine]
             if kernel is not None:
                 weights = manifold_kernel_path(y, kernel, laplacian, smoothness, penalties)
-                found |= {number: RbfMap(rows, weight, eps) for number, weight in zip(mine, weights, strict=True)}
+                found |= {
+                    number: RbfMap(rows, weight, eps)
+                    for number, weight in zip(mine, weights, strict=True)
+                }
             else:
                 weights = manifold_ridge_path(x, y, rows, laplacian, smoothness, penalties)
-                found |= {number: Linear(*weight.shape, weight=weight) for number, weight in zip(mine, weights, strict=True)}
+                found |= {
+                    number: Linear(*weight.shape, weight=weight)
+                    for number, weight in zip(mine, weights, strict=True)
+                }
         return [found[number] for number in range(len(settings))]

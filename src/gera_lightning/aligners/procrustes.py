@@ -18,9 +18,10 @@ from gera_lightning.models.maps import Linear
 class Procrustes:
     """`z_a = x_a U_r`, `z_b = x_b V_r` with `x_a' x_b = U S V'`; the rank r is tuned.
 
-    At full rank the dot product is that of the orthogonal map `argmax_R tr(R' x_a' x_b) = U V'` on the spans of the pairs (directions
-    that no pair has are left out: the pairs say nothing of them); a lower rank keeps the directions in which the pairs agree most.
-    The rank is our addition.
+    At full rank the dot product is that of the orthogonal map `argmax_R tr(R' x_a' x_b) = U V'` on
+    the spans of the pairs (directions that no pair has are left out: the pairs say nothing of
+    them); a lower rank keeps the directions in which the pairs agree most. The rank is our
+    addition.
 
     Source:
         Schönemann, A generalized solution of the orthogonal Procrustes problem, 1966.
@@ -36,7 +37,9 @@ class Procrustes:
         # the cross-covariance has rank n at most: its singular vectors lie in the spans of the rows
         u_a, s_a, vh_a = torch.linalg.svd(samples.x_a, full_matrices=False)
         u_b, s_b, vh_b = torch.linalg.svd(samples.x_b, full_matrices=False)
-        core_u, s, core_vh = torch.linalg.svd(s_a.unsqueeze(1) * (u_a.T @ u_b) * s_b, full_matrices=False)
+        core_u, s, core_vh = torch.linalg.svd(
+            s_a.unsqueeze(1) * (u_a.T @ u_b) * s_b, full_matrices=False
+        )
         u, vh = vh_a.T @ core_u, core_vh @ vh_b
         for setting in settings:
             rank = max(1, round(setting["share"] * len(s)))

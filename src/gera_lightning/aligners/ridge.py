@@ -11,15 +11,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gera_lightning.aligners.base import FitData, Maps, Setting, check_direction, check_range, grid, log_spaced, regression_maps
+from gera_lightning.aligners.base import (
+    FitData,
+    Maps,
+    Setting,
+    check_direction,
+    check_range,
+    grid,
+    log_spaced,
+    regression_maps,
+)
 from gera_lightning.models.maps import Linear
 
 
 def ridge_path(x: Tensor, y: Tensor, penalties: Sequence[float]) -> Iterator[Tensor]:
     """Ridge maps for several penalties from one singular value decomposition.
 
-    `W = argmin |x W - y|_F^2 + lam |W|_F^2`, `lam = penalty * |x|_F^2 / min(n, D_in)` (a multiple of the mean squared singular
-    value, so that a penalty means the same at any n and width); `W = V diag(s / (s^2 + lam)) U' y`.
+    `W = argmin |x W - y|_F^2 + lam |W|_F^2`, `lam = penalty * |x|_F^2 / min(n, D_in)` (a multiple
+    of the mean squared singular value, so that a penalty means the same at any n and width); `W = V
+    diag(s / (s^2 + lam)) U' y`.
 
     Args:
         x: inputs `[n, D_in]`.
@@ -42,7 +52,8 @@ class Ridge:
 
     Attributes:
         direction: `both`, `a_to_b` or `b_to_a`, see `base.regression_maps`.
-        smallest, largest: range of relative penalties, see `ridge_path`; evenly spaced in logarithm.
+        smallest, largest: range of relative penalties, see `ridge_path`; evenly spaced in
+            logarithm.
     """
 
     direction: str = "both"
@@ -61,8 +72,16 @@ class Ridge:
         """The maps of each setting, from one decomposition a direction."""
         x_a, x_b = samples.x_a, samples.x_b
         penalties = [setting["penalty"] for setting in settings]
-        forward = ridge_path(x_a, x_b, penalties) if self.direction != "b_to_a" else [None] * len(penalties)
-        backward = ridge_path(x_b, x_a, penalties) if self.direction != "a_to_b" else [None] * len(penalties)
+        forward = (
+            ridge_path(x_a, x_b, penalties)
+            if self.direction != "b_to_a"
+            else [None] * len(penalties)
+        )
+        backward = (
+            ridge_path(x_b, x_a, penalties)
+            if self.direction != "a_to_b"
+            else [None] * len(penalties)
+        )
         dim_a, dim_b = x_a.shape[1], x_b.shape[1]
         for a, b in zip(forward, backward, strict=True):
             a_to_b = None if a is None else Linear(dim_a, dim_b, weight=a)

@@ -1,4 +1,5 @@
-"""Self-training: a closed form labels the unpaired rows that it is surest of, and is fitted again with them.
+"""Self-training: a closed form labels the unpaired rows that it is surest of, and is fitted again
+with them.
 
 Legend: `n` pairs, `N_a`, `N_b` pool rows, `p` pseudo-pairs.
 """
@@ -23,8 +24,11 @@ from gera_lightning.utils.instantiate import check_role
 
 
 @torch.no_grad()
-def mutual_neighbours(maps: Maps, pool_a: Tensor, pool_b: Tensor, count: int, k: int = 10) -> tuple[Tensor, Tensor]:
-    """The `count` surest mutual nearest neighbours of two mapped pools, by cosine less half the mean cosine to the k nearest (CSLS).
+def mutual_neighbours(
+    maps: Maps, pool_a: Tensor, pool_b: Tensor, count: int, k: int = 10
+) -> tuple[Tensor, Tensor]:
+    """The `count` surest mutual nearest neighbours of two mapped pools, by cosine less half the
+    mean cosine to the k nearest (CSLS).
 
     Args:
         maps: of both modalities.
@@ -40,18 +44,23 @@ def mutual_neighbours(maps: Maps, pool_a: Tensor, pool_b: Tensor, count: int, k:
     hub = CSLS(k, pool_a=z[0], pool_b=z[1])
     score = z[0] @ z[1].T - hub.penalty(z[0], "a").unsqueeze(1) - hub.penalty(z[1], "b")
     best, partner = score.max(1)
-    mutual = torch.nonzero(score.argmax(0)[partner] == torch.arange(len(score), device=score.device)).squeeze(1)
+    mutual = torch.nonzero(
+        score.argmax(0)[partner] == torch.arange(len(score), device=score.device)
+    ).squeeze(1)
     kept = mutual[best[mutual].argsort(descending=True, stable=True)[:count]]
     return kept, partner[kept]
 
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """A closed form fitted on the pairs and on pseudo-pairs: mutual nearest neighbours of its own mapped pools, in rounds.
+    """A closed form fitted on the pairs and on pseudo-pairs: mutual nearest neighbours of its own
+    mapped pools, in rounds.
 
-    In each round the form's middle setting maps both pools, the surest mutual neighbours (`mutual_neighbours`) replace the pseudo-pairs
-    of the round before, at most `ratio * n` of them, and the form is fitted again. `ratio` is tuned together with the form's own settings.
-    A pseudo-pair weighs `weight` by scaling its rows by `sqrt(weight)`, which is exact where the fit is a least-squares or covariance one.
+    In each round the form's middle setting maps both pools, the surest mutual neighbours
+    (`mutual_neighbours`) replace the pseudo-pairs of the round before, at most `ratio * n` of them,
+    and the form is fitted again. `ratio` is tuned together with the form's own settings. A
+    pseudo-pair weighs `weight` by scaling its rows by `sqrt(weight)`, which is exact where the fit
+    is a least-squares or covariance one.
 
     Attributes:
         base: the closed form, `{class: ...}` in a config.
@@ -61,8 +70,8 @@ class SelfTraining:
         unpaired: rows of each pool at most, the first of the shuffled pool.
 
     Source:
-        The rounds are those of iterative Procrustes on bilingual dictionaries: Artetxe, Labaka, Agirre, ACL 2017, and Conneau et al., arXiv
-        1710.04087; number and weight are ours.
+        The rounds are those of iterative Procrustes on bilingual dictionaries: Artetxe, Labaka,
+        Agirre, ACL 2017, and Conneau et al., arXiv 1710.04087; number and weight are ours.
     """
 
     reads_unpaired: ClassVar[bool] = True  # without them there is nothing to label
@@ -74,18 +83,25 @@ class SelfTraining:
     unpaired: int = 2000
 
     def __post_init__(self) -> None:
-        check_role(self.base, "candidates", "base", "closed form", "gera_lightning.aligners.ridge.Ridge")
+        check_role(
+            self.base, "candidates", "base", "closed form", "gera_lightning.aligners.ridge.Ridge"
+        )
         if not self.ratios or min(self.ratios) < 0:
             raise UserError(f"ratios={self.ratios} must hold values of at least 0")
         if not 0 < self.weight <= 1:
             raise UserError(f"weight={self.weight} must be above 0 and at most 1")
         if self.weight != 1 and not isinstance(self.base, Ridge | CCA | Procrustes):
-            raise UserError(f"weight={self.weight}: {type(self.base).__name__} takes no weighted pairs, set weight=1")
+            raise UserError(
+                f"weight={self.weight}: {type(self.base).__name__} takes no weighted pairs, set"
+                " weight=1"
+            )
         if self.rounds < 1 or self.unpaired < 1:
             raise UserError(f"rounds={self.rounds} and unpaired={self.unpaired} must be at least 1")
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """At most `count` settings: the form's own, each with every ratio, the fewest pseudo-pairs first."""
+        """At most `count` settings: the form's own, each with every ratio, the fewest pseudo-pairs
+        first.
+        """
         own = self._form.settings(max(1, count // len(self.ratios)), pairs)
         return [{**setting, "ratio": ratio} for setting in own for ratio in self.ratios][:count]
 
@@ -95,7 +111,10 @@ class SelfTraining:
         first: Maps | None = None
         for ratio in dict.fromkeys(setting["ratio"] for setting in settings):
             mine = [number for number, setting in enumerate(settings) if setting["ratio"] == ratio]
-            own = [{key: value for key, value in settings[number].items() if key != "ratio"} for number in mine]
+            own = [
+                {key: value for key, value in settings[number].items() if key != "ratio"}
+                for number in mine
+            ]
             enlarged, count = samples, round(ratio * len(samples.x_a))
             if count:
                 first = first or self._teacher(samples, len(samples.x_a))
@@ -122,6 +141,9 @@ class SelfTraining:
         for number in range(self.rounds):
             maps = teacher if number == 0 else self._teacher(out, len(samples.x_a))
             i, j = mutual_neighbours(maps, pool_a, pool_b, count)
-            x_a, x_b = torch.cat([samples.x_a, scale * pool_a[i]]), torch.cat([samples.x_b, scale * pool_b[j]])
+            x_a, x_b = (
+                torch.cat([samples.x_a, scale * pool_a[i]]),
+                torch.cat([samples.x_b, scale * pool_b[j]]),
+            )
             out = FitData(x_a, x_b, samples.pool_a, samples.pool_b)
         return out

@@ -16,14 +16,24 @@ from gera_lightning.utils.errors import UserError
 
 
 def affinity_table(
-    a: str | os.PathLike[str], b: str | os.PathLike[str], *, k: int = 10, most: int = 5000, seed: int = 0, test_share: float = 0.15
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    k: int = 10,
+    most: int = 5000,
+    seed: int = 0,
+    test_share: float = 0.15,
 ) -> str:
-    """The affinity of two stores, or of two folders that hold one a layer, in words; options as of `affinity`.
+    """The affinity of two stores, or of two folders that hold one a layer, in words; options as of
+    `affinity`.
 
     Raises:
         UserError: no store at a path, or as `affinity`.
     """
-    stores = [[EmbeddingStore(folder) for folder in store_folders(path) or [Path(path)]] for path in (a, b)]
+    stores = [
+        [EmbeddingStore(folder) for folder in store_folders(path) or [Path(path)]]
+        for path in (a, b)
+    ]
     found = affinity(*stores, k=k, most=most, seed=seed, test_share=test_share)
     knn = f"mutual {found.k}-NN"
     wide = max(8, *found.table[["a", "b"]].map(len).max())
@@ -40,5 +50,8 @@ def affinity_table(
 def run(words: Sequence[str]) -> None:
     """The command line's `gera affinity`."""
     if len(words) < 2 or "=" in words[1]:
-        raise UserError("gera affinity takes two stores, such as: gera affinity data/emoji/image data/emoji/text")
+        raise UserError(
+            "gera affinity takes two stores, such as: gera affinity data/emoji/image"
+            " data/emoji/text"
+        )
     print(affinity_table(words[0], words[1], **parse_kwargs(words[2:], affinity_table)))

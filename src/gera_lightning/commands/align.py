@@ -53,7 +53,15 @@ OF_BUDGETS = (
     "data.shared_pools",
 )
 """Settings of measured runs."""
-OF_STORES = ("seeds", "runs_dir", "data.a", "data.b", "data.synthetic", "data.pool_size", "data.extra_views")
+OF_STORES = (
+    "seeds",
+    "runs_dir",
+    "data.a",
+    "data.b",
+    "data.synthetic",
+    "data.pool_size",
+    "data.extra_views",
+)
 """Settings of rows that come from stores."""
 
 
@@ -72,9 +80,12 @@ def align(
 
     Args:
         a, b: pairs, `[n, D_a]` and `[n, D_b]`: row i of one belongs to row i of the other.
-        pool_a, pool_b: unpaired rows, `[N_a, D_a]` and `[N_b, D_b]`; none of them partners of each other or copies of paired rows.
-        method: a preset; by default `gera`, or `gera_off` where there are fewer than `FEW_UNPAIRED` unpaired rows of a modality.
-        items: what each pair is of `[n]`; rows of one item are kept in one fold and are positives of each other. By default each is its own.
+        pool_a, pool_b: unpaired rows, `[N_a, D_a]` and `[N_b, D_b]`; none of them partners of each
+            other or copies of paired rows.
+        method: a preset; by default `gera`, or `gera_off` where there are fewer than `FEW_UNPAIRED`
+            unpaired rows of a modality.
+        items: what each pair is of `[n]`; rows of one item are kept in one fold and are positives
+            of each other. By default each is its own.
         seed: fixes folds, start and batches.
         settings: dotted keys to values, such as `{"tuning.folds": 3}`.
 
@@ -82,12 +93,15 @@ def align(
         The aligner, to `encode_a`, `encode_b`, `search` and `save`.
 
     Raises:
-        UserError: an unknown preset or key, shapes that do not fit, values that are not finite, or a method that reads unpaired rows
-            and is given none.
+        UserError: an unknown preset or key, shapes that do not fit, values that are not finite, or
+            a method that reads unpaired rows and is given none.
     """
     pairs = {side: _rows(x, side) for side, x in (("a", a), ("b", b))}
     if len(pairs["a"]) != len(pairs["b"]):
-        raise UserError(f"a has {len(pairs['a'])} rows and b {len(pairs['b'])}: row i of one must belong to row i of the other")
+        raise UserError(
+            f"a has {len(pairs['a'])} rows and b {len(pairs['b'])}: row i of one must belong to row"
+            " i of the other"
+        )
     pools = {
         side: pairs[side][:0] if pool is None else _rows(pool, f"pool_{side}", pairs[side].shape[1])
         for side, pool in (("a", pool_a), ("b", pool_b))
@@ -114,9 +128,15 @@ def align(
 
 
 def align_experiment(
-    experiment: str, overrides: Sequence[str] = (), progress: ProgressCallback = no_progress, *, method: str = "", out: str = ""
+    experiment: str,
+    overrides: Sequence[str] = (),
+    progress: ProgressCallback = no_progress,
+    *,
+    method: str = "",
+    out: str = "",
 ) -> Path:
-    """Align an experiment's two stores from all their pairs, the sealed items' among them, and all their unpaired rows.
+    """Align an experiment's two stores from all their pairs, the sealed items' among them, and all
+    their unpaired rows.
 
     Args:
         experiment, overrides: as `config.load`; `seeds` gives the seed, the first of them.
@@ -137,16 +157,37 @@ def align_experiment(
     matched = splits.matched_items(a.rows, b.rows, split)
     count = len(matched)
     if count < 2:
-        raise UserError(f"{a.path} and {b.path} share {count} items: rows that belong together carry the same `item`")
-    alone = [int((~store.rows["item"].iloc[rows].isin(matched)).sum()) for store, rows in ((a, split.train_a), (b, split.train_b))]
+        raise UserError(
+            f"{a.path} and {b.path} share {count} items: rows that belong together carry the same"
+            " `item`"
+        )
+    alone = [
+        int((~store.rows["item"].iloc[rows].isin(matched)).sum())
+        for store, rows in ((a, split.train_a), (b, split.train_b))
+    ]
     if not method and (method := _default(*alone)) != PREFERRED:
         loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
     chosen, seed, data = loaded.methods[method], loaded.common.seeds[0], loaded.methods[method].data
     draw = splits.sample_pairs(
-        a.rows, b.rows, split, budget=count, reserved_pairs=count, seed=seed, pool_size=data.pool_size, extra_views=data.extra_views
+        a.rows,
+        b.rows,
+        split,
+        budget=count,
+        reserved_pairs=count,
+        seed=seed,
+        pool_size=data.pool_size,
+        extra_views=data.extra_views,
     )
     training = load_rows(a, b, draw, center=data.center)
-    aligner = _fitted(chosen, training, split.families, method, seed, {"experiment": loaded.name, **store_metadata(chosen, a, b)}, progress)
+    aligner = _fitted(
+        chosen,
+        training,
+        split.families,
+        method,
+        seed,
+        {"experiment": loaded.name, **store_metadata(chosen, a, b)},
+        progress,
+    )
     folder = Path(out) if out else Path(loaded.common.runs_dir) / loaded.name / "aligner"
     aligner.save(folder)
     return folder
@@ -156,7 +197,12 @@ def _default(unpaired_a: int, unpaired_b: int) -> str:
     """The default method for so many unpaired rows of each modality."""
     if min(unpaired_a, unpaired_b) >= FEW_UNPAIRED:
         return PREFERRED
-    log.warning("%d and %d unpaired rows are too few for geometry: aligned by %s", unpaired_a, unpaired_b, WITHOUT_GEOMETRY)
+    log.warning(
+        "%d and %d unpaired rows are too few for geometry: aligned by %s",
+        unpaired_a,
+        unpaired_b,
+        WITHOUT_GEOMETRY,
+    )
     return WITHOUT_GEOMETRY
 
 
@@ -170,7 +216,8 @@ def _check_used(keys: Iterable[str], *more: str) -> None:
         if any(key == unused or key.startswith(f"{unused}.") for unused in (*OF_BUDGETS, *more)):
             remedy = "name the preset by method" if key == "methods" else "leave it out"
             raise UserError(
-                f"{key}: an aligner to put to use is of one method and of all the rows it is given, so it would do nothing: {remedy}"
+                f"{key}: an aligner to put to use is of one method and of all the rows it is given,"
+                f" so it would do nothing: {remedy}"
             )
 
 
@@ -178,7 +225,10 @@ def _rows(x: Array, name: str, width: int | None = None) -> Tensor:
     """Rows as float32, checked."""
     rows = float_rows(x, name).cpu()
     if rows.ndim != 2 or (width is not None and rows.shape[1] != width):
-        raise UserError(f"{name} must be [rows, {'width' if width is None else width}], got shape {tuple(rows.shape)}")
+        raise UserError(
+            f"{name} must be [rows, {'width' if width is None else width}], got shape"
+            f" {tuple(rows.shape)}"
+        )
     bad = (~rows.isfinite().all(1)).nonzero()
     if len(bad):
         raise UserError(f"{name}: row {int(bad[0])} is not finite: embed it again or leave it out")
@@ -205,8 +255,9 @@ def _fitted(
     reader = unpaired_reader(settings)
     if reader is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
         raise UserError(
-            f"{method}: its {reader} must have unpaired rows of both modalities, two at least, and there are {len(rows.a.pool)} of a and "
-            f"{len(rows.b.pool)} of b: add rows whose item the other modality lacks (pool_a, pool_b), or take method=gera_off"
+            f"{method}: its {reader} must have unpaired rows of both modalities, two at least, and"
+            f" there are {len(rows.a.pool)} of a and {len(rows.b.pool)} of b: add rows whose item"
+            " the other modality lacks (pool_a, pool_b), or take method=gera_off"
         )
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit(TrainingSet(settings, rows, families, seed, Path(folder), progress))
@@ -219,5 +270,9 @@ def run(words: Sequence[str]) -> None:
     experiment, rest = split_target(words)
     options, overrides = split_overrides(rest, align_experiment)
     with Display(Console(), 1, 0) as display:
-        folder = align_experiment(experiment, overrides, display.start(1, options.get("method", "aligner")), **options)
-    print(f"aligner      {folder}   (Aligner.load, gera search {folder} QUERY, gera export {folder})")
+        folder = align_experiment(
+            experiment, overrides, display.start(1, options.get("method", "aligner")), **options
+        )
+    print(
+        f"aligner      {folder}   (Aligner.load, gera search {folder} QUERY, gera export {folder})"
+    )

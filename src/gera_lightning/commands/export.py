@@ -3,7 +3,8 @@
     gera export EXPERIMENT [out=FOLDER method=gera budget=300 key=value ...]
 
 autofaiss and clip-retrieval read the stores.
-The dot product of a row of a and a row of b is the aligner's score, whichever of the two is searched with.
+The dot product of a row of a and a row of b is the aligner's score, whichever of the two is
+searched with.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ MAX_TRAINING_ROWS = 200_000
 def score_rows(aligner: Aligner, side: str, x: Rows) -> Tensor:
     """Rows whose dot products with those of the other modality are scores.
 
-    `z` where the aligner scores by cosine; under a correction `[z_a; 1; -p_a]` and `[z_b; -p_b; 1]`, p what a row's hubness takes from
-    its scores, so that `[z_a; 1; -p_a] . [z_b; -p_b; 1] = cos(z_a, z_b) - p_a - p_b`.
+    `z` where the aligner scores by cosine; under a correction `[z_a; 1; -p_a]` and `[z_b; -p_b;
+    1]`, p what a row's hubness takes from its scores, so that `[z_a; 1; -p_a] . [z_b; -p_b; 1] =
+    cos(z_a, z_b) - p_a - p_b`.
 
     Args:
         aligner: of a finished run.
@@ -66,7 +68,8 @@ def export(
     dtype: str = "float32",
     index: str = "Flat",
 ) -> Path:
-    """Write `out/a`, `out/b` (stores) and `out/a.index`, `out/b.index` (FAISS, inner product; numbers are rows of the store).
+    """Write `out/a`, `out/b` (stores) and `out/a.index`, `out/b.index` (FAISS, inner product;
+    numbers are rows of the store).
 
     Args:
         target, overrides, method, budget: see `load_run`.
@@ -75,17 +78,23 @@ def export(
         index: FAISS index factory string.
 
     Raises:
-        UserError: something is there already, an index or a dtype that is refused, or as `load_run`.
+        UserError: something is there already, an index or a dtype that is refused, or as
+            `load_run`.
     """
     run = load_run(target, overrides, method=method, budget=budget)
     folder = Path(out) if out else run.folder / "export"
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{str(folder)!r} holds a store or other files already: remove it, or choose another folder by out=...")
+        raise UserError(
+            f"{str(folder)!r} holds a store or other files already: remove it, or choose another"
+            " folder by out=..."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write(device: torch.device) -> None:
         run.aligner.to(device)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:  # a whole export or none
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{folder.name}."
+        ) as scratch:  # a whole export or none
             whole = Path(scratch) / "export"
             whole.mkdir()
             for side in "ab":
@@ -97,9 +106,14 @@ def export(
 
 
 def _write_side(run: LoadedRun, side: str, folder: Path, dtype: str, index: str) -> None:
-    """One modality's store and index, part by part: of the rows in the shared space only the index is in memory as a whole."""
+    """One modality's store and index, part by part: of the rows in the shared space only the index
+    is in memory as a whole.
+    """
     store, aligner = getattr(run, side), run.aligner
-    name = f"{store.encoder.get('name')} in the shared space of {run.folder.parent.name}/{run.folder.name}"
+    name = (
+        f"{store.encoder.get('name')} in the shared space of"
+        f" {run.folder.parent.name}/{run.folder.name}"
+    )
     writer = StoreWriter(folder / side, dtype, resume=False)
     growing = None
     for z in aligner.encoded(side, store):
@@ -115,13 +129,18 @@ def _write_side(run: LoadedRun, side: str, folder: Path, dtype: str, index: str)
 def _empty_index(run: LoadedRun, side: str, index: str, dim: int) -> GrowingIndex:
     """The index that one modality's rows are added to, trained where it has something to learn."""
     store = getattr(run, side)
-    refusal = UserError(f"index={index!r}: FAISS cannot make it of {len(store)} rows of width {dim}; 'Flat' is exact")
+    refusal = UserError(
+        f"index={index!r}: FAISS cannot make it of {len(store)} rows of width {dim}; 'Flat' is"
+        " exact"
+    )
     try:
         growing = GrowingIndex(dim, index)
     except UserError as error:
         raise refusal from error
     if not growing.is_trained:
-        rows = score_rows(run.aligner, side, store.read(evenly_spaced_indices(len(store), MAX_TRAINING_ROWS)))
+        rows = score_rows(
+            run.aligner, side, store.read(evenly_spaced_indices(len(store), MAX_TRAINING_ROWS))
+        )
         try:
             growing.train(rows)
         except RuntimeError as error:  # too few of them
@@ -134,5 +153,8 @@ def run(words: Sequence[str]) -> None:
     target, rest = split_target(words)
     options, overrides = split_overrides(rest, export)
     folder = export(target, overrides, **options)
-    print(f"stores       {folder / 'a'}, {folder / 'b'}   (the dot product of their rows is the score)")
+    print(
+        f"stores       {folder / 'a'}, {folder / 'b'}   (the dot product of their rows is the"
+        " score)"
+    )
     print(f"indices      {folder / 'a.index'}, {folder / 'b.index'}   (faiss.read_index)")

@@ -17,10 +17,16 @@ from gera_lightning.utils.errors import UserError
 def run(words: Sequence[str]) -> None:
     """The command line's `gera import`."""
     if len(words) < 2 or "=" in words[1]:
-        raise UserError("gera import takes two paths: what is there and the new store, such as: gera import x.npy data/x ids=x.csv")
+        raise UserError(
+            "gera import takes two paths: what is there and the new store, such as: gera import"
+            " x.npy data/x ids=x.csv"
+        )
     store = import_store(words[0], words[1], **parse_kwargs(words[2:], import_store))
     skipped = store.manifest["source"]["skipped"]
-    print(f"{store.path}: {len(store):,} rows of width {store.dim}; gera inspect {store.path} shows what is in it")
+    print(
+        f"{store.path}: {len(store):,} rows of width {store.dim}; gera inspect {store.path} shows"
+        " what is in it"
+    )
     print(
         f"the first row is {store.rows['row'].iloc[0]!r}, of item {store.rows['item'].iloc[0]!r}: "
         "rows of two stores with one item are pairs"

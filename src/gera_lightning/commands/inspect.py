@@ -15,5 +15,7 @@ from gera_lightning.utils.errors import UserError
 def run(words: Sequence[str]) -> None:
     """The command line's `gera inspect`."""
     if not words:
-        raise UserError("gera inspect takes the folder of a store, such as: gera inspect data/emoji/text")
+        raise UserError(
+            "gera inspect takes the folder of a store, such as: gera inspect data/emoji/text"
+        )
     print(inspect_store(words[0], **parse_kwargs(words[1:], inspect_store)))

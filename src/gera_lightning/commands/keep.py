@@ -16,4 +16,7 @@ from gera_lightning.report.write import keep_results
 def run(words: Sequence[str]) -> None:
     """The command line's `gera keep`."""
     path = keep_results(*split_target(words))
-    print(f"kept         {path}   ({path.stat().st_size / 1e6:.1f} MB; the curve is {path.with_suffix('.png')})")
+    print(
+        f"kept         {path}   ({path.stat().st_size / 1e6:.1f} MB; the curve is"
+        f" {path.with_suffix('.png')})"
+    )

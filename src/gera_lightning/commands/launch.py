@@ -9,7 +9,9 @@ from gera_lightning.utils.distributed import cores
 
 
 def start_processes(count: int, *words: str) -> None:
-    """Run `gera WORDS` in `count` processes under torchrun; where one of them fails, exit as it did."""
+    """Run `gera WORDS` in `count` processes under torchrun; where one of them fails, exit as it
+    did.
+    """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 

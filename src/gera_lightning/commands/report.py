@@ -18,4 +18,7 @@ def run(words: Sequence[str]) -> None:
     path = write_report(experiment, overrides, **options)
     print(path.with_name("headline.md").read_text())
     print(f"report       {path}")
-    print(f"Markdown     {path.with_name('report.md')}   (with a CSV for each table, a PNG and an SVG for each figure)")
+    print(
+        f"Markdown     {path.with_name('report.md')}   (with a CSV for each table, a PNG and an SVG"
+        " for each figure)"
+    )

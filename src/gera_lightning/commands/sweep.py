@@ -31,8 +31,9 @@ def run(words: Sequence[str]) -> None:
 
     if (count := num_processes(loaded.common.trainer.devices)) > 1:
         raise UserError(
-            f"trainer.devices={loaded.common.trainer.devices}: gera sweep runs each run on one device: set "
-            f"trainer.devices=1 and sweep.workers={count}, or take gera train, which trains one run on all devices"
+            f"trainer.devices={loaded.common.trainer.devices}: gera sweep runs each run on one"
+            f" device: set trainer.devices=1 and sweep.workers={count}, or take gera train, which"
+            " trains one run on all devices"
         )
     finished = run_sweep(loaded, [experiment, *overrides], Console())
     if finished is not None:

@@ -6,7 +6,7 @@
     gera train speech_text budgets=[100,300] trainer.max_steps=200
 
 EXPERIMENT is a file in `experiments/`, an experiment that comes with the package (`synthetic`), or
-a path to a YAML file. LoadedRun runs are skipped; an interrupted one goes on.
+a path to a YAML file. Finished runs are skipped; an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def train(experiment: str | os.PathLike[str] | Mapping[str, Any], **settings: Any) -> Outcome:
-    """Run an experiment from Python: `train("speech_text", budgets=[100], trainer={"max_steps": 50})`.
+    """Run an experiment from Python: `train("speech_text", budgets=[100], trainer={"max_steps":
+    50})`.
 
     Args:
         experiment: as `config.load` takes it.

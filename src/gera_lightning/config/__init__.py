@@ -1,4 +1,6 @@
-"""Settings: a tree of typed dataclasses (`settings`), loaded from an experiment's file, method presets and overrides (`experiment`)."""
+"""Settings: a tree of typed dataclasses (`settings`), loaded from an experiment's file, method
+presets and overrides (`experiment`).
+"""
 
 from gera_lightning.config.grid import combinations
 from gera_lightning.config.identity import RESULTS_VERSION, config_hash, identity

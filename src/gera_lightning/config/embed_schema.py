@@ -1,4 +1,6 @@
-"""The `embed` section of an experiment: which raw data and which encoder make its two stores. No torch here."""
+"""The `embed` section of an experiment: which raw data and which encoder make its two stores. No
+torch here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class EmbedSide:
     corpus: ClassSpec | None = None
     """A class such as `gera_lightning.embedding.layouts.LibriSpeech` and its arguments."""
     encoder: ClassSpec | None = None
-    """A class such as `gera_lightning.encoders.speech.SpeechEncoder` and its arguments; its `batch_size` is the run's."""
+    """A class such as `gera_lightning.encoders.speech.SpeechEncoder` and its arguments; its
+    `batch_size` is the run's.
+    """
 
 
 @dataclass

@@ -14,27 +14,47 @@ from gera_lightning.utils.instantiate import check_part
 
 
 def combinations(config: Config) -> list[tuple[dict[str, float], Config]]:
-    """The combinations of `tuning.grid`, the first key slowest, each with the settings that it makes; one without values where there is none.
+    """The combinations of `tuning.grid`, the first key slowest, each with the settings that it
+    makes; one without values where there is none.
 
     Raises:
         UserError: a key that no trained method has, or values that are refused.
     """
     grid = flat(config.tuning.grid)
     if grid and config.closed_form is not None:
-        raise UserError(f"tuning.grid: a closed form brings its own settings and reads no {next(iter(grid))}: remove it")
+        raise UserError(
+            f"tuning.grid: a closed form brings its own settings and reads no {next(iter(grid))}:"
+            " remove it"
+        )
     for key, values in grid.items():
-        if not isinstance(values, list) or not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            raise UserError(f"tuning.grid.{key}={values!r} must be a list of numbers, such as [1, 10]")
+        if (
+            not isinstance(values, list)
+            or not values
+            or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        ):
+            raise UserError(
+                f"tuning.grid.{key}={values!r} must be a list of numbers, such as [1, 10]"
+            )
     found = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if len(found) > config.tuning.max_trials:
         raise UserError(
-            f"tuning.grid has {len(found)} combinations of {', '.join(grid)}, more than tuning.max_trials={config.tuning.max_trials}: "
-            "take fewer values, or raise tuning.max_trials for all methods"
+            f"tuning.grid has {len(found)} combinations of {', '.join(grid)}, more than"
+            f" tuning.max_trials={config.tuning.max_trials}: take fewer values, or raise"
+            " tuning.max_trials for all methods"
         )
     return [(values, _with_values(config, values)) for values in found]
 
 
-GRID_KEYS = ("geometric_weight", "unpaired_weight", "head", "pair_loss", "geometric_loss", "mixup", "unpaired_loss", "optimizer")
+GRID_KEYS = (
+    "geometric_weight",
+    "unpaired_weight",
+    "head",
+    "pair_loss",
+    "geometric_loss",
+    "mixup",
+    "unpaired_loss",
+    "optimizer",
+)
 """Where `tuning.grid` may choose values: weights, and arguments of parts."""
 
 
@@ -46,7 +66,8 @@ def _with_values(config: Config, values: Mapping[str, float]) -> Config:
         known = [name for name in GRID_KEYS if (name in PARTS) == bool(inner)]
         if section not in known or inner == "class":
             raise UserError(
-                f"tuning.grid.{key}: {key!r} is no value to choose{did_you_mean(section, known)}: take one of {', '.join(GRID_KEYS)}"
+                f"tuning.grid.{key}: {key!r} is no value to choose{did_you_mean(section, known)}:"
+                f" take one of {', '.join(GRID_KEYS)}"
             )
         if not inner:
             loss = section.replace("weight", "loss")
@@ -70,6 +91,12 @@ def _with_values(config: Config, values: Mapping[str, float]) -> Config:
 
 
 def grid_left(grid: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The grid with dotted keys, less the keys that later layers set themselves and do not put into the grid."""
+    """The grid with dotted keys, less the keys that later layers set themselves and do not put into
+    the grid.
+    """
     own = flat(merge(later).get("tuning", {}).get("grid", {}))
-    return {key: values for key, values in flat(grid).items() if key in own or not any(holds(word, key) for word in later)}
+    return {
+        key: values
+        for key, values in flat(grid).items()
+        if key in own or not any(holds(word, key) for word in later)
+    }

@@ -10,7 +10,9 @@ from typing import Any
 from gera_lightning.config.schema import RUNTIME_KEYS, TRAINED_KEYS, Config
 
 RESULTS_VERSION = 1
-"""Raise it when a run of the same settings would give another result: older results then count as those of other runs."""
+"""Raise it when a run of the same settings would give another result: older results then count as
+those of other runs.
+"""
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -22,7 +24,11 @@ def identity(config: Config) -> dict[str, Any]:
         values.pop("filters")
     if not config.tuning.grid:
         values["tuning"].pop("grid")
-    if config.mixup is None:  # a peer's section that a run lacks is no part of it, so runs from before there was one keep their hash
+    if (
+        config.mixup is None
+        # a peer's section that a run lacks is no part of it, so runs from before there was one keep
+        # their hash
+    ):
         values.pop("mixup", None)
     if config.unpaired_loss is None:
         values.pop("unpaired_loss", None)

@@ -1,4 +1,6 @@
-"""Layers of settings: read from YAML and from `key=value` words, merged, and typed against the dataclass tree."""
+"""Layers of settings: read from YAML and from `key=value` words, merged, and typed against the
+dataclass tree.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[s
             if not equals or not key:
                 raise UserError(f"{word!r} is not of the form key=value, such as budgets=[100,300]")
             pairs.append((key, parse_value(key, text)))
-    pairs.sort(key=lambda pair: not pair[0].endswith(".class"))  # first, since a new class drops the arguments set before it
+    pairs.sort(
+        key=lambda pair: not pair[0].endswith(".class")
+    )  # first, since a new class drops the arguments set before it
     nested = []
     for key, value in pairs:
         for name in reversed(key.split(".")):
@@ -65,12 +69,18 @@ def _plain(value: Any) -> Any:
 
 
 def merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Deep merge, later layers win; a part whose class is replaced keeps no arguments of the old class."""
+    """Deep merge, later layers win; a part whose class is replaced keeps no arguments of the old
+    class.
+    """
     out: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             old = out.get(key)
-            if isinstance(value, Mapping) and isinstance(old, Mapping) and not ("class" in value and value["class"] != old.get("class")):
+            if (
+                isinstance(value, Mapping)
+                and isinstance(old, Mapping)
+                and not ("class" in value and value["class"] != old.get("class"))
+            ):
                 out[key] = merge([old, value])
             else:
                 out[key] = value
@@ -80,7 +90,11 @@ def merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def defaults_of_parts(values: dict[str, Any]) -> dict[str, Any]:
     """Fill part sections from the dataclass's defaults, unless another class is named."""
     defaults = dataclasses.asdict(Config())
-    parts = {key: defaults[key] for key in PARTS if defaults[key] is not None and key in values and values[key] is not None}
+    parts = {
+        key: defaults[key]
+        for key in PARTS
+        if defaults[key] is not None and key in values and values[key] is not None
+    }
     return merge([parts, values])
 
 
@@ -95,13 +109,19 @@ def typed(values: dict[str, Any], where: str) -> Config:
     try:
         merged = OmegaConf.merge(schema, OmegaConf.create(defaults_of_parts(values)))
         assert isinstance(merged, DictConfig)
-        for key in PARTS:  # structured merging keeps the default's arguments; the layers decide, not the schema
+        for key in (
+            PARTS
+        ):  # structured merging keeps the default's arguments; the layers decide, not the schema
             if key in values:
                 merged[key] = defaults_of_parts(values)[key]
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a value"
-        given = OmegaConf.select(OmegaConf.create(values), key, throw_on_resolution_failure=False) if key != "a value" else ""
+        given = (
+            OmegaConf.select(OmegaConf.create(values), key, throw_on_resolution_failure=False)
+            if key != "a value"
+            else ""
+        )
         reason = str(error).splitlines()[0]
         raise UserError(f"{key}={given}: {reason} ({where})") from error
     assert isinstance(config, Config)
@@ -118,15 +138,29 @@ def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
     for key, value in values.items():
         full = f"{prefix}{key}"
         if key not in fields:
-            raise UserError(f"{full}={value!r}: there is no key {full!r}{did_you_mean(full, [prefix + n for n in fields])}")
+            raise UserError(
+                f"{full}={value!r}: there is no key"
+                f" {full!r}{did_you_mean(full, [prefix + n for n in fields])}"
+            )
         factory = fields[key].default_factory
         if isinstance(factory, type) and dataclasses.is_dataclass(factory):
             if not isinstance(value, Mapping):
-                raise UserError(f"{full}={value!r} is a section: set its keys, such as {full}.{dataclasses.fields(factory)[0].name}=...")
+                raise UserError(
+                    f"{full}={value!r} is a section: set its keys, such as"
+                    f" {full}.{dataclasses.fields(factory)[0].name}=..."
+                )
             _check_keys(factory, value, f"{full}.")
-        elif factory is not dataclasses.MISSING and isinstance(factory(), list) and not isinstance(value, list):
-            raise UserError(f"{full}={value!r} is a list: write {full}=[{'...' if value is None else value}]")
-        elif key in (*PARTS, "synthetic", "corpus", "encoder") and not (value is None or isinstance(value, Mapping)):
+        elif (
+            factory is not dataclasses.MISSING
+            and isinstance(factory(), list)
+            and not isinstance(value, list)
+        ):
+            raise UserError(
+                f"{full}={value!r} is a list: write {full}=[{'...' if value is None else value}]"
+            )
+        elif key in (*PARTS, "synthetic", "corpus", "encoder") and not (
+            value is None or isinstance(value, Mapping)
+        ):
             raise UserError(f"{full}={value!r} is a part: set {full}.class=... and its arguments")
 
 
@@ -134,7 +168,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings by dotted key; keys may be dotted already."""
     out: dict[str, Any] = {}
     for key, value in values.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        out |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
     return out
 
 

@@ -1,4 +1,6 @@
-"""Words of the command line, `key=value`: their values, and what of them are keyword arguments of a function."""
+"""Words of the command line, `key=value`: their values, and what of them are keyword arguments of a
+function.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,25 @@ from gera_lightning.utils.errors import UserError, did_you_mean
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-3 is a number, not a word, and a key that stands twice is refused instead of the first one's value being lost."""
+    """YAML 1.1, but 1e-3 is a number, not a word, and a key that stands twice is refused instead of
+    the first one's value being lost.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node, each key once."""
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
+)
 
 
 def parse_value(key: str, text: str) -> Any:
@@ -38,16 +46,24 @@ def parse_value(key: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"{key}={text}: the value cannot be read; quote it, or write lists as [1,2]") from error
+        raise UserError(
+            f"{key}={text}: the value cannot be read; quote it, or write lists as [1,2]"
+        ) from error
 
 
 def parse_kwargs(words: Sequence[str], function: Callable[..., Any]) -> dict[str, Any]:
-    """Keyword-only arguments of `function` from `key=value` words, values read as YAML; `a.b=c` is `a={b: c}`.
+    """Keyword-only arguments of `function` from `key=value` words, values read as YAML; `a.b=c` is
+    `a={b: c}`.
 
     Raises:
-        UserError: a word without a key, a key the function does not have (with the nearest), or a value that cannot be read.
+        UserError: a word without a key, a key the function does not have (with the nearest), or a
+            value that cannot be read.
     """
-    known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    known = [
+        name
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    ]
     out: dict[str, Any] = {}
     for word in words:
         full, equals, text = word.partition("=")
@@ -67,7 +83,12 @@ def parse_kwargs(words: Sequence[str], function: Callable[..., Any]) -> dict[str
     return out
 
 
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "a word", Mapping: "names and values, such as {item}.item=NAME"}
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    Mapping: "names and values, such as {item}.item=NAME",
+}
 
 
 def _check_type(key: str, value: Any, wanted: Any) -> None:
@@ -76,16 +97,27 @@ def _check_type(key: str, value: Any, wanted: Any) -> None:
     Raises:
         UserError: naming key, value and what it must be.
     """
-    kinds = [get_origin(kind) or kind for kind in (get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,))]
+    kinds = [
+        get_origin(kind) or kind
+        for kind in (get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,))
+    ]
     given = float if isinstance(value, int) and float in kinds else type(value)
     if not any(issubclass(given, kind) and not (given is bool and kind is int) for kind in kinds):
         what = next((words for kind, words in TYPE_NAMES.items() if kind in kinds), "a list")
         raise UserError(f"{key}={value!r} must be {what.format(item=key)}")
 
 
-def split_overrides(words: Sequence[str], function: Callable[..., Any]) -> tuple[dict[str, Any], list[str]]:
-    """The words that are keyword-only arguments of `function`, as `parse_kwargs` gives them, and the others, for an experiment."""
-    known = {name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+def split_overrides(
+    words: Sequence[str], function: Callable[..., Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The words that are keyword-only arguments of `function`, as `parse_kwargs` gives them, and
+    the others, for an experiment.
+    """
+    known = {
+        name
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    }
     own = [word for word in words if word.partition("=")[0] in known]
     return parse_kwargs(own, function), [word for word in words if word not in own]
 

@@ -37,13 +37,19 @@ class DataConfig:
     b: str = ""
     """Folder of modality b's embedding store."""
     synthetic: ClassSpec | None = None
-    """Instead of stores: arguments of `gera_lightning.data.synthetic.SyntheticViews`; the stores are made under `cache_dir`."""
+    """Instead of stores: arguments of `gera_lightning.data.synthetic.SyntheticViews`; the stores
+    are made under `cache_dir`.
+    """
     split: str = "test"
-    """What is evaluated: `test`, the sealed items, or `dev`, items split off the train items for design work."""
+    """What is evaluated: `test`, the sealed items, or `dev`, items split off the train items for
+    design work.
+    """
     test_share: float = 0.15
     """Share of families held out where the stores give no split, and always for `dev`."""
     reserved_pairs: int | None = None
-    """Items set aside for pairs, pools come from the others; by default the largest budget of the experiment's file."""
+    """Items set aside for pairs, pools come from the others; by default the largest budget of the
+    experiment's file.
+    """
     shared_pools: bool = False
     """Sample both pools from the same items; they then hold hidden pairs."""
     pool_size: int | None = None
@@ -72,7 +78,9 @@ class BatchConfig:
     paired_anchors: bool = False
     """Let paired rows be anchors and neighbours too."""
     unpaired: int = 256
-    """Unpaired rows a step and modality, without neighbours, for an `unpaired_loss` that reads them."""
+    """Unpaired rows a step and modality, without neighbours, for an `unpaired_loss` that reads
+    them.
+    """
 
     def __post_init__(self) -> None:
         _at_least("batch.", 2, pairs=self.pairs, unpaired=self.unpaired)
@@ -108,18 +116,30 @@ class TuningConfig:
     used_folds: int | None = None
     """Train only this many of the folds (trained methods; all by default)."""
     max_heldout_pairs: int = 1000
-    """Held-out pairs that settle a choice: of a larger budget only as many folds are used as hold so many."""
+    """Held-out pairs that settle a choice: of a larger budget only as many folds are used as hold
+    so many.
+    """
     max_trials: int = 8
-    """Settings evaluated, the same for every method: strengths of a closed form; of trained maps `grid` times stopping steps."""
+    """Settings evaluated, the same for every method: strengths of a closed form; of trained maps
+    `grid` times stopping steps.
+    """
     distractors: int = 2000
     """Rows of the target's pool that join the held-out gallery."""
     grid: dict[str, Any] = field(default_factory=dict)
-    """Values of a trained method's own keys to choose from, such as `{unpaired_weight: [1, 10], optimizer.lr: [1e-4, 1e-3]}`, the
-    simplest first. Their combinations share `settings` with the stopping steps. A later override of a key itself takes it out."""
+    """Values of a trained method's own keys to choose from, such as `{unpaired_weight: [1, 10],
+    optimizer.lr: [1e-4, 1e-3]}`, the simplest first. Their combinations share `settings` with the
+        stopping steps. A later override of a key itself takes it out.
+    """
 
     def __post_init__(self) -> None:
         _at_least("tuning.", 2, folds=self.folds)
-        _at_least("tuning.", 1, max_trials=self.max_trials, used_folds=self.used_folds, max_heldout_pairs=self.max_heldout_pairs)
+        _at_least(
+            "tuning.",
+            1,
+            max_trials=self.max_trials,
+            used_folds=self.used_folds,
+            max_heldout_pairs=self.max_heldout_pairs,
+        )
         _at_least("tuning.", 0, distractors=self.distractors)
 
 
@@ -130,7 +150,9 @@ class TrainerConfig:
     max_steps: int = 1000
     """Optimizer steps at most; tuning may stop earlier."""
     min_epochs: int = 0
-    """Passes over a budget's pairs that a run has steps for: where `max_steps` holds fewer, it is as many steps as they take."""
+    """Passes over a budget's pairs that a run has steps for: where `max_steps` holds fewer, it is
+    as many steps as they take.
+    """
     accelerator: str = "auto"
     """What maps are trained on and closed forms computed on: `auto`, `cpu`, `gpu`, ..."""
     devices: int = 1
@@ -150,7 +172,9 @@ class TrainerConfig:
         _at_least("trainer.", 0, min_epochs=self.min_epochs)
         check_one_of("trainer.precision", self.precision, PRECISIONS)
         if self.devices < 1 and self.devices != -1:
-            raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for every GPU")
+            raise UserError(
+                f"trainer.devices={self.devices} must be at least 1, or -1 for every GPU"
+            )
 
 
 @dataclass
@@ -168,57 +192,99 @@ class EvaluationConfig:
 
 @dataclass
 class SweepConfig:
-    """What `make sweep` runs beyond `make train`: more methods and seeds, on several processes or machines."""
+    """What `make sweep` runs beyond `make train`: more methods and seeds, on several processes or
+    machines.
+    """
 
     methods: list[str] = field(default_factory=list)
-    """Presets to run; by default all of `methods/`, or the experiment's own `methods` where it has `variants`."""
+    """Presets to run; by default all of `methods/`, or the experiment's own `methods` where it has
+    `variants`.
+    """
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     """Seeds to run."""
     extra_budgets: dict[str, list[int]] = field(default_factory=dict)
-    """Further budgets of single methods, such as `{contrastive: [1000]}`: a longer curve of the method whose labels are counted. Such
-    a run sets its whole budget aside, so its pools are smaller than the others' and may be empty."""
+    """Further budgets of single methods, such as `{contrastive: [1000]}`: a longer curve of the
+    method whose labels are counted. Such a run sets its whole budget aside, so its pools are
+    smaller than the others' and may be empty.
+    """
     quick: list[str] = field(
         default_factory=lambda: [
-            *("gera", "gera_off", "ridge", "ridge_csls", "kernel_ridge", "kernel_ridge_csls", "cca", "cca_csls", "asif", "asif_csls"),
-            *("procrustes", "procrustes_csls", "manifold_ridge", "manifold_kernel_ridge", "self_training"),
+            *(
+                "gera",
+                "gera_off",
+                "ridge",
+                "ridge_csls",
+                "kernel_ridge",
+                "kernel_ridge_csls",
+                "cca",
+                "cca_csls",
+                "asif",
+                "asif_csls",
+            ),
+            *(
+                "procrustes",
+                "procrustes_csls",
+                "manifold_ridge",
+                "manifold_kernel_ridge",
+                "self_training",
+            ),
         ]
     )
     """The subset that `sweep.only=quick` names: closed forms, minutes instead of hours."""
     only: Any = ""
     """`quick`, or some of the methods, separated by commas or as a list; a list of names here."""
     shard: str = "1/1"
-    """`i/n`: of all runs every n-th, starting with the i-th; n machines with one file system share a sweep."""
+    """`i/n`: of all runs every n-th, starting with the i-th; n machines with one file system share
+    a sweep.
+    """
     workers: int = 1
     """Processes on this machine, each with its share of the cores."""
     submit: str = ""
-    """Hand the sweep to a cluster by submitit: `slurm`, or `local` for jobs of this machine; empty runs it here."""
+    """Hand the sweep to a cluster by submitit: `slurm`, or `local` for jobs of this machine; empty
+    runs it here.
+    """
     jobs: int = 1
     """Jobs that `submit` parts the sweep among, each with its own `workers`."""
     resources: dict[str, Any] = field(default_factory=lambda: {"timeout_min": 1440})
-    """What a job asks for, by submitit's names: `timeout_min`, `mem_gb`, `cpus_per_task`, `gpus_per_node`, `slurm_partition`, ..."""
+    """What a job asks for, by submitit's names: `timeout_min`, `mem_gb`, `cpus_per_task`,
+    `gpus_per_node`, `slurm_partition`, ...
+    """
     wait: bool = False
-    """Wait for the submitted jobs and show the table; otherwise say what was submitted and how to watch it."""
+    """Wait for the submitted jobs and show the table; otherwise say what was submitted and how to
+    watch it.
+    """
     dry_run: bool = False
     """List what would run, and stop."""
 
     def __post_init__(self) -> None:
         _at_least("sweep.", 1, workers=self.workers, jobs=self.jobs)
-        words = self.only if isinstance(self.only, list) else [] if self.only is None else [self.only]
-        self.only = [name.strip() for word in words for name in str(word).split(",") if name.strip()]
+        words = (
+            self.only if isinstance(self.only, list) else [] if self.only is None else [self.only]
+        )
+        self.only = [
+            name.strip() for word in words for name in str(word).split(",") if name.strip()
+        ]
         _listed(**{"sweep.seeds": self.seeds})
         _at_least("sweep.", 0, seeds=min(self.seeds))
         for name, budgets in self.extra_budgets.items():
             if not budgets or min(budgets) < 2 or len(set(budgets)) != len(budgets):
-                raise UserError(f"sweep.extra_budgets.{name}={budgets} must hold numbers of pairs, at least 2, none twice")
+                raise UserError(
+                    f"sweep.extra_budgets.{name}={budgets} must hold numbers of pairs, at least 2,"
+                    " none twice"
+                )
         if self.submit:
             check_one_of("sweep.submit", self.submit, ("slurm", "local"))
         part, _, parts = self.shard.partition("/")
         if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-            raise UserError(f"sweep.shard={self.shard!r} is not of the form i/n with i from 1 to n, such as 1/4")
+            raise UserError(
+                f"sweep.shard={self.shard!r} is not of the form i/n with i from 1 to n, such as 1/4"
+            )
 
     @property
     def part(self) -> slice:
-        """The runs of the shard, as a slice of all (`planning.of_shard`): the shards of a sweep never depend on what is finished."""
+        """The runs of the shard, as a slice of all (`planning.of_shard`): the shards of a sweep
+        never depend on what is finished.
+        """
         first, step = self._numbers
         return slice(first - 1, None, step)
 
@@ -243,36 +309,56 @@ class Config:
     """Numbers of paired items, swept over."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each seed fixes pairs, pools, start and batches."""
-    methods: list[str] = field(default_factory=lambda: ["gera", "gera_plain", "contrastive", "ridge"])
+    methods: list[str] = field(
+        default_factory=lambda: ["gera", "gera_plain", "contrastive", "ridge"]
+    )
     """Presets in `methods/` beside the experiment's file, and names of `variants`."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Methods that differ from a preset in a few keys, such as `{plain_k4: {of: gera_plain, graph.k: 4}}`."""
+    """Methods that differ from a preset in a few keys, such as `{plain_k4: {of: gera_plain,
+    graph.k: 4}}`.
+    """
     filters: dict[str, Any] = field(default_factory=dict)
-    """Filters of modality `a`'s and `b`'s features, fitted on its pool: a list of choices, each a list of parts that are applied in turn
-    (`[]` leaves the features as they are). Tuning takes the best choice of each modality for the pairs. Empty: no filter."""
+    """Filters of modality `a`'s and `b`'s features, fitted on its pool: a list of choices, each a
+    list of parts that are applied in turn (`[]` leaves the features as they are). Tuning takes the
+    best choice of each modality for the pairs. Empty: no filter.
+    """
     closed_form: ClassSpec | None = None
     """A closed-form aligner instead of a trained one: class and arguments."""
-    head: ClassSpec = field(default_factory=lambda: {"class": "gera_lightning.models.maps.ResidualMLP"})
+    head: ClassSpec = field(
+        default_factory=lambda: {"class": "gera_lightning.models.maps.ResidualMLP"}
+    )
     """The map of each modality."""
     dim: int = 256
     """Shared width."""
     init: ClassSpec | None = None
-    """Closed form that the maps' linear parts start from; random orthogonal by default. Sets the shared width."""
+    """Closed form that the maps' linear parts start from; random orthogonal by default. Sets the
+    shared width.
+    """
     correction: ClassSpec | None = None
     """Score correction, such as `gera_lightning.models.shared_space.CSLS`; null ranks by cosine."""
-    pair_loss: ClassSpec = field(default_factory=lambda: {"class": "gera_lightning.losses.contrastive.CLIPLoss"})
+    pair_loss: ClassSpec = field(
+        default_factory=lambda: {"class": "gera_lightning.losses.contrastive.CLIPLoss"}
+    )
     """Loss of the pairs."""
-    geometric_loss: ClassSpec | None = field(default_factory=lambda: {"class": "gera_lightning.losses.geometric.GeometricLoss"})
+    geometric_loss: ClassSpec | None = field(
+        default_factory=lambda: {"class": "gera_lightning.losses.geometric.GeometricLoss"}
+    )
     """Loss of the unpaired patches; null trains on the pairs alone."""
     geometric_weight: float = 1.0
     """Weight of each modality's geometric loss."""
     mixup: ClassSpec | None = None
-    """Mixes the pairs of a step before the maps, such as `gera_lightning.training.mixup.FuseMix`; null leaves them."""
+    """Mixes the pairs of a step before the maps, such as `gera_lightning.training.mixup.FuseMix`;
+    null leaves them.
+    """
     unpaired_loss: ClassSpec | None = None
-    """One more loss of a step, of unpaired rows or of unpaired rows and pairs: a published peer's; null for none."""
+    """One more loss of a step, of unpaired rows or of unpaired rows and pairs: a published peer's;
+    null for none.
+    """
     unpaired_weight: float = 1.0
     """Weight of `unpaired_loss`."""
-    optimizer: ClassSpec = field(default_factory=lambda: {"class": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01})
+    optimizer: ClassSpec = field(
+        default_factory=lambda: {"class": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01}
+    )
     """Optimizer; its learning rate falls to 0 by a cosine over `trainer.max_steps`."""
     graph: GraphConfig = field(default_factory=GraphConfig)
     """Neighbour graph."""
@@ -285,7 +371,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measures."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
-    """Raw data and encoders that `gera embed` makes `data.a` and `data.b` of; a run reads nothing of it."""
+    """Raw data and encoders that `gera embed` makes `data.a` and `data.b` of; a run reads nothing
+    of it.
+    """
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """What `make sweep` runs."""
     runs_dir: str = "runs"
@@ -299,13 +387,24 @@ class Config:
         self.runs_dir, self.cache_dir = _home(self.runs_dir), _home(self.cache_dir)
         _listed(budgets=self.budgets, seeds=self.seeds, methods=self.methods)
         _at_least("", 2, **{"budgets": min(self.budgets)})
-        _at_least("", 0, **{"seeds": min(self.seeds), "geometric_weight": self.geometric_weight, "unpaired_weight": self.unpaired_weight})
+        _at_least(
+            "",
+            0,
+            **{
+                "seeds": min(self.seeds),
+                "geometric_weight": self.geometric_weight,
+                "unpaired_weight": self.unpaired_weight,
+            },
+        )
         _at_least("", 1, dim=self.dim)
         for side, choices in self.filters.items():
             check_one_of("filters: modality", side, ("a", "b"))
-            if not isinstance(choices, list) or not all(isinstance(choice, list) for choice in choices):
+            if not isinstance(choices, list) or not all(
+                isinstance(choice, list) for choice in choices
+            ):
                 raise UserError(
-                    f"filters.{side}={choices!r} must be a list of choices, each a list of parts, such as [[], [{{class: ...}}]]"
+                    f"filters.{side}={choices!r} must be a list of choices, each a list of parts,"
+                    " such as [[], [{class: ...}]]"
                 )
 
 
@@ -322,10 +421,30 @@ PARTS = {
 }
 """Sections that name a class, with the arguments that the program fills in."""
 
-RUNTIME_KEYS = ("budgets", "seeds", "methods", "variants", "runs_dir", "cache_dir", "overwrite", "embed", "sweep")
+RUNTIME_KEYS = (
+    "budgets",
+    "seeds",
+    "methods",
+    "variants",
+    "runs_dir",
+    "cache_dir",
+    "overwrite",
+    "embed",
+    "sweep",
+)
 """Keys that say what to run or where, not what a run computes: no part of a run's identity."""
 TRAINED_KEYS = (
-    *("head", "dim", "init", "pair_loss", "geometric_loss", "geometric_weight", "mixup", "unpaired_loss", "unpaired_weight"),
+    *(
+        "head",
+        "dim",
+        "init",
+        "pair_loss",
+        "geometric_loss",
+        "geometric_weight",
+        "mixup",
+        "unpaired_loss",
+        "unpaired_weight",
+    ),
     *("optimizer", "graph", "batch", "trainer"),
 )
 """Keys that a closed form does not read."""

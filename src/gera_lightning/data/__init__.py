@@ -1,1 +1,3 @@
-"""Embedding stores, item splits with budgets and pools, the LightningDataModule, and synthetic stores."""
+"""Embedding stores, item splits with budgets and pools, the LightningDataModule, and synthetic
+stores.
+"""

@@ -31,13 +31,18 @@ class HeldOut:
     unseen: np.ndarray
 
     @classmethod
-    def load(cls, store: EmbeddingStore, test: np.ndarray, train: np.ndarray, families: pd.Series) -> HeldOut:
+    def load(
+        cls, store: EmbeddingStore, test: np.ndarray, train: np.ndarray, families: pd.Series
+    ) -> HeldOut:
         """From row numbers of the two sides of the split, and the family of every item."""
         rows = store.rows.iloc[test].reset_index(drop=True)
         rows["family"] = families[rows["item"].to_numpy(dtype=str)].to_numpy()
         unseen = np.zeros(len(rows), dtype=bool)
         if "group" in rows:
-            unseen = (rows["group"].notna() & ~rows["group"].isin(store.rows["group"].iloc[train].unique())).to_numpy(copy=True)
+            unseen = (
+                rows["group"].notna()
+                & ~rows["group"].isin(store.rows["group"].iloc[train].unique())
+            ).to_numpy(copy=True)
         return cls(rows, torch.from_numpy(store.read(test)), unseen)
 
 
@@ -51,7 +56,9 @@ class HeldOutItems:
     item_b: Tensor
 
     @classmethod
-    def load(cls, store_a: EmbeddingStore, store_b: EmbeddingStore, split: ItemSplit) -> HeldOutItems:
+    def load(
+        cls, store_a: EmbeddingStore, store_b: EmbeddingStore, split: ItemSplit
+    ) -> HeldOutItems:
         """The test side of a split."""
         a = HeldOut.load(store_a, split.test_a, split.train_a, split.families)
         b = HeldOut.load(store_b, split.test_b, split.train_b, split.families)

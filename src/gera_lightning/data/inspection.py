@@ -1,4 +1,5 @@
-"""What is in a store, for people: counts, norms, duplicates, damage, and whether neighbours make sense.
+"""What is in a store, for people: counts, norms, duplicates, damage, and whether neighbours make
+sense.
 
 Legend: `N` rows, `D` width.
 """
@@ -44,7 +45,9 @@ class Scan:
 
 
 def chunks(store: EmbeddingStore, size: int = CHUNK) -> Iterator[tuple[int, np.ndarray]]:
-    """First row and vectors `[n, D]` float32 of each part of a store, unlike `read` also those that are not finite."""
+    """First row and vectors `[n, D]` float32 of each part of a store, unlike `read` also those that
+    are not finite.
+    """
     start = 0
     for shard in store.shards:
         vectors = np.load(store.path / shard.vectors, mmap_mode="r", allow_pickle=False)
@@ -60,14 +63,17 @@ def scan(store: EmbeddingStore) -> Scan:
     for _, part in chunks(store):
         with np.errstate(invalid="ignore", over="ignore"):
             norms.append(np.linalg.norm(part.astype(np.float64), axis=1))
-        hashes.append(np.array([hash(row.tobytes()) for row in part + 0.0], dtype=np.int64))  # -0.0 and 0.0 are the same
+        hashes.append(
+            np.array([hash(row.tobytes()) for row in part + 0.0], dtype=np.int64)
+        )  # -0.0 and 0.0 are the same
     if not norms:
         return Scan(np.empty(0), np.empty(0, dtype=np.int64))
     return Scan(np.concatenate(norms), np.concatenate(hashes))
 
 
 def largest_difference(fresh: EmbeddingStore, kept: EmbeddingStore) -> float:
-    """`max |x - y| / |y|` over the rows of `fresh`, against the rows of the same name of `kept`: 1e-3 or so is float16's rounding.
+    """`max |x - y| / |y|` over the rows of `fresh`, against the rows of the same name of `kept`:
+    1e-3 or so is float16's rounding.
 
     Raises:
         UserError: a row that `kept` does not have, or another width.
@@ -75,14 +81,20 @@ def largest_difference(fresh: EmbeddingStore, kept: EmbeddingStore) -> float:
     number = pd.Series(range(len(kept)), index=kept.rows["row"])
     missing = fresh.rows["row"][~fresh.rows["row"].isin(number.index)]
     if len(missing) or fresh.dim != kept.dim:
-        what = f"row {missing.iloc[0]!r} is not in {kept.path}" if len(missing) else f"width {fresh.dim}, but {kept.path} has {kept.dim}"
+        what = (
+            f"row {missing.iloc[0]!r} is not in {kept.path}"
+            if len(missing)
+            else f"width {fresh.dim}, but {kept.path} has {kept.dim}"
+        )
         raise UserError(f"{fresh.path}: {what}: other data or another encoder")
     y = kept.read(number[fresh.rows["row"]].to_numpy())
     return float((np.linalg.norm(fresh.read() - y, axis=1) / np.linalg.norm(y, axis=1)).max())
 
 
 def nearest(store: EmbeddingStore, rows: list[int], k: int) -> list[list[tuple[int, float]]]:
-    """The k nearest other rows of some rows by cosine, with it, best first; rows that are not finite are passed over."""
+    """The k nearest other rows of some rows by cosine, with it, best first; rows that are not
+    finite are passed over.
+    """
     queries = _unit(store.read(rows))
     best_score = np.full((len(rows), k), -np.inf, dtype=np.float32)
     best_row = np.full((len(rows), k), -1, dtype=np.int64)
@@ -94,9 +106,15 @@ def nearest(store: EmbeddingStore, rows: list[int], k: int) -> list[list[tuple[i
             if start <= row < start + len(part):
                 scores[position, row - start] = -np.inf
         numbers = np.broadcast_to(np.arange(start, start + len(part)), scores.shape)
-        every, names = np.concatenate([best_score, scores], 1), np.concatenate([best_row, numbers], 1)
+        every, names = (
+            np.concatenate([best_score, scores], 1),
+            np.concatenate([best_row, numbers], 1),
+        )
         order = np.argsort(-every, axis=1, kind="stable")[:, :k]
-        best_score, best_row = np.take_along_axis(every, order, 1), np.take_along_axis(names, order, 1)
+        best_score, best_row = (
+            np.take_along_axis(every, order, 1),
+            np.take_along_axis(names, order, 1),
+        )
     return [
         [(int(row), float(score)) for row, score in zip(*pair, strict=True) if np.isfinite(score)]
         for pair in zip(best_row, best_score, strict=True)
@@ -107,7 +125,9 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def inspect_store(path: str | os.PathLike[str], *, examples: int = 3, neighbors: int = 3, seed: int = 0) -> str:
+def inspect_store(
+    path: str | os.PathLike[str], *, examples: int = 3, neighbors: int = 3, seed: int = 0
+) -> str:
     """A page about a store.
 
     Args:
@@ -125,7 +145,10 @@ def inspect_store(path: str | os.PathLike[str], *, examples: int = 3, neighbors:
     store = EmbeddingStore(path)
     found = scan(store)
     lines = [
-        f"{store.path}: {len(store):,} rows of width {store.dim}, {store.manifest.get('dtype')}, {len(store.shards)} shards",
+        (
+            f"{store.path}: {len(store):,} rows of width {store.dim},"
+            f" {store.manifest.get('dtype')}, {len(store.shards)} shards"
+        ),
         *_sources(store),
         f"checksums    {_checksums(store)}",
         *_table_lines(store.rows),
@@ -140,9 +163,15 @@ def inspect_store(path: str | os.PathLike[str], *, examples: int = 3, neighbors:
 
 def _sources(store: EmbeddingStore) -> list[str]:
     def words(record: dict[str, object]) -> str:
-        return ", ".join(f"{key} {value}" for key, value in record.items() if value not in (None, "")) or "not recorded"
+        return (
+            ", ".join(f"{key} {value}" for key, value in record.items() if value not in (None, ""))
+            or "not recorded"
+        )
 
-    return [f"encoder      {words(store.encoder)}", f"source       {words(store.manifest.get('source') or {})}"]
+    return [
+        f"encoder      {words(store.encoder)}",
+        f"source       {words(store.manifest.get('source') or {})}",
+    ]
 
 
 def _checksums(store: EmbeddingStore) -> str:
@@ -158,7 +187,9 @@ def _table_lines(rows: pd.DataFrame) -> list[str]:
     lines = [f"items        {len(per_item):,}, {per_item.min()} to {per_item.max()} rows each"]
     if "split" in rows:
         counts = rows["split"].fillna("(none)").value_counts()
-        lines.append("splits       " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+        lines.append(
+            "splits       " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        )
     for column in ("group", "family", "label"):
         if column in rows:
             lines.append(f"{column:<13}{rows[column].nunique():,} different")
@@ -166,7 +197,11 @@ def _table_lines(rows: pd.DataFrame) -> list[str]:
 
 
 def _named(rows: pd.DataFrame, numbers: np.ndarray) -> str:
-    return "none" if not len(numbers) else f"{len(numbers):,} rows, the first is {rows['row'].iloc[numbers[0]]!r}"
+    return (
+        "none"
+        if not len(numbers)
+        else f"{len(numbers):,} rows, the first is {rows['row'].iloc[numbers[0]]!r}"
+    )
 
 
 def _histogram(norms: np.ndarray) -> list[str]:
@@ -179,15 +214,22 @@ def _histogram(norms: np.ndarray) -> list[str]:
     return [
         f"norms        median {np.median(norms):.4g}",
         *(
-            f"  {low:>9.4g} to {high:<9.4g} {'#' * int(np.ceil(BAR * count / counts.max())):<{BAR}} {count:,}"
+            f"  {low:>9.4g} to {high:<9.4g} {'#' * int(np.ceil(BAR * count / counts.max())):<{BAR}}"
+            f" {count:,}"
             for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
         ),
     ]
 
 
-def _neighbor_lines(store: EmbeddingStore, found: Scan, examples: int, k: int, seed: int) -> list[str]:
+def _neighbor_lines(
+    store: EmbeddingStore, found: Scan, examples: int, k: int, seed: int
+) -> list[str]:
     usable = np.flatnonzero(np.isfinite(found.norms) & (found.norms > 0))
-    chosen = sorted(np.random.default_rng(seed).choice(usable, min(examples, len(usable)), replace=False).tolist())
+    chosen = sorted(
+        np.random.default_rng(seed)
+        .choice(usable, min(examples, len(usable)), replace=False)
+        .tolist()
+    )
     lines = []
     for row, near in zip(chosen, nearest(store, chosen, k) if chosen else [], strict=True):
         lines.append(f"nearest to   {row_words(store.rows, row)}")

@@ -1,10 +1,13 @@
-"""Which items are for training, which for test, which are paired, and which rows are the unpaired pools.
+"""Which items are for training, which for test, which are paired, and which rows are the unpaired
+pools.
 
 Everything here is about tables of rows, never about vectors:
 
-1. `split_items`: families of near-duplicates go whole to train or to test, fixed by a hash, the same in every run.
-2. `draw`: for one seed, the nested budgets (the first 100 items are in the first 300), one row a modality an item, and the
-   two pools of unpaired rows, drawn from the items outside the reserve of pairs: the same pools at every budget.
+1. `split_items`: families of near-duplicates go whole to train or to test, fixed by a hash, the
+  same in every run.
+2. `draw`: for one seed, the nested budgets (the first 100 items are in the first 300), one row a
+   modality an item, and the two pools of unpaired rows, drawn from the items outside the reserve of
+       pairs: the same pools at every budget.
 3. `folds`: a budget's items in parts for tuning inside it, families kept whole.
 """
 
@@ -28,12 +31,16 @@ def unit_hash(word: str) -> float:
 
 
 def item_families(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.Series:
-    """A family name for every item of two stores: items that share a `family` in either store are joined.
+    """A family name for every item of two stores: items that share a `family` in either store are
+    joined.
 
     Returns:
         families, indexed by item, in sorted order of items.
     """
-    tables = [table[["item", *(["family"] if "family" in table else [])]].drop_duplicates() for table in (rows_a, rows_b)]
+    tables = [
+        table[["item", *(["family"] if "family" in table else [])]].drop_duplicates()
+        for table in (rows_a, rows_b)
+    ]
     items = np.unique(np.concatenate([table["item"].to_numpy(dtype=str) for table in tables]))
     edges_item, edges_name = [], []
     for table in tables:
@@ -46,13 +53,19 @@ def item_families(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.Series:
     names, name_number = np.unique(np.concatenate(edges_name), return_inverse=True)
     item_number = np.searchsorted(items, np.concatenate(edges_item))
     size = len(items) + len(names)
-    joined = coo_array((np.ones(len(item_number)), (item_number, len(items) + name_number)), shape=(size, size))
+    joined = coo_array(
+        (np.ones(len(item_number)), (item_number, len(items) + name_number)), shape=(size, size)
+    )
     _, component = connected_components(joined, directed=False)
-    # a component is named by its first family, which does not depend on what else the stores hold; without one, by the item
+    # a component is named by its first family, which does not depend on what else the stores hold;
+    # without one, by the item
     family_of = {}
     for name, number in zip(names[::-1], component[len(items) :][::-1], strict=True):
         family_of[number] = name
-    return pd.Series([family_of.get(c, item) for item, c in zip(items, component[: len(items)], strict=True)], index=items)
+    return pd.Series(
+        [family_of.get(c, item) for item, c in zip(items, component[: len(items)], strict=True)],
+        index=items,
+    )
 
 
 @dataclass(frozen=True)
@@ -79,17 +92,24 @@ def _given_split(rows: pd.DataFrame) -> pd.Series:
     per_item = rows[["item", "split"]].dropna().drop_duplicates()
     twice = per_item["item"].duplicated()
     if twice.any():
-        raise UserError(f"item {per_item['item'][twice].iloc[0]!r} has rows of different splits: an item belongs to one side")
+        raise UserError(
+            f"item {per_item['item'][twice].iloc[0]!r} has rows of different splits: an item"
+            " belongs to one side"
+        )
     return per_item.set_index("item")["split"]
 
 
-def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float = 0.15, dev: bool = False) -> ItemSplit:
-    """Split the items of two stores: a given `split` decides, also for the rest of the item's family; elsewhere a hash of the family.
+def split_items(
+    rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float = 0.15, dev: bool = False
+) -> ItemSplit:
+    """Split the items of two stores: a given `split` decides, also for the rest of the item's
+    family; elsewhere a hash of the family.
 
     Args:
         rows_a, rows_b: the stores' tables.
         test_share: share of families that the hash sends to test.
-        dev: for design work: the test items are dropped, and the train items split again by another hash.
+        dev: for design work: the test items are dropped, and the train items split again by another
+            hash.
 
     Raises:
         UserError: the two stores disagree, or a given split cuts a family.
@@ -101,26 +121,41 @@ def split_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float
     differ = common[given_a[common].to_numpy() != given_b[common].to_numpy()]
     if len(differ):
         raise UserError(
-            f"item {differ[0]!r} is {given_a[differ[0]]!r} in store a and {given_b[differ[0]]!r} in store b: make the split columns agree"
+            f"item {differ[0]!r} is {given_a[differ[0]]!r} in store a and {given_b[differ[0]]!r} in"
+            " store b: make the split columns agree"
         )
     side = pd.Series(index=families.index, dtype=object)
     side.update(given)
     decided = side[side.isin(["train", "test"])]
-    cut = pd.DataFrame({"family": families[decided.index], "side": decided}).groupby("family")["side"].nunique()
+    cut = (
+        pd.DataFrame({"family": families[decided.index], "side": decided})
+        .groupby("family")["side"]
+        .nunique()
+    )
     if (cut > 1).any():
         raise UserError(
-            f"family {cut.idxmax()!r} has items of train and of test in the `split` column: near-duplicates must stay on one side"
+            f"family {cut.idxmax()!r} has items of train and of test in the `split` column:"
+            " near-duplicates must stay on one side"
         )
     side_of = dict(zip(families[decided.index], decided, strict=True))
     open_items = side.isna()
-    hashed = {f: "test" if unit_hash(f"test:{f}") < test_share else "train" for f in families[open_items].unique()}
+    hashed = {
+        f: "test" if unit_hash(f"test:{f}") < test_share else "train"
+        for f in families[open_items].unique()
+    }
     side[open_items] = [side_of.get(f, hashed[f]) for f in families[open_items]]
     if dev:
         was_train = side.isin(["train", "both"])
         is_dev = np.array([unit_hash(f"dev:{f}") < test_share for f in families])
-        side = side.where(side == "both", np.where(was_train, np.where(is_dev, "test", "train"), "unused"))
+        side = side.where(
+            side == "both", np.where(was_train, np.where(is_dev, "test", "train"), "unused")
+        )
     side_a, side_b = side[rows_a["item"]].to_numpy(), side[rows_b["item"]].to_numpy()
-    parts = [np.flatnonzero(np.isin(s, [want, "both"])) for want in ("train", "test") for s in (side_a, side_b)]
+    parts = [
+        np.flatnonzero(np.isin(s, [want, "both"]))
+        for want in ("train", "test")
+        for s in (side_a, side_b)
+    ]
     return ItemSplit(parts[0], parts[1], parts[2], parts[3], families)
 
 
@@ -130,17 +165,35 @@ def check_sides(split: ItemSplit, test_share: float) -> None:
     Raises:
         UserError: nothing is left on a side.
     """
-    parts = {f"{part} rows in store {side}": getattr(split, f"{part}_{side}") for part in ("train", "test") for side in "ab"}
+    parts = {
+        f"{part} rows in store {side}": getattr(split, f"{part}_{side}")
+        for part in ("train", "test")
+        for side in "ab"
+    }
     for name, rows in parts.items():
         if len(rows) == 0:
             items, groups = len(split.families), split.families.nunique()
-            joined = f", and the `family` column ({groups} families, never cut)" if groups < items else ""
-            raise UserError(f"the split leaves no {name} of {items} items: check the `split` column, data.test_share={test_share}{joined}")
+            joined = (
+                f", and the `family` column ({groups} families, never cut)"
+                if groups < items
+                else ""
+            )
+            raise UserError(
+                f"the split leaves no {name} of {items} items: check the `split` column,"
+                f" data.test_share={test_share}{joined}"
+            )
 
 
 def everything(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
-    """All rows for training and none for test, but for items that a store calls `unused`: for an aligner that is put to use."""
-    unused = {item for rows in (rows_a, rows_b) if "split" in rows for item in rows["item"][rows["split"] == "unused"]}
+    """All rows for training and none for test, but for items that a store calls `unused`: for an
+    aligner that is put to use.
+    """
+    unused = {
+        item
+        for rows in (rows_a, rows_b)
+        if "split" in rows
+        for item in rows["item"][rows["split"] == "unused"]
+    }
     train_a, train_b = (np.flatnonzero(~rows["item"].isin(unused)) for rows in (rows_a, rows_b))
     nothing = np.empty(0, dtype=np.int64)
     return ItemSplit(train_a, train_b, nothing, nothing, item_families(rows_a, rows_b))
@@ -163,10 +216,17 @@ class Sample:
     pool_b: np.ndarray
 
 
-def matched_items(rows_a: pd.DataFrame, rows_b: pd.DataFrame, split: ItemSplit, *, test: bool = False) -> np.ndarray:
+def matched_items(
+    rows_a: pd.DataFrame, rows_b: pd.DataFrame, split: ItemSplit, *, test: bool = False
+) -> np.ndarray:
     """Train items (or test items) with a row in both stores, sorted."""
     sides = (split.test_a, split.test_b) if test else (split.train_a, split.train_b)
-    return np.intersect1d(*(rows["item"].to_numpy(dtype=str)[side] for rows, side in zip((rows_a, rows_b), sides, strict=True)))
+    return np.intersect1d(
+        *(
+            rows["item"].to_numpy(dtype=str)[side]
+            for rows, side in zip((rows_a, rows_b), sides, strict=True)
+        )
+    )
 
 
 def sample_pairs(
@@ -224,12 +284,13 @@ def _check_reserve(budget: int, reserved_pairs: int, matched: int) -> None:
         raise UserError(f"budgets: {budget} pairs are {beyond}: lower the budget")
     if reserved_pairs > matched:
         raise UserError(
-            f"data.reserved_pairs={reserved_pairs} items set aside for pairs (the file's largest budget by default) are {beyond}: "
-            f"lower it, such as data.reserved_pairs={budget}"
+            f"data.reserved_pairs={reserved_pairs} items set aside for pairs (the file's largest"
+            f" budget by default) are {beyond}: lower it, such as data.reserved_pairs={budget}"
         )
     if not 1 < budget <= reserved_pairs:
         raise UserError(
-            f"budgets: {budget} must lie between 2 and data.reserved_pairs={reserved_pairs}, the items set aside for pairs: change one of them"
+            f"budgets: {budget} must lie between 2 and data.reserved_pairs={reserved_pairs}, the"
+            " items set aside for pairs: change one of them"
         )
 
 
@@ -248,7 +309,9 @@ class _RowsByItem:
     rows: np.ndarray
 
     @classmethod
-    def of(cls, table: pd.DataFrame, train: np.ndarray, names: pd.Index, seed: int, salt: int) -> _RowsByItem:
+    def of(
+        cls, table: pd.DataFrame, train: np.ndarray, names: pd.Index, seed: int, salt: int
+    ) -> _RowsByItem:
         """The train rows of a store by the numbers of their items among all items' sorted `names`."""
         shuffled = np.random.default_rng([seed, salt]).permutation(train)
         number = names.get_indexer(pd.Index(table["item"]))[shuffled]
@@ -277,14 +340,26 @@ def _numbers_within(count: np.ndarray) -> np.ndarray:
     return np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
 
 
-def _pool(by_item: _RowsByItem, outside: np.ndarray, matched: np.ndarray, size: int | None, seed: int, salt: int) -> np.ndarray:
+def _pool(
+    by_item: _RowsByItem,
+    outside: np.ndarray,
+    matched: np.ndarray,
+    size: int | None,
+    seed: int,
+    salt: int,
+) -> np.ndarray:
     """Rows of the given items and of all that have no partner, shuffled, at most `size`."""
     alone = np.setdiff1d(by_item.items, matched, assume_unique=True)
-    return np.random.default_rng([seed, salt]).permutation(by_item.all(np.concatenate([outside, alone])))[:size]
+    return np.random.default_rng([seed, salt]).permutation(
+        by_item.all(np.concatenate([outside, alone]))
+    )[:size]
 
 
-def folds(items: Sequence[str] | np.ndarray, families: pd.Series, count: int, seed: int) -> list[np.ndarray]:
-    """Positions of `items` in `count` parts of nearly equal size, families whole, shuffled by the seed.
+def folds(
+    items: Sequence[str] | np.ndarray, families: pd.Series, count: int, seed: int
+) -> list[np.ndarray]:
+    """Positions of `items` in `count` parts of nearly equal size, families whole, shuffled by the
+    seed.
 
     Raises:
         UserError: fewer families than parts.
@@ -292,7 +367,10 @@ def folds(items: Sequence[str] | np.ndarray, families: pd.Series, count: int, se
     groups = families[np.asarray(items)].to_numpy()
     names = np.unique(groups)
     if len(names) < count:
-        raise UserError(f"tuning.folds={count}: the pairs hold only {len(names)} families of items: use fewer folds or more pairs")
+        raise UserError(
+            f"tuning.folds={count}: the pairs hold only {len(names)} families of items: use fewer"
+            " folds or more pairs"
+        )
     sizes = pd.Series(groups).value_counts()
     order = np.random.default_rng([seed, 5]).permutation(names)
     load = np.zeros(count, dtype=int)

@@ -43,7 +43,12 @@ class Modality:
     def pool_subset(self, kept: np.ndarray) -> Modality:
         """The same with some of the pool's rows, `kept` a mask `[N]`."""
         subset = f"{self.key.get('pool', '')}/{digest(kept)}"  # of a subset, too
-        return replace(self, pool=self.pool[torch.from_numpy(kept)], pool_items=self.pool_items[kept], key={**self.key, "pool": subset})
+        return replace(
+            self,
+            pool=self.pool[torch.from_numpy(kept)],
+            pool_items=self.pool_items[kept],
+            key={**self.key, "pool": subset},
+        )
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,14 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
-def modality_of(x: Tensor, count: int, pool_items: np.ndarray, key: Mapping[str, str], *, center: bool = True) -> Modality:
+def modality_of(
+    x: Tensor, count: int, pool_items: np.ndarray, key: Mapping[str, str], *, center: bool = True
+) -> Modality:
     """One modality of frozen rows, the preprocessing fitted on them.
 
     Args:
-        x: `[n + N, D]`, the `count` paired rows first; overwritten by what the preprocessing makes of them.
+        x: `[n + N, D]`, the `count` paired rows first; overwritten by what the preprocessing makes
+            of them.
         count: n.
         pool_items: item of each unpaired row `[N]`.
         key: what identifies the rows.
@@ -86,14 +94,22 @@ def modality_of(x: Tensor, count: int, pool_items: np.ndarray, key: Mapping[str,
     return Modality(x[:count], x[count:], preprocess, {**key, "mean": mean}, pool_items)
 
 
-def load_modality(store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *, center: bool = True) -> Modality:
-    """Read one modality's paired and unpaired rows and fit its preprocessing on them, and on nothing else."""
+def load_modality(
+    store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *, center: bool = True
+) -> Modality:
+    """Read one modality's paired and unpaired rows and fit its preprocessing on them, and on
+    nothing else.
+    """
     x = torch.from_numpy(store.read(np.concatenate([pairs, pool])))
     key = {"data": store.data_hash, "rows": digest(np.concatenate([pairs, [-1], pool]))}
-    return modality_of(x, len(pairs), store.rows["item"].to_numpy(dtype=str)[pool], key, center=center)
+    return modality_of(
+        x, len(pairs), store.rows["item"].to_numpy(dtype=str)[pool], key, center=center
+    )
 
 
-def load_rows(store_a: EmbeddingStore, store_b: EmbeddingStore, draw: Sample, *, center: bool = True) -> TrainingRows:
+def load_rows(
+    store_a: EmbeddingStore, store_b: EmbeddingStore, draw: Sample, *, center: bool = True
+) -> TrainingRows:
     """The training rows of one draw."""
     return TrainingRows(
         a=load_modality(store_a, draw.pairs_a, draw.pool_a, center=center),

@@ -1,4 +1,5 @@
-"""Tables with a column of vectors: Parquet files, and datasets that the Hugging Face library `datasets` saved to disk (Arrow files).
+"""Tables with a column of vectors: Parquet files, and datasets that the Hugging Face library
+`datasets` saved to disk (Arrow files).
 
 Legend: `n` rows of a part, `D` width.
 """
@@ -21,7 +22,9 @@ from gera_lightning.utils.errors import UserError, did_you_mean
 BATCH = 10_000
 """Rows of a Parquet file that are read at once."""
 KEPT_SPLITS = ("train", "test")
-"""Of a dataset's splits; what else there is (`validation`) is left out, as it is no side of a store."""
+"""Of a dataset's splits; what else there is (`validation`) is left out, as it is no side of a
+store.
+"""
 
 
 def is_vector_table(path: Path) -> bool:
@@ -33,8 +36,11 @@ def is_vector_table(path: Path) -> bool:
     )
 
 
-def table_records(path: Path, key: str | None, columns: Mapping[str, str] | None) -> tuple[list[dict[str, Any]], Iterator[np.ndarray]]:
-    """Everything but the vectors, a record a row, and the vectors `[n, D]`, part by part in the same order.
+def table_records(
+    path: Path, key: str | None, columns: Mapping[str, str] | None
+) -> tuple[list[dict[str, Any]], Iterator[np.ndarray]]:
+    """Everything but the vectors, a record a row, and the vectors `[n, D]`, part by part in the
+    same order.
 
     Args:
         path: see `is_vector_table`.
@@ -42,8 +48,8 @@ def table_records(path: Path, key: str | None, columns: Mapping[str, str] | None
         columns: our column to the table's.
 
     Returns:
-        Records with the columns that a store has, `item` the position in the split where the table has none; rows whose vector is missing
-        are rows of NaN.
+        Records with the columns that a store has, `item` the position in the split where the table
+        has none; rows whose vector is missing are rows of NaN.
 
     Raises:
         UserError: no such column, several, or vectors of several widths.
@@ -52,13 +58,22 @@ def table_records(path: Path, key: str | None, columns: Mapping[str, str] | None
     files = _files(path)
     schema = _schema(next(iter(files.values()))[0])
     chosen = _vector_column(schema, key, path)
-    wanted = [name for name in dict.fromkeys([*COLUMNS, *columns.values()]) if name in schema.names and name != chosen]
+    wanted = [
+        name
+        for name in dict.fromkeys([*COLUMNS, *columns.values()])
+        if name in schema.names and name != chosen
+    ]
     unnamed = "item" not in columns and "item" not in schema.names
     records: list[dict[str, Any]] = []
     for split, parts in files.items():
-        # without a column that is wanted a batch of the vectors' own still says how many rows there are
+        # without a column that is wanted a batch of the vectors' own still says how many rows there
+        # are
         batches = (batch for file in parts for batch in _batches(file, wanted or [chosen]))
-        rows = [record for batch in batches for record in (batch.to_pylist() if wanted else [{} for _ in range(len(batch))])]
+        rows = [
+            record
+            for batch in batches
+            for record in (batch.to_pylist() if wanted else [{} for _ in range(len(batch))])
+        ]
         for number, record in enumerate(rows):
             if unnamed:
                 record["item"] = f"{split}/{number}" if split else str(number)
@@ -69,7 +84,11 @@ def table_records(path: Path, key: str | None, columns: Mapping[str, str] | None
 
 
 def _parquets(path: Path) -> list[Path]:
-    return sorted(path.glob("*.parquet")) if path.is_dir() and not (path / "manifest.json").exists() else []
+    return (
+        sorted(path.glob("*.parquet"))
+        if path.is_dir() and not (path / "manifest.json").exists()
+        else []
+    )
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
@@ -86,13 +105,16 @@ def _files(path: Path) -> dict[str, list[Path]]:
             kept = {name: _saved(path / name) for name in names if name in KEPT_SPLITS}
             if not kept:
                 raise UserError(
-                    f"{path}: holds the splits {', '.join(names)}, none of {', '.join(KEPT_SPLITS)}: import the folder of one, {path}/{names[0]}"
+                    f"{path}: holds the splits {', '.join(names)}, none of"
+                    f" {', '.join(KEPT_SPLITS)}: import the folder of one, {path}/{names[0]}"
                 )
             return kept
         if (path / "state.json").is_file():
             return {"": _saved(path)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: the saved dataset is damaged ({error!r}): save it again") from error
+        raise UserError(
+            f"{path}: the saved dataset is damaged ({error!r}): save it again"
+        ) from error
     return {"": _parquets(path)}
 
 
@@ -100,7 +122,10 @@ def _saved(folder: Path) -> list[Path]:
     """Arrow files of one saved split."""
     state = json.loads((folder / "state.json").read_text())
     if state.get("_indices_files") or state.get("_indices_data_files"):
-        raise UserError(f"{folder}: its rows are a choice of its files' rows: save it with dataset.flatten_indices().save_to_disk(...)")
+        raise UserError(
+            f"{folder}: its rows are a choice of its files' rows: save it with"
+            " dataset.flatten_indices().save_to_disk(...)"
+        )
     return [folder / entry["filename"] for entry in state["_data_files"]]
 
 
@@ -115,29 +140,46 @@ def _open(file: Path) -> Any:
             return pq.ParquetFile(file)
         return pa.ipc.open_stream(pa.memory_map(str(file)))
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]}): check the file") from error
+        raise UserError(
+            f"{file}: cannot be read ({' '.join(str(error).split())[:200]}): check the file"
+        ) from error
 
 
 def _batches(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
     with _open(file) as source:
         try:
-            batches = source.iter_batches(BATCH, columns=names) if file.suffix == ".parquet" else source
+            batches = (
+                source.iter_batches(BATCH, columns=names) if file.suffix == ".parquet" else source
+            )
             for batch in batches:
                 yield batch.select(names)
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]}): check the file") from error
+            raise UserError(
+                f"{file}: cannot be read ({' '.join(str(error).split())[:200]}): check the file"
+            ) from error
 
 
 def _vector_column(schema: pa.Schema, key: str | None, path: Path) -> str:
     def holds_vectors(kind: pa.DataType) -> bool:
-        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        return lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+        lists = (
+            pa.types.is_list(kind)
+            or pa.types.is_large_list(kind)
+            or pa.types.is_fixed_size_list(kind)
+        )
+        return lists and (
+            pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+        )
 
     found = [field.name for field in schema if holds_vectors(field.type)]
     if key is not None and key not in found:
-        raise UserError(f"key={key!r}: {path} has no such column of vectors{did_you_mean(key, found)}")
+        raise UserError(
+            f"key={key!r}: {path} has no such column of vectors{did_you_mean(key, found)}"
+        )
     if key is None and len(found) != 1:
-        raise UserError(f"{path} holds {len(found)} columns of vectors ({', '.join(found or schema.names)}): name one, key=...")
+        raise UserError(
+            f"{path} holds {len(found)} columns of vectors ({', '.join(found or schema.names)}):"
+            " name one, key=..."
+        )
     return key or found[0]
 
 
@@ -156,14 +198,17 @@ def _all_vectors(files: Iterable[Path], name: str) -> Iterator[np.ndarray]:
             widths = {*pc.list_value_length(kept).unique().to_pylist(), *([width] if width else [])}
             if len(widths) != 1:
                 raise UserError(
-                    f"{file}: column {name} holds vectors of several widths, {min(widths)} and {max(widths)}: keep those of one encoder"
+                    f"{file}: column {name} holds vectors of several widths, {min(widths)} and"
+                    f" {max(widths)}: keep those of one encoder"
                     if widths
                     else f"{file}: the first {len(column)} rows have no vector: leave them out"
                 )
             [width] = widths
             values = kept.flatten().to_numpy(zero_copy_only=False).reshape(len(kept), width)
             if len(kept) < len(column):
-                every = np.full((len(column), width), np.nan, dtype=np.result_type(values.dtype, np.float16))
+                every = np.full(
+                    (len(column), width), np.nan, dtype=np.result_type(values.dtype, np.float16)
+                )
                 every[there.to_numpy(zero_copy_only=False)] = values
                 values = every
             yield values

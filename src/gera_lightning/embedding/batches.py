@@ -1,8 +1,8 @@
 """Which rows a step of embedding sees, and their raw items read and prepared.
 
-Rows are cut into shards in their own order. Inside a shard they are sorted by length and cut into batches; process r of w takes
-batches r::w. So a batch's members depend on the corpus and the settings alone: not on where a run was interrupted, nor on the
-number of processes.
+Rows are cut into shards in their own order. Inside a shard they are sorted by length and cut into
+batches; process r of w takes batches r::w. So a batch's members depend on the corpus and the
+settings alone: not on where a run was interrupted, nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class BatchPlan:
         count: rows of the corpus.
         shard_rows, batch_size: rows a shard, and a batch.
         first: shard to begin with; those before are whole.
-        rank, size: this process and the number of them. All take the same number of steps a shard, some of them empty.
+        rank, size: this process and the number of them. All take the same number of steps a shard,
+            some of them empty.
     """
 
     count: int
@@ -65,7 +66,9 @@ class BatchPlan:
         return self.steps_of(0) * (self.shards - 1 - self.first) + self.steps_of(self.shards - 1)
 
     def step(self, number: int) -> tuple[int, slice, bool]:
-        """Shard of a step, its part of the shard's sorted rows, and whether it is this process's last step of the shard."""
+        """Shard of a step, its part of the shard's sorted rows, and whether it is this process's
+        last step of the shard.
+        """
         shard, within = divmod(number, self.steps_of(0))
         shard += self.first
         start = (within * self.size + self.rank) * self.batch_size
@@ -94,7 +97,8 @@ class Batch:
 
 
 class ItemBatches(Dataset[Batch]):
-    """The steps of one process as a map-style dataset; an item that cannot be read is named, never raised.
+    """The steps of one process as a map-style dataset; an item that cannot be read is named, never
+    raised.
 
     Args:
         corpus: says where raw items are.
@@ -103,9 +107,15 @@ class ItemBatches(Dataset[Batch]):
         plan: which rows a step sees.
     """
 
-    def __init__(self, corpus: Corpus, rows: pd.DataFrame, encoder: Encoder, plan: BatchPlan) -> None:
+    def __init__(
+        self, corpus: Corpus, rows: pd.DataFrame, encoder: Encoder, plan: BatchPlan
+    ) -> None:
         self.corpus, self.rows, self.encoder, self.plan = corpus, rows, encoder, plan
-        self._shard, self._records, self._order = -1, list[dict[str, Any]](), np.empty(0, dtype=np.int64)
+        self._shard, self._records, self._order = (
+            -1,
+            list[dict[str, Any]](),
+            np.empty(0, dtype=np.int64),
+        )
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -131,13 +141,22 @@ class ItemBatches(Dataset[Batch]):
             return Batch(shard, last, positions, self.encoder.prepare(items), skipped, cut)
         except REFUSALS:  # one of them is at fault: which?
             positions, items, more = sift(self.encoder.prepare, positions, items, self.rows)
-            return Batch(shard, last, positions, self.encoder.prepare(items) if items else [], skipped + more, cut)
+            return Batch(
+                shard,
+                last,
+                positions,
+                self.encoder.prepare(items) if items else [],
+                skipped + more,
+                cut,
+            )
 
     def _open(self, shard: int) -> None:
         if shard != self._shard:
             numbers = self.plan.rows(shard)
             self._records = records_of(self.rows.iloc[numbers.start : numbers.stop])
-            self._order = np.argsort([self.corpus.length(record) for record in self._records], kind="stable")
+            self._order = np.argsort(
+                [self.corpus.length(record) for record in self._records], kind="stable"
+            )
             self._shard = shard
 
     def _read(self, record: Mapping[str, Any], cut: list[Skipped]) -> Any:
@@ -157,22 +176,33 @@ class ItemBatches(Dataset[Batch]):
 
 def records_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of a table as mappings."""
-    return [{str(key): value for key, value in record.items()} for record in rows.to_dict("records")]
+    return [
+        {str(key): value for key, value in record.items()} for record in rows.to_dict("records")
+    ]
 
 
 def skip(record: Mapping[str, Any], reason: object) -> Skipped:
     """A listed row that is left out, or kept in part."""
-    return Skipped(str(record["row"]), str(record["item"]), str(record.get("path", "")), str(reason))
+    return Skipped(
+        str(record["row"]), str(record["item"]), str(record.get("path", "")), str(reason)
+    )
 
 
-def sift(attempt: Any, positions: Sequence[int], items: Sequence[Any], rows: pd.DataFrame) -> tuple[list[int], list[Any], list[Skipped]]:
+def sift(
+    attempt: Any, positions: Sequence[int], items: Sequence[Any], rows: pd.DataFrame
+) -> tuple[list[int], list[Any], list[Skipped]]:
     """Items that `attempt` takes one by one, with their positions, and those it refuses."""
     good, kept, skipped = list[int](), list[Any](), list[Skipped]()
     for position, item in zip(positions, items, strict=True):
         try:
             attempt([item])
         except REFUSALS as error:
-            skipped.append(skip(records_of(rows.iloc[[position]])[0], f"the encoder refuses it ({' '.join(str(error).split())})"))
+            skipped.append(
+                skip(
+                    records_of(rows.iloc[[position]])[0],
+                    f"the encoder refuses it ({' '.join(str(error).split())})",
+                )
+            )
         else:
             good.append(position)
             kept.append(item)

@@ -1,8 +1,10 @@
-"""Corpora: where raw items lie, and the rows of a store that they become. Tables only; nothing is decoded here.
+"""Corpora: where raw items lie, and the rows of a store that they become. Tables only; nothing is
+decoded here.
 
-A corpus lists its rows (`row`, `item`, `path` or `text`, optional `group family label split`) in a fixed order, and says where an
-item's raw form is: a text, a path, bytes, or what is read already. Rows of two corpora with the same `item` are a pair. An entry that cannot become a row
-is kept with the reason, so that nothing is dropped in silence.
+A corpus lists its rows (`row`, `item`, `path` or `text`, optional `group family label split`) in a
+fixed order, and says where an item's raw form is: a text, a path, bytes, or what is read already.
+Rows of two corpora with the same `item` are a pair. An entry that cannot become a row is kept with
+the reason, so that nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -43,8 +45,15 @@ class Listing:
     skipped: list[Skipped]
 
     @classmethod
-    def of(cls, entries: Iterable[Mapping[str, Any]], modality: str, where: str, skipped: Sequence[Skipped] = ()) -> Listing:
-        """From entries with `item`, and `text` or `path`; `row` is made where it is not given; empty entries are left out.
+    def of(
+        cls,
+        entries: Iterable[Mapping[str, Any]],
+        modality: str,
+        where: str,
+        skipped: Sequence[Skipped] = (),
+    ) -> Listing:
+        """From entries with `item`, and `text` or `path`; `row` is made where it is not given;
+        empty entries are left out.
 
         A sound or image that stands there twice under one item (once a caption) is one row.
 
@@ -61,12 +70,20 @@ class Listing:
         columns: dict[str, list[str | None]] = {column: [] for column in COLUMNS}
         left_out, seen, count = list[Skipped](), set[tuple[str, str]](), dict[str, int]()
         for entry in entries:
-            values = {key: words for key, value in entry.items() if key in COLUMNS and (words := text_of(value)) is not None}
+            values = {
+                key: words
+                for key, value in entry.items()
+                if key in COLUMNS and (words := text_of(value)) is not None
+            }
             item = values.get("item", "")
             number = count.get(item, 0)
             if not item or raw not in values:
                 missing = "no item" if not item else f"no {raw}"
-                left_out.append(Skipped(values.get("row", f"{item}-{number}"), item, values.get("path", ""), missing))
+                left_out.append(
+                    Skipped(
+                        values.get("row", f"{item}-{number}"), item, values.get("path", ""), missing
+                    )
+                )
                 continue
             if raw == "path":
                 if (item, values["path"]) in seen:
@@ -78,9 +95,20 @@ class Listing:
                 held.append(values.get(column))
         left_out = [*skipped, *left_out]
         if not columns["row"]:
-            reason = f" ({len(left_out)} are left out, the first: {left_out[0].reason})" if left_out else ""
+            reason = (
+                f" ({len(left_out)} are left out, the first: {left_out[0].reason})"
+                if left_out
+                else ""
+            )
             raise UserError(f"{where}: no {modality} items{reason}: check the path and the columns")
-        rows = pd.DataFrame({column: held for column, held in columns.items() if any(value is not None for value in held)}, dtype="str")
+        rows = pd.DataFrame(
+            {
+                column: held
+                for column, held in columns.items()
+                if any(value is not None for value in held)
+            },
+            dtype="str",
+        )
         check_rows(rows, where)
         return cls(rows, left_out)
 
@@ -88,7 +116,8 @@ class Listing:
 class Corpus(ABC):
     """A source of raw items of one modality.
 
-    One whose items are files says so by `file` too: batches of sounds are formed by size, and a file that changed is noticed.
+    One whose items are files says so by `file` too: batches of sounds are formed by size, and a
+        file that changed is noticed.
 
     Attributes:
         modality: `text`, `audio` or `image`.
@@ -104,21 +133,29 @@ class Corpus(ABC):
 
     @abstractmethod
     def raw(self, row: Mapping[str, Any]) -> Raw:
-        """The item of a listed row: its text, path or bytes, or an array that the encoder takes as it is."""
+        """The item of a listed row: its text, path or bytes, or an array that the encoder takes as
+        it is.
+        """
 
     def file(self, row: Mapping[str, Any]) -> Path | None:  # noqa: ARG002
-        """The file that a listed row's item is read from; None where the table itself holds it, or it is not known."""
+        """The file that a listed row's item is read from; None where the table itself holds it, or
+        it is not known.
+        """
         return None
 
     def length(self, row: Mapping[str, Any]) -> int:
-        """By which batches are formed: characters of a text, bytes of a sound; images are all of one size."""
+        """By which batches are formed: characters of a text, bytes of a sound; images are all of
+        one size.
+        """
         if self.modality == "text":
             return len(str(row["text"]))
         file = self.file(row) if self.modality == "audio" else None
         return file.stat().st_size if file is not None and file.is_file() else 0
 
     def describe(self) -> dict[str, Any]:
-        """What a store's manifest records of its source: all that decides the raw items beside the rows, for by it a run is told from others."""
+        """What a store's manifest records of its source: all that decides the raw items beside the
+        rows, for by it a run is told from others.
+        """
         return {"corpus": type(self).__name__, "modality": self.modality, "where": self.where}
 
 
@@ -158,10 +195,18 @@ class TableCorpus(Corpus):
     """
 
     def __init__(
-        self, rows: pd.DataFrame, modality: str, source: Mapping[str, Any], raw: Callable[[Mapping[str, Any]], Raw] | None = None
+        self,
+        rows: pd.DataFrame,
+        modality: str,
+        source: Mapping[str, Any],
+        raw: Callable[[Mapping[str, Any]], Raw] | None = None,
     ) -> None:
         check_rows(rows, "rows")
-        self.rows, self.modality, self.source = rows.reset_index(drop=True), check_modality(modality), dict(source)
+        self.rows, self.modality, self.source = (
+            rows.reset_index(drop=True),
+            check_modality(modality),
+            dict(source),
+        )
         self._raw = raw or (lambda row: str(row["text"]))
 
     def listing(self) -> Listing:
@@ -178,8 +223,12 @@ class TableCorpus(Corpus):
 
 
 def shuffled(rows: pd.DataFrame, salt: str) -> pd.DataFrame:
-    """Rows in the order of a hash of `salt` and their names, which tells nothing of them and is the same on every machine."""
-    return rows.iloc[rows["row"].map(lambda name: unit_hash(f"{salt}:{name}")).argsort(kind="stable")].reset_index(drop=True)
+    """Rows in the order of a hash of `salt` and their names, which tells nothing of them and is the
+    same on every machine.
+    """
+    return rows.iloc[
+        rows["row"].map(lambda name: unit_hash(f"{salt}:{name}")).argsort(kind="stable")
+    ].reset_index(drop=True)
 
 
 class RowsAndFiles(Corpus):
@@ -207,7 +256,8 @@ class Manifest(RowsAndFiles):
         path: the table; or split (`train`, `test`, ...) to table.
         modality: `text`, `audio` or `image`: which of `text` and `path` is embedded.
         root: folder that `path` is relative to; the table's own by default.
-        columns: our column to theirs, or to a pattern of theirs such as `"audio/{youtube_id}.wav"`; by default the same names.
+        columns: our column to theirs, or to a pattern of theirs such as `"audio/{youtube_id}.wav"`;
+            by default the same names.
         splits: their word for a split to ours (`train`, `test`, `both`, `unused`).
 
     Raises:
@@ -223,16 +273,28 @@ class Manifest(RowsAndFiles):
         columns: Mapping[str, str] | None = None,
         splits: Mapping[str, str] | None = None,
     ) -> None:
-        self.paths, self.modality, self.where = by_split("path", path, "file"), check_modality(modality), words_of(path)
-        self.root = next(iter(self.paths.values())).parent if root is None else existing("root", root, "folder")
+        self.paths, self.modality, self.where = (
+            by_split("path", path, "file"),
+            check_modality(modality),
+            words_of(path),
+        )
+        self.root = (
+            next(iter(self.paths.values())).parent
+            if root is None
+            else existing("root", root, "folder")
+        )
         self.columns, self.splits = dict(columns or {}), dict(splits or {})
         for column in self.columns:
             if column not in COLUMNS:
-                raise UserError(f"columns.{column} is not a column of a store{did_you_mean(column, COLUMNS)}")
+                raise UserError(
+                    f"columns.{column} is not a column of a store{did_you_mean(column, COLUMNS)}"
+                )
 
     def listing(self) -> Listing:
         """All rows of the tables, in their order."""
-        entries = (entry for split, path in self.paths.items() for entry in self._entries(split, path))
+        entries = (
+            entry for split, path in self.paths.items() for entry in self._entries(split, path)
+        )
         return Listing.of(entries, self.modality, self.where)
 
     def _entries(self, split: str, path: Path) -> Iterator[dict[str, Any]]:
@@ -240,15 +302,27 @@ class Manifest(RowsAndFiles):
         head = list(islice(records, 1000))
         known = list(dict.fromkeys(key for record in head for key in record))
         raw = "text" if self.modality == "text" else "path"
-        chosen = {column: self.columns.get(column, column) for column in COLUMNS if column in self.columns or column in known}
+        chosen = {
+            column: self.columns.get(column, column)
+            for column in COLUMNS
+            if column in self.columns or column in known
+        }
         for column in ("item", raw):
             if column not in chosen:
-                raise UserError(f"{path} has no column {column!r} (has {', '.join(known)}): name it, columns.{column}=THEIRS")
+                raise UserError(
+                    f"{path} has no column {column!r} (has {', '.join(known)}): name it,"
+                    f" columns.{column}=THEIRS"
+                )
         for column, theirs in chosen.items():
             if "{" not in theirs and theirs not in known:
-                raise UserError(f"columns.{column}={theirs!r}: {path} has no such column{did_you_mean(theirs, known)}")
+                raise UserError(
+                    f"columns.{column}={theirs!r}: {path} has no such"
+                    f" column{did_you_mean(theirs, known)}"
+                )
         for record in chain(head, records):
-            entry = {column: _value(record, theirs, column, path) for column, theirs in chosen.items()}
+            entry = {
+                column: _value(record, theirs, column, path) for column, theirs in chosen.items()
+            }
             entry["split"] = split or self.splits.get(str(entry.get("split")), entry.get("split"))
             yield entry
 
@@ -269,16 +343,24 @@ def by_split(key: str, paths: Folder | Mapping[str, Folder], kind: str) -> dict[
         UserError: a path that is not there.
     """
     given = paths if isinstance(paths, Mapping) else {"": paths}
-    return {split: existing(f"{key}.{split}" if split else key, path, kind) for split, path in given.items()}
+    return {
+        split: existing(f"{key}.{split}" if split else key, path, kind)
+        for split, path in given.items()
+    }
 
 
 def words_of(paths: Folder | Mapping[str, Folder]) -> str:
     """One path, or several, in words."""
-    return ", ".join(str(path) for path in paths.values()) if isinstance(paths, Mapping) else str(paths)
+    return (
+        ", ".join(str(path) for path in paths.values())
+        if isinstance(paths, Mapping)
+        else str(paths)
+    )
 
 
 class FolderOfFiles(RowsAndFiles):
-    """Every file of a folder and its folders; the name without its suffix is the item, so `7.wav` and `7.txt` are a pair.
+    """Every file of a folder and its folders; the name without its suffix is the item, so `7.wav`
+    and `7.txt` are a pair.
 
     A sound or image beside a text keeps that text in its row, for people to read.
 
@@ -292,22 +374,43 @@ class FolderOfFiles(RowsAndFiles):
     """
 
     def __init__(self, root: Folder, modality: str, *, group: bool = False) -> None:
-        self.root, self.modality, self.where = existing("root", root, "folder"), check_modality(modality), str(root)
+        self.root, self.modality, self.where = (
+            existing("root", root, "folder"),
+            check_modality(modality),
+            str(root),
+        )
         self.group = group
 
     def listing(self) -> Listing:
         """All files of the modality's kinds, sorted by path."""
         entries, skipped = [], list[Skipped]()
-        for path in sorted(p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES[self.modality]):
-            name, item = path.relative_to(self.root).as_posix(), path.relative_to(self.root).with_suffix("").as_posix()
-            entry = {"row": name, "item": item, "path": name, "group": path.parent.name if self.group else None}
+        for path in sorted(
+            p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES[self.modality]
+        ):
+            name, item = (
+                path.relative_to(self.root).as_posix(),
+                path.relative_to(self.root).with_suffix("").as_posix(),
+            )
+            entry = {
+                "row": name,
+                "item": item,
+                "path": name,
+                "group": path.parent.name if self.group else None,
+            }
             words = path if self.modality == "text" else path.with_suffix(".txt")
             if self.modality == "text" or words.is_file():
                 try:
                     entry["text"] = words.read_text(encoding="utf-8").strip()
                 except (OSError, UnicodeDecodeError) as error:
                     if self.modality == "text":
-                        skipped.append(Skipped(name, item, name, f"not readable as text ({' '.join(str(error).split())})"))
+                        skipped.append(
+                            Skipped(
+                                name,
+                                item,
+                                name,
+                                f"not readable as text ({' '.join(str(error).split())})",
+                            )
+                        )
                         continue
             entries.append(entry)
         return Listing.of(entries, self.modality, str(self.root), skipped)

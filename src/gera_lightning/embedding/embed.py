@@ -54,14 +54,16 @@ def embed_corpus(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> list[EmbeddingStore]:
-    """Embed all items of a corpus into a store, or go on where an interrupted run stopped; a finished one is left as it is.
+    """Embed all items of a corpus into a store, or go on where an interrupted run stopped; a
+    finished one is left as it is.
 
     All processes of a multi-process run call this together.
 
     Args:
         corpus: raw items.
         encoder: frozen encoder.
-        path: the store's folder; of an encoder that gives several layers the folder that gets a store for each.
+        path: the store's folder; of an encoder that gives several layers the folder that gets a
+            store for each.
         settings: shards, precision, hardware, limits; `a` and `b` are not read.
         overwrite: replace a store that is there.
         console: where a progress bar and what was done go.
@@ -70,7 +72,8 @@ def embed_corpus(
         The store, or one for each layer.
 
     Raises:
-        UserError: a store that was made otherwise, too many items that cannot be read, or refused settings.
+        UserError: a store that was made otherwise, too many items that cannot be read, or refused
+            settings.
     """
     settings, path = settings or EmbedConfig(), Path(path)
     listing = corpus.listing()
@@ -84,13 +87,26 @@ def embed_corpus(
     if finished := _finished(path, folders, plan):
         if rank == 0:
             remove_scratch(path, folders)
-        _say(console, f"{path}: {len(finished[0]):,} rows, finished before (overwrite=true embeds them again)")
+        _say(
+            console,
+            f"{path}: {len(finished[0]):,} rows, finished before (overwrite=true embeds them"
+            " again)",
+        )
         return finished
     shards = Shards(path, folders, corpus, listing, settings, plan) if rank == 0 else None
     done = int(distributed.broadcast_object(shards.done if shards else 0))
-    batches = BatchPlan(len(listing.rows), settings.shard_rows, getattr(encoder, "batch_size", BATCH_SIZE), done, rank, size)
+    batches = BatchPlan(
+        len(listing.rows),
+        settings.shard_rows,
+        getattr(encoder, "batch_size", BATCH_SIZE),
+        done,
+        rank,
+        size,
+    )
     try:
-        predict(ItemBatches(corpus, listing.rows, encoder, batches), settings, shards, path, console)
+        predict(
+            ItemBatches(corpus, listing.rows, encoder, batches), settings, shards, path, console
+        )
         if shards is not None:
             stores = shards.finish(encoder, {**corpus.describe(), "plan": plan})
             where = f", see {path / SKIPPED}" if shards.skipped else ""
@@ -111,9 +127,16 @@ def _finished(path: Path, folders: list[Path], plan: str) -> list[EmbeddingStore
     Raises:
         UserError: finished stores of another run.
     """
-    there = [EmbeddingStore(folder) for folder in (path, *path.glob("layer_*")) if (folder / "manifest.json").is_file()]
+    there = [
+        EmbeddingStore(folder)
+        for folder in (path, *path.glob("layer_*"))
+        if (folder / "manifest.json").is_file()
+    ]
     if any((store.manifest.get("source") or {}).get("plan") != plan for store in there):
-        raise UserError(f"{path} holds a store that was made otherwise: choose another folder, or replace it with overwrite=true")
+        raise UserError(
+            f"{path} holds a store that was made otherwise: choose another folder, or replace it"
+            " with overwrite=true"
+        )
     return [EmbeddingStore(folder) for folder in folders] if len(there) == len(folders) else []
 
 
@@ -123,27 +146,39 @@ def _say(console: Console | None, line: str) -> None:
 
 
 def embed_experiment(config: Config, console: Console | None = None) -> list[EmbeddingStore]:
-    """Make the stores that the `embed` section of an experiment describes, at `data.a` and `data.b`.
+    """Make the stores that the `embed` section of an experiment describes, at `data.a` and
+    `data.b`.
 
     All that can be checked without loading a network is checked first, for both.
 
     Raises:
         UserError: no such section, a part that is refused, or as `embed_corpus`.
     """
-    sides = {key: side for key in ("a", "b") if (side := getattr(config.embed, key)).corpus or side.encoder}
+    sides = {
+        key: side
+        for key in ("a", "b")
+        if (side := getattr(config.embed, key)).corpus or side.encoder
+    }
     if not sides:
-        raise UserError("the experiment has no embed section: name embed.a.corpus and embed.a.encoder (and b), see docs/embedding.md")
+        raise UserError(
+            "the experiment has no embed section: name embed.a.corpus and embed.a.encoder (and b),"
+            " see docs/embedding.md"
+        )
     corpora: dict[str, Corpus] = {}
     for key, side in sides.items():
         for name, part in (("corpus", side.corpus), ("encoder", side.encoder)):
             check_part(part or {}, f"embed.{key}.{name}")
         if not getattr(config.data, key):
-            raise UserError(f"data.{key} is empty: name the folder that the store of embed.{key} goes to")
+            raise UserError(
+                f"data.{key} is empty: name the folder that the store of embed.{key} goes to"
+            )
         corpora[key] = build(side.corpus, f"embed.{key}.corpus")
     distributed.initialize()
     stores = list[EmbeddingStore]()
     for key, side in sides.items():
         encoder: Encoder = build(side.encoder, f"embed.{key}.encoder")
         path = getattr(config.data, key)
-        stores += embed_corpus(corpora[key], encoder, path, config.embed, overwrite=config.overwrite, console=console)
+        stores += embed_corpus(
+            corpora[key], encoder, path, config.embed, overwrite=config.overwrite, console=console
+        )
     return stores

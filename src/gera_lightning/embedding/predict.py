@@ -15,7 +15,15 @@ import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn, TrainingSet
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TrainingSet,
+)
 from rich.text import Text
 from torch.utils.data import DataLoader
 
@@ -41,7 +49,9 @@ class EncoderModule(LightningModule):
         if isinstance(encoder, NetworkEncoder):
             self.network = encoder.model
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:  # noqa: ARG002
         """A network's inputs move, everything else stays."""
         if not isinstance(batch.inputs, dict):
             return batch
@@ -61,13 +71,16 @@ class EncoderModule(LightningModule):
             try:
                 rows = self.encoder.encode(batch.inputs)
             except REFUSALS:
-                positions, items, more = sift(self.encoder.encode, positions, batch.inputs, self.table)
+                positions, items, more = sift(
+                    self.encoder.encode, positions, batch.inputs, self.table
+                )
                 rows, skipped = self.encoder.encode(items), skipped + more
         return Encoded(batch.shard, batch.last, positions, rows, skipped, batch.cut)
 
 
 class ShardWriter(BasePredictionWriter):
-    """Keeps one shard's rows, and hands them to the first process's store when all processes have theirs.
+    """Keeps one shard's rows, and hands them to the first process's store when all processes have
+    theirs.
 
     Args:
         shards: the store; None on the other processes.
@@ -79,7 +92,9 @@ class ShardWriter(BasePredictionWriter):
         self.shards, self.advance = shards, advance
         self.parts: list[Encoded] = []
 
-    def write_on_batch_end(self, trainer: Trainer, pl_module: LightningModule, prediction: Encoded, *_: Any) -> None:  # noqa: ARG002
+    def write_on_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Encoded, *_: Any
+    ) -> None:  # noqa: ARG002
         """Keep a batch; at a shard's last one, write the shard."""
         self.parts.append(prediction)
         self.advance(len(prediction.positions) + len(prediction.skipped))
@@ -107,7 +122,13 @@ class RowsPerSecond(ProgressColumn):
         return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")
 
 
-def predict(items: ItemBatches, settings: EmbedConfig, shards: Shards | None, path: Path, console: Console | None) -> None:
+def predict(
+    items: ItemBatches,
+    settings: EmbedConfig,
+    shards: Shards | None,
+    path: Path,
+    console: Console | None,
+) -> None:
     """Encode all batches and commit their shards.
 
     Args:
@@ -121,17 +142,34 @@ def predict(items: ItemBatches, settings: EmbedConfig, shards: Shards | None, pa
         UserError: settings that Lightning refuses, or as `Shards.commit`.
     """
     plan = items.plan
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader processes
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # its threads do not survive the fork of loader processes
     loader = DataLoader(items, batch_size=None, num_workers=settings.workers, collate_fn=_as_it_is)
     shown = console is not None and shards is not None
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RowsPerSecond(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not (shown and console is not None and console.is_terminal))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        RowsPerSecond(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not (shown and console is not None and console.is_terminal),
+    )
     with bar if shown else nullcontext(), quiet_lightning():
-        task = bar.add_task(str(path), total=plan.count, completed=min(plan.first * plan.shard_rows, plan.count))
+        task = bar.add_task(
+            str(path), total=plan.count, completed=min(plan.first * plan.shard_rows, plan.count)
+        )
         writer = ShardWriter(shards, lambda count: bar.advance(task, count * plan.size))
         if len(plan):
             predictor = trainer(settings, "embed", logger=False, callbacks=[writer])
-            predictor.predict(EncoderModule(items.encoder, items.rows), loader, return_predictions=False)
+            predictor.predict(
+                EncoderModule(items.encoder, items.rows), loader, return_predictions=False
+            )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,4 +1,6 @@
-"""Raw files to what encoders take: audio to mono float32 arrays, images to RGB. A file that cannot be used says why."""
+"""Raw files to what encoders take: audio to mono float32 arrays, images to RGB. A file that cannot
+be used says why.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,24 @@ class Unreadable(Exception):
 
 
 def read_audio(source: Source, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
-    """Mono audio `[samples]`, float32, at `sample_rate`, cut to `max_seconds`: the first value of `read_sound`."""
+    """Mono audio `[samples]`, float32, at `sample_rate`, cut to `max_seconds`: the first value of
+    `read_sound`.
+    """
     return read_sound(source, sample_rate, max_seconds)[0]
 
 
-def read_sound(source: Source, sample_rate: int, max_seconds: float | None = None) -> tuple[np.ndarray, float | None]:
-    """Mono audio `[samples]`, float32, at `sample_rate` (channels averaged, resampled by torchaudio), cut to `max_seconds`.
+def read_sound(
+    source: Source, sample_rate: int, max_seconds: float | None = None
+) -> tuple[np.ndarray, float | None]:
+    """Mono audio `[samples]`, float32, at `sample_rate` (channels averaged, resampled by
+    torchaudio), cut to `max_seconds`.
 
     Returns:
         The audio, and where it was cut its full length in seconds, else None.
 
     Raises:
-        Unreadable: no file, an empty or truncated one, no audio, no samples, or samples that are not finite.
+        Unreadable: no file, an empty or truncated one, no audio, no samples, or samples that are
+            not finite.
     """
     import soundfile
 
@@ -45,7 +53,9 @@ def read_sound(source: Source, sample_rate: int, max_seconds: float | None = Non
     try:
         with soundfile.SoundFile(raw) as file:
             rate, expected, header = int(file.samplerate), int(file.frames), str(file.extra_info)
-            wanted = expected if max_seconds is None else min(expected, int(np.ceil(max_seconds * rate)))
+            wanted = (
+                expected if max_seconds is None else min(expected, int(np.ceil(max_seconds * rate)))
+            )
             audio = file.read(wanted, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise Unreadable(f"not audio that can be decoded ({_one_line(error)})") from error
@@ -66,14 +76,17 @@ def resampled(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     import torch
     from torchaudio.functional import resample
 
-    return resample(torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32)), rate, sample_rate).numpy()
+    return resample(
+        torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32)), rate, sample_rate
+    ).numpy()
 
 
 def read_image(source: Source) -> Image:
     """An image as RGB, upright as its EXIF orientation says; what is transparent shows white.
 
     Raises:
-        Unreadable: no file, an empty or truncated one, no image, or one of more than 8 bits a channel, which Pillow would clip to white.
+        Unreadable: no file, an empty or truncated one, no image, or one of more than 8 bits a
+            channel, which Pillow would clip to white.
     """
     from PIL import Image as images
     from PIL import ImageOps
@@ -103,7 +116,9 @@ def _opened(source: Source) -> str | io.BytesIO:
 
 
 def _cut_off(header: str) -> bool:
-    """Whether libsndfile's log of a WAV or AIFF header says that its audio chunk ends beyond the file."""
+    """Whether libsndfile's log of a WAV or AIFF header says that its audio chunk ends beyond the
+    file.
+    """
     sizes = re.findall(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", header)
     return any(int(actual) < int(declared) < STREAMED for declared, actual in sizes)
 

@@ -3,11 +3,14 @@
 Legend: `T` frames of an utterance, `F` frame width, `U` units, `D` width of the row. Per utterance:
 
 1. frames are whitened (PCA of training frames, unit variance in every direction);
-2. each frame is shared among its nearest units of a k-means codebook: weights `softmax(-d2 / temperature)` over the `nearest`;
-3. the shares are summed over time to a histogram `h`, `v = sqrt(h) * idf`, `idf = log((1 + n) / (1 + df)) + 1`, and `v` L2-normalised;
+2. each frame is shared among its nearest units of a k-means codebook: weights `softmax(-d2 /
+  temperature)` over the `nearest`;
+3. the shares are summed over time to a histogram `h`, `v = sqrt(h) * idf`, `idf = log((1 + n) / (1
+  + df)) + 1`, and `v` L2-normalised;
 4. `v` is centred and projected on its D leading principal directions.
 
-Everything is fitted on training utterances. The bag keeps what sounds occur, and forgets their order, as tf-idf does for words.
+Everything is fitted on training utterances. The bag keeps what sounds occur, and forgets their
+order, as tf-idf does for words.
 """
 
 from __future__ import annotations
@@ -31,9 +34,13 @@ from gera_lightning.utils.files import replace_atomically
 FORMAT = "gera-acoustic-units"
 VERSION = 1
 POLISH = 8
-"""Passes of Lloyd's algorithm over all frames after the mini-batches: +.02 in R@10 (ridge, 10,000 pairs, inner split of training items)."""
+"""Passes of Lloyd's algorithm over all frames after the mini-batches: +.02 in R@10 (ridge, 10,000
+pairs, inner split of training items).
+"""
 HALF = ("codebook", "project")
-"""Tables kept as float16. `fit` rounds them before use, so that a saved and a fitted pooling give the same rows."""
+"""Tables kept as float16. `fit` rounds them before use, so that a saved and a fitted pooling give
+the same rows.
+"""
 
 
 def _as_kept(name: str, table: Tensor) -> Tensor:
@@ -47,7 +54,10 @@ def _check_frames(frames: Sequence[np.ndarray], width: int) -> None:
         if each.ndim != 2 or len(each) == 0:
             raise UserError(f"an utterance has no frames (shape {each.shape}): leave it out")
         if each.shape[1] != width:
-            raise UserError(f"frames of width {each.shape[1]}, but the acoustic units were fitted on width {width}: use the same network")
+            raise UserError(
+                f"frames of width {each.shape[1]}, but the acoustic units were fitted on width"
+                f" {width}: use the same network"
+            )
 
 
 def _fixed_signs(directions: Tensor) -> Tensor:
@@ -60,20 +70,30 @@ class AcousticUnits:
     """The fitted pooling.
 
     Args:
-        tables: `mean` [F], `whiten` [F, F], `codebook` [U, F], `idf` [U], `center` [U], `project` [U, D].
+        tables: `mean` [F], `whiten` [F, F], `codebook` [U, F], `idf` [U], `center` [U], `project`
+            [U, D].
         nearest: units that share a frame.
         temperature: of the shares, in squared whitened distance.
         fitted_on: a word that names the training utterances, kept for whoever wants to know.
     """
 
-    def __init__(self, tables: dict[str, Tensor], nearest: int, temperature: float, fitted_on: str = "") -> None:
+    def __init__(
+        self, tables: dict[str, Tensor], nearest: int, temperature: float, fitted_on: str = ""
+    ) -> None:
         self.tables = {name: table.float().contiguous() for name, table in tables.items()}
         self.nearest, self.temperature, self.fitted_on = nearest, temperature, fitted_on
         self.dim = int(tables["project"].shape[1])
 
     @classmethod
     def fit(
-        cls, frames: Sequence[np.ndarray], *, units: int = 2048, dim: int = 768, nearest: int = 4, seed: int = 0, fitted_on: str = ""
+        cls,
+        frames: Sequence[np.ndarray],
+        *,
+        units: int = 2048,
+        dim: int = 768,
+        nearest: int = 4,
+        seed: int = 0,
+        fitted_on: str = "",
     ) -> AcousticUnits:
         """Fit whitening, codebook, idf and projection.
 
@@ -81,38 +101,70 @@ class AcousticUnits:
             frames: `[T, F]` of each training utterance.
             units: size of the codebook.
             dim: width of the rows, at most the number of utterances and units.
-            nearest: units that share a frame; the temperature is a quarter of the median squared distance to the nearest unit.
+            nearest: units that share a frame; the temperature is a quarter of the median squared
+                distance to the nearest unit.
             seed: of k-means.
             fitted_on: see the class.
 
         Raises:
-            UserError: fewer frames than units, fewer utterances than `dim`, or an utterance without frames.
+            UserError: fewer frames than units, fewer utterances than `dim`, or an utterance without
+                frames.
         """
         from sklearn.cluster import KMeans, MiniBatchKMeans
 
         _check_frames(frames, frames[0].shape[-1] if len(frames) else 0)
         every = np.concatenate(frames) if len(frames) else np.empty((0, 0), dtype=np.float32)
         if len(every) < units or min(len(frames), units) < dim:
-            raise UserError(f"{len(every)} frames of {len(frames)} utterances are too few for {units} units and {dim} dimensions")
+            raise UserError(
+                f"{len(every)} frames of {len(frames)} utterances are too few for {units} units and"
+                f" {dim} dimensions"
+            )
         mean = every.mean(0, dtype=np.float64)
         values, vectors = np.linalg.eigh(np.cov(every.T, dtype=np.float64))
-        whiten = _fixed_signs(torch.from_numpy(vectors)).numpy() / np.sqrt(np.maximum(values, 1e-6 * values[-1]))
-        white = ((every - mean) @ whiten).astype(np.float32)
-        kmeans = MiniBatchKMeans(units, batch_size=16_384, max_iter=30, n_init=1, init_size=4 * units, random_state=seed).fit(white)
-        kmeans = KMeans(units, init=kmeans.cluster_centers_, n_init=1, max_iter=POLISH, tol=0, algorithm="lloyd", random_state=seed).fit(
-            white
+        whiten = _fixed_signs(torch.from_numpy(vectors)).numpy() / np.sqrt(
+            np.maximum(values, 1e-6 * values[-1])
         )
-        tables = {name: torch.from_numpy(np.asarray(v, dtype=np.float32)) for name, v in (("mean", mean), ("whiten", whiten))}
-        tables["codebook"] = _as_kept("codebook", torch.from_numpy(kmeans.cluster_centers_.astype(np.float32)))
-        sample = torch.from_numpy(white[np.random.default_rng(seed).choice(len(white), min(len(white), 20_000), replace=False)])
+        white = ((every - mean) @ whiten).astype(np.float32)
+        kmeans = MiniBatchKMeans(
+            units, batch_size=16_384, max_iter=30, n_init=1, init_size=4 * units, random_state=seed
+        ).fit(white)
+        kmeans = KMeans(
+            units,
+            init=kmeans.cluster_centers_,
+            n_init=1,
+            max_iter=POLISH,
+            tol=0,
+            algorithm="lloyd",
+            random_state=seed,
+        ).fit(white)
+        tables = {
+            name: torch.from_numpy(np.asarray(v, dtype=np.float32))
+            for name, v in (("mean", mean), ("whiten", whiten))
+        }
+        tables["codebook"] = _as_kept(
+            "codebook", torch.from_numpy(kmeans.cluster_centers_.astype(np.float32))
+        )
+        sample = torch.from_numpy(
+            white[
+                np.random.default_rng(seed).choice(
+                    len(white), min(len(white), 20_000), replace=False
+                )
+            ]
+        )
         temperature = float(torch.cdist(sample, tables["codebook"]).amin(1).square().median()) / 4
-        tables |= {"idf": torch.ones(units), "center": torch.zeros(units), "project": torch.zeros(units, dim)}
+        tables |= {
+            "idf": torch.ones(units),
+            "center": torch.zeros(units),
+            "project": torch.zeros(units, dim),
+        }
         pooled = cls(tables, nearest, temperature)
         shares = torch.cat(list(pooled._histograms(frames)))
         tables["idf"] = torch.log((1 + len(frames)) / (1 + (shares > 0).sum(0))) + 1
         bags = torch.nn.functional.normalize(shares.sqrt() * tables["idf"], dim=1)
         tables["center"] = bags.mean(0)
-        _, directions = torch.linalg.eigh((bags - tables["center"]).T.double() @ (bags - tables["center"]).double())
+        _, directions = torch.linalg.eigh(
+            (bags - tables["center"]).T.double() @ (bags - tables["center"]).double()
+        )
         tables["project"] = _as_kept("project", _fixed_signs(directions[:, -dim:].flip(1)).float())
         return cls(tables, nearest, temperature, fitted_on)
 
@@ -127,7 +179,9 @@ class AcousticUnits:
             d2 = 2 * (half_norm - white @ t["codebook"].T) + white.square().sum(1, keepdim=True)
             near, unit = d2.topk(self.nearest, dim=1, largest=False)
             share = torch.softmax(-near / self.temperature, dim=1)
-            owner = torch.repeat_interleave(torch.arange(len(part)), torch.tensor([len(f) for f in part]))
+            owner = torch.repeat_interleave(
+                torch.arange(len(part)), torch.tensor([len(f) for f in part])
+            )
             out = torch.zeros(len(part) * len(half_norm))
             out.index_add_(0, (owner.unsqueeze(1) * len(half_norm) + unit).ravel(), share.ravel())
             yield out.view(len(part), -1)
@@ -139,11 +193,16 @@ class AcousticUnits:
             UserError: an utterance without frames.
         """
         t = self.tables
-        rows = [(torch.nn.functional.normalize(h.sqrt() * t["idf"], dim=1) - t["center"]) @ t["project"] for h in self._histograms(frames)]
+        rows = [
+            (torch.nn.functional.normalize(h.sqrt() * t["idf"], dim=1) - t["center"]) @ t["project"]
+            for h in self._histograms(frames)
+        ]
         return torch.cat(rows).numpy() if rows else np.empty((0, self.dim), dtype=np.float32)
 
     def describe(self) -> dict[str, Any]:
-        """What a store's manifest records of the pooling; `tables` is a hash of their values, so rows of other units are told apart."""
+        """What a store's manifest records of the pooling; `tables` is a hash of their values, so
+        rows of other units are told apart.
+        """
         values = b"".join(self.tables[name].numpy().tobytes() for name in sorted(self.tables))
         return {
             "pooling": "bag of acoustic units",
@@ -159,8 +218,15 @@ class AcousticUnits:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         small = {name: t.half() if name in HALF else t for name, t in self.tables.items()}
-        replace_atomically(path / "units.safetensors", safetensors.torch.save({n: t.contiguous() for n, t in small.items()}))
-        record = {"format": FORMAT, "version": VERSION, **{n: getattr(self, n) for n in ("nearest", "temperature", "fitted_on")}}
+        replace_atomically(
+            path / "units.safetensors",
+            safetensors.torch.save({n: t.contiguous() for n, t in small.items()}),
+        )
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            **{n: getattr(self, n) for n in ("nearest", "temperature", "fitted_on")},
+        }
         replace_atomically(path / "units.json", (json.dumps(record, indent=1) + "\n").encode())
 
     @classmethod
@@ -172,12 +238,22 @@ class AcousticUnits:
         """
         path = Path(folder)
         if not (path / "units.json").is_file():
-            raise UserError(f"no acoustic units at {str(path)!r}: give the units/ folder of a speech data set")
+            raise UserError(
+                f"no acoustic units at {str(path)!r}: give the units/ folder of a speech data set"
+            )
         record = json.loads((path / "units.json").read_text())
         if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
-            raise UserError(f"{path}: format {record.get('format')!r} version {record.get('version')!r}, not {FORMAT!r} {VERSION}")
+            raise UserError(
+                f"{path}: format {record.get('format')!r} version {record.get('version')!r}, not"
+                f" {FORMAT!r} {VERSION}"
+            )
         tables = safetensors.torch.load((path / "units.safetensors").read_bytes())
-        return cls(tables, int(record["nearest"]), float(record["temperature"]), str(record.get("fitted_on", "")))
+        return cls(
+            tables,
+            int(record["nearest"]),
+            float(record["temperature"]),
+            str(record.get("fitted_on", "")),
+        )
 
 
 class Frames(Protocol):
@@ -200,7 +276,9 @@ class AcousticUnitEncoder:
 
     name = "speech_embedding+acoustic_units"
 
-    def __init__(self, units: AcousticUnits | str | os.PathLike[str], *, frames: Frames | None = None) -> None:
+    def __init__(
+        self, units: AcousticUnits | str | os.PathLike[str], *, frames: Frames | None = None
+    ) -> None:
         self.units = units if isinstance(units, AcousticUnits) else AcousticUnits.load(units)
         self.frames = frames or SpeechEmbeddingFrames()
         self.dim = self.units.dim

@@ -38,8 +38,9 @@ class Encoder(Protocol):
 class NetworkEncoder(ABC):
     """A frozen torch network: items become input tensors, those become rows.
 
-    `prepare` runs on the CPU, in loader processes where there are some; `pooled` runs where the network lies, under whatever
-    precision the caller sets. Rows do not depend on the other items of a batch.
+    `prepare` runs on the CPU, in loader processes where there are some; `pooled` runs where the
+    network lies, under whatever precision the caller sets. Rows do not depend on the other items of
+    a batch.
 
     Attributes:
         name, revision: what the network is, and which one exactly.
@@ -65,7 +66,9 @@ class NetworkEncoder(ABC):
 
     @abstractmethod
     def pooled(self, inputs: Inputs) -> Tensor:
-        """Rows `[n, dim]`, or `[n, L, dim]` of several layers, float32, of prepared inputs on the network's device."""
+        """Rows `[n, dim]`, or `[n, L, dim]` of several layers, float32, of prepared inputs on the
+        network's device.
+        """
 
     @abstractmethod
     def size(self, item: Any) -> int:
@@ -77,7 +80,10 @@ class NetworkEncoder(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What a store's manifest records of this encoder."""
-        fixed = {key: getattr(self, key) for key in ("name", "revision", "dim", "pooling", "preprocessing")}
+        fixed = {
+            key: getattr(self, key)
+            for key in ("name", "revision", "dim", "pooling", "preprocessing")
+        }
         return {**fixed, **self.settings()}
 
     @property
@@ -87,18 +93,25 @@ class NetworkEncoder(ABC):
 
     @torch.inference_mode()
     def encode(self, items: Sequence[Any]) -> np.ndarray:
-        """Rows as `pooled` gives them, float32; batches are formed by length, rows keep the given order."""
+        """Rows as `pooled` gives them, float32; batches are formed by length, rows keep the given
+        order.
+        """
         order = np.argsort([self.size(item) for item in items], kind="stable")
         out = np.empty((len(items), *row_shape(self)), dtype=np.float32)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            inputs = {name: value.to(self.device) for name, value in self.prepare([items[i] for i in chosen]).items()}
+            inputs = {
+                name: value.to(self.device)
+                for name, value in self.prepare([items[i] for i in chosen]).items()
+            }
             out[chosen] = self.pooled(inputs).cpu().numpy()
         return out
 
 
 def store_names(encoder: Encoder) -> list[str]:
-    """Folders of an encoder's stores below the one that is asked for: one a layer, or `[""]`, that folder itself."""
+    """Folders of an encoder's stores below the one that is asked for: one a layer, or `[""]`, that
+    folder itself.
+    """
     layers = getattr(encoder, "layers", None)
     return layers.names if isinstance(layers, Layers) else [""]
 
@@ -106,7 +119,11 @@ def store_names(encoder: Encoder) -> list[str]:
 def row_shape(encoder: Encoder) -> tuple[int, ...]:
     """Shape of an item's row: `(dim,)`, or `(L, dim)` of several layers."""
     layers = getattr(encoder, "layers", None)
-    return (len(layers.chosen), encoder.dim) if isinstance(layers, Layers) and layers.several else (encoder.dim,)
+    return (
+        (len(layers.chosen), encoder.dim)
+        if isinstance(layers, Layers) and layers.several
+        else (encoder.dim,)
+    )
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:

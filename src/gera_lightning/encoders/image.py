@@ -1,4 +1,6 @@
-"""Image encoders: vision models of `transformers` (ViT, DINOv2, CLIP, SigLIP and their kin), pooled over their patches."""
+"""Image encoders: vision models of `transformers` (ViT, DINOv2, CLIP, SigLIP and their kin), pooled
+over their patches.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,14 @@ class ImageEncoder(NetworkEncoder):
     """A `transformers` vision model as a frozen image encoder.
 
     Args:
-        checkpoint: hub name, local folder or `package:MODULE/FOLDER`; of a two-tower checkpoint (CLIP, SigLIP) the vision tower is used.
+        checkpoint: hub name, local folder or `package:MODULE/FOLDER`; of a two-tower checkpoint
+            (CLIP, SigLIP) the vision tower is used.
         name: how the store's manifest names it; the checkpoint's own name by default.
-        layer: whose states are pooled: a number, -1, several `[6, 9, 12]` or `all`, see `encoders.layers`; `pooler` has only -1.
-        pooling: `cls`, `mean` (of the patches), `cls+mean` (twice the width), or `pooler`, the network's own pooled output.
-            By default `cls`, or `pooler` for a network without a class token.
+        layer: whose states are pooled: a number, -1, several `[6, 9, 12]` or `all`, see
+            `encoders.layers`; `pooler` has only -1.
+        pooling: `cls`, `mean` (of the patches), `cls+mean` (twice the width), or `pooler`, the
+            network's own pooled output. By default `cls`, or `pooler` for a network without a class
+            token.
         normalize: L2-normalise the rows.
         batch_size: images a forward pass.
         revision: hub revision.
@@ -48,7 +53,8 @@ class ImageEncoder(NetworkEncoder):
         device: torch device.
 
     Raises:
-        UserError: a checkpoint that cannot be loaded or is no vision model, or a pooling or layer that it cannot give.
+        UserError: a checkpoint that cannot be loaded or is no vision model, or a pooling or layer
+            that it cannot give.
     """
 
     layers: Layers
@@ -71,25 +77,47 @@ class ImageEncoder(NetworkEncoder):
         named, checkpoint = str(checkpoint), located(checkpoint)
         if pooling is not None:
             check_one_of("pooling", pooling, POOLINGS)
-        whole: Any = load_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code, needs_pooler=pooling == "pooler")
+        whole: Any = load_model(
+            checkpoint,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            needs_pooler=pooling == "pooler",
+        )
         # the same pixels on every machine, whether torchvision is there or not
         self.processor: Any = guarded(
             "its image processor",
             checkpoint,
-            lambda: AutoImageProcessor.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code, backend="pil"),
+            lambda: AutoImageProcessor.from_pretrained(
+                checkpoint, revision=revision, trust_remote_code=trust_remote_code, backend="pil"
+            ),
         )
         model = getattr(whole, "vision_model", whole)
         embeddings = getattr(model, "embeddings", None)
-        if getattr(embeddings, "patch_embeddings", getattr(embeddings, "patch_embedding", None)) is None:
-            raise UserError(f"checkpoint={str(checkpoint)!r} is a {type(whole).__name__}, not a vision transformer of patches")
-        self._class_token = any(getattr(embeddings, key, None) is not None for key in ("cls_token", "class_embedding"))
-        self._first_patch = int(self._class_token) + int(getattr(model.config, "num_register_tokens", 0) or 0)
+        if (
+            getattr(embeddings, "patch_embeddings", getattr(embeddings, "patch_embedding", None))
+            is None
+        ):
+            raise UserError(
+                f"checkpoint={str(checkpoint)!r} is a {type(whole).__name__}, not a vision"
+                " transformer of patches"
+            )
+        self._class_token = any(
+            getattr(embeddings, key, None) is not None for key in ("cls_token", "class_embedding")
+        )
+        self._first_patch = int(self._class_token) + int(
+            getattr(model.config, "num_register_tokens", 0) or 0
+        )
         self.pooling = pooling or ("cls" if self._class_token else "pooler")
         if "cls" in self.pooling and not self._class_token:
-            raise UserError(f"pooling={pooling!r}: {checkpoint} has no class token; use mean or pooler")
+            raise UserError(
+                f"pooling={pooling!r}: {checkpoint} has no class token; use mean or pooler"
+            )
         self.layers = Layers.of(layer, int(model.config.num_hidden_layers))
         if self.pooling == "pooler" and self.layers.inner:
-            raise UserError(f"layer={layer}: pooling=pooler is of the last layer alone; use cls or mean, or leave out layer")
+            raise UserError(
+                f"layer={layer}: pooling=pooler is of the last layer alone; use cls or mean, or"
+                " leave out layer"
+            )
         self.model = model.to(device)
         self.name = name or named
         self.revision = revision_of(checkpoint, whole.config, revision)
@@ -107,7 +135,9 @@ class ImageEncoder(NetworkEncoder):
 
     def prepare(self, items: Sequence[Image]) -> Inputs:
         """Pixels `[n, 3, H, W]`."""
-        pixels = [self.processor(on_white(image), return_tensors="pt")["pixel_values"] for image in items]
+        pixels = [
+            self.processor(on_white(image), return_tensors="pt")["pixel_values"] for image in items
+        ]
         return {"pixel_values": torch.cat(pixels)}
 
     def pooled(self, inputs: Inputs) -> Tensor:
@@ -118,12 +148,24 @@ class ImageEncoder(NetworkEncoder):
         else:
             states = self.layers.states(out)
             post_norm = getattr(self.model, "post_layernorm", None)
-            if post_norm is not None and self._class_token and self.layers.chosen[-1] == self.layers.last:
-                states[-1] = post_norm(states[-1])  # CLIP's norm comes after the states it returns, SigLIP's before
-            rows = self.layers.joined([pool_patches(each, self.pooling, self._first_patch) for each in states])
+            if (
+                post_norm is not None
+                and self._class_token
+                and self.layers.chosen[-1] == self.layers.last
+            ):
+                states[-1] = post_norm(
+                    states[-1]
+                )  # CLIP's norm comes after the states it returns, SigLIP's before
+            rows = self.layers.joined(
+                [pool_patches(each, self.pooling, self._first_patch) for each in states]
+            )
         rows = rows.float()
         return torch.nn.functional.normalize(rows, dim=-1) if self.normalize else rows
 
 
 def _sizes(processor: Any) -> str:
-    return ", ".join(f"{key} {dict(value)}" for key in ("size", "crop_size") if (value := getattr(processor, key, None)))
+    return ", ".join(
+        f"{key} {dict(value)}"
+        for key in ("size", "crop_size")
+        if (value := getattr(processor, key, None))
+    )

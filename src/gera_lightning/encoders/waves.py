@@ -1,4 +1,5 @@
-"""What audio encoders share: waves side by side, frames of convolutions, rows as means over an utterance's own frames of a layer.
+"""What audio encoders share: waves side by side, frames of convolutions, rows as means over an
+utterance's own frames of a layer.
 
 Legend: `n` utterances, `S` samples, `T` frames, `L` layers, `D` width.
 """
@@ -32,7 +33,9 @@ def frames_of(lengths: Tensor, kernels: Sequence[int], strides: Sequence[int]) -
 
 
 def padded(waves: Sequence[np.ndarray], shortest: int) -> Inputs:
-    """Waves side by side: `waves` `[n, S]` with zeros behind, and `lengths` `[n]`, each at least `shortest` samples."""
+    """Waves side by side: `waves` `[n, S]` with zeros behind, and `lengths` `[n]`, each at least
+    `shortest` samples.
+    """
     lengths = torch.tensor([max(len(wave), shortest) for wave in waves])
     out = torch.zeros(len(waves), int(lengths.max()))
     for row, wave in zip(out, waves, strict=True):
@@ -54,7 +57,12 @@ class AudioEncoder(NetworkEncoder):
 
     def settings(self) -> Mapping[str, Any]:
         """What else changes the rows."""
-        return {"layer": self.layers.record, "normalize": self.normalize, "sample_rate": self.sample_rate, "max_seconds": self.max_seconds}
+        return {
+            "layer": self.layers.record,
+            "normalize": self.normalize,
+            "sample_rate": self.sample_rate,
+            "max_seconds": self.max_seconds,
+        }
 
     def cut(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Waves `[S]` float32 of at most `max_seconds`."""
@@ -62,6 +70,8 @@ class AudioEncoder(NetworkEncoder):
         return [np.asarray(item, dtype=np.float32)[:longest] for item in items]
 
     def pool(self, states: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """Rows `[n, D]`, or `[n, L, D]`, of the chosen layers' frames `[n, T, D]`: means where `mask` `[n, T]` holds."""
+        """Rows `[n, D]`, or `[n, L, D]`, of the chosen layers' frames `[n, T, D]`: means where
+        `mask` `[n, T]` holds.
+        """
         rows = self.layers.joined([masked_mean(each, mask) for each in states])
         return nn.functional.normalize(rows, dim=-1) if self.normalize else rows

@@ -1,1 +1,3 @@
-"""What an aligner is worth: retrieval, neighbourhoods, similarity of spaces, statistics and comparisons of runs."""
+"""What an aligner is worth: retrieval, neighbourhoods, similarity of spaces, statistics and
+comparisons of runs.
+"""

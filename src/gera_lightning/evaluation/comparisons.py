@@ -1,7 +1,8 @@
-"""Comparisons of methods over finished runs: a paired bootstrap over seeds and families of test items, Holm-corrected, and label multipliers.
+"""Comparisons of methods over finished runs: a paired bootstrap over seeds and families of test
+items, Holm-corrected, and label multipliers.
 
-Legend: `M` methods, `N` budgets, `S` seeds, `I` families of test items, `B` draws; axes of draws are `[B + 1]`, see `statistics`. Runs that are not
-there are NaN.
+Legend: `M` methods, `N` budgets, `S` seeds, `I` families of test items, `B` draws; axes of draws
+are `[B + 1]`, see `statistics`. Runs that are not there are NaN.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ DIRECTIONS = ("ab", "ba")
 
 @dataclass(frozen=True)
 class Hits:
-    """Which test items each run found, family by family: near-duplicates are found or missed together, so they are drawn together.
+    """Which test items each run found, family by family: near-duplicates are found or missed
+    together, so they are drawn together.
 
     Attributes:
         methods, budgets, seeds: labels of the first three axes.
-        hits: query rows of a family with rank <= top, `[M, N, S, 2, I]` (directions ab, ba); NaN: no such run.
+        hits: query rows of a family with rank <= top, `[M, N, S, 2, I]` (directions ab, ba); NaN:
+            no such run.
         rows: query rows of a family, `[2, I]`.
     """
 
@@ -58,7 +61,8 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
     """Read the ranks of finished runs.
 
     Args:
-        runs: one row a run: `method`, `budget`, `seed`, and `folder`, its run folder; runs without `ranks.parquet` are passed over.
+        runs: one row a run: `method`, `budget`, `seed`, and `folder`, its run folder; runs without
+            `ranks.parquet` are passed over.
         top: a rank up to it is a hit.
 
     Raises:
@@ -68,10 +72,15 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
     seeds = sorted({int(s) for s in runs["seed"]})
     twice = runs.duplicated(["method", "budget", "seed"])
     if twice.any():
-        raise UserError(f"{runs['folder'][twice].iloc[0]}: a second run of the same method, budget and seed: keep one of them")
+        raise UserError(
+            f"{runs['folder'][twice].iloc[0]}: a second run of the same method, budget and seed:"
+            " keep one of them"
+        )
     first: pd.DataFrame | None = None
     cube = np.empty(0)
-    for method, budget, seed, folder in zip(runs["method"], runs["budget"], runs["seed"], runs["folder"], strict=True):
+    for method, budget, seed, folder in zip(
+        runs["method"], runs["budget"], runs["seed"], runs["folder"], strict=True
+    ):
         path = Path(folder) / "ranks.parquet"
         if not path.exists():
             continue
@@ -80,20 +89,35 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
             first = counts
             cube = np.full((len(methods), len(budgets), len(seeds), 2, len(counts)), np.nan)
         if not (counts.index.equals(first.index) and counts["rows"].equals(first["rows"])):
-            raise UserError(f"{path}: asked other items than the runs before it: runs to compare need the same stores and the same split")
-        cube[methods.index(method), budgets.index(budget), seeds.index(seed)] = counts["hits"].to_numpy().T
+            raise UserError(
+                f"{path}: asked other items than the runs before it: runs to compare need the same"
+                " stores and the same split"
+            )
+        cube[methods.index(method), budgets.index(budget), seeds.index(seed)] = (
+            counts["hits"].to_numpy().T
+        )
     if first is None:
-        raise UserError("none of the runs has a ranks.parquet: run the experiment again with overwrite=true")
+        raise UserError(
+            "none of the runs has a ranks.parquet: run the experiment again with overwrite=true"
+        )
     return Hits(methods, budgets, seeds, cube, first["rows"].to_numpy().T)
 
 
 def _counts_by_family(ranks: pd.DataFrame, top: int) -> pd.DataFrame:
-    """Columns `(hits, ab)`, `(hits, ba)`, `(rows, ab)`, `(rows, ba)` by family (item, in ranks without); 0 where a direction asks none."""
+    """Columns `(hits, ab)`, `(hits, ba)`, `(rows, ab)`, `(rows, ba)` by family (item, in ranks
+    without); 0 where a direction asks none.
+    """
     asked = ranks.assign(hits=(ranks["rank"] <= top).astype(float), rows=1.0)
     table = asked.pivot_table(
-        index="family" if "family" in ranks else "item", columns="direction", values=["hits", "rows"], aggfunc="sum", fill_value=0.0
+        index="family" if "family" in ranks else "item",
+        columns="direction",
+        values=["hits", "rows"],
+        aggfunc="sum",
+        fill_value=0.0,
     )
-    return table.reindex(columns=pd.MultiIndex.from_product([["hits", "rows"], DIRECTIONS]), fill_value=0.0)
+    return table.reindex(
+        columns=pd.MultiIndex.from_product([["hits", "rows"], DIRECTIONS]), fill_value=0.0
+    )
 
 
 @dataclass(frozen=True)
@@ -120,10 +144,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """A paired bootstrap over seeds and families of test items: all methods and budgets meet the same drawn families and seeds.
+    """A paired bootstrap over seeds and families of test items: all methods and budgets meet the
+    same drawn families and seeds.
 
-    With one seed only families are drawn. Few seeds give intervals that are too narrow: the drawn seeds' variance is `(S - 1)/S` of the
-    sample's.
+    With one seed only families are drawn. Few seeds give intervals that are too narrow: the drawn
+    seeds' variance is `(S - 1)/S` of the sample's.
 
     Args:
         hits: what each run found.
@@ -140,36 +165,59 @@ class Bootstrap:
     @cached_property
     def by_seed(self) -> np.ndarray:
         """Recall of each run under each draw of families, `[B + 1, M, N, S]`."""
-        weights = resampling_weights(self.hits.rows.shape[1], self.draws, np.random.default_rng(self.seed))
+        weights = resampling_weights(
+            self.hits.rows.shape[1], self.draws, np.random.default_rng(self.seed)
+        )
         return resampled_recall(self.hits.hits, self.hits.rows, weights)
 
     def seeds_of(self, method: str, budget: int) -> set[int]:
         """Numbers on the axis of seeds of the runs that are there."""
         if method not in self.hits.methods or budget not in self.hits.budgets:
             return set()
-        at = self.hits.hits[self.hits.methods.index(method), self.hits.budgets.index(budget), :, 0, 0]
+        at = self.hits.hits[
+            self.hits.methods.index(method), self.hits.budgets.index(budget), :, 0, 0
+        ]
         return set(np.flatnonzero(~np.isnan(at)).tolist())
 
     def draws_of(self, method: str, budget: int, among: Iterable[int] | None = None) -> np.ndarray:
-        """Mean recall over seeds `[B + 1]`, seeds resampled too; `among`: seeds to use, all that are there by default."""
+        """Mean recall over seeds `[B + 1]`, seeds resampled too; `among`: seeds to use, all that
+        are there by default.
+        """
         used = sorted(self.seeds_of(method, budget) if among is None else among)
         # the same set of seeds is drawn alike for every method and budget
-        weights = resampling_weights(len(used), self.draws, np.random.default_rng([self.seed, 1, *used]))
-        values = self.by_seed[:, self.hits.methods.index(method), self.hits.budgets.index(budget), used]
+        weights = resampling_weights(
+            len(used), self.draws, np.random.default_rng([self.seed, 1, *used])
+        )
+        values = self.by_seed[
+            :, self.hits.methods.index(method), self.hits.budgets.index(budget), used
+        ]
         return (values * weights).sum(1) / len(used)
 
     def recall(self, method: str, budget: int) -> Estimate | None:
         """Mean recall with its interval; None without runs."""
-        return estimate(self.draws_of(method, budget), self.level) if self.seeds_of(method, budget) else None
+        return (
+            estimate(self.draws_of(method, budget), self.level)
+            if self.seeds_of(method, budget)
+            else None
+        )
 
     def difference(self, method: str, reference: str, budget: int) -> Difference | None:
-        """Recall of `method` less that of `reference` over the seeds that both have; None where they share none."""
+        """Recall of `method` less that of `reference` over the seeds that both have; None where
+        they share none.
+        """
         common = self.seeds_of(method, budget) & self.seeds_of(reference, budget)
         if not common:
             return None
         draws = self.draws_of(method, budget, common) - self.draws_of(reference, budget, common)
         return Difference(
-            method, reference, budget, estimate(draws, self.level), p_value(draws), float(np.nanstd(draws[1:])), draws, len(common)
+            method,
+            reference,
+            budget,
+            estimate(draws, self.level),
+            p_value(draws),
+            float(np.nanstd(draws[1:])),
+            draws,
+            len(common),
         )
 
 
@@ -180,7 +228,8 @@ class Comparison:
     Attributes:
         difference: uncorrected.
         p_holm: adjusted by Holm over the peers at this budget.
-        low, high: interval at Holm's level: it leaves 0 out exactly when `p_holm` is at most the level.
+        low, high: interval at Holm's level: it leaves 0 out exactly when `p_holm` is at most the
+            level.
         detectable: smallest difference that such a comparison would detect, see `detectable`.
     """
 
@@ -191,14 +240,30 @@ class Comparison:
     detectable: float
 
 
-def compare(bootstrap: Bootstrap, reference: str, budget: int, *, sign: int = 1, peers: Sequence[str] | None = None) -> list[Comparison]:
-    """`reference` less each peer (all methods by default) at a budget, Holm-corrected over the peers; `sign=-1`: each peer less it."""
-    others = [peer for peer in (bootstrap.hits.methods if peers is None else peers) if peer != reference]
+def compare(
+    bootstrap: Bootstrap,
+    reference: str,
+    budget: int,
+    *,
+    sign: int = 1,
+    peers: Sequence[str] | None = None,
+) -> list[Comparison]:
+    """`reference` less each peer (all methods by default) at a budget, Holm-corrected over the
+    peers; `sign=-1`: each peer less it.
+    """
+    others = [
+        peer for peer in (bootstrap.hits.methods if peers is None else peers) if peer != reference
+    ]
     pairs = [(reference, peer) if sign > 0 else (peer, reference) for peer in others]
     found = [d for pair in pairs if (d := bootstrap.difference(*pair, budget)) is not None]
     p = [d.p for d in found]
     return [
-        Comparison(d, adjusted, *interval(d.draws[1:], level), detectable(d.error, bootstrap.level / len(found)))
+        Comparison(
+            d,
+            adjusted,
+            *interval(d.draws[1:], level),
+            detectable(d.error, bootstrap.level / len(found)),
+        )
         for d, adjusted, level in zip(found, holm(p), holm_levels(p, bootstrap.level), strict=True)
     ]
 
@@ -208,7 +273,8 @@ class Multiplier:
     """Pairs that the baseline needs for a method's recall, over the method's.
 
     Attributes:
-        least, most: the ends of what could be measured: the baseline's least and most pairs over the method's.
+        least, most: the ends of what could be measured: the baseline's least and most pairs over
+            the method's.
         value, low, high: estimate and interval; `-inf`: less than `least`, `inf`: more than `most`.
     """
 
@@ -232,9 +298,11 @@ class Multiplier:
 
 
 def multipliers(bootstrap: Bootstrap, baseline: str) -> list[Multiplier]:
-    """Label multiplier of every other method at each of its budgets, against all budgets of a baseline.
+    """Label multiplier of every other method at each of its budgets, against all budgets of a
+    baseline.
 
-    Paired as differences are: over the seeds that the method has at its budget and the baseline at all of its own.
+    Paired as differences are: over the seeds that the method has at its budget and the baseline at
+        all of its own.
     """
     hits = bootstrap.hits
     budgets = [n for n in hits.budgets if bootstrap.seeds_of(baseline, n)]
@@ -249,8 +317,24 @@ def multipliers(bootstrap: Bootstrap, baseline: str) -> list[Multiplier]:
             if method == baseline or not common:
                 continue
             if common not in curves:
-                curves[common] = rising_curve(np.stack([bootstrap.draws_of(baseline, n, common) for n in budgets], axis=1))
-            needed = pairs_needed(budgets, curves[common], bootstrap.draws_of(method, budget, common)) / budget
+                curves[common] = rising_curve(
+                    np.stack([bootstrap.draws_of(baseline, n, common) for n in budgets], axis=1)
+                )
+            needed = (
+                pairs_needed(budgets, curves[common], bootstrap.draws_of(method, budget, common))
+                / budget
+            )
             low, high = interval(needed[1:], bootstrap.level)
-            out.append(Multiplier(method, baseline, budget, budgets[0] / budget, budgets[-1] / budget, float(needed[0]), low, high))
+            out.append(
+                Multiplier(
+                    method,
+                    baseline,
+                    budget,
+                    budgets[0] / budget,
+                    budgets[-1] / budget,
+                    float(needed[0]),
+                    low,
+                    high,
+                )
+            )
     return out

@@ -1,7 +1,9 @@
-"""Statistics of repeated runs: bootstrap draws of recall, intervals, p-values, Holm's correction, the pairs that a baseline needs.
+"""Statistics of repeated runs: bootstrap draws of recall, intervals, p-values, Holm's correction,
+the pairs that a baseline needs.
 
-Legend: `B` draws, `I` test items, `G` budgets. Index 0 of an axis of `B + 1` draws is the sample itself, unresampled, so a value and
-its draws come from one formula. `comparisons` puts these together over finished runs.
+Legend: `B` draws, `I` test items, `G` budgets. Index 0 of an axis of `B + 1` draws is the sample
+itself, unresampled, so a value and its draws come from one formula. `comparisons` puts these
+together over finished runs.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ def summary(results: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
     """Mean and standard deviation (of the sample, n - 1) over seeds.
 
     Args:
-        results: one row a run: `budget`, `method` and measures; a measure that is not there is left out.
+        results: one row a run: `budget`, `method` and measures; a measure that is not there is left
+            out.
         measures: names of columns.
 
     Returns:
-        one row a budget and method, in the order of budgets and of the first rows: `seeds`, and `<measure>` and `<measure>/sd`, NaN
-        where there is none, the deviation of one seed also.
+        one row a budget and method, in the order of budgets and of the first rows: `seeds`, and
+        `<measure>` and `<measure>/sd`, NaN where there is none, the deviation of one seed also.
     """
     groups = results.groupby(["budget", "method"], sort=False)
     out: dict[str, pd.Series] = {"seeds": groups["seed"].nunique()}
@@ -41,13 +44,16 @@ def summary(results: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
 
 
 def resampling_weights(count: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of `count` units is drawn, with replacement, `[draws + 1, count]` float32; the first row is all ones."""
+    """How often each of `count` units is drawn, with replacement, `[draws + 1, count]` float32; the
+    first row is all ones.
+    """
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
     return np.concatenate([np.ones((1, count)), drawn]).astype(np.float32)
 
 
 def resampled_recall(hits: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean of both directions' recall under weights of the items: `mean_d sum_i w_i hits_di / sum_i w_i rows_di`.
+    """Mean of both directions' recall under weights of the items: `mean_d sum_i w_i hits_di / sum_i
+    w_i rows_di`.
 
     Args:
         hits: `[..., 2, I]`.
@@ -61,7 +67,10 @@ def resampled_recall(hits: np.ndarray, rows: np.ndarray, weights: np.ndarray) ->
     lead = hits.shape[:-2]
     with np.errstate(invalid="ignore", divide="ignore"):
         ways = [
-            (weights @ hits[..., d, :].reshape(-1, hits.shape[-1]).T.astype(np.float32)).astype(float) / (weights @ rows[d])[:, None]
+            (weights @ hits[..., d, :].reshape(-1, hits.shape[-1]).T.astype(np.float32)).astype(
+                float
+            )
+            / (weights @ rows[d])[:, None]
             for d in asked  # sums of whole numbers far below 2^24: exact in float32
         ]
     return np.mean(ways, axis=0).reshape(len(weights), *lead)
@@ -77,7 +86,8 @@ class Estimate:
 
 
 def interval(draws: np.ndarray, level: float = 0.05) -> tuple[float, float]:
-    """Percentile interval `[B] -> (low, high)`: the k-th least and the k-th largest draw, `k = floor(level (B + 1) / 2)`.
+    """Percentile interval `[B] -> (low, high)`: the k-th least and the k-th largest draw, `k =
+    floor(level (B + 1) / 2)`.
 
     It holds 0 exactly when `p_value` is above the level.
 
@@ -87,7 +97,10 @@ def interval(draws: np.ndarray, level: float = 0.05) -> tuple[float, float]:
     draws = np.sort(draws[~np.isnan(draws)])
     k = math.floor(level * (len(draws) + 1) / 2 + 1e-9)
     if k < 1:
-        raise UserError(f"draws={len(draws)} are too few for an interval at level {level:.2g}: draw at least {math.ceil(2 / level) - 1}")
+        raise UserError(
+            f"draws={len(draws)} are too few for an interval at level {level:.2g}: draw at least"
+            f" {math.ceil(2 / level) - 1}"
+        )
     return float(draws[k - 1]), float(draws[-k])
 
 
@@ -97,9 +110,11 @@ def estimate(draws: np.ndarray, level: float = 0.05) -> Estimate:
 
 
 def p_value(draws: np.ndarray) -> float:
-    """Two-sided p-value of "no difference" from `[B + 1]` draws of a difference, the first the sample's own (not counted).
+    """Two-sided p-value of "no difference" from `[B + 1]` draws of a difference, the first the
+    sample's own (not counted).
 
-    `2 min(1 + #{d <= 0}, 1 + #{d >= 0}) / (B + 1)`, at most 1: the least level at which the percentile interval leaves 0 out.
+    `2 min(1 + #{d <= 0}, 1 + #{d >= 0}) / (B + 1)`, at most 1: the least level at which the
+    percentile interval leaves 0 out.
 
     Source:
         Davison & Hinkley, Bootstrap Methods and their Application, 1997, chapter 4: the one added.
@@ -113,10 +128,12 @@ def p_value(draws: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Adjusted p-values: `max_(j <= i) (m - j + 1) p_(j)` in ascending order, at most 1; in the order given.
+    """Adjusted p-values: `max_(j <= i) (m - j + 1) p_(j)` in ascending order, at most 1; in the
+    order given.
 
     Source:
-        Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
+        Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+        Statistics 1979.
     """
     values = np.asarray(p, dtype=float)
     order = np.argsort(values, kind="stable")
@@ -127,10 +144,12 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 
 def holm_levels(p: Sequence[float], level: float = 0.05) -> np.ndarray:
-    """The level at which Holm's procedure decides on each hypothesis, for intervals that agree with it.
+    """The level at which Holm's procedure decides on each hypothesis, for intervals that agree with
+    it.
 
-    The j-th least p-value is compared with `level / (m - j + 1)`; from the first that is not rejected on, all stand at its level. So
-    an interval at these levels leaves 0 out exactly when the adjusted p-value is at most `level` (the choice of levels is ours).
+    The j-th least p-value is compared with `level / (m - j + 1)`; from the first that is not
+    rejected on, all stand at its level. So an interval at these levels leaves 0 out exactly when
+    the adjusted p-value is at most `level` (the choice of levels is ours).
     """
     values = np.asarray(p, dtype=float)
     order = np.argsort(values, kind="stable")
@@ -144,7 +163,8 @@ def holm_levels(p: Sequence[float], level: float = 0.05) -> np.ndarray:
 
 
 def detectable(error: float, level: float = 0.05, power: float = 0.8) -> float:
-    """Smallest true difference that a two-sided test at `level` finds with probability `power`: `(z_(1 - level/2) + z_power) error`.
+    """Smallest true difference that a two-sided test at `level` finds with probability `power`:
+    `(z_(1 - level/2) + z_power) error`.
 
     Args:
         error: standard error of the difference.
@@ -156,15 +176,20 @@ def detectable(error: float, level: float = 0.05, power: float = 0.8) -> float:
 
 
 def rising_curve(curve: np.ndarray) -> np.ndarray:
-    """Isotonic regression of each row, of recall at ascending budgets: the nearest non-decreasing curve by squares, `[B, G] -> [B, G]`."""
+    """Isotonic regression of each row, of recall at ascending budgets: the nearest non-decreasing
+    curve by squares, `[B, G] -> [B, G]`.
+    """
     out = curve.copy()
-    for row in np.flatnonzero((np.diff(curve, axis=1) < 0).any(1)):  # the others are their own regression
+    for row in np.flatnonzero(
+        (np.diff(curve, axis=1) < 0).any(1)
+    ):  # the others are their own regression
         out[row] = isotonic_regression(curve[row])
     return out
 
 
 def pairs_needed(budgets: Sequence[int], curve: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least number of pairs at which a curve reaches a recall, linear in log n between budgets; never extrapolated.
+    """Least number of pairs at which a curve reaches a recall, linear in log n between budgets;
+    never extrapolated.
 
     Args:
         budgets: ascending, `[G]`.

@@ -1,12 +1,16 @@
-"""LoadedRun results in one small file that is kept with the project: what a report reads of its runs, without aligners and checkpoints.
+"""Finished results in one small file that is kept with the project: what a report reads of its
+runs, without aligners and checkpoints.
 
 The file is a zip of
 
-- `runs.json`      a list, one object a run: its `folder` (`<method>/<run>`), when it was `finished`, and the `files` of the run as text
+- `runs.json`      a list, one object a run: its `folder` (`<method>/<run>`), when it was
+  `finished`, and the `files` of the run as text
 - `queries.csv`    the questions that all runs answered: the columns of `ranks.parquet` but the rank
-- `ranks.npy`      `[runs, queries]` twice the rank of the best positive (ties stand at half ranks), -1: a run without ranks
+- `ranks.npy`      `[runs, queries]` twice the rank of the best positive (ties stand at half ranks),
+  -1: a run without ranks
 
-Twice a rank fits 16 bits up to 16,000 answers. Every member has a checksum, so a damaged file is refused.
+Twice a rank fits 16 bits up to 16,000 answers. Every member has a checksum, so a damaged file is
+refused.
 """
 
 from __future__ import annotations
@@ -51,26 +55,44 @@ def pack(sweep: Sweep, path: Path) -> None:
     queries: pd.DataFrame | None = None
     runs, ranks = [], []
     for folder in sweep.runs["folder"]:
-        found = pd.read_parquet(folder / "ranks.parquet") if (folder / "ranks.parquet").is_file() else None
+        found = (
+            pd.read_parquet(folder / "ranks.parquet")
+            if (folder / "ranks.parquet").is_file()
+            else None
+        )
         if found is not None:
             found = found.sort_values(["direction", "row"], ignore_index=True)
             asked = found.drop(columns="rank")
             queries = asked if queries is None else queries
             if not asked.equals(queries):
-                raise UserError(f"{folder}: asked other rows than the runs before it: runs to keep need the same stores and the same split")
+                raise UserError(
+                    f"{folder}: asked other rows than the runs before it: runs to keep need the"
+                    " same stores and the same split"
+                )
         ranks.append(found["rank"].to_numpy() if found is not None else None)
         files = {name: (folder / name).read_text() for name in FILES if (folder / name).is_file()}
         finished = (folder / "metrics.json").stat().st_mtime
-        runs.append({"folder": f"{folder.parent.name}/{folder.name}", "finished": finished, "files": files})
+        runs.append(
+            {"folder": f"{folder.parent.name}/{folder.name}", "finished": finished, "files": files}
+        )
     if queries is None:
-        raise UserError(f"{sweep.folder}: none of the runs has a ranks.parquet: run the experiment again with overwrite=true")
-    doubled = np.stack([np.full(len(queries), -1.0) if rank is None else 2 * rank for rank in ranks])
+        raise UserError(
+            f"{sweep.folder}: none of the runs has a ranks.parquet: run the experiment again with"
+            " overwrite=true"
+        )
+    doubled = np.stack(
+        [np.full(len(queries), -1.0) if rank is None else 2 * rank for rank in ranks]
+    )
     members = io.BytesIO()
     with zipfile.ZipFile(members, "w", zipfile.ZIP_LZMA) as file:
         file.writestr(_member("runs.json"), json.dumps(runs, indent=0))
         file.writestr(_member("queries.csv"), queries.to_csv(index=False))
         array = io.BytesIO()
-        np.save(array, doubled.astype(np.int16 if doubled.max() < 2**15 else np.int32), allow_pickle=False)
+        np.save(
+            array,
+            doubled.astype(np.int16 if doubled.max() < 2**15 else np.int32),
+            allow_pickle=False,
+        )
         file.writestr(_member("ranks.npy"), array.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, members.getvalue())
@@ -99,28 +121,39 @@ def unpack(path: Path, folder: Path) -> None:
         with zipfile.ZipFile(path) as file:
             runs = json.loads(file.read("runs.json"))
             queries = pd.read_csv(
-                io.BytesIO(file.read("queries.csv")), dtype={"row": str, "item": str, "family": str}, keep_default_na=False
+                io.BytesIO(file.read("queries.csv")),
+                dtype={"row": str, "item": str, "family": str},
+                keep_default_na=False,
             )
             ranks = np.load(io.BytesIO(file.read("ranks.npy")), allow_pickle=False)
         if ranks.shape != (len(runs), len(queries)):
-            raise ValueError(f"{ranks.shape} ranks of {len(runs)} runs and {len(queries)} questions")
+            raise ValueError(
+                f"{ranks.shape} ranks of {len(runs)} runs and {len(queries)} questions"
+            )
         for run, doubled in zip(runs, ranks, strict=True):
             _extract(folder / _safe_member_path(run["folder"]), run, queries, doubled)
     except DAMAGE as error:
-        raise UserError(f"{path}: damaged, or no kept results ({error}): take it from the repository again") from error
+        raise UserError(
+            f"{path}: damaged, or no kept results ({error}): take it from the repository again"
+        ) from error
 
 
 def kept_rows(path: Path) -> list[dict[str, object]]:
     """Result rows of kept results; none where there is no such file, or one that cannot be read."""
     try:
         with zipfile.ZipFile(path) as file:
-            return [json.loads(run["files"]["metrics.json"]) for run in json.loads(file.read("runs.json"))]
+            return [
+                json.loads(run["files"]["metrics.json"])
+                for run in json.loads(file.read("runs.json"))
+            ]
     except (OSError, *DAMAGE):
         return []
 
 
 def overlay(runs: Path, folder: Path) -> None:
-    """Add the finished runs of an experiment's folder `runs` to runs that `unpack` laid out in `folder`; the same run's is replaced."""
+    """Add the finished runs of an experiment's folder `runs` to runs that `unpack` laid out in
+    `folder`; the same run's is replaced.
+    """
     for record in finished_records(runs):
         place = folder / record.parent.relative_to(runs)
         if place.exists():
@@ -137,7 +170,9 @@ def _safe_member_path(name: str) -> Path:
     return Path(name)
 
 
-def _extract(folder: Path, run: dict[str, object], queries: pd.DataFrame, doubled: np.ndarray) -> None:
+def _extract(
+    folder: Path, run: dict[str, object], queries: pd.DataFrame, doubled: np.ndarray
+) -> None:
     """One run's folder."""
     folder.mkdir(parents=True)
     files = run["files"]

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command line as a job; where the job is preempted or reaches its time limit, it is submitted again and goes on."""
+    """A command line as a job; where the job is preempted or reaches its time limit, it is
+    submitted again and goes on.
+    """
 
     words: Sequence[str]
 
@@ -30,19 +32,24 @@ class Command:
         subprocess.run(self.words, check=True)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit runs in place of an interrupted job: the same command, which skips what is finished."""
+        """What submitit runs in place of an interrupted job: the same command, which skips what is
+        finished.
+        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def submit(commands: Sequence[Sequence[str]], cluster: str, resources: Mapping[str, Any], folder: Path) -> list[Job[None]]:
+def submit(
+    commands: Sequence[Sequence[str]], cluster: str, resources: Mapping[str, Any], folder: Path
+) -> list[Job[None]]:
     """Submit each command as a job; on SLURM they are one job array.
 
     Args:
         commands: command lines, run in the present working directory.
         cluster: `slurm`, or `local` for processes of this machine.
-        resources: parameters of `submitit.AutoExecutor.update_parameters`: `timeout_min`, `cpus_per_task`, `slurm_partition`, ...
+        resources: parameters of `submitit.AutoExecutor.update_parameters`: `timeout_min`,
+            `cpus_per_task`, `slurm_partition`, ...
         folder: where submitit keeps the jobs' logs.
 
     Raises:
@@ -51,16 +58,27 @@ def submit(commands: Sequence[Sequence[str]], cluster: str, resources: Mapping[s
     try:
         import submitit
     except ImportError as error:
-        raise UserError("sweep.submit needs submitit: pip install 'gera-lightning[cluster]'") from error
+        raise UserError(
+            "sweep.submit needs submitit: pip install 'gera-lightning[cluster]'"
+        ) from error
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster)
         executor.update_parameters(**resources)
         with executor.batch():
             return [executor.submit(Command(list(words))) for words in commands]
-    except (NameError, AssertionError, ValueError, TypeError) as error:  # how submitit refuses parameters
-        raise UserError(f"sweep.resources={dict(resources)}: submitit refuses them ({_line(error)})") from error
+    except (
+        NameError,
+        AssertionError,
+        ValueError,
+        TypeError,
+    ) as error:  # how submitit refuses parameters
+        raise UserError(
+            f"sweep.resources={dict(resources)}: submitit refuses them ({_line(error)})"
+        ) from error
     except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
-        raise UserError(f"sweep.submit={cluster}: the jobs cannot be submitted ({_line(error)})") from error
+        raise UserError(
+            f"sweep.submit={cluster}: the jobs cannot be submitted ({_line(error)})"
+        ) from error
 
 
 def watching(jobs: Sequence[Job[None]], cluster: str) -> str:
@@ -84,7 +102,10 @@ def wait(jobs: Sequence[Job[None]]) -> None:
         if job.exception() is not None:
             failed.append(f"job {job.job_id} (see {job.paths.stderr})")
     if failed:
-        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}; the same command runs only what is missing")
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}; the same command runs"
+            " only what is missing"
+        )
 
 
 def _line(error: BaseException) -> str:

@@ -32,18 +32,30 @@ class LoadedRun:
     device: torch.device
 
 
-def load_run(target: str, overrides: Sequence[str] = (), *, method: str = "", budget: int | None = None) -> LoadedRun:
+def load_run(
+    target: str, overrides: Sequence[str] = (), *, method: str = "", budget: int | None = None
+) -> LoadedRun:
     """What `target` stands for.
 
     Args:
-        target: an experiment, whose run of the largest budget and least seed is taken; or a folder with an `aligner` in it, such as a run's, or that folder.
-        overrides: `key=value` words of the experiment, such as `runs_dir=...` or `trainer.accelerator=cpu`.
-        method, budget: of an experiment's runs; by default `gera`, or where it was not run the method of the best recall, and the largest.
+        target: an experiment, whose run of the largest budget and least seed is taken; or a folder
+            with an `aligner` in it, such as a run's, or that folder.
+        overrides: `key=value` words of the experiment, such as `runs_dir=...` or
+            `trainer.accelerator=cpu`.
+        method, budget: of an experiment's runs; by default `gera`, or where it was not run the
+            method of the best recall, and the largest.
 
     Raises:
         UserError: no such experiment or run, or stores that hold other data than the run had.
     """
-    found = next((path for path in (Path(target), Path(target) / "aligner") if target and (path / "aligner.json").is_file()), None)
+    found = next(
+        (
+            path
+            for path in (Path(target), Path(target) / "aligner")
+            if target and (path / "aligner.json").is_file()
+        ),
+        None,
+    )
     if found is not None:
         folder = found.parent if found.name == "aligner" else found
         aligner = Aligner.load(found)
@@ -53,18 +65,25 @@ def load_run(target: str, overrides: Sequence[str] = (), *, method: str = "", bu
         experiment = config.load(target, overrides)
         settings = experiment.common
         a, b = open_stores(settings)
-        folder = _best(Path(settings.runs_dir) / experiment.name, method, budget, wanted_results(settings, joint_hash(a, b)))
+        folder = _best(
+            Path(settings.runs_dir) / experiment.name,
+            method,
+            budget,
+            wanted_results(settings, joint_hash(a, b)),
+        )
         aligner = Aligner.load(folder / "aligner")
     if joint_hash(a, b) != aligner.about.get("data_hash"):
         raise UserError(
-            f"{folder}: {a.path} and {b.path} hold other data than this run had: name its stores by data.a=... and "
-            "data.b=..., or train it again"
+            f"{folder}: {a.path} and {b.path} hold other data than this run had: name its stores by"
+            " data.a=... and data.b=..., or train it again"
         )
     return LoadedRun(aligner, a, b, folder, distributed.device(settings.trainer.accelerator))
 
 
 def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> config.Config:
-    """Settings with the data that a run was of, as its folder says; its experiment's, where the folder does not name the stores."""
+    """Settings with the data that a run was of, as its folder says; its experiment's, where the
+    folder does not name the stores.
+    """
     stores = aligner.about.get("stores")
     if stores is None:
         return config.load(str(aligner.about.get("experiment", "")), overrides).common
@@ -81,5 +100,8 @@ def _best(folder: Path, method: str, budget: int | None, wanted: Mapping[str, An
         runs = runs[runs["budget"] == budget]
     if not len(runs):
         asked = f"method={name}" + (f" budget={budget}" if budget is not None else "")
-        raise UserError(f"{asked}: {folder} holds no such run (methods {', '.join(sweep.methods)}; budgets {sweep.budgets})")
+        raise UserError(
+            f"{asked}: {folder} holds no such run (methods {', '.join(sweep.methods)}; budgets"
+            f" {sweep.budgets})"
+        )
     return Path(runs.sort_values(["budget", "seed"], ascending=[False, True])["folder"].iloc[0])

@@ -41,17 +41,28 @@ def joint_hash(a: EmbeddingStore, b: EmbeddingStore) -> str:
 
 
 def wanted_results(config: Config, data_hash: str) -> dict[str, Any]:
-    """What the results of an experiment on stores of this `joint_hash` have in common, for `results.load_sweep`."""
-    return {"data_hash": data_hash, "split": config.data.split, "test_share": config.data.test_share}
+    """What the results of an experiment on stores of this `joint_hash` have in common, for
+    `results.load_sweep`.
+    """
+    return {
+        "data_hash": data_hash,
+        "split": config.data.split,
+        "test_share": config.data.test_share,
+    }
 
 
 def store_metadata(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
     """What an aligner keeps about the stores it was fitted on."""
     known: dict[str, Any] = {"data_hash": joint_hash(a, b)}
-    if not config.data.synthetic:  # made data may be made anew from the experiment's settings, so its cached stores are no place to name
+    # made data may be made anew from the experiment's settings, so its cached stores are no place
+    # to name
+    if not config.data.synthetic:
         known["stores"] = {"a": str(a.path), "b": str(b.path)}
     for side, store in (("a", a), ("b", b)):
-        known |= {f"dim_{side}": store.dim, **{f"{ours}_{side}": store.encoder.get(theirs) for ours, theirs in ENCODED_BY.items()}}
+        known |= {
+            f"dim_{side}": store.dim,
+            **{f"{ours}_{side}": store.encoder.get(theirs) for ours, theirs in ENCODED_BY.items()},
+        }
     return known
 
 
@@ -71,7 +82,9 @@ class Stores:
             UserError: a missing or damaged store, or an impossible split.
         """
         data, (a, b) = config.data, open_stores(config)
-        split = splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev")
+        split = splits.split_items(
+            a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev"
+        )
         splits.check_sides(split, data.test_share)
         return cls(a, b, split)
 
@@ -81,7 +94,8 @@ class Stores:
         return joint_hash(self.a, self.b)
 
     def check_finite(self) -> None:
-        """Read every vector once: what is not finite is told before anything runs, not after an hour.
+        """Read every vector once: what is not finite is told before anything runs, not after an
+        hour.
 
         Raises:
             UserError: naming the store and the first such row.

@@ -1,4 +1,6 @@
-"""What an experiment runs: the list of its runs, checked before any of them starts, and how long they may take."""
+"""What an experiment runs: the list of its runs, checked before any of them starts, and how long
+they may take.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,28 @@ from gera_lightning.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 FEW_UNPAIRED = 30
-"""Unpaired rows of a modality below which their means and neighbours cost more than they bring (20 rows: .004 of R@10 .304 on emoji)."""
+"""Unpaired rows of a modality below which their means and neighbours cost more than they bring (20
+rows: .004 of R@10 .304 on emoji).
+"""
 
 
 def plan(experiment: Experiment) -> list[Run]:
-    """All runs of an experiment, small budgets first, methods' extra budgets last; what a user can get wrong is checked here.
+    """All runs of an experiment, small budgets first, methods' extra budgets last; what a user can
+    get wrong is checked here.
 
     Raises:
-        UserError: a missing store, a budget beyond the items, a method's refused setting, or one that lacks unpaired rows.
+        UserError: a missing store, a budget beyond the items, a method's refused setting, or one
+            that lacks unpaired rows.
     """
     common = experiment.common
     stores = Stores.open(common)
     for name, config in experiment.methods.items():
         try:
-            check(at_budget(config, min(common.budgets)), (stores.a.dim, stores.b.dim), max(common.budgets))
+            check(
+                at_budget(config, min(common.budgets)),
+                (stores.a.dim, stores.b.dim),
+                max(common.budgets),
+            )
         except UserError as error:
             raise UserError(f"{error} (method {name})") from error
     runs = [
@@ -43,9 +53,21 @@ def plan(experiment: Experiment) -> list[Run]:
         for seed in common.seeds
         for name, config in experiment.methods.items()
     ]
-    extra = sorted((n, name) for name, budgets in experiment.extra_budgets.items() for n in budgets if n not in common.budgets)
+    extra = sorted(
+        (n, name)
+        for name, budgets in experiment.extra_budgets.items()
+        for n in budgets
+        if n not in common.budgets
+    )
     runs += [
-        Run(experiment.name, name, budget, seed, at_budget(experiment.methods[name], budget, extra=True), stores)
+        Run(
+            experiment.name,
+            name,
+            budget,
+            seed,
+            at_budget(experiment.methods[name], budget, extra=True),
+            stores,
+        )
         for budget, name in extra
         for seed in common.seeds
     ]
@@ -57,43 +79,63 @@ def plan(experiment: Experiment) -> list[Run]:
 def at_budget(config: Config, budget: int, *, extra: bool = False) -> Config:
     """The settings of a run on so many pairs.
 
-    `trainer.max_steps` is `trainer.min_epochs` passes over them, one row a modality each, where it was fewer. A budget that is `extra` goes
-    beyond `data.reserved_pairs`: all its items are set aside, the pools are what is left. Its first items are those of the smaller budgets of its
-    seed, since the reserve has no part in their order.
+    `trainer.max_steps` is `trainer.min_epochs` passes over them, one row a modality each, where it
+    was fewer. A budget that is `extra` goes beyond `data.reserved_pairs`: all its items are set
+    aside, the pools are what is left. Its first items are those of the smaller budgets of its seed,
+    since the reserve has no part in their order.
     """
     trainer, data = config.trainer, config.data
     steps = max(trainer.min_epochs * math.ceil(budget / config.batch.pairs), trainer.max_steps)
     return dataclasses.replace(
         config,
         trainer=dataclasses.replace(trainer, max_steps=steps, min_epochs=0),
-        data=dataclasses.replace(data, reserved_pairs=max(budget, data.reserved_pairs or 0)) if extra else data,
+        data=(
+            dataclasses.replace(data, reserved_pairs=max(budget, data.reserved_pairs or 0))
+            if extra
+            else data
+        ),
     )
 
 
 def _check_pairs(experiment: Experiment, stores: Stores, most: int) -> None:
-    """There are as many pairs as the largest budget asks for, and enough families in the smallest for every fold of tuning."""
+    """There are as many pairs as the largest budget asks for, and enough families in the smallest
+    for every fold of tuning.
+    """
     common = experiment.common
     matched = len(splits.matched_items(stores.a.rows, stores.b.rows, stores.split))
     if not matched:
         raise UserError(
-            f"no train item has a row in both stores ({common.data.a or 'a'}, {common.data.b or 'b'}): rows that belong together carry the same `item`; "
-            "gera doctor says what the stores share"
+            f"no train item has a row in both stores ({common.data.a or 'a'},"
+            f" {common.data.b or 'b'}): rows that belong together carry the same `item`; gera"
+            " doctor says what the stores share"
         )
     if not len(splits.matched_items(stores.a.rows, stores.b.rows, stores.split, test=True)):
         raise UserError(
-            "no test item has a row in both stores, so nothing could be measured: let the `split` columns and items of both agree, or take gera align"
+            "no test item has a row in both stores, so nothing could be measured: let the `split`"
+            " columns and items of both agree, or take gera align"
         )
     if most > matched:
-        key = f"budgets={common.budgets}" if most in common.budgets else f"sweep.extra_budgets={dict(experiment.extra_budgets)}"
-        raise UserError(f"{key}: {most} pairs are more than the {matched} train items with a row in both stores: lower it")
+        key = (
+            f"budgets={common.budgets}"
+            if most in common.budgets
+            else f"sweep.extra_budgets={dict(experiment.extra_budgets)}"
+        )
+        raise UserError(
+            f"{key}: {most} pairs are more than the {matched} train items with a row in both"
+            " stores: lower it"
+        )
     count = max(config.tuning.folds for config in experiment.methods.values())
     for seed in common.seeds:  # budgets are nested: the smallest has the fewest families
-        items = pd.unique(stores.sample_pairs(common, max(common.budgets), seed).items)[: min(common.budgets)]
+        items = pd.unique(stores.sample_pairs(common, max(common.budgets), seed).items)[
+            : min(common.budgets)
+        ]
         splits.folds(items, stores.split.families, count, seed)
 
 
 def _check_pools(runs: Sequence[Run]) -> None:
-    """A method that reads unpaired rows has some. How many rows a pool holds may depend on the seed, not whether there are any."""
+    """A method that reads unpaired rows has some. How many rows a pool holds may depend on the
+    seed, not whether there are any.
+    """
     sizes: dict[str, int] = {}
     for run in runs:
         reader = unpaired_reader(run.config)
@@ -103,7 +145,8 @@ def _check_pools(runs: Sequence[Run]) -> None:
             sizes[data] = min(len(drawn.pool_a), len(drawn.pool_b))
             if 2 <= sizes[data] < FEW_UNPAIRED and reader in ("filters", "correction"):
                 log.warning(
-                    "%s: %d unpaired rows are too few for its %s: expect less of it than of the same without (gera_off)",
+                    "%s: %d unpaired rows are too few for its %s: expect less of it than of the"
+                    " same without (gera_off)",
                     run.method,
                     sizes[data],
                     reader,
@@ -111,27 +154,34 @@ def _check_pools(runs: Sequence[Run]) -> None:
         if reader is not None and sizes[data] < 2:
             more = ", or set batch.paired_anchors=true" if reader == "geometric loss" else ""
             raise UserError(
-                f"data.reserved_pairs={run.config.data.reserved_pairs} leaves no unpaired rows for the {reader} of {run.method}: "
-                f"lower it and the largest budget{more}"
+                f"data.reserved_pairs={run.config.data.reserved_pairs} leaves no unpaired rows for"
+                f" the {reader} of {run.method}: lower it and the largest budget{more}"
             )
 
 
 def of_shard(experiment: Experiment, runs: Sequence[Run]) -> list[int]:
-    """Numbers of the runs in the experiment's shard. Shards share out the seeds of each method and budget, which take as long as each other."""
+    """Numbers of the runs in the experiment's shard. Shards share out the seeds of each method and
+    budget, which take as long as each other.
+    """
     alike = sorted(range(len(runs)), key=lambda number: (runs[number].budget, runs[number].method))
     return alike[experiment.common.sweep.part]
 
 
 def to_do(experiment: Experiment, runs: Sequence[Run]) -> list[int]:
     """Numbers of those of `runs` that are not finished, or of all under `overwrite`."""
-    return [number for number, run in enumerate(runs) if experiment.common.overwrite or not run.finished]
+    return [
+        number for number, run in enumerate(runs) if experiment.common.overwrite or not run.finished
+    ]
 
 
-def describe(experiment: Experiment, runs: Sequence[Run], elsewhere: Sequence[Mapping[str, object]] = ()) -> str:
-    """How many of these runs are to do, and about how long they take on the sweep's workers, in a line.
+def describe(
+    experiment: Experiment, runs: Sequence[Run], elsewhere: Sequence[Mapping[str, object]] = ()
+) -> str:
+    """How many of these runs are to do, and about how long they take on the sweep's workers, in a
+    line.
 
-    A run is expected to take as long as the finished runs of its method at the nearest budget took, or, where there are none here, as those
-    of `elsewhere`, on whatever machine that was.
+    A run is expected to take as long as the finished runs of its method at the nearest budget took,
+    or, where there are none here, as those of `elsewhere`, on whatever machine that was.
 
     Args:
         experiment, runs: what is swept.
@@ -145,7 +195,9 @@ def describe(experiment: Experiment, runs: Sequence[Run], elsewhere: Sequence[Ma
         pd.DataFrame(rows).reindex(columns=["method", "budget", "seconds"]).dropna()
         for rows in (finished_rows(Path(experiment.common.runs_dir) / experiment.name), elsewhere)
     )
-    expected = expected_seconds(waiting, pd.concat([here, there[~there["method"].isin(here["method"])]]))
+    expected = expected_seconds(
+        waiting, pd.concat([here, there[~there["method"].isin(here["method"])]])
+    )
     unknown = sum(math.isnan(seconds) for seconds in expected)
     if unknown == len(waiting):
         return f"{text}; how long they take is unknown until the first are in"
@@ -153,11 +205,14 @@ def describe(experiment: Experiment, runs: Sequence[Run], elsewhere: Sequence[Ma
     workers = sweep.workers * (sweep.jobs if sweep.submit else 1)
     known = sum(seconds for seconds in expected if not math.isnan(seconds)) / workers
     text += f"; about {_duration(known)}" + (f" with {workers} workers" if workers > 1 else "")
-    return text + (f", and {unknown} runs of methods that have none finished yet" if unknown else "")
+    return text + (
+        f", and {unknown} runs of methods that have none finished yet" if unknown else ""
+    )
 
 
 def expected_seconds(runs: Sequence[Run], finished: pd.DataFrame) -> list[float]:
-    """Median seconds of the finished runs (`method`, `budget`, `seconds`) of each run's method at the budget nearest by ratio.
+    """Median seconds of the finished runs (`method`, `budget`, `seconds`) of each run's method at
+    the budget nearest by ratio.
 
     NaN for a method without a finished run.
     """

@@ -50,12 +50,19 @@ class Run:
     @cached_property
     def hash(self) -> str:
         """Eight hex digits of settings and data."""
-        return config_hash(self.config, data_hash=self.stores.data_hash, budget=self.budget, seed=self.seed)
+        return config_hash(
+            self.config, data_hash=self.stores.data_hash, budget=self.budget, seed=self.seed
+        )
 
     @property
     def folder(self) -> Path:
         """Where the finished run lies."""
-        return Path(self.config.runs_dir) / self.experiment / self.method / f"b{self.budget}-s{self.seed}-{self.hash}"
+        return (
+            Path(self.config.runs_dir)
+            / self.experiment
+            / self.method
+            / f"b{self.budget}-s{self.seed}-{self.hash}"
+        )
 
     @property
     def partial_folder(self) -> Path:
@@ -69,7 +76,8 @@ class Run:
 
 
 class ResumableTimer:
-    """Seconds that a run takes, with those of its attempts before, as far as they were told of progress.
+    """Seconds that a run takes, with those of its attempts before, as far as they were told of
+    progress.
 
     Args:
         file: where they are kept until the clock stops.
@@ -84,7 +92,9 @@ class ResumableTimer:
             self.before = 0.0
 
     def wrap(self, progress: ProgressCallback) -> ProgressCallback:
-        """The same progress; what the clock says is kept whenever something is told, once a second at most."""
+        """The same progress; what the clock says is kept whenever something is told, once a second
+        at most.
+        """
 
         def told(what: str, done: int, total: int) -> None:
             progress(what, done, total)
@@ -101,10 +111,12 @@ class ResumableTimer:
 
 
 def execute(run: Run, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """Run to the end and return its result row; the folder appears under its final name when it is whole.
+    """Run to the end and return its result row; the folder appears under its final name when it is
+    whole.
 
-    An interrupted run goes on from its last checkpoint. A run that another process is at, such as a worker whose sweep was killed, is
-    waited for, and taken from it. All processes of a multi-process run call this together.
+    An interrupted run goes on from its last checkpoint. A run that another process is at, such as a
+    worker whose sweep was killed, is waited for, and taken from it. All processes of a
+    multi-process run call this together.
     """
     first = distributed.world()[0] == 0
     run.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,15 +139,32 @@ def _execute(run: Run, progress: ProgressCallback, first: bool) -> dict[str, Any
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of an attempt before
         remove_scratch(folder)  # likewise, where it was killed while it wrote
-        record = {"experiment": run.experiment, "method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
+        record = {
+            "experiment": run.experiment,
+            "method": run.method,
+            "budget": run.budget,
+            "seed": run.seed,
+            **identity(run.config),
+        }
         replace_atomically(folder / "config.yaml", yaml.safe_dump(record, sort_keys=False).encode())
     distributed.barrier()
     _reset_peak_memory()
     clock, row = ResumableTimer(folder / "seconds.txt"), {}
-    if first or run.config.closed_form is None:  # closed forms have nothing for several processes to share
+    if (
+        first or run.config.closed_form is None
+    ):  # closed forms have nothing for several processes to share
         draw = run.stores.sample_pairs(run.config, run.budget, run.seed)
         rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
-        fitted = fit(TrainingSet(run.config, rows, run.stores.split.families, run.seed, folder, clock.wrap(progress) if first else progress))
+        fitted = fit(
+            TrainingSet(
+                run.config,
+                rows,
+                run.stores.split.families,
+                run.seed,
+                folder,
+                clock.wrap(progress) if first else progress,
+            )
+        )
         if first:
             row = _finish(run, rows, fitted, clock.stop())
     distributed.barrier()
@@ -145,7 +174,12 @@ def _execute(run: Run, progress: ProgressCallback, first: bool) -> dict[str, Any
 def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dict[str, Any]:
     """Evaluate, write everything, and give the folder its final name."""
     folder, stores = run.partial_folder, run.stores
-    about = {"experiment": run.experiment, "method": run.method, "budget": run.budget, "seed": run.seed}
+    about = {
+        "experiment": run.experiment,
+        "method": run.method,
+        "budget": run.budget,
+        "seed": run.seed,
+    }
     about |= store_metadata(run.config, stores.a, stores.b)
     aligner = Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, about)
     aligner.save(folder / "aligner")
@@ -176,10 +210,17 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
     }
     logger = TensorBoardLogger(folder, name="", version="")
     logger.log_metrics(measures, step=fitted.steps)
-    logger.log_hyperparams(flat({"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}), measures)
+    logger.log_hyperparams(
+        flat(
+            {"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
+        ),
+        measures,
+    )
     logger.finalize("success")
     replace_atomically(folder / "metrics.json", (json.dumps(row, indent=1) + "\n").encode())
-    replaced = run.folder.with_name(f"{run.folder.name}.replaced.partial")  # out of the way at once: others may be reading it
+    replaced = run.folder.with_name(
+        f"{run.folder.name}.replaced.partial"
+    )  # out of the way at once: others may be reading it
     shutil.rmtree(replaced, ignore_errors=True)
     if run.folder.exists():
         os.replace(run.folder, replaced)
@@ -189,7 +230,9 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
 
 
 def _reset_peak_memory() -> None:
-    with contextlib.suppress(OSError):  # Linux: forget the process's peak so far, so that each run reports its own
+    with contextlib.suppress(
+        OSError
+    ):  # Linux: forget the process's peak so far, so that each run reports its own
         Path("/proc/self/clear_refs").write_text("5")
 
 

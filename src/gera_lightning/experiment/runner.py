@@ -1,4 +1,6 @@
-"""Many runs: every method at every budget and seed of an experiment, finished ones skipped, one table at the end."""
+"""Many runs: every method at every budget and seed of an experiment, finished ones skipped, one
+table at the end.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,11 @@ from gera_lightning.utils.files import replace_atomically
 from gera_lightning.utils.progress import Display, no_progress
 
 
-def run_experiment(experiment: Experiment, console: Console | None = None, runs: Sequence[Run] | None = None) -> list[Run]:
-    """Run what is not finished, and collect the results of all. A run that fails is reported and does not stop the others.
+def run_experiment(
+    experiment: Experiment, console: Console | None = None, runs: Sequence[Run] | None = None
+) -> list[Run]:
+    """Run what is not finished, and collect the results of all. A run that fails is reported and
+    does not stop the others.
 
     Args:
         experiment: as `config.load` gives it.
@@ -43,8 +48,8 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     distributed.initialize()
     if distributed.num_processes(experiment.common.trainer.devices) > 1:
         raise UserError(
-            f"trainer.devices={experiment.common.trainer.devices}: this is one process, and each device has its own: "
-            "take gera train, which starts them, or torchrun"
+            f"trainer.devices={experiment.common.trainer.devices}: this is one process, and each"
+            " device has its own: take gera train, which starts them, or torchrun"
         )
     runs = plan(experiment) if runs is None else runs
     waiting = distributed.broadcast_object(to_do(experiment, runs))
@@ -54,7 +59,11 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
     if mine and first:
         runs[mine[0]].stores.check_finite()
         _make_folder(folder)
-    display = Display(console, len(runs), len(runs) - len(waiting)) if console is not None and first else None
+    display = (
+        Display(console, len(runs), len(runs) - len(waiting))
+        if console is not None and first
+        else None
+    )
     try:
         with display or nullcontext():
             failed = _execute_each(runs, mine, display)
@@ -66,7 +75,10 @@ def run_experiment(experiment: Experiment, console: Console | None = None, runs:
         return []
     if failed:
         kept = ", the others are kept" if finished else ""
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed{kept}: " + "; ".join(f"{k} ({v})" for k, v in failed.items()))
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed{kept}: "
+            + "; ".join(f"{k} ({v})" for k, v in failed.items())
+        )
     return finished
 
 
@@ -80,13 +92,19 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"runs_dir={folder.parent}: {folder} cannot be made ({error.strerror}): name another place by runs_dir=..."
+            f"runs_dir={folder.parent}: {folder} cannot be made ({error.strerror}): name another"
+            " place by runs_dir=..."
         ) from error
     if not os.access(folder, os.W_OK):
-        raise UserError(f"runs_dir={folder.parent}: {folder} cannot be written: name another place by runs_dir=...")
+        raise UserError(
+            f"runs_dir={folder.parent}: {folder} cannot be written: name another place by"
+            " runs_dir=..."
+        )
 
 
-def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | None) -> dict[str, str]:
+def _execute_each(
+    runs: Sequence[Run], mine: Sequence[int], display: Display | None
+) -> dict[str, str]:
     """Execute the runs of these numbers; those that failed, with the reason."""
     failed: dict[str, str] = {}
     for number in mine:
@@ -98,7 +116,9 @@ def _execute_each(runs: Sequence[Run], mine: Sequence[int], display: Display | N
         except Exception as error:
             if distributed.world()[1] > 1:  # the other processes wait in it
                 raise
-            failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())}" + _kept_trace(run, error)
+            failed[label] = f"{type(error).__name__}: {' '.join(str(error).split())}" + _kept_trace(
+                run, error
+            )
             if display:
                 display.fail(label, failed[label])
             continue
@@ -120,8 +140,11 @@ def _kept_trace(run: Run, error: Exception) -> str:
     return f", see {path}"
 
 
-def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | None = None) -> list[Run] | None:
-    """`run_experiment`, listed only under `sweep.dry_run`, shared among `sweep.workers` processes, or handed to a cluster by `sweep.submit`.
+def run_sweep(
+    experiment: Experiment, words: Sequence[str], console: Console | None = None
+) -> list[Run] | None:
+    """`run_experiment`, listed only under `sweep.dry_run`, shared among `sweep.workers` processes,
+    or handed to a cluster by `sweep.submit`.
 
     Args:
         experiment: as `config.load(..., sweep=True)` gives it.
@@ -134,8 +157,9 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
     settings = experiment.common.sweep
     if settings.submit and experiment.common.overwrite:
         raise UserError(
-            f"sweep.submit={settings.submit} with overwrite=true: a job that is preempted would begin again each time: "
-            f"remove {Path(experiment.common.runs_dir) / experiment.name}, or the runs to do again in it, and submit without overwrite"
+            f"sweep.submit={settings.submit} with overwrite=true: a job that is preempted would"
+            f" begin again each time: remove {Path(experiment.common.runs_dir) / experiment.name},"
+            " or the runs to do again in it, and submit without overwrite"
         )
     runs = plan(experiment)
     mine = [runs[number] for number in sorted(of_shard(experiment, runs))]
@@ -149,23 +173,47 @@ def run_sweep(experiment: Experiment, words: Sequence[str], console: Console | N
         console.print(told, highlight=False)
     if settings.submit:
         folder = Path(experiment.common.runs_dir) / experiment.name / "jobs"
-        commands = [[*_shard_command(words, shard), "sweep.submit=''"] for shard in settings.parted(settings.jobs)]
-        jobs = cluster.submit(commands, settings.submit, {"name": f"gera-{experiment.name}", **settings.resources}, folder)
+        commands = [
+            [*_shard_command(words, shard), "sweep.submit=''"]
+            for shard in settings.parted(settings.jobs)
+        ]
+        jobs = cluster.submit(
+            commands,
+            settings.submit,
+            {"name": f"gera-{experiment.name}", **settings.resources},
+            folder,
+        )
         print(cluster.watching(jobs, settings.submit))
         if not settings.wait:
-            print(f"when they are done, the table and the curve: gera sweep {' '.join(words)} sweep.submit=''")
+            print(
+                f"when they are done, the table and the curve: gera sweep {' '.join(words)}"
+                " sweep.submit=''"
+            )
             return None
         cluster.wait(jobs)
     elif settings.workers > 1:
         codes = _in_workers(words, settings.parted(settings.workers), console)
-        if any(codes) or not all(run.finished for run in mine):  # under overwrite a run that failed is finished from before
-            again = "overwrite=true runs all of them again" if experiment.common.overwrite else "the same command runs only those again"
-            raise UserError(f"some runs failed, see above (exit codes of the workers: {', '.join(map(str, codes))}); {again}")
+        if any(codes) or not all(
+            run.finished for run in mine
+        ):  # under overwrite a run that failed is finished from before
+            again = (
+                "overwrite=true runs all of them again"
+                if experiment.common.overwrite
+                else "the same command runs only those again"
+            )
+            raise UserError(
+                "some runs failed, see above (exit codes of the workers:"
+                f" {', '.join(map(str, codes))}); {again}"
+            )
     else:
         return run_experiment(experiment, console, runs)
     if not all(run.finished for run in mine):
-        raise UserError("some runs failed, see the jobs' logs; the same command runs only those again")
-    common = dataclasses.replace(experiment.common, overwrite=False)  # what others ran just now is not run again here
+        raise UserError(
+            "some runs failed, see the jobs' logs; the same command runs only those again"
+        )
+    common = dataclasses.replace(
+        experiment.common, overwrite=False
+    )  # what others ran just now is not run again here
     return run_experiment(dataclasses.replace(experiment, common=common), console, runs)
 
 
@@ -175,13 +223,19 @@ def _shard_command(words: Sequence[str], shard: str) -> list[str]:
 
 
 def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | None) -> list[int]:
-    """This command once a shard, each with its share of the cores and one of the GPUs; what they print of runs is passed on. Their exit codes."""
+    """This command once a shard, each with its share of the cores and one of the GPUs; what they
+    print of runs is passed on. Their exit codes.
+    """
     share = {"OMP_NUM_THREADS": str(max(1, distributed.cores() // len(shards)))}
     gpus = distributed.gpus()
     started = [
         subprocess.Popen(
             [*_shard_command(words, shard), "sweep.workers=1"],
-            env={**os.environ, **share, **({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})},
+            env={
+                **os.environ,
+                **share,
+                **({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}),
+            },
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -206,6 +260,8 @@ def _pass_on(worker: subprocess.Popen[str], console: Console | None) -> None:
 def _pass_lines_on(lines: Iterable[str], console: Console | None) -> None:
     for line in lines:
         if (
-            console is not None and (" R@10 " in line or " FAILED " in line) and not line.startswith(("pairs", " "))
+            console is not None
+            and (" R@10 " in line or " FAILED " in line)
+            and not line.startswith(("pairs", " "))
         ):  # not the workers' tables
             console.print(line.rstrip(), highlight=False)

@@ -23,7 +23,9 @@ class Filter(Protocol):
 
 
 def fit_filters(filters: Sequence[Filter], pool: Tensor) -> tuple[Sequential, Tensor]:
-    """Filters fitted one after the other on a pool `[N, D]`, each followed by normalisation; their map, and the filtered pool."""
+    """Filters fitted one after the other on a pool `[N, D]`, each followed by normalisation; their
+    map, and the filtered pool.
+    """
     maps: list[nn.Module] = []
     with torch.no_grad():
         for part in filters:

@@ -16,7 +16,8 @@ from gera_lightning.utils.instantiate import check_role
 
 @dataclass(frozen=True)
 class Beside:
-    """`[n(x); n(filter(x))] / sqrt 2`: a filter's image beside the features themselves, so that what it blurs is not lost.
+    """`[n(x); n(filter(x))] / sqrt 2`: a filter's image beside the features themselves, so that
+    what it blurs is not lost.
 
     Attributes:
         filter: the other filter.
@@ -25,7 +26,13 @@ class Beside:
     filter: Filter
 
     def __post_init__(self) -> None:
-        check_role(self.filter, "fit", "filter", "filter", "gera_lightning.filters.diffusion.GraphDiffusion")
+        check_role(
+            self.filter,
+            "fit",
+            "filter",
+            "filter",
+            "gera_lightning.filters.diffusion.GraphDiffusion",
+        )
 
     def fit(self, pool: Tensor) -> Concat:
         """The filter's map, `[n, D] -> [n, 2 D]`."""

@@ -18,16 +18,19 @@ from gera_lightning.models.maps import register_map
 from gera_lightning.utils.errors import UserError, check_one_of
 
 COPY = 1e-6
-"""Squared distance between unit rows below which one is taken for the other: some rounding steps of float32."""
+"""Squared distance between unit rows below which one is taken for the other: some rounding steps of
+float32.
+"""
 
 
 @dataclass(frozen=True)
 class GraphDiffusion:
     """Diffusion of features over the whole neighbour graph, with its out-of-sample form.
 
-    On the graph: `W` on the kNN edges, symmetrised by `max(W, W')`, self-weight 1, density-normalised, row-normalised;
-    `X^(t) = P^t X`. Out of sample (any row, the pool's own included): with kernel weights p (rows sum to 1) to its k nearest pool
-    rows, copies of itself left out, `x^ = (1 - strength) x + strength * sum_j p_j X^(steps-1)_j`.
+    On the graph: `W` on the kNN edges, symmetrised by `max(W, W')`, self-weight 1,
+    density-normalised, row-normalised; `X^(t) = P^t X`. Out of sample (any row, the pool's own
+    included): with kernel weights p (rows sum to 1) to its k nearest pool rows, copies of itself
+    left out, `x^ = (1 - strength) x + strength * sum_j p_j X^(steps-1)_j`.
 
     Attributes:
         k: neighbours.
@@ -61,11 +64,14 @@ class GraphDiffusion:
         w = edge_weights(graph.distances2, self.kernel, self.eps(graph))
         rows = torch.arange(n, device=w.device).repeat_interleave(k)
         cols = graph.indices.reshape(-1)
-        # max(W, W'): both directions of every edge, and of the copies the larger (equal distances give equal weights)
+        # max(W, W'): both directions of every edge, and of the copies the larger (equal distances
+        # give equal weights)
         ij = torch.cat([torch.stack([rows, cols]), torch.stack([cols, rows])], 1)
         key, inverse = torch.unique(ij[0] * n + ij[1], return_inverse=True)
         weight = torch.zeros(len(key), dtype=w.dtype, device=w.device)
-        weight = weight.scatter_reduce(0, inverse, torch.cat([w.reshape(-1), w.reshape(-1)]), "amax")
+        weight = weight.scatter_reduce(
+            0, inverse, torch.cat([w.reshape(-1), w.reshape(-1)]), "amax"
+        )
         loops = torch.arange(n, device=w.device)
         i, j = torch.cat([key // n, loops]), torch.cat([key % n, loops])
         weight = torch.cat([weight, torch.ones(n, dtype=w.dtype, device=w.device)])
@@ -88,28 +94,40 @@ class GraphDiffusion:
         return x
 
     def fit(self, pool: Tensor) -> DiffusedFeatures:
-        """The out-of-sample form against a pool `[N, D]`; a pool without neighbours leaves rows as they are."""
+        """The out-of-sample form against a pool `[N, D]`; a pool without neighbours leaves rows as
+        they are.
+        """
         if len(pool) < 2:
             return DiffusedFeatures(pool, pool, k=1, eps=1.0, kernel=self.kernel, strength=0.0)
         own = search(pool, pool, min(self.k, len(pool) - 1) + 1)
         graph = NeighborGraph.of_search(*own)
         source = self.diffuse(pool, graph, self.steps - 1) if self.steps > 1 else pool
-        fitted = DiffusedFeatures(pool, source, k=graph.indices.shape[1], eps=self.eps(graph), kernel=self.kernel, strength=self.strength)
+        fitted = DiffusedFeatures(
+            pool,
+            source,
+            k=graph.indices.shape[1],
+            eps=self.eps(graph),
+            kernel=self.kernel,
+            strength=self.strength,
+        )
         fitted.found = own  # the pool itself is what is most often mapped next
         return fitted
 
 
 @register_map("diffused")
 class DiffusedFeatures(nn.Module):
-    """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows, see `GraphDiffusion`.
+    """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows, see
+    `GraphDiffusion`.
 
-    A pool row at distance 0 is taken for x itself and left out, so that rows of the pool and new rows are treated alike. A row so far
-    from the pool that its heat weights underflow has those of the distances less the nearest one's, which are the same but for rounding.
+    A pool row at distance 0 is taken for x itself and left out, so that rows of the pool and new
+    rows are treated alike. A row so far from the pool that its heat weights underflow has those of
+    the distances less the nearest one's, which are the same but for rounding.
 
     Args:
         pool: rows that neighbours are looked up in `[N, D]`.
         source: what is averaged for each of them `[N, D]`.
-        k, eps, kernel, strength: neighbours, bandwidth (a squared distance), kernel, share of the mean.
+        k, eps, kernel, strength: neighbours, bandwidth (a squared distance), kernel, share of the
+            mean.
         shape: `(N, D)`, for an empty map that weights are loaded into.
     """
 
@@ -141,7 +159,13 @@ class DiffusedFeatures(nn.Module):
     @property
     def settings(self) -> dict[str, Any]:
         """What, with the weights, rebuilds this map."""
-        return {"k": self.k, "eps": self.eps, "kernel": self.kernel, "strength": self.strength, "shape": tuple(self.pool.shape)}
+        return {
+            "k": self.k,
+            "eps": self.eps,
+            "kernel": self.kernel,
+            "strength": self.strength,
+            "shape": tuple(self.pool.shape),
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, D] -> [n, D]`."""
@@ -155,7 +179,8 @@ class DiffusedFeatures(nn.Module):
             copy[~copy[:, 0], -1] = True  # not of the pool: its k + 1st neighbour goes instead
             d2, index = d2[~copy].view(len(x), self.k), index[~copy].view(len(x), self.k)
         nearest = d2[:, :1]
-        # so far from the pool that all weights would vanish: distances count from the nearest neighbour's on
+        # so far from the pool that all weights would vanish: distances count from the nearest
+        # neighbour's on
         lost = edge_weights(nearest, self.kernel, self.eps) < torch.finfo(x.dtype).tiny
         p = edge_weights(d2 - nearest * lost, self.kernel, self.eps)
         p = p / p.sum(-1, keepdim=True)

@@ -1,4 +1,5 @@
-"""Filters of frozen features, fitted on a modality's pool: what its unpaired rows say about which directions and neighbours count.
+"""Filters of frozen features, fitted on a modality's pool: what its unpaired rows say about which
+directions and neighbours count.
 
 Legend: `n` rows, `N` pool rows, `C` clusters, `D` frozen width.
 """
@@ -18,10 +19,12 @@ from gera_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LocalCentering:
-    """`x - sum_c p_c(x) m_c`: takes from a row the mean of its coarse neighbourhood, p a softmax of cosines to the cluster means m.
+    """`x - sum_c p_c(x) m_c`: takes from a row the mean of its coarse neighbourhood, p a softmax of
+    cosines to the cluster means m.
 
-    Where a modality's coarse geometry is a nuisance (a speaker, a room, a renderer), what is left is the content. The overall mean, which
-    preprocessing subtracts, is the case of one cluster. Clusters are k-means on the pool. Our own.
+    Where a modality's coarse geometry is a nuisance (a speaker, a room, a renderer), what is left
+    is the content. The overall mean, which preprocessing subtracts, is the case of one cluster.
+    Clusters are k-means on the pool. Our own.
 
     Attributes:
         clusters: C, at least 2.
@@ -42,7 +45,11 @@ class LocalCentering:
         if not len(pool):
             return LocallyCentered(pool.new_zeros(1, pool.shape[1]), self.temperature)
         # float64, so that the number of threads does not show in the means
-        means = KMeans(min(self.clusters, len(pool)), n_init=1, random_state=0).fit(pool.double().cpu().numpy()).cluster_centers_
+        means = (
+            KMeans(min(self.clusters, len(pool)), n_init=1, random_state=0)
+            .fit(pool.double().cpu().numpy())
+            .cluster_centers_
+        )
         return LocallyCentered(torch.from_numpy(means).to(pool), self.temperature)
 
 
@@ -58,7 +65,13 @@ class LocallyCentered(nn.Module):
 
     means: Tensor
 
-    def __init__(self, means: Tensor | None = None, temperature: float = 0.1, *, shape: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        means: Tensor | None = None,
+        temperature: float = 0.1,
+        *,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         if shape is not None:
             means = torch.zeros(*shape)
@@ -73,4 +86,8 @@ class LocallyCentered(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, D] -> [n, D]`."""
-        return x - torch.softmax(normalized(x) @ normalized(self.means).T / self.temperature, dim=1) @ self.means
+        return (
+            x
+            - torch.softmax(normalized(x) @ normalized(self.means).T / self.temperature, dim=1)
+            @ self.means
+        )

@@ -1,8 +1,9 @@
 """Affinities to Markov operators: diffusion on patches and over a whole neighbour graph.
 
-Legend: `A` anchors, `M = K + 1` points of a patch (the anchor first), `N` points of a modality, `K` neighbours, `D` width.
-The density normalisation is that of Coifman & Lafon, Diffusion maps, 2006. The operators are our definition; GeRA
-(arXiv 2310.00672) names a heat-kernel diffusion operator over nearest neighbours without more detail in what is public.
+Legend: `A` anchors, `M = K + 1` points of a patch (the anchor first), `N` points of a modality, `K`
+neighbours, `D` width. The density normalisation is that of Coifman & Lafon, Diffusion maps, 2006.
+The operators are our definition; GeRA (arXiv 2310.00672) names a heat-kernel diffusion operator
+over nearest neighbours without more detail in what is public.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gera_lightning.geometry.kernels import BANDWIDTHS, KERNELS, bandwidth, bandwidth_floor, squared_distances
+from gera_lightning.geometry.kernels import (
+    BANDWIDTHS,
+    KERNELS,
+    bandwidth,
+    bandwidth_floor,
+    squared_distances,
+)
 from gera_lightning.utils.errors import UserError, check_one_of
 
 SMALLEST = 1e-10
@@ -22,12 +29,14 @@ SMALLEST = 1e-10
 
 
 def normalize_density(w: Tensor, alpha: float, density: Tensor | None = None) -> Tensor:
-    """`W_jl / (q_j q_l)^alpha`, `q_j = sum_l W_jl`: alpha = 1 makes diffusion independent of sampling density.
+    """`W_jl / (q_j q_l)^alpha`, `q_j = sum_l W_jl`: alpha = 1 makes diffusion independent of
+    sampling density.
 
     Args:
         w: affinities `[..., M, M]`.
         alpha: 0 leaves them as they are.
-        density: `q` `[..., M]` from elsewhere (say, the whole graph); by default the patch's own, which is **local** to it.
+        density: `q` `[..., M]` from elsewhere (say, the whole graph); by default the patch's own,
+            which is **local** to it.
     """
     if alpha == 0:
         return w
@@ -42,13 +51,16 @@ def markov_operator(w: Tensor) -> Tensor:
 
 
 def effective_neighbors(p: Tensor) -> Tensor:
-    """`exp(entropy)` of each row of P, `[..., M, M] -> [..., M]`: M for a flat row, 1 for a row on one point."""
+    """`exp(entropy)` of each row of P, `[..., M, M] -> [..., M]`: M for a flat row, 1 for a row on
+    one point.
+    """
     return torch.exp(torch.special.entr(p).sum(-1))
 
 
 @dataclass(frozen=True)
 class DiffusionOperator:
-    """Squared distances of a patch to its row-stochastic diffusion operator; fields are the hyper-parameters.
+    """Squared distances of a patch to its row-stochastic diffusion operator; fields are the
+    hyper-parameters.
 
     Attributes:
         kernel: `heat`, `student` or `laplacian`.
@@ -57,8 +69,9 @@ class DiffusionOperator:
         neighbor: the neighbour that sets the self-tuning scale.
         alpha: density normalisation, 0 to 1.
         power: `P^power`, steps of diffusion.
-        self_loops: keep each point's affinity to itself. In high dimension neighbours are nearly as far as strangers, self-affinity then
-            takes most of every row, and P hardly tells one geometry from another; without it rows compare neighbours alone.
+        self_loops: keep each point's affinity to itself. In high dimension neighbours are nearly as
+            far as strangers, self-affinity then takes most of every row, and P hardly tells one
+            geometry from another; without it rows compare neighbours alone.
     """
 
     kernel: str = "heat"
@@ -72,7 +85,11 @@ class DiffusionOperator:
     def __post_init__(self) -> None:
         check_one_of("kernel", self.kernel, list(KERNELS))
         check_one_of("bandwidth", self.bandwidth, list(BANDWIDTHS))
-        for key, value, low in (("factor", self.factor, 0), ("neighbor", self.neighbor, 0), ("power", self.power, 0)):
+        for key, value, low in (
+            ("factor", self.factor, 0),
+            ("neighbor", self.neighbor, 0),
+            ("power", self.power, 0),
+        ):
             if value is not None and value <= low:
                 raise UserError(f"{key}={value} must be above {low}")
         if not 0 <= self.alpha <= 1:
@@ -81,16 +98,27 @@ class DiffusionOperator:
     def eps(self, d2: Tensor, scale: Tensor | float, floor: float | None = None) -> Tensor:
         """Bandwidth for `d2`, see `kernels.bandwidth`; the floor is that of `scale` unless given."""
         if self.factor is None:
-            raise UserError("factor is not set: give a number, or let `calibrated` choose it from frozen patches")
+            raise UserError(
+                "factor is not set: give a number, or let `calibrated` choose it from frozen"
+                " patches"
+            )
         floor = bandwidth_floor(float(scale)) if floor is None else floor
         return bandwidth(d2, self.bandwidth, self.factor, scale, self.neighbor, floor)
 
-    def __call__(self, d2: Tensor, *, scale: Tensor | float = 1.0, eps: Tensor | None = None, density: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        d2: Tensor,
+        *,
+        scale: Tensor | float = 1.0,
+        eps: Tensor | None = None,
+        density: Tensor | None = None,
+    ) -> Tensor:
         """The operator `P^power` of each patch, `[..., M, M]`, rows sum to 1.
 
         Args:
             d2: squared distances `[..., M, M]`.
-            scale: median squared edge length of the modality's graph (bandwidth `global`, and the floor of eps).
+            scale: median squared edge length of the modality's graph (bandwidth `global`, and the
+                floor of eps).
             eps: bandwidth from elsewhere, tying this operator to another's.
             density: see `normalize_density`.
         """
@@ -106,10 +134,12 @@ class DiffusionOperator:
         return (1 - loops * torch.eye(points, dtype=torch.float64)) / (points - loops)
 
     def calibrated(self, d2: Tensor, *, scale: Tensor | float = 1.0) -> DiffusionOperator:
-        """This operator with the largest factor (to 1 %) at which rows see at most M/2 effective neighbours on average.
+        """This operator with the largest factor (to 1 %) at which rows see at most M/2 effective
+        neighbours on average.
 
-        A kernel flatter than that sees little geometry: with eps = mean d2 and alpha = 1 a map to independent random points
-        is hardly told from the identity. The rule is ours. A given `factor` is kept.
+        A kernel flatter than that sees little geometry: with eps = mean d2 and alpha = 1 a map to
+        independent random points is hardly told from the identity. The rule is ours. A given
+        `factor` is kept.
 
         Args:
             d2: frozen patches `[A, M, M]` to choose on.
@@ -126,7 +156,8 @@ class DiffusionOperator:
             operator = dataclasses.replace(self, factor=math.exp(log_factor))
             return float(effective_neighbors(operator(d2, scale=scale)).mean())
 
-        # from the top: far below, where all affinities of a row vanish, rows without self-loops turn flat again
+        # from the top: far below, where all affinities of a row vanish, rows without self-loops
+        # turn flat again
         tried = [4 + shift - 0.5 * step for step in range(37)]
         low = next((value for value in tried if seen(value) <= target), None)
         if low is None:
@@ -139,8 +170,11 @@ class DiffusionOperator:
 
 
 def sparse_matrix(i: Tensor, j: Tensor, values: Tensor, n: int) -> Tensor:
-    """The sparse matrix `[n, n]` with `values` at rows `i` and columns `j`; of several at one place their sum."""
-    # said once, and not to the constructor alone: some releases of torch warn of what `coalesce` makes unless checks are ruled out there too
+    """The sparse matrix `[n, n]` with `values` at rows `i` and columns `j`; of several at one place
+    their sum.
+    """
+    # said once, and not to the constructor alone: some releases of torch warn of what `coalesce`
+    # makes unless checks are ruled out there too
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         return torch.sparse_coo_tensor(torch.stack([i, j]), values, (n, n)).coalesce()
 
@@ -152,6 +186,8 @@ def edge_weights(d2: Tensor, kernel: str, eps: float) -> Tensor:
     return KERNELS[kernel](d2, torch.as_tensor(eps, dtype=d2.dtype, device=d2.device))
 
 
-def patch_operator(x_AMD: Tensor, operator: DiffusionOperator, *, scale: Tensor | float = 1.0) -> Tensor:
+def patch_operator(
+    x_AMD: Tensor, operator: DiffusionOperator, *, scale: Tensor | float = 1.0
+) -> Tensor:
     """The diffusion operator of each patch of points `[A, M, D] -> [A, M, M]`."""
     return operator(squared_distances(x_AMD), scale=scale)

@@ -1,8 +1,9 @@
 """Distances to affinities: kernels and their bandwidths.
 
-Legend: `A` anchors (any leading shape), `M` points of a patch, `D` width. All distances are **squared** L2 distances;
-between unit vectors that is `2 - 2 cos`. A softmax over cosines with temperature tau is the heat kernel on the sphere with
-`eps = 2 tau`: there is no separate cosine kernel.
+Legend: `A` anchors (any leading shape), `M` points of a patch, `D` width. All distances are
+**squared** L2 distances; between unit vectors that is `2 - 2 cos`. A softmax over cosines with
+temperature tau is the heat kernel on the sphere with `eps = 2 tau`: there is no separate cosine
+kernel.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ TINY = 1e-12
 def squared_distances(x_AMD: Tensor) -> Tensor:
     """Squared distances between all points of each patch, `[..., M, D] -> [..., M, M]`.
 
-    `d2_jl = |x_j|^2 + |x_l|^2 - 2 x_j.x_l`, clamped at 0, the diagonal exactly 0. Its gradient is finite on duplicates. In float32 at
-    least, under autocast too: what is lost in lower precisions are the distances of near neighbours.
+    `d2_jl = |x_j|^2 + |x_l|^2 - 2 x_j.x_l`, clamped at 0, the diagonal exactly 0. Its gradient is
+    finite on duplicates. In float32 at least, under autocast too: what is lost in lower precisions
+        are the distances of near neighbours.
     """
     with torch.autocast(x_AMD.device.type, enabled=False):
         x_AMD = x_AMD.to(torch.promote_types(x_AMD.dtype, torch.float32))
@@ -42,9 +44,13 @@ def student_kernel(d2: Tensor, eps: Tensor) -> Tensor:
 
 
 def laplacian_kernel(d2: Tensor, eps: Tensor) -> Tensor:
-    """`exp(-sqrt(d2 / eps + tiny))`, its diagonal set to 1 (the root has an infinite gradient at 0)."""
+    """`exp(-sqrt(d2 / eps + tiny))`, its diagonal set to 1 (the root has an infinite gradient at
+    0).
+    """
     w = torch.exp(-torch.sqrt(d2 / eps + TINY))
-    return torch.where(torch.eye(d2.shape[-1], dtype=torch.bool, device=d2.device), torch.ones_like(w), w)
+    return torch.where(
+        torch.eye(d2.shape[-1], dtype=torch.bool, device=d2.device), torch.ones_like(w), w
+    )
 
 
 KERNELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -62,28 +68,35 @@ def patch_bandwidth(d2: Tensor) -> Tensor:
 
 
 def self_tuning_bandwidth(d2: Tensor, neighbor: int) -> Tensor:
-    """`eps_jl = s_j s_l`, `s_j` the distance from j to its `neighbor`-th neighbour in the patch, `[..., M, M]`.
+    """`eps_jl = s_j s_l`, `s_j` the distance from j to its `neighbor`-th neighbour in the patch,
+    `[..., M, M]`.
 
-    Zelnik-Manor & Perona, Self-tuning spectral clustering, 2004. Patches with fewer neighbours use their last one.
+    Zelnik-Manor & Perona, Self-tuning spectral clustering, 2004. Patches with fewer neighbours use
+    their last one.
     """
     s = d2.sort(dim=-1).values[..., min(neighbor, d2.shape[-1] - 1)].sqrt()
     return s.unsqueeze(-1) * s.unsqueeze(-2)
 
 
 def bandwidth_floor(scale: float) -> float:
-    """Smallest bandwidth used where edges have median squared length `scale`: below it distances are rounding."""
+    """Smallest bandwidth used where edges have median squared length `scale`: below it distances
+    are rounding.
+    """
     return 1e-6 * max(scale, 1e-6)
 
 
-def bandwidth(d2: Tensor, rule: str, factor: float, scale: Tensor | float, neighbor: int, floor: float) -> Tensor:
+def bandwidth(
+    d2: Tensor, rule: str, factor: float, scale: Tensor | float, neighbor: int, floor: float
+) -> Tensor:
     """Bandwidth `eps` of each patch, broadcastable to `d2` `[..., M, M]`, never below `floor`.
 
     Args:
         d2: squared distances; no gradient flows through eps.
-        rule: `patch`: factor x mean off-diagonal d2 of the patch; `self_tuning`: factor x s_j s_l; `global`: factor x scale;
-            `fixed`: factor itself, a squared distance.
+        rule: `patch`: factor x mean off-diagonal d2 of the patch; `self_tuning`: factor x s_j s_l;
+            `global`: factor x scale; `fixed`: factor itself, a squared distance.
         factor: multiple of the rule's own scale.
-        scale: median squared length of the neighbour graph's edges (a number of the whole modality).
+        scale: median squared length of the neighbour graph's edges (a number of the whole
+            modality).
         neighbor: which neighbour sets `s_j` under `self_tuning`.
         floor: smallest eps, see `bandwidth_floor`.
 
@@ -100,5 +113,7 @@ def bandwidth(d2: Tensor, rule: str, factor: float, scale: Tensor | float, neigh
     elif rule == "fixed":
         eps = torch.full((), factor, dtype=d2.dtype, device=d2.device)
     else:
-        raise UserError(f"bandwidth={rule!r} is not a bandwidth rule{did_you_mean(rule, BANDWIDTHS)}")
+        raise UserError(
+            f"bandwidth={rule!r} is not a bandwidth rule{did_you_mean(rule, BANDWIDTHS)}"
+        )
     return eps.clamp(min=floor)

@@ -1,7 +1,8 @@
-"""Neighbour graphs by FAISS, cached on disk; exact search in torch is the second backend and the tests' reference.
+"""Neighbour graphs by FAISS, cached on disk; exact search in torch is the second backend and the
+tests' reference.
 
-Legend: `N` points, `K` neighbours, `D` width. Distances are squared L2 distances (`2 - 2 cos` between unit vectors).
-This is the only module that imports faiss.
+Legend: `N` points, `K` neighbours, `D` width. Distances are squared L2 distances (`2 - 2 cos`
+between unit vectors). This is the only module that imports faiss.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ METRICS = ("l2", "ip")
 CELLS = 2**26
 """Distances that exact search in torch holds at once at most."""
 WORTH_A_GPU = 2**24
-"""Distances from which on FAISS searches on GPUs: setting one up takes a tenth of a second, in which the CPU is done with fewer."""
+"""Distances from which on FAISS searches on GPUs: setting one up takes a tenth of a second, in
+which the CPU is done with fewer.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ class SearchSettings:
     """How neighbours are looked for.
 
     Attributes:
-        backend: `faiss` (large searches on all GPUs that FAISS sees, else on the CPU; exact ones of rows that are on an accelerator stay
-            there, in torch) or `torch` (exact; graphs on the accelerator that torch sees, if any).
-        index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for millions of points.
-        nprobe: lists of an inverted file (`IVF...`) that a search visits, more find more neighbours; None: one in 16.
+        backend: `faiss` (large searches on all GPUs that FAISS sees, else on the CPU; exact ones of
+            rows that are on an accelerator stay there, in torch) or `torch` (exact; graphs on the
+            accelerator that torch sees, if any).
+        index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for
+            millions of points.
+        nprobe: lists of an inverted file (`IVF...`) that a search visits, more find more
+            neighbours; None: one in 16.
         shard: several GPUs hold a share of the points each; False: a copy each.
     """
 
@@ -58,7 +64,8 @@ class SearchSettings:
         """Refuse what a search of points of width `dim` would refuse later.
 
         Raises:
-            UserError: a FAISS index factory string that FAISS does not know, or that does not fit the width.
+            UserError: a FAISS index factory string that FAISS does not know, or that does not fit
+                the width.
         """
         if self.backend == "faiss":
             self.make_index(dim, "l2")
@@ -72,10 +79,13 @@ class SearchSettings:
         import faiss
 
         try:
-            index = faiss.index_factory(dim, self.index, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(
+                dim, self.index, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+            )
         except RuntimeError as error:
             raise UserError(
-                f"graph.index={self.index!r} is no FAISS index of points of width {dim} ({_reason(error)}): 'Flat' is exact"
+                f"graph.index={self.index!r} is no FAISS index of points of width {dim}"
+                f" ({_reason(error)}): 'Flat' is exact"
             ) from error
         inverted = faiss.try_extract_index_ivf(index)
         if inverted is not None:
@@ -100,10 +110,13 @@ class NeighborGraph:
 
     @classmethod
     def of_search(cls, distances2: Tensor, found: Tensor) -> NeighborGraph:
-        """The graph of what `search` finds of all points among themselves, `[N, K + 1]` each: a point is dropped from its own list by number."""
+        """The graph of what `search` finds of all points among themselves, `[N, K + 1]` each: a
+        point is dropped from its own list by number.
+        """
         n, count = found.shape
         is_self = found == torch.arange(n, device=found.device).unsqueeze(1)
-        # among many exact copies a point may be missing from its own list: then the farthest entry goes instead
+        # among many exact copies a point may be missing from its own list: then the farthest entry
+        # goes instead
         is_self[~is_self.any(1), -1] = True
         return cls(found[~is_self].view(n, count - 1), distances2[~is_self].view(n, count - 1))
 
@@ -120,7 +133,9 @@ class NeighborGraph:
         return torch.cat([anchors.unsqueeze(1), self.indices[anchors]], dim=1)
 
 
-def search(queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", how: SearchSettings = EXACT) -> tuple[Tensor, Tensor]:
+def search(
+    queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", how: SearchSettings = EXACT
+) -> tuple[Tensor, Tensor]:
     """The k nearest points of each query.
 
     Args:
@@ -131,7 +146,8 @@ def search(queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", how: 
         how: backend and index.
 
     Returns:
-        squared distances `[n, k]` ascending (or inner products descending), and point numbers `[n, k]` int64, on the queries' device.
+        squared distances `[n, k]` ascending (or inner products descending), and point numbers `[n,
+        k]` int64, on the queries' device.
 
     Raises:
         UserError: an unknown metric, or an index that finds too few neighbours.
@@ -139,15 +155,20 @@ def search(queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", how: 
     check_one_of("metric", metric, METRICS)
     k = min(k, len(points))
     if k == 0 or len(queries) == 0:
-        return queries.new_zeros(len(queries), k), torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
-    if how.backend == "torch" or (how == EXACT and queries.device.type != "cpu"):  # rows on an accelerator stay there
+        return queries.new_zeros(len(queries), k), torch.zeros(
+            len(queries), k, dtype=torch.int64, device=queries.device
+        )
+    if how.backend == "torch" or (
+        how == EXACT and queries.device.type != "cpu"
+    ):  # rows on an accelerator stay there
         return _torch_search(queries, points, k, metric)
     values, found = _faiss_search(_as_numpy(queries), _as_numpy(points), k, metric, how)
     return torch.from_numpy(values).to(queries), torch.from_numpy(found).to(queries.device)
 
 
 class GrowingIndex:
-    """A FAISS index that rows are added to part by part, and that `faiss.read_index` reads once it is written.
+    """A FAISS index that rows are added to part by part, and that `faiss.read_index` reads once it
+    is written.
 
     Args:
         dim: width of the rows.
@@ -167,7 +188,9 @@ class GrowingIndex:
         return bool(self._index.is_trained)
 
     def train(self, rows: Tensor) -> None:
-        """Train it on rows `[n, D]`, which are not added; FAISS raises a RuntimeError where they are too few."""
+        """Train it on rows `[n, D]`, which are not added; FAISS raises a RuntimeError where they
+        are too few.
+        """
         self._index.train(_as_numpy(rows))
 
     def add(self, rows: Tensor) -> None:
@@ -186,7 +209,9 @@ def _as_numpy(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
 
 
-def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, how: SearchSettings) -> tuple[np.ndarray, np.ndarray]:
+def _faiss_search(
+    queries: np.ndarray, points: np.ndarray, k: int, metric: str, how: SearchSettings
+) -> tuple[np.ndarray, np.ndarray]:
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -197,16 +222,26 @@ def _faiss_search(queries: np.ndarray, points: np.ndarray, k: int, metric: str, 
         options.shard = how.shard and faiss.get_num_gpus() > 1
         try:
             answer = _answer(faiss.index_cpu_to_all_gpus(index, co=options), queries, points, k)
-        except RuntimeError as error:  # an index without a GPU form such as HNSW, too little memory, a driver too old
-            log.warning("graph.index=%r: FAISS finds no use for the GPUs (%s): searching on the CPU", how.index, _reason(error))
+        except (
+            RuntimeError
+        ) as error:  # an index without a GPU form such as HNSW, too little memory, a driver too old
+            log.warning(
+                "graph.index=%r: FAISS finds no use for the GPUs (%s): searching on the CPU",
+                how.index,
+                _reason(error),
+            )
     try:
         values, found = answer or _answer(index, queries, points, k)
     except RuntimeError as error:
         raise UserError(
-            f"graph.index={how.index!r}: FAISS cannot make it of {len(points)} points ({_reason(error)}): take fewer lists, or 'Flat'"
+            f"graph.index={how.index!r}: FAISS cannot make it of {len(points)} points"
+            f" ({_reason(error)}): take fewer lists, or 'Flat'"
         ) from error
     if (found < 0).any():
-        raise UserError(f"graph.index={how.index!r} found fewer than {k} neighbours of some points: raise graph.nprobe, or take 'Flat'")
+        raise UserError(
+            f"graph.index={how.index!r} found fewer than {k} neighbours of some points: raise"
+            " graph.nprobe, or take 'Flat'"
+        )
     return (np.maximum(values, 0) if metric == "l2" else values), found.astype(np.int64)
 
 
@@ -215,7 +250,9 @@ def _reason(error: RuntimeError) -> str:
     return str(error).splitlines()[-1] if str(error) else "unknown"
 
 
-def _answer(index: Any, queries: np.ndarray, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _answer(
+    index: Any, queries: np.ndarray, points: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """What an empty index finds once it holds the points."""
     if not index.is_trained:
         index.train(points)
@@ -236,7 +273,8 @@ def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str) -> tuple
 
 
 def knn_graph(x: Tensor, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph:
-    """Neighbour graph of points `[N, D]`; a point is dropped from its own neighbours **by number**, so duplicates keep each other.
+    """Neighbour graph of points `[N, D]`; a point is dropped from its own neighbours **by number**,
+    so duplicates keep each other.
 
     With `k >= N` every other point is a neighbour (`K = N - 1`).
 
@@ -245,7 +283,10 @@ def knn_graph(x: Tensor, k: int, *, how: SearchSettings = EXACT) -> NeighborGrap
     """
     n = len(x)
     if n < 2:
-        raise UserError(f"a neighbour graph needs at least 2 points, there are {n}: enlarge the pool, or switch the geometric loss off")
+        raise UserError(
+            f"a neighbour graph needs at least 2 points, there are {n}: enlarge the pool, or switch"
+            " the geometric loss off"
+        )
     if k < 1:
         raise UserError(f"k={k} neighbours: must be at least 1")
     if k >= n:
@@ -254,15 +295,29 @@ def knn_graph(x: Tensor, k: int, *, how: SearchSettings = EXACT) -> NeighborGrap
     return NeighborGraph.of_search(*search(x, x, k + 1, how=how))
 
 
-def cached_knn_graph(x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, how: SearchSettings = EXACT) -> NeighborGraph:
-    """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings; of several processes at once one builds it.
+def cached_knn_graph(
+    x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, how: SearchSettings = EXACT
+) -> NeighborGraph:
+    """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings; of several
+    processes at once one builds it.
 
     Args:
-        key: what identifies `x`: shard checksums, the hash of the rows indexed, preprocessing with its mean's hash.
+        key: what identifies `x`: shard checksums, the hash of the rows indexed, preprocessing with
+            its mean's hash.
         cache_dir: folder of cached graphs; a damaged file is rebuilt.
     """
-    identity = {**key, "k": k, "metric": "l2", "backend": how.backend, "index": how.index, "nprobe": how.nprobe, "version": __version__}
-    digest = hashlib.sha256(repr(sorted((name, str(value)) for name, value in identity.items())).encode()).hexdigest()[:24]
+    identity = {
+        **key,
+        "k": k,
+        "metric": "l2",
+        "backend": how.backend,
+        "index": how.index,
+        "nprobe": how.nprobe,
+        "version": __version__,
+    }
+    digest = hashlib.sha256(
+        repr(sorted((name, str(value)) for name, value in identity.items())).encode()
+    ).hexdigest()[:24]
     path = Path(cache_dir) / f"knn-{digest}.safetensors"
     kept = _kept_graph(path)
     if kept is not None:
@@ -275,7 +330,10 @@ def cached_knn_graph(x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: st
             if how.backend == "torch" and torch.accelerator.is_available():
                 x = x.to(torch.accelerator.current_accelerator())
             graph = knn_graph(x, k, how=how)
-            tensors = {"indices": graph.indices.int().cpu().contiguous(), "distances2": graph.distances2.cpu().contiguous()}
+            tensors = {
+                "indices": graph.indices.int().cpu().contiguous(),
+                "distances2": graph.distances2.cpu().contiguous(),
+            }
             replace_atomically(path, safetensors.torch.save(tensors))
         lock.unlink(missing_ok=True)  # whoever still waits on it finds the graph
     return NeighborGraph(graph.indices.cpu(), graph.distances2.cpu())

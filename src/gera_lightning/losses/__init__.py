@@ -1,1 +1,3 @@
-"""Training objectives, one published loss a file. Plain torch: pure functions, and classes that only hold settings."""
+"""Training objectives, one published loss a file. Plain torch: pure functions, and classes that
+only hold settings.
+"""

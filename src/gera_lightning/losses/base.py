@@ -1,6 +1,8 @@
-"""What a loss of a whole step is given: the joined batch's pairs and unpaired rows, before and after the map.
+"""What a loss of a whole step is given: the joined batch's pairs and unpaired rows, before and
+after the map.
 
-Legend: `B` pairs, `n_a`, `n_b` unpaired rows of a step, over all processes; `D_a`, `D_b` frozen widths, `D` shared width.
+Legend: `B` pairs, `n_a`, `n_b` unpaired rows of a step, over all processes; `D_a`, `D_b` frozen
+    widths, `D` shared width.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class UnpairedLoss(nn.Module, ABC):
         term: what it is logged as, `loss/<term>`.
         warmup: steps until it has its full weight.
         reads_unpaired: whether a step needs unpaired rows for it.
-        teacher: a closed form (`aligners.base.ClosedForm`) that must be fitted on the pairs first, see `taught`; None where there is none.
+        teacher: a closed form (`aligners.base.ClosedForm`) that must be fitted on the pairs first,
+            see `taught`; None where there is none.
     """
 
     term: str = "unpaired"

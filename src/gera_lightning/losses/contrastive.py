@@ -1,6 +1,7 @@
 """Contrastive losses on pairs: CLIP and SigLIP, with several positives a row.
 
-Legend: `B` pairs of a batch, `D` shared width. Rows of the same item are positives of each other, never negatives.
+Legend: `B` pairs of a batch, `D` shared width. Rows of the same item are positives of each other,
+    never negatives.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ def positives_of(item_a: Tensor, item_b: Tensor) -> Tensor:
 
 
 def clip_loss(logits: Tensor, positives: Tensor) -> Tensor:
-    """Symmetric InfoNCE: mean of both directions' cross-entropy against the uniform distribution over a row's positives.
+    """Symmetric InfoNCE: mean of both directions' cross-entropy against the uniform distribution
+    over a row's positives.
 
-    `-1/2 [ mean_i 1/|P_i| sum_{j in P_i} log softmax_j(s_ij) + the same over columns ]`; with one positive a row it is the
-    loss of CLIP.
+    `-1/2 [ mean_i 1/|P_i| sum_{j in P_i} log softmax_j(s_ij) + the same over columns ]`; with one
+    positive a row it is the loss of CLIP.
 
     Args:
         logits: scaled similarities `[B, B]`.
         positives: bool `[B, B]`, at least one a row and a column.
 
     Source:
-        Radford et al., CLIP, arXiv 2103.00020; several positives as in Khosla et al., SupCon (L_out), arXiv 2004.11362.
+        Radford et al., CLIP, arXiv 2103.00020; several positives as in Khosla et al., SupCon
+        (L_out), arXiv 2004.11362.
     """
     target = positives.to(logits.dtype)
     rows = (target * logits.log_softmax(1)).sum(1) / target.sum(1)
@@ -60,11 +63,15 @@ class CLIPLoss(nn.Module):
         max_scale: the scale is clamped here (100, as in CLIP).
     """
 
-    def __init__(self, temperature: float = 0.07, learned: bool = True, max_scale: float = 100.0) -> None:
+    def __init__(
+        self, temperature: float = 0.07, learned: bool = True, max_scale: float = 100.0
+    ) -> None:
         super().__init__()
         if not temperature > 0:
             raise UserError(f"temperature={temperature} must be above 0")
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)), requires_grad=learned)
+        self.log_scale = nn.Parameter(
+            torch.tensor(math.log(1 / temperature)), requires_grad=learned
+        )
         self.max_scale = max_scale
 
     @property
@@ -87,7 +94,13 @@ class SigLIPLoss(nn.Module):
         max_scale: the scale is clamped here.
     """
 
-    def __init__(self, scale: float = 10.0, bias: float = -10.0, learned: bool = True, max_scale: float = 100.0) -> None:
+    def __init__(
+        self,
+        scale: float = 10.0,
+        bias: float = -10.0,
+        learned: bool = True,
+        max_scale: float = 100.0,
+    ) -> None:
         super().__init__()
         if not scale > 0:
             raise UserError(f"scale={scale} must be above 0")

@@ -1,4 +1,5 @@
-"""S-CLIP's captions: an unpaired row takes a mixture of the paired partners as its label, by transport onto the paired rows.
+"""S-CLIP's captions: an unpaired row takes a mixture of the paired partners as its label, by
+transport onto the paired rows.
 
 Legend: `n` unpaired rows, `B` pairs, `D` shared width.
 """
@@ -16,11 +17,14 @@ SIDES = ("both", "a", "b")
 
 
 @torch.no_grad()
-def pseudo_labels(unpaired: Tensor, paired: Tensor, eps: float | Tensor, iterations: int = 10) -> Tensor:
-    """How much each pair's partner is an unpaired row's label: `q_ij = n P_ij`, `[n, B]`, rows sum to 1, no gradient.
+def pseudo_labels(
+    unpaired: Tensor, paired: Tensor, eps: float | Tensor, iterations: int = 10
+) -> Tensor:
+    """How much each pair's partner is an unpaired row's label: `q_ij = n P_ij`, `[n, B]`, rows sum
+    to 1, no gradient.
 
-    P is the entropic transport plan between the unpaired and the paired rows of one modality, uniform marginals, cost `-cos`: each
-    pair is used alike, `B/n sum_i q_ij = 1` at convergence.
+    P is the entropic transport plan between the unpaired and the paired rows of one modality,
+    uniform marginals, cost `-cos`: each pair is used alike, `B/n sum_i q_ij = 1` at convergence.
 
     Args:
         unpaired, paired: unit rows of one modality `[n, D]`, `[B, D]`.
@@ -36,11 +40,13 @@ def caption_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class CaptionLoss(UnpairedLoss):
-    """`1/2 sum over sides` of the cross-entropy of unpaired rows to the pairs' partners against their pseudo-labels.
+    """`1/2 sum over sides` of the cross-entropy of unpaired rows to the pairs' partners against
+    their pseudo-labels.
 
-    An unpaired row u of a takes its labels q from a's paired rows, and is drawn to b's: `s_j = scale cos(u, z_b,j)`. The paper does so
-    for images, the side with unpaired rows; both sides alike are ours. Its text-to-image term, in which unpaired images join the
-    negatives of the paired texts, and its keyword labels are left out.
+    An unpaired row u of a takes its labels q from a's paired rows, and is drawn to b's: `s_j =
+    scale cos(u, z_b,j)`. The paper does so for images, the side with unpaired rows; both sides
+    alike are ours. Its text-to-image term, in which unpaired images join the negatives of the
+    paired texts, and its keyword labels are left out.
 
     Args:
         sides: `both`, `a` or `b`: whose unpaired rows are labelled.
@@ -48,7 +54,8 @@ class CaptionLoss(UnpairedLoss):
         iterations: of Sinkhorn (10 in the published code).
 
     Source:
-        Mo et al., S-CLIP: semi-supervised vision-language learning using few specialist captions, arXiv 2305.14095.
+        Mo et al., S-CLIP: semi-supervised vision-language learning using few specialist captions,
+        arXiv 2305.14095.
     """
 
     term = "captions"
@@ -69,7 +76,10 @@ class CaptionLoss(UnpairedLoss):
             UserError: the pair loss has no scale.
         """
         if step.scale is None:
-            raise UserError("pair_loss has no scale, which pseudo-labels need: take gera_lightning.losses.contrastive.CLIPLoss")
+            raise UserError(
+                "pair_loss has no scale, which pseudo-labels need: take"
+                " gera_lightning.losses.contrastive.CLIPLoss"
+            )
         (a, b), pairs_a, pairs_b = step.unpaired, step.pairs_a, step.pairs_b
         terms = []
         if self.sides in ("both", "a"):
@@ -82,5 +92,10 @@ class CaptionLoss(UnpairedLoss):
         with torch.autocast(rows.z.device.type, enabled=False):
             wide = torch.promote_types(rows.z.dtype, torch.float32)
             unpaired, own_z, other_z = (part.z.to(wide) for part in (rows, own, other))
-            labels = pseudo_labels(unpaired, own_z, 1 / scale.detach() if self.eps is None else self.eps, self.iterations)
+            labels = pseudo_labels(
+                unpaired,
+                own_z,
+                1 / scale.detach() if self.eps is None else self.eps,
+                self.iterations,
+            )
             return caption_loss(scale * unpaired @ other_z.T, labels)

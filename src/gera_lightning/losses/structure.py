@@ -14,10 +14,12 @@ from gera_lightning.utils.errors import UserError, check_one_of
 
 
 def similarity_distribution(x: Tensor, temperature: float) -> Tensor:
-    """`P = softmax_rows(C C' / temperature)`, C the unit rows of x less their mean: `[n, D] -> [n, n]`, rows sum to 1.
+    """`P = softmax_rows(C C' / temperature)`, C the unit rows of x less their mean: `[n, D] -> [n,
+    n]`, rows sum to 1.
 
-    A row is its own likeliest neighbour. Of rows at right angles `P_ii = 1 / (1 + (n - 1) exp(-1 / temperature))`: at 0.05 P is all but
-    the identity, and only rows much nearer than at right angles show in it.
+    A row is its own likeliest neighbour. Of rows at right angles `P_ii = 1 / (1 + (n - 1) exp(-1 /
+    temperature))`: at 0.05 P is all but the identity, and only rows much nearer than at right
+    angles show in it.
     """
     c = normalized(x)
     c = c - c.mean(0)
@@ -25,9 +27,14 @@ def similarity_distribution(x: Tensor, temperature: float) -> Tensor:
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
-    """Mean over rows of the Jensen-Shannon divergence of two distributions `[n, m]`, in nats: at most log 2."""
+    """Mean over rows of the Jensen-Shannon divergence of two distributions `[n, m]`, in nats: at
+    most log 2.
+    """
     middle = (p + q) / 2
-    entropy = [torch.special.xlogy(d, d.clamp(min=torch.finfo(d.dtype).tiny)).sum(1) for d in (p, q, middle)]
+    entropy = [
+        torch.special.xlogy(d, d.clamp(min=torch.finfo(d.dtype).tiny)).sum(1)
+        for d in (p, q, middle)
+    ]
     return ((entropy[0] + entropy[1]) / 2 - entropy[2]).mean()
 
 
@@ -43,7 +50,8 @@ def structure_loss(x: Tensor, z: Tensor, temperature: float = 0.05, hops: int = 
         hops: L.
 
     Source:
-        Gröger et al., With limited data for multimodal alignment, let the STRUCTURE guide you, arXiv 2506.16895.
+        Gröger et al., With limited data for multimodal alignment, let the STRUCTURE guide you,
+        arXiv 2506.16895.
     """
     with torch.autocast(z.device.type, enabled=False):
         wide = torch.promote_types(z.dtype, torch.float32)
@@ -58,7 +66,8 @@ def structure_loss(x: Tensor, z: Tensor, temperature: float = 0.05, hops: int = 
 
 
 class StructureLoss(UnpairedLoss):
-    """`structure_loss` of modality a plus that of b, its weight growing linearly over the first steps.
+    """`structure_loss` of modality a plus that of b, its weight growing linearly over the first
+    steps.
 
     Args:
         rows: `unpaired`, or `pairs` as in the paper: what it is taken of.
@@ -69,7 +78,9 @@ class StructureLoss(UnpairedLoss):
 
     term = "structure"
 
-    def __init__(self, rows: str = "unpaired", temperature: float = 0.05, hops: int = 1, warmup: int = 0) -> None:
+    def __init__(
+        self, rows: str = "unpaired", temperature: float = 0.05, hops: int = 1, warmup: int = 0
+    ) -> None:
         super().__init__()
         check_one_of("rows", rows, ("unpaired", "pairs"))
         if not temperature > 0:

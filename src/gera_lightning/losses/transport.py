@@ -1,7 +1,8 @@
-"""Optimal transport between unpaired rows: SOTAlign's KLOT, the distance of a student's transport plan from a teacher's.
+"""Optimal transport between unpaired rows: SOTAlign's KLOT, the distance of a student's transport
+plan from a teacher's.
 
-Legend: `n`, `m` unpaired rows of modality a and b, `D` shared width. Similarities are cosines, the cost is their negative. Plans have
-uniform marginals `1/n`, `1/m` and sum to 1.
+Legend: `n`, `m` unpaired rows of modality a and b, `D` shared width. Similarities are cosines, the
+cost is their negative. Plans have uniform marginals `1/n`, `1/m` and sum to 1.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import check_role
 
 WIDEST = 300.0
-"""Spread of K / eps up to which `exp(K / eps)` and its scalings stay within float64, whose exponents reach 700."""
+"""Spread of K / eps up to which `exp(K / eps)` and its scalings stay within float64, whose
+exponents reach 700.
+"""
 
 
 def sinkhorn(similarity: Tensor, eps: float | Tensor, iterations: int = 100) -> Tensor:
-    """Logarithm of the entropic transport plan `argmax_P <P, K> + eps H(P)`, rows `1/n`, columns `1/m`, by Sinkhorn's iterations.
+    """Logarithm of the entropic transport plan `argmax_P <P, K> + eps H(P)`, rows `1/n`, columns
+    `1/m`, by Sinkhorn's iterations.
 
-    `log P = K/eps + f + g`, f and g in turn such that the rows and then the columns have their sums: after the last iteration columns
-    are exact, rows as near as the iterations brought them. Where `exp(K/eps)` is within float64, f and g are the logarithms of scalings
-    u, v, and an iteration is two products with a vector, about a tenth of the time; elsewhere it is done in logarithms.
+    `log P = K/eps + f + g`, f and g in turn such that the rows and then the columns have their
+    sums: after the last iteration columns are exact, rows as near as the iterations brought them.
+    Where `exp(K/eps)` is within float64, f and g are the logarithms of scalings u, v, and an
+    iteration is two products with a vector, about a tenth of the time; elsewhere it is done in
+    logarithms.
 
     Args:
         similarity: K `[n, m]`, the negative cost.
@@ -43,7 +49,9 @@ def sinkhorn(similarity: Tensor, eps: float | Tensor, iterations: int = 100) -> 
     n, m = similarity.shape
     scaled = similarity / eps
     most = scaled.max()
-    if similarity.device.type != "mps" and float(most - scaled.min()) <= WIDEST:  # MPS knows no float64
+    if (
+        similarity.device.type != "mps" and float(most - scaled.min()) <= WIDEST
+    ):  # MPS knows no float64
         shifted = scaled.double() - most
         kernel, v = shifted.exp(), shifted.new_ones(m)
         for _ in range(iterations):
@@ -58,14 +66,18 @@ def sinkhorn(similarity: Tensor, eps: float | Tensor, iterations: int = 100) -> 
 
 
 class _KlToPlan(torch.autograd.Function):
-    """`KL(P* | P(K))` with the gradient of converged Sinkhorn, `(P - P*) / eps`, instead of unrolled iterations.
+    """`KL(P* | P(K))` with the gradient of converged Sinkhorn, `(P - P*) / eps`, instead of
+    unrolled iterations.
 
-    `-sum P* log P = -(<P*, K> + <r, f> + <c, g>) / eps` where P* has P's marginals r, c. The potentials are those of the dual at its
-    optimum, whose derivative in K is P alone (envelope theorem).
+    `-sum P* log P = -(<P*, K> + <r, f> + <c, g>) / eps` where P* has P's marginals r, c. The
+    potentials are those of the dual at its optimum, whose derivative in K is P alone (envelope
+    theorem).
     """
 
     @staticmethod
-    def forward(ctx: Any, similarity: Tensor, log_target: Tensor, eps: float, iterations: int) -> Tensor:
+    def forward(
+        ctx: Any, similarity: Tensor, log_target: Tensor, eps: float, iterations: int
+    ) -> Tensor:
         log_plan = sinkhorn(similarity, eps, iterations)
         target = log_target.exp()
         ctx.save_for_backward((log_plan.exp() - target) / eps)
@@ -77,10 +89,13 @@ class _KlToPlan(torch.autograd.Function):
         return grads[0] * slope, None, None, None
 
 
-def klot(similarity: Tensor, log_target: Tensor, eps: float = 0.05, iterations: int = 100) -> Tensor:
+def klot(
+    similarity: Tensor, log_target: Tensor, eps: float = 0.05, iterations: int = 100
+) -> Tensor:
     """`KL(P* | OT_eps(K))`, in nats, gradient `(P - P*) / eps` in K.
 
-    P and P* sum to 1. Of plans whose rows sum to 1 the divergence is n times as large: a weight alpha there is `n alpha` here.
+    P and P* sum to 1. Of plans whose rows sum to 1 the divergence is n times as large: a weight
+        alpha there is `n alpha` here.
 
     Args:
         similarity: the student's K `[n, m]`.
@@ -96,10 +111,12 @@ def klot(similarity: Tensor, log_target: Tensor, eps: float = 0.05, iterations: 
 
 
 class TransportLoss(UnpairedLoss):
-    """KLOT of a step's unpaired rows: the plan of the trained maps' cosines against that of a teacher's.
+    """KLOT of a step's unpaired rows: the plan of the trained maps' cosines against that of a
+    teacher's.
 
     Args:
-        teacher: a closed form, `{class: ...}` in a config; it is fitted on the pairs that are trained on, before training.
+        teacher: a closed form, `{class: ...}` in a config; it is fitted on the pairs that are
+            trained on, before training.
         eps: entropy of the student's plan (0.05 in the paper).
         teacher_eps: entropy of the teacher's plan (0.005 to 0.01 in the paper).
         iterations: of Sinkhorn (100 in the paper).
@@ -107,14 +124,18 @@ class TransportLoss(UnpairedLoss):
 
     term = "transport"
 
-    def __init__(self, teacher: Any, eps: float = 0.05, teacher_eps: float = 0.01, iterations: int = 100) -> None:
+    def __init__(
+        self, teacher: Any, eps: float = 0.05, teacher_eps: float = 0.01, iterations: int = 100
+    ) -> None:
         super().__init__()
         for key, value in (("eps", eps), ("teacher_eps", teacher_eps)):
             if not value > 0:
                 raise UserError(f"{key}={value} must be above 0")
         if iterations < 1:
             raise UserError(f"iterations={iterations} must be at least 1")
-        check_role(teacher, "candidates", "teacher", "closed form", "gera_lightning.aligners.cca.CCA")
+        check_role(
+            teacher, "candidates", "teacher", "closed form", "gera_lightning.aligners.cca.CCA"
+        )
         self.teacher = teacher
         self.eps, self.teacher_eps, self.iterations = eps, teacher_eps, iterations
         self.maps: nn.ModuleList | None = None
@@ -122,7 +143,9 @@ class TransportLoss(UnpairedLoss):
     def taught(self, map_a: nn.Module, map_b: nn.Module) -> TransportLoss:
         """This loss with the teacher's fitted maps, which stay as they are."""
         out = TransportLoss(self.teacher, self.eps, self.teacher_eps, self.iterations)
-        out.maps = nn.ModuleList(copy.deepcopy(part).requires_grad_(False) for part in (map_a, map_b))
+        out.maps = nn.ModuleList(
+            copy.deepcopy(part).requires_grad_(False) for part in (map_a, map_b)
+        )
         return out
 
     def forward(self, step: StepBatch) -> Tensor:
@@ -132,11 +155,16 @@ class TransportLoss(UnpairedLoss):
             UserError: its teacher was not fitted.
         """
         if self.maps is None:
-            raise UserError("the transport loss has no fitted teacher: give it one, loss.taught(map_a, map_b)")
+            raise UserError(
+                "the transport loss has no fitted teacher: give it one, loss.taught(map_a, map_b)"
+            )
         a, b = step.unpaired
         with torch.autocast(a.z.device.type, enabled=False):
             wide = torch.promote_types(a.z.dtype, torch.float32)
             with torch.no_grad():
-                known = [normalized(part(rows.x.to(wide))) for part, rows in zip(self.maps, (a, b), strict=True)]
+                known = [
+                    normalized(part(rows.x.to(wide)))
+                    for part, rows in zip(self.maps, (a, b), strict=True)
+                ]
                 log_target = sinkhorn(known[0] @ known[1].T, self.teacher_eps, self.iterations)
             return klot(a.z.to(wide) @ b.z.to(wide).T, log_target, self.eps, self.iterations)

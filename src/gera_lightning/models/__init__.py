@@ -1,1 +1,3 @@
-"""Maps from a frozen space to the shared one, preprocessing before them, and the score between their images."""
+"""Maps from a frozen space to the shared one, preprocessing before them, and the score between
+their images.
+"""

@@ -1,9 +1,11 @@
-"""Maps from a frozen space to the shared one. Every map is an `nn.Module` of plain tensors that an aligner folder can hold.
+"""Maps from a frozen space to the shared one. Every map is an `nn.Module` of plain tensors that an
+aligner folder can hold.
 
-Legend: `n` rows, `D_in` frozen width, `D` shared width. Maps return rows that are **not** normalised; `normalized` does that.
+Legend: `n` rows, `D_in` frozen width, `D` shared width. Maps return rows that are **not**
+    normalised; `normalized` does that.
 
-A map that is registered with `@register_map("kind")` and has a property `settings` (what, with its weights, rebuilds it) is saved and
-loaded by kind; a saved artefact never names code to import.
+A map that is registered with `@register_map("kind")` and has a property `settings` (what, with its
+weights, rebuilds it) is saved and loaded by kind; a saved artefact never names code to import.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from gera_lightning.utils.errors import UserError
 
 
 def normalized(x: Tensor) -> Tensor:
-    """Normalize rows: `x / |x|`, a zero row stays zero."""
+    """Unit rows: `x / |x|`, a zero row stays zero."""
     return nn.functional.normalize(x, dim=-1)
 
 
@@ -40,14 +42,18 @@ def register_map(kind: str) -> Callable[[MapClass], MapClass]:
 
 def describe_map(mapping: nn.Module) -> dict[str, Any]:
     """Kind, settings and parts of a map, for `aligner.json`."""
-    kind = next((name for name, cls in MAPS.items() if cls is type(mapping)), type(mapping).__name__)
+    kind = next(
+        (name for name, cls in MAPS.items() if cls is type(mapping)), type(mapping).__name__
+    )
     record: dict[str, Any] = {"kind": kind, "settings": getattr(mapping, "settings", {})}
     if isinstance(mapping, Concat | Sequential):
         record["parts"] = [describe_map(part) for part in mapping.maps]
     return record
 
 
-def build_map(record: Mapping[str, Any], kinds: Mapping[str, type[nn.Module]] | None = None) -> nn.Module:
+def build_map(
+    record: Mapping[str, Any], kinds: Mapping[str, type[nn.Module]] | None = None
+) -> nn.Module:
     """The map that `describe_map` described, its weights still to be filled in.
 
     Args:
@@ -61,9 +67,12 @@ def build_map(record: Mapping[str, Any], kinds: Mapping[str, type[nn.Module]] | 
     kind = record["kind"]
     if kind not in known:
         raise UserError(
-            f"the aligner's map is a {kind!r}, not one of {', '.join(known)}: pass its class, load(path, kinds={{{kind!r}: ...}})"
+            f"the aligner's map is a {kind!r}, not one of {', '.join(known)}: pass its class,"
+            f" load(path, kinds={{{kind!r}: ...}})"
         )
-    return known[kind](*(build_map(part, kinds) for part in record.get("parts", ())), **record["settings"])
+    return known[kind](
+        *(build_map(part, kinds) for part in record.get("parts", ())), **record["settings"]
+    )
 
 
 @register_map("linear")
@@ -73,17 +82,27 @@ class Linear(nn.Module):
     Args:
         dim_in: frozen width.
         dim: shared width.
-        weight: start `[dim_in, dim]`; by default orthogonal rows or columns, drawn from `generator`.
+        weight: start `[dim_in, dim]`; by default orthogonal rows or columns, drawn from
+            `generator`.
         generator: random state of the start.
     """
 
-    def __init__(self, dim_in: int, dim: int, *, weight: Tensor | None = None, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        dim_in: int,
+        dim: int,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         if weight is None:
             weight = nn.init.orthogonal_(torch.empty(dim_in, dim), generator=generator)
         if weight.shape != (dim_in, dim):
             raise ValueError(f"weight {tuple(weight.shape)} is not {(dim_in, dim)}")
-        self.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))  # as it will be loaded: same digits
+        self.weight = nn.Parameter(
+            weight.clone(memory_format=torch.contiguous_format)
+        )  # as it will be loaded: same digits
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -122,7 +141,9 @@ class ResidualMLP(nn.Module):
         if hidden < 1:
             raise UserError(f"hidden={hidden} must be at least 1")
         self.linear = Linear(dim_in, dim, weight=weight, generator=generator)
-        self.inner = nn.Parameter(torch.randn(dim_in, hidden, generator=generator) * math.sqrt(2 / dim_in))
+        self.inner = nn.Parameter(
+            torch.randn(dim_in, hidden, generator=generator) * math.sqrt(2 / dim_in)
+        )
         self.inner_bias = nn.Parameter(torch.zeros(hidden))
         self.outer = nn.Parameter(torch.zeros(hidden, dim))
         self.dropout = nn.Dropout(dropout)
@@ -134,7 +155,10 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, dim_in] -> [n, dim]`."""
-        return self.linear(x) + self.dropout(nn.functional.gelu(x @ self.inner + self.inner_bias)) @ self.outer
+        return (
+            self.linear(x)
+            + self.dropout(nn.functional.gelu(x @ self.inner + self.inner_bias)) @ self.outer
+        )
 
 
 @register_map("identity")
@@ -161,7 +185,8 @@ class Identity(nn.Module):
 
 @register_map("concat")
 class Concat(nn.Module):
-    """`[sqrt(s_1) n(m_1(x)); sqrt(s_2) n(m_2(x)); ...]`: the dot product of two such rows is the mean of their parts' cosines.
+    """`[sqrt(s_1) n(m_1(x)); sqrt(s_2) n(m_2(x)); ...]`: the dot product of two such rows is the
+    mean of their parts' cosines.
 
     Args:
         maps: the parts, each of the same input.
@@ -180,7 +205,13 @@ class Concat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, dim_in] -> [n, sum of the parts' widths]`."""
-        return torch.cat([normalized(part(x)) * math.sqrt(share) for part, share in zip(self.maps, self.shares, strict=True)], dim=-1)
+        return torch.cat(
+            [
+                normalized(part(x)) * math.sqrt(share)
+                for part, share in zip(self.maps, self.shares, strict=True)
+            ],
+            dim=-1,
+        )
 
 
 def _shares(shares: Sequence[float] | None, count: int) -> list[float]:
@@ -192,7 +223,8 @@ def _shares(shares: Sequence[float] | None, count: int) -> list[float]:
 
 @register_map("blocks")
 class WeightedBlocks(nn.Module):
-    """A row's blocks of columns, each brought to the length of its share: `Concat` of what one map has computed in one go.
+    """A row's blocks of columns, each brought to the length of its share: `Concat` of what one map
+    has computed in one go.
 
     Args:
         widths: columns of each block; they sum to D.
@@ -211,7 +243,13 @@ class WeightedBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, D] -> [n, D]`."""
-        return torch.cat([normalized(b) * math.sqrt(s) for b, s in zip(x.split(self.widths, dim=-1), self.shares, strict=True)], dim=-1)
+        return torch.cat(
+            [
+                normalized(b) * math.sqrt(s)
+                for b, s in zip(x.split(self.widths, dim=-1), self.shares, strict=True)
+            ],
+            dim=-1,
+        )
 
 
 @register_map("chain")

@@ -32,7 +32,9 @@ class Preprocessing(nn.Module):
         """From training rows `[n, D]`, `CHUNK` of them at a time."""
         if not center:
             return cls(None)
-        total = torch.stack([normalized(rows).sum(0, dtype=torch.float64) for rows in x.split(CHUNK)]).sum(0)
+        total = torch.stack(
+            [normalized(rows).sum(0, dtype=torch.float64) for rows in x.split(CHUNK)]
+        ).sum(0)
         return cls((total / len(x)).to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:

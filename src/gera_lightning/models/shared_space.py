@@ -13,10 +13,12 @@ from gera_lightning.utils.errors import UserError
 
 
 class CSLS(nn.Module):
-    """Cross-domain similarity local scaling against the pools: `cos(z_a, z_b) - weight (r_B(z_a) + r_A(z_b)) / 2`.
+    """Cross-domain similarity local scaling against the pools: `cos(z_a, z_b) - weight (r_B(z_a) +
+    r_A(z_b)) / 2`.
 
-    `r_B(z_a)` is the mean cosine of `z_a` to its `k` nearest mapped pool rows of b, `r_A(z_b)` likewise: rows that are near to
-    everything (hubs) are marked down. Against the pools, not the gallery, so a score never depends on what else is searched.
+    `r_B(z_a)` is the mean cosine of `z_a` to its `k` nearest mapped pool rows of b, `r_A(z_b)`
+    likewise: rows that are near to everything (hubs) are marked down. Against the pools, not the
+        gallery, so a score never depends on what else is searched.
 
     Args:
         k: neighbours.
@@ -24,7 +26,8 @@ class CSLS(nn.Module):
         pool_a, pool_b: mapped pool rows `[N, D]`, unit.
 
     Source:
-        Conneau et al., Word translation without parallel data, arXiv 1710.04087; scaling by pools instead of queries is ours.
+        Conneau et al., Word translation without parallel data, arXiv 1710.04087; scaling by pools
+        instead of queries is ours.
     """
 
     pool_a: Tensor
@@ -41,7 +44,9 @@ class CSLS(nn.Module):
         self.register_buffer("pool_b", pool_b)
 
     def nearness(self, z: Tensor, side: str) -> Tensor:
-        """`r` of mapped rows of modality `side` `[n, D] -> [n]`: mean cosine to the nearest pool rows of the other modality."""
+        """`r` of mapped rows of modality `side` `[n, D] -> [n]`: mean cosine to the nearest pool
+        rows of the other modality.
+        """
         pool = self.pool_b if side == "a" else self.pool_a
         k = min(self.k, len(pool))
         return (
@@ -51,7 +56,9 @@ class CSLS(nn.Module):
         )
 
     def penalty(self, z: Tensor, side: str) -> Tensor:
-        """What the hubness of rows of modality `side` takes from their scores, `weight r / 2`, `[n]`."""
+        """What the hubness of rows of modality `side` takes from their scores, `weight r / 2`,
+        `[n]`.
+        """
         return self.weight / 2 * self.nearness(z, side)
 
 
@@ -68,16 +75,24 @@ class SharedSpace(nn.Module):
         self.map_a, self.map_b, self.correction = map_a, map_b, correction
 
     def embed(self, side: str, x: Tensor) -> Tensor:
-        """Normalize rows `[n, D]` of preprocessed rows of modality `side` (`a` or `b`)."""
+        """Unit rows `[n, D]` of preprocessed rows of modality `side` (`a` or `b`)."""
         return normalized(self.map_a(x) if side == "a" else self.map_b(x))
 
     def queries(self, z: Tensor) -> Tensor:
-        """Projected rows as queries: their dot product with `gallery` rows ranks as the score does. `[n, D]`, or `[n, D + 1]`."""
+        """Mapped rows as queries: their dot product with `gallery` rows ranks as the score does.
+        `[n, D]`, or `[n, D + 1]`.
+        """
         return z if self.correction is None else torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
 
     def gallery(self, side: str, z: Tensor) -> Tensor:
-        """Projected rows as a gallery, see `queries`: `[z; -r/2]` under a correction, so one inner-product index serves."""
-        return z if self.correction is None else torch.cat([z, -self.correction.penalty(z, side).unsqueeze(1)], dim=1)
+        """Mapped rows as a gallery, see `queries`: `[z; -r/2]` under a correction, so one
+        inner-product index serves.
+        """
+        return (
+            z
+            if self.correction is None
+            else torch.cat([z, -self.correction.penalty(z, side).unsqueeze(1)], dim=1)
+        )
 
     def offset(self, side: str, z: Tensor) -> Tensor | float:
         """What a query's own hubness takes from all its scores `[n, 1]`; it changes no ranking."""

@@ -116,8 +116,19 @@ class Report:
 
     def tables(self) -> list[Table]:
         """All tables, in order."""
-        return [block for section in self.sections for block in section.blocks if isinstance(block, Table)]
+        return [
+            block
+            for section in self.sections
+            for block in section.blocks
+            if isinstance(block, Table)
+        ]
 
     def pictures(self) -> list[Picture]:
         """All figures, in order."""
-        return [p for section in self.sections for block in section.blocks if isinstance(block, Pictures) for p in block.pictures]
+        return [
+            p
+            for section in self.sections
+            for block in section.blocks
+            if isinstance(block, Pictures)
+            for p in block.pictures
+        ]

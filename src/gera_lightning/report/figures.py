@@ -1,6 +1,8 @@
-"""Figures of a report: recall against pairs, differences, multipliers, cost; and the curve that a sweep leaves.
+"""Figures of a report: recall against pairs, differences, multipliers, cost; and the curve that a
+sweep leaves.
 
-All ink (text, axes, grid) is one colour, so that a page can replace it by its own; the methods' colours stand out on light and dark.
+All ink (text, axes, grid) is one colour, so that a page can replace it by its own; the methods'
+colours stand out on light and dark.
 """
 
 from __future__ import annotations
@@ -24,7 +26,18 @@ GREY = "#8a919b"
 FAINT = "#a4abb5"
 OTHERS = "other methods"
 CHANCE = "chance"
-COLORS = ("#2f7ed8", "#e8743b", "#17a673", "#c8489e", "#8a6fe0", "#b98a12", "#13a0b4", "#d6455d", "#7b9130", "#94725c")
+COLORS = (
+    "#2f7ed8",
+    "#e8743b",
+    "#17a673",
+    "#c8489e",
+    "#8a6fe0",
+    "#b98a12",
+    "#13a0b4",
+    "#d6455d",
+    "#7b9130",
+    "#94725c",
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)))
 WIDTH = 4.2  # inches; a figure is one panel, so that a narrow page shows it whole
@@ -45,12 +58,21 @@ Style = Mapping[str, Mapping[str, Any]]
 
 
 def styles(methods: Sequence[str], faint: Sequence[str] = ()) -> Style:
-    """A colour, marker and line for each method, the same in every figure; those of `faint` are thin and grey, one entry of a legend."""
+    """A colour, marker and line for each method, the same in every figure; those of `faint` are
+    thin and grey, one entry of a legend.
+    """
     looks = {
-        name: {"color": COLORS[n % len(COLORS)], "marker": MARKERS[n % len(MARKERS)], "linestyle": DASHES[n // len(COLORS) % len(DASHES)]}
+        name: {
+            "color": COLORS[n % len(COLORS)],
+            "marker": MARKERS[n % len(MARKERS)],
+            "linestyle": DASHES[n // len(COLORS) % len(DASHES)],
+        }
         for n, name in enumerate(name for name in methods if name not in faint)
     }
-    return looks | {name: {"color": FAINT, "marker": "", "linestyle": "-", "linewidth": 0.8, "zorder": 1} for name in faint}
+    return looks | {
+        name: {"color": FAINT, "marker": "", "linestyle": "-", "linewidth": 0.8, "zorder": 1}
+        for name in faint
+    }
 
 
 def _label(name: str, style: Style) -> str:
@@ -58,10 +80,20 @@ def _label(name: str, style: Style) -> str:
     return OTHERS if style[name]["color"] == FAINT else name
 
 
-def save(figure: Figure, target: str | Path | IO[str], kind: str, name: str, *, transparent: bool = False) -> None:
-    """Write a figure; the same figure gives the same bytes, and names inside an SVG begin from `name`."""
+def save(
+    figure: Figure, target: str | Path | IO[str], kind: str, name: str, *, transparent: bool = False
+) -> None:
+    """Write a figure; the same figure gives the same bytes, and names inside an SVG begin from
+    `name`.
+    """
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(target, format=kind, dpi=150, transparent=transparent, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(
+            target,
+            format=kind,
+            dpi=150,
+            transparent=transparent,
+            metadata={"Date": None} if kind == "svg" else None,
+        )
 
 
 def _panel(height: float = 3.5) -> tuple[Figure, Axes]:
@@ -76,7 +108,9 @@ def _panel(height: float = 3.5) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finish(figure: Figure, axes: Axes, title: str, xlabel: str, ylabel: str, legend: bool = True) -> Figure:
+def _finish(
+    figure: Figure, axes: Axes, title: str, xlabel: str, ylabel: str, legend: bool = True
+) -> Figure:
     axes.set_title(title, color=INK, fontsize=11, loc="left")
     axes.set_xlabel(xlabel, color=INK, fontsize=10)
     axes.set_ylabel(ylabel, color=INK, fontsize=10)
@@ -85,8 +119,18 @@ def _finish(figure: Figure, axes: Axes, title: str, xlabel: str, ylabel: str, le
     entries |= {label: entries.pop(label) for label in (OTHERS, CHANCE) if label in entries}  # last
     if legend and entries:
         rows = (len(entries) + 1) // 2
-        figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 2))  # a long legend does not squeeze the axes
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+        figure.set_figheight(
+            figure.get_figheight() + 0.2 * max(0, rows - 2)
+        )  # a long legend does not squeeze the axes
+        figure.legend(
+            entries.values(),
+            entries.keys(),
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+            labelcolor=INK,
+        )
     return figure
 
 
@@ -98,12 +142,27 @@ def _budget_axis(axes: Axes, budgets: Sequence[float]) -> None:
         axes.set_xlim(budgets[0] / 2, budgets[0] * 2)
 
 
-def lines(series: Sequence[Series], style: Style, title: str, ylabel: str, *, level: float | None = None, from_zero: bool = True) -> Figure:
-    """Values against the number of pairs, intervals as bands (as bars where a method has one budget), `level` dotted as chance."""
+def lines(
+    series: Sequence[Series],
+    style: Style,
+    title: str,
+    ylabel: str,
+    *,
+    level: float | None = None,
+    from_zero: bool = True,
+) -> Figure:
+    """Values against the number of pairs, intervals as bands (as bars where a method has one
+    budget), `level` dotted as chance.
+    """
     figure, axes = _panel()
     for one in series:
         look = style[one.label]
-        axes.plot(one.x, one.y, label=_label(one.label, style), **{"markersize": 4.5, "linewidth": 1.8, **look})
+        axes.plot(
+            one.x,
+            one.y,
+            label=_label(one.label, style),
+            **{"markersize": 4.5, "linewidth": 1.8, **look},
+        )
         if look["color"] == FAINT:
             continue
         if len(one.x) > 1:
@@ -118,8 +177,11 @@ def lines(series: Sequence[Series], style: Style, title: str, ylabel: str, *, le
     return _finish(figure, axes, title, "pairs", ylabel)
 
 
-def forest(series: Sequence[Series], style: Style, title: str, xlabel: str, span: tuple[float, float]) -> Figure:
-    """A row a method: `x` its difference with the interval `low`, `high`; a filled marker where the interval leaves 0 out.
+def forest(
+    series: Sequence[Series], style: Style, title: str, xlabel: str, span: tuple[float, float]
+) -> Figure:
+    """A row a method: `x` its difference with the interval `low`, `high`; a filled marker where the
+    interval leaves 0 out.
 
     `span` are the ends of the axis, so that several figures can share it.
     """
@@ -145,22 +207,43 @@ def forest(series: Sequence[Series], style: Style, title: str, xlabel: str, span
 
 
 def multipliers(series: Sequence[Series], style: Style, title: str) -> Figure:
-    """Label multipliers against pairs on a log axis; `y` is clipped to what could be measured, arrows show that it lies beyond.
+    """Label multipliers against pairs on a log axis; `y` is clipped to what could be measured,
+    arrows show that it lies beyond.
 
-    `low`, `high` are `-inf`, `inf` where the interval is open; `y` likewise where the estimate itself is censored.
+    `low`, `high` are `-inf`, `inf` where the interval is open; `y` likewise where the estimate
+    itself is censored.
     """
     figure, axes = _panel()
     finite = np.concatenate([np.asarray([*one.y, *one.low, *one.high]) for one in series])
     finite = finite[np.isfinite(finite)]
-    bottom, top = (min(finite.min(), 1) / 1.5, max(finite.max(), 1) * 1.5) if len(finite) else (0.5, 2.0)
+    bottom, top = (
+        (min(finite.min(), 1) / 1.5, max(finite.max(), 1) * 1.5) if len(finite) else (0.5, 2.0)
+    )
     for number, one in enumerate(series):
-        look, shift = style[one.label], 1.05 ** (number - (len(series) - 1) / 2)  # side by side, not on top of each other
+        look, shift = (
+            style[one.label],
+            1.05 ** (number - (len(series) - 1) / 2),
+        )  # side by side, not on top of each other
         x, y = np.asarray(one.x) * shift, np.clip(one.y, bottom, top)
-        axes.vlines(x, np.clip(one.low, bottom, top), np.clip(one.high, bottom, top), color=look["color"], linewidth=1.6)
+        axes.vlines(
+            x,
+            np.clip(one.low, bottom, top),
+            np.clip(one.high, bottom, top),
+            color=look["color"],
+            linewidth=1.6,
+        )
         inside = np.isfinite(one.y)
         axes.plot(x[inside], y[inside], label=one.label, markersize=5, linewidth=1, **look)
         for beyond, marker in ((np.isposinf(one.y), "^"), (np.isneginf(one.y), "v")):
-            axes.plot(x[beyond], y[beyond], marker=marker, color=look["color"], linestyle="none", markersize=8, markerfacecolor="none")
+            axes.plot(
+                x[beyond],
+                y[beyond],
+                marker=marker,
+                color=look["color"],
+                linestyle="none",
+                markersize=8,
+                markerfacecolor="none",
+            )
         if not inside.any():
             axes.plot([], [], label=one.label, markersize=5, linewidth=1, **look)
     axes.axhline(1, color=INK, linewidth=0.9)
@@ -173,13 +256,19 @@ def multipliers(series: Sequence[Series], style: Style, title: str) -> Figure:
 
 
 def cost(series: Sequence[Series], style: Style, title: str, ylabel: str) -> Figure:
-    """Quality against seconds on a log axis, a line a method from its least to its most pairs, markers growing with them."""
+    """Quality against seconds on a log axis, a line a method from its least to its most pairs,
+    markers growing with them.
+    """
     figure, axes = _panel()
     for one in series:
         look, name = style[one.label], _label(one.label, style)
         sizes = np.linspace(18, 70, len(one.x)) if name != OTHERS else 8
-        axes.plot(one.x, one.y, linewidth=1, color=look["color"], linestyle=look["linestyle"], alpha=0.7)
-        axes.scatter(one.x, one.y, s=sizes, color=look["color"], marker=look["marker"] or "o", label=name)
+        axes.plot(
+            one.x, one.y, linewidth=1, color=look["color"], linestyle=look["linestyle"], alpha=0.7
+        )
+        axes.scatter(
+            one.x, one.y, s=sizes, color=look["color"], marker=look["marker"] or "o", label=name
+        )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylim(bottom=0)
@@ -187,11 +276,21 @@ def cost(series: Sequence[Series], style: Style, title: str, ylabel: str) -> Fig
 
 
 def tuning_curves(series: Sequence[Series], title: str) -> Figure:
-    """Held-out scores against steps, spaced as the stopping steps are: a line a budget, darker with more pairs."""
+    """Held-out scores against steps, spaced as the stopping steps are: a line a budget, darker with
+    more pairs.
+    """
     figure, axes = _panel(2.9)
     for number, one in enumerate(series):
         strength = 0.35 + 0.65 * (number + 1) / len(series)
-        axes.plot(one.x, one.y, label=one.label, color=COLORS[0], alpha=strength, marker=MARKERS[number % len(MARKERS)], markersize=4)
+        axes.plot(
+            one.x,
+            one.y,
+            label=one.label,
+            color=COLORS[0],
+            alpha=strength,
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+        )
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     steps = sorted({x for one in series for x in one.x})
     axes.set_xticks(steps, [f"{step:g}" for step in steps])
@@ -200,21 +299,36 @@ def tuning_curves(series: Sequence[Series], title: str) -> Figure:
 
 
 def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
-    """R@10 against the number of pairs, one line a method, one panel a direction, chance dotted; a band is one standard deviation."""
+    """R@10 against the number of pairs, one line a method, one panel a direction, chance dotted; a
+    band is one standard deviation.
+    """
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     style = styles([str(name) for name in results["method"].unique()])
     figure, axes = plt.subplots(
-        1, 2, figsize=(9 if len(style) <= 6 else 11, 4 + 0.1 * max(0, len(style) - 18)), sharey=True, layout="constrained"
+        1,
+        2,
+        figsize=(9 if len(style) <= 6 else 11, 4 + 0.1 * max(0, len(style) - 18)),
+        sharey=True,
+        layout="constrained",
     )
     for axis, direction, name in ((axes[0], "ab", "a → b"), (axes[1], "ba", "b → a")):
         for method, rows in results.groupby("method", sort=False):
             look = style[str(method)]
             at = rows.groupby("budget")[f"{direction}/r@10"].agg(["mean", "std"]).fillna(0)
             axis.plot(at.index, at["mean"], markersize=4, label=str(method), **look)
-            axis.fill_between(at.index, at["mean"] - at["std"], at["mean"] + at["std"], color=look["color"], alpha=0.12, linewidth=0)
-        axis.axhline(results[f"{direction}/chance@10"].mean(), color="grey", linestyle=":", label="chance")
+            axis.fill_between(
+                at.index,
+                at["mean"] - at["std"],
+                at["mean"] + at["std"],
+                color=look["color"],
+                alpha=0.12,
+                linewidth=0,
+            )
+        axis.axhline(
+            results[f"{direction}/chance@10"].mean(), color="grey", linestyle=":", label="chance"
+        )
         axis.set_xscale("log")
         budgets = sorted(results["budget"].unique())
         axis.set_xticks(budgets, [str(b) for b in budgets])
@@ -225,7 +339,12 @@ def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
     if len(style) <= 6:
         axes[1].legend(frameon=False)
     else:
-        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+        figure.legend(
+            *axes[1].get_legend_handles_labels(),
+            loc="outside right upper",
+            frameon=False,
+            fontsize=8,
+        )
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as scratch:  # several workers may end at once

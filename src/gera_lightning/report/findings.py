@@ -1,4 +1,6 @@
-"""What all sections of a report read: means, intervals, looks, and how tables by budget are put together."""
+"""What all sections of a report read: means, intervals, looks, and how tables by budget are put
+together.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,17 @@ from gera_lightning.report import figures
 from gera_lightning.report.document import Table
 from gera_lightning.report.figures import Series
 
-MEASURES = ("r@1", "r@5", "r@10", "mrr", "map", "median_rank", "hubness", "unseen/r@10", "zero_shot")
+MEASURES = (
+    "r@1",
+    "r@5",
+    "r@10",
+    "mrr",
+    "map",
+    "median_rank",
+    "hubness",
+    "unseen/r@10",
+    "zero_shot",
+)
 SHOWN = 8
 PLAIN_FORM = ("gera_plain", "gera_off")
 WAYS = {"ab": "a → b", "ba": "b → a"}
@@ -41,7 +53,9 @@ class Findings:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Mean and deviation of every measure, a row a budget and method, the mean of both directions as `both/r@10` and the like."""
+        """Mean and deviation of every measure, a row a budget and method, the mean of both
+        directions as `both/r@10` and the like.
+        """
         runs = self.sweep.runs.copy()
         for name in MEASURES:
             if {f"ab/{name}", f"ba/{name}"} <= set(runs):
@@ -56,8 +70,15 @@ class Findings:
 
     @cached_property
     def shown(self) -> list[str]:
-        """Methods that stand out in figures: the reference, the baseline, and the best others, eight at most."""
-        wanted = [self.reference, self.baseline, *(name for name in PLAIN_FORM if name in self.sweep.methods), *self.sweep.methods]
+        """Methods that stand out in figures: the reference, the baseline, and the best others,
+        eight at most.
+        """
+        wanted = [
+            self.reference,
+            self.baseline,
+            *(name for name in PLAIN_FORM if name in self.sweep.methods),
+            *self.sweep.methods,
+        ]
         return list(dict.fromkeys(wanted))[:SHOWN]
 
     @cached_property
@@ -67,30 +88,51 @@ class Findings:
 
     def rows(self, budget: int) -> pd.DataFrame:
         """The table at a budget, the best recall first."""
-        return self.table[self.table["budget"] == budget].sort_values("both/r@10", ascending=False, kind="stable")
+        return self.table[self.table["budget"] == budget].sort_values(
+            "both/r@10", ascending=False, kind="stable"
+        )
 
     def series(self, column: str, bootstrap: Bootstrap | None = None) -> list[Series]:
-        """A measure against pairs for every method that has it, intervals from a bootstrap or else one deviation."""
+        """A measure against pairs for every method that has it, intervals from a bootstrap or else
+        one deviation.
+        """
         out = []
         for method in self.order:
             rows = self.table[(self.table["method"] == method) & self.table[column].notna()]
             if len(rows):
-                found = [bootstrap.recall(method, int(n)) if bootstrap else None for n in rows["budget"]]
+                found = [
+                    bootstrap.recall(method, int(n)) if bootstrap else None for n in rows["budget"]
+                ]
                 spread = rows[f"{column}/sd"].to_numpy()
-                low = [e.low if e else np.nan for e in found] if bootstrap else (rows[column] - spread).to_list()
-                high = [e.high if e else np.nan for e in found] if bootstrap else (rows[column] + spread).to_list()
-                out.append(Series(method, rows["budget"].to_list(), rows[column].to_list(), low, high))
+                low = (
+                    [e.low if e else np.nan for e in found]
+                    if bootstrap
+                    else (rows[column] - spread).to_list()
+                )
+                high = (
+                    [e.high if e else np.nan for e in found]
+                    if bootstrap
+                    else (rows[column] + spread).to_list()
+                )
+                out.append(
+                    Series(method, rows["budget"].to_list(), rows[column].to_list(), low, high)
+                )
         return out
 
     @cached_property
     def near_best(self) -> dict[int, dict[str, float]]:
-        """For each budget the best method and those not significantly worse (Holm over all others), with their p-values."""
+        """For each budget the best method and those not significantly worse (Holm over all others),
+        with their p-values.
+        """
         out = {}
         for budget in self.sweep.budgets:
             best = str(self.rows(budget)["method"].iloc[0])
             found = compare(self.bootstrap, best, budget) if self.bootstrap else []
             level = self.bootstrap.level if self.bootstrap else 0.05
-            out[budget] = {best: 1.0, **{c.difference.reference: c.p_holm for c in found if c.p_holm > level}}
+            out[budget] = {
+                best: 1.0,
+                **{c.difference.reference: c.p_holm for c in found if c.p_holm > level},
+            }
         return out
 
 
@@ -117,7 +159,13 @@ class Lines:
     breaks: set[int] = field(default_factory=set)
     budget: int | None = None
 
-    def add(self, budget: int, cells: Sequence[str], numbers: Mapping[str, Any], strong: Sequence[int] = ()) -> None:
+    def add(
+        self,
+        budget: int,
+        cells: Sequence[str],
+        numbers: Mapping[str, Any],
+        strong: Sequence[int] = (),
+    ) -> None:
         """One more row; `strong` are columns to stand out, the budget's is 0."""
         if self.budget not in (None, budget):
             self.breaks.add(len(self.rows))
@@ -129,5 +177,12 @@ class Lines:
     def table(self, name: str, caption: str, header: Sequence[str]) -> Table:
         """The whole."""
         return Table(
-            name, caption, ["pairs", *header], self.rows, pd.DataFrame(self.numbers), 2, frozenset(self.strong), frozenset(self.breaks)
+            name,
+            caption,
+            ["pairs", *header],
+            self.rows,
+            pd.DataFrame(self.numbers),
+            2,
+            frozenset(self.strong),
+            frozenset(self.breaks),
         )

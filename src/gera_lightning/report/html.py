@@ -1,4 +1,6 @@
-"""A report as one HTML file that opens anywhere: styles, figures and text inside, no scripts, nothing to load."""
+"""A report as one HTML file that opens anywhere: styles, figures and text inside, no scripts,
+nothing to load.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from io import StringIO
 
 from matplotlib.figure import Figure
 
-from gera_lightning.report.document import Block, Code, Example, Facts, Pictures, Report, Table, Text
+from gera_lightning.report.document import (
+    Block,
+    Code,
+    Example,
+    Facts,
+    Pictures,
+    Report,
+    Table,
+    Text,
+)
 from gera_lightning.report.figures import INK, save
 
 LONG = 40
@@ -52,14 +63,30 @@ pre { background: var(--tint); padding: 0.7rem 0.9rem; border-radius: 6px; white
 
 def render(report: Report) -> str:
     """The whole page."""
-    links = "".join(f'<a href="#s{number}">{escape(section.title)}</a>' for number, section in enumerate(report.sections))
-    body = [f"<h1>{escape(report.title)}</h1>", f'<p class="lead">{escape(report.lead)}</p>', f"<nav>{links}</nav>"]
-    for number, section in enumerate(report.sections):
-        body += [f'<section id="s{number}"><h2>{escape(section.title)}</h2>', *(_block(block) for block in section.blocks), "</section>"]
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(report.title)}</title>'
+    links = "".join(
+        f'<a href="#s{number}">{escape(section.title)}</a>'
+        for number, section in enumerate(report.sections)
     )
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+    body = [
+        f"<h1>{escape(report.title)}</h1>",
+        f'<p class="lead">{escape(report.lead)}</p>',
+        f"<nav>{links}</nav>",
+    ]
+    for number, section in enumerate(report.sections):
+        body += [
+            f'<section id="s{number}"><h2>{escape(section.title)}</h2>',
+            *(_block(block) for block in section.blocks),
+            "</section>",
+        ]
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+        f' initial-scale=1"><title>{escape(report.title)}</title>'
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n'
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
 
 
 def _block(block: Block) -> str:
@@ -74,7 +101,8 @@ def _block(block: Block) -> str:
             return _table(block)
         case Pictures(pictures):
             shown = (
-                f"<figure>{inline_svg(p.figure, p.name, p.caption)}<figcaption>{escape(p.caption)}</figcaption></figure>" for p in pictures
+                f"<figure>{inline_svg(p.figure, p.name, p.caption)}<figcaption>{escape(p.caption)}</figcaption></figure>"
+                for p in pictures
             )
             return f'<div class="pictures">{"".join(shown)}</div>'
         case Example():
@@ -89,28 +117,38 @@ def _table(table: Table) -> str:
     head = "".join(cell("th", at, title) for at, title in enumerate(table.header))
     lines = []
     for number, row in enumerate(table.rows):
-        cells = "".join(cell("td", at, text, (number, at) in table.strong) for at, text in enumerate(row))
+        cells = "".join(
+            cell("td", at, text, (number, at) in table.strong) for at, text in enumerate(row)
+        )
         lines.append(f"<tr{' class=new' if number in table.breaks else ''}>{cells}</tr>")
     caption, title = escape(table.caption), f"{len(table.rows)} rows"
-    grid = f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    grid = f"<details><summary>{title}</summary>{grid}</details>" if len(table.rows) > LONG else grid
+    grid = (
+        '<div class="scroll"'
+        f' tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    )
+    grid = (
+        f"<details><summary>{title}</summary>{grid}</details>" if len(table.rows) > LONG else grid
+    )
     # a caption outside the scrolled box stays readable on a narrow screen
     return f"<figure><figcaption>{caption}</figcaption>{grid}</figure>"
 
 
 def _example(example: Example) -> str:
     answers = "".join(
-        f'<li{" class=right" if answer.right else ""}>{escape(answer.text)} <span class="score">{answer.score:.3f}</span></li>'
+        f"<li{' class=right' if answer.right else ''}>{escape(answer.text)} <span"
+        f' class="score">{answer.score:.3f}</span></li>'
         for answer in example.answers
     )
     return (
-        f'<div class="example"><strong>{escape(example.query)}</strong> <span class="note">{escape(example.note)}</span>'
-        f"<ol>{answers}</ol></div>"
+        f'<div class="example"><strong>{escape(example.query)}</strong> <span'
+        f' class="note">{escape(example.note)}</span><ol>{answers}</ol></div>'
     )
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """A figure as an SVG element: its ink is the page's text colour, its names are its own, and it is as wide as its place."""
+    """A figure as an SVG element: its ink is the page's text colour, its names are its own, and it
+    is as wide as its place.
+    """
     buffer = StringIO()
     save(figure, buffer, "svg", name, transparent=True)
     text = buffer.getvalue()
@@ -120,4 +158,6 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text)
     text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text)
     text = re.sub(r' xmlns:xlink="[^"]*"| version="[^"]*"', "", text).replace("xlink:href", "href")
-    return text.replace(INK, "currentColor").replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+    return text.replace(INK, "currentColor").replace(
+        "<svg", f'<svg role="img" aria-label="{escape(label)}"', 1
+    )

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from gera_lightning.report.document import Block, Code, Example, Facts, Pictures, Report, Table, Text
+from gera_lightning.report.document import (
+    Block,
+    Code,
+    Example,
+    Facts,
+    Pictures,
+    Report,
+    Table,
+    Text,
+)
 
 
 def render(report: Report) -> str:
@@ -32,7 +41,9 @@ def _block(block: Block) -> str:
         case Table():
             return _table(block)
         case Pictures(pictures):
-            return "\n\n".join(f"![{plain(p.caption)}]({p.name}.png)\n\n*{plain(p.caption)}*" for p in pictures)
+            return "\n\n".join(
+                f"![{plain(p.caption)}]({p.name}.png)\n\n*{plain(p.caption)}*" for p in pictures
+            )
         case Example(query, note, answers):
             lines = [f"**{plain(query)}** ({plain(note)})", ""]
             for place, answer in enumerate(answers, start=1):
@@ -50,5 +61,10 @@ def grid(table: Table) -> str:
     rule = ["---"] * table.words + ["---:"] * (len(table.header) - table.words)
     lines = [[plain(cell) for cell in table.header], rule]
     for number, row in enumerate(table.rows):
-        lines.append([f"**{plain(cell)}**" if (number, at) in table.strong and cell else plain(cell) for at, cell in enumerate(row)])
+        lines.append(
+            [
+                f"**{plain(cell)}**" if (number, at) in table.strong and cell else plain(cell)
+                for at, cell in enumerate(row)
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,4 +1,6 @@
-"""What is shown when the runs of an experiment are finished: one table, one curve, TensorBoard's summary."""
+"""What is shown when the runs of an experiment are finished: one table, one curve, TensorBoard's
+summary.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Outcome:
 
 
 def summarize(experiment: Experiment, finished: Sequence[Run]) -> Outcome:
-    """Table and pictures of an experiment's finished runs; an empty table where there are none, as in a shard without runs."""
+    """Table and pictures of an experiment's finished runs; an empty table where there are none, as
+    in a shard without runs.
+    """
     folder = Path(experiment.common.runs_dir) / experiment.name
     if not finished:
         return Outcome(pd.DataFrame(), "", folder, folder)
@@ -51,12 +55,14 @@ def summarize(experiment: Experiment, finished: Sequence[Run]) -> Outcome:
 
 
 def undertrained(results: pd.DataFrame, name: str) -> str:
-    """A sentence on the methods and budgets most of whose seeds were stopped while they still improved; empty where there are none.
+    """A sentence on the methods and budgets most of whose seeds were stopped while they still
+    improved; empty where there are none.
 
     Such a method may not be compared fairly. One seed of several may rise by chance.
 
     Args:
-        results: rows of finished runs; a run that cannot tell (closed forms, one stopping step) has no `converged`.
+        results: rows of finished runs; a run that cannot tell (closed forms, one stopping step) has
+            no `converged`.
         name: of the experiment.
     """
     told = results.dropna(subset="converged") if "converged" in results else results[:0]
@@ -67,7 +73,9 @@ def undertrained(results: pd.DataFrame, name: str) -> str:
     if not rising:
         return ""
     return (
-        f"most runs of {', '.join(rising)} were still improving at their last stopping step, in part since the learning rate falls to 0 "
-        f"there: see with data.split=dev whether twice the steps bring more, and then raise trainer.max_steps or trainer.min_epochs in the "
-        f"experiment {name} or on the command line; the held-out curves are in each run's tuning.json"
+        f"most runs of {', '.join(rising)} were still improving at their last stopping step, in"
+        " part since the learning rate falls to 0 there: see with data.split=dev whether twice the"
+        " steps bring more, and then raise trainer.max_steps or trainer.min_epochs in the"
+        f" experiment {name} or on the command line; the held-out curves are in each run's"
+        " tuning.json"
     )

@@ -16,7 +16,16 @@ from gera_lightning.experiment.results import Sweep
 from gera_lightning.report.document import Block, Code, Facts
 from gera_lightning.utils.errors import UserError
 
-PACKAGES = ("torch", "lightning", "faiss-gpu", "faiss-cpu", "numpy", "scipy", "scikit-learn", "pandas")
+PACKAGES = (
+    "torch",
+    "lightning",
+    "faiss-gpu",
+    "faiss-cpu",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+)
 
 
 def blocks(sweep: Sweep, experiment: str, folder: str | Path) -> list[Block]:
@@ -27,21 +36,32 @@ def blocks(sweep: Sweep, experiment: str, folder: str | Path) -> list[Block]:
         experiment: as it was named.
         folder: where experiments lie.
     """
-    used = sorted({str(v) for v in sweep.runs["version"].dropna()}) if "version" in sweep.runs else []
+    used = (
+        sorted({str(v) for v in sweep.runs["version"].dropna()}) if "version" in sweep.runs else []
+    )
     facts = [
-        f"gera-lightning {', '.join(used) or 'of an unknown version'} made the runs; this report was made with "
-        f"Python {platform.python_version()}, {', '.join(_installed())}.",
+        (
+            f"gera-lightning {', '.join(used) or 'of an unknown version'} made the runs; this"
+            f" report was made with Python {platform.python_version()}, {', '.join(_installed())}."
+        ),
         f"Hash of the data (store a, store b): {sweep.data_hash}. Evaluated items: {sweep.split}.",
         *sweep.notes,
     ]
     command, words, same, differing = _command(sweep, experiment, folder)
-    facts.append(f"{same} of {len(sweep.runs)} runs have the hash that the command below gives them: same settings, same data.")
+    facts.append(
+        f"{same} of {len(sweep.runs)} runs have the hash that the command below gives them: same"
+        " settings, same data."
+    )
     if differing:
         facts.append(
-            f"Not those of {', '.join(differing)}: their presets or settings were others; each run's own stand in its config.yaml."
+            f"Not those of {', '.join(differing)}: their presets or settings were others; each"
+            " run's own stand in its config.yaml."
         )
     shown = " ".join(words)
-    return [Facts(facts), Code(f'make {command} EXP={experiment} ARGS="{shown}"\nmake report EXP={experiment}')]
+    return [
+        Facts(facts),
+        Code(f'make {command} EXP={experiment} ARGS="{shown}"\nmake report EXP={experiment}'),
+    ]
 
 
 def _installed() -> list[str]:
@@ -54,16 +74,26 @@ def _installed() -> list[str]:
     return out
 
 
-def _command(sweep: Sweep, experiment: str, folder: str | Path) -> tuple[str, list[str], int, list[str]]:
-    """`train` or, where a method has budgets of its own, `sweep`, the words after it and the experiment, how many runs they reproduce by
-    hash, and the methods of those that they do not."""
+def _command(
+    sweep: Sweep, experiment: str, folder: str | Path
+) -> tuple[str, list[str], int, list[str]]:
+    """`train` or, where a method has budgets of its own, `sweep`, the words after it and the
+    experiment, how many runs they reproduce by hash, and the methods of those that they do not.
+    """
     command = "sweep" if sweep.extra_budgets else "train"
     words = [f"{key}=[{','.join(map(str, values))}]" for key, values in _axes(sweep).items()]
     if sweep.split != "test":
         words.append(f"data.split={sweep.split}")
     same, wanted = _reproduced(sweep, experiment, folder, words)
-    while wanted:  # what brings one method's runs back may serve another's too, or spoil it: take the best each time
-        trials = [list(trial) for trial in dict.fromkeys((*words, *(w for w in more if w not in words)) for more in wanted.values())]
+    # what brings one method's runs back may serve another's too, or spoil it: take the best each
+    # time
+    while wanted:
+        trials = [
+            list(trial)
+            for trial in dict.fromkeys(
+                (*words, *(w for w in more if w not in words)) for more in wanted.values()
+            )
+        ]
         outcomes = [(*_reproduced(sweep, experiment, folder, trial), trial) for trial in trials]
         best = max(outcomes, key=lambda outcome: outcome[0])
         if best[0] <= same:
@@ -75,12 +105,23 @@ def _command(sweep: Sweep, experiment: str, folder: str | Path) -> tuple[str, li
 def _axes(sweep: Sweep) -> dict[str, list[Any]]:
     if not sweep.extra_budgets:
         return {"methods": sweep.methods, "budgets": sweep.budgets, "seeds": sweep.seeds}
-    extra = {f"sweep.extra_budgets.{name}": budgets for name, budgets in sweep.extra_budgets.items()}
-    return {"sweep.methods": sweep.methods, "budgets": sweep.compared, "sweep.seeds": sweep.seeds, **extra}
+    extra = {
+        f"sweep.extra_budgets.{name}": budgets for name, budgets in sweep.extra_budgets.items()
+    }
+    return {
+        "sweep.methods": sweep.methods,
+        "budgets": sweep.compared,
+        "sweep.seeds": sweep.seeds,
+        **extra,
+    }
 
 
-def _reproduced(sweep: Sweep, experiment: str, folder: str | Path, words: list[str]) -> tuple[int, dict[str, list[str]]]:
-    """How many runs have the hash of this command; for each method of the others, overrides that bring its settings nearer."""
+def _reproduced(
+    sweep: Sweep, experiment: str, folder: str | Path, words: list[str]
+) -> tuple[int, dict[str, list[str]]]:
+    """How many runs have the hash of this command; for each method of the others, overrides that
+    bring its settings nearer.
+    """
     try:
         loaded = config.load(experiment, words, folder=folder, sweep=bool(sweep.extra_budgets))
     except UserError:
@@ -89,13 +130,21 @@ def _reproduced(sweep: Sweep, experiment: str, folder: str | Path, words: list[s
     for row in sweep.runs.to_dict("records"):
         extra = row["budget"] in sweep.extra_budgets.get(row["method"], ())
         settings = at_budget(loaded.methods[row["method"]], int(row["budget"]), extra=extra)
-        given = config.config_hash(settings, data_hash=row["data_hash"], budget=int(row["budget"]), seed=int(row["seed"]))
+        given = config.config_hash(
+            settings, data_hash=row["data_hash"], budget=int(row["budget"]), seed=int(row["seed"])
+        )
         same += given == row["config_hash"]
-        if given != row["config_hash"] and row["method"] not in wanted:  # one run tells what a method's others were set to
+        if (
+            given != row["config_hash"] and row["method"] not in wanted
+        ):  # one run tells what a method's others were set to
             record = row["folder"] / "config.yaml"
             used = flat(yaml.safe_load(record.read_text())) if record.is_file() else {}
             mine = flat(config.identity(settings))
-            wanted[row["method"]] = [f"{key}={_word(value)}" for key, value in used.items() if key in mine and mine[key] != value]
+            wanted[row["method"]] = [
+                f"{key}={_word(value)}"
+                for key, value in used.items()
+                if key in mine and mine[key] != value
+            ]
     return same, wanted
 
 

@@ -1,4 +1,6 @@
-"""The sections of a report on how methods compare: in short, recall, results, differences, label multipliers."""
+"""The sections of a report on how methods compare: in short, recall, results, differences, label
+multipliers.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,28 @@ def short(findings: Findings) -> Section:
         text += f" (95 % interval {interval.low:.1%} to {interval.high:.1%})" if interval else ""
         others = [m for m in rows["method"] if m in near and m != best["method"]]
         if findings.bootstrap and len(rows) > 1:
-            text += f"; not significantly worse: {_named(others)}" if others else "; all others are significantly worse"
+            text += (
+                f"; not significantly worse: {_named(others)}"
+                if others
+                else "; all others are significantly worse"
+            )
         items.append(text + ".")
     seeds = len(findings.sweep.seeds)
     blocks: list[Block] = [Facts(items), headline.table(findings)]
     if seeds == 1:
-        blocks.append(Text("One seed: intervals are over families of test items alone and say nothing about other draws of the pairs."))
+        blocks.append(
+            Text(
+                "One seed: intervals are over families of test items alone and say nothing about"
+                " other draws of the pairs."
+            )
+        )
     elif seeds < 5:
-        blocks.append(Text(f"{seeds} seeds: intervals over so few seeds are too narrow. At least 5 are needed to report, 10 for claims."))
+        blocks.append(
+            Text(
+                f"{seeds} seeds: intervals over so few seeds are too narrow. At least 5 are needed"
+                " to report, 10 for claims."
+            )
+        )
     return Section("In short", blocks)
 
 
@@ -48,25 +64,43 @@ def recall(findings: Findings) -> Section:
     for way, name in (("both", "mean of both directions"), *WAYS.items()):
         bootstrap = findings.bootstrap
         if bootstrap and way != "both":
-            bootstrap = Bootstrap(bootstrap.hits.only(way), bootstrap.draws, bootstrap.seed, bootstrap.level)
+            bootstrap = Bootstrap(
+                bootstrap.hits.only(way), bootstrap.draws, bootstrap.seed, bootstrap.level
+            )
         runs = findings.sweep.runs
         ways = [way] if way != "both" else list(WAYS)
-        level = float(runs[[f"{w}/chance@10" for w in ways]].mean().mean()) if all(f"{w}/chance@10" in runs for w in ways) else None
-        figure = figures.lines(findings.series(f"{way}/r@10", bootstrap), findings.style, name, "R@10", level=level)
-        pictures.append(Picture(f"recall_{way}", f"R@10 against pairs, {name}. {_bands(findings)}", figure))
+        level = (
+            float(runs[[f"{w}/chance@10" for w in ways]].mean().mean())
+            if all(f"{w}/chance@10" in runs for w in ways)
+            else None
+        )
+        figure = figures.lines(
+            findings.series(f"{way}/r@10", bootstrap), findings.style, name, "R@10", level=level
+        )
+        pictures.append(
+            Picture(f"recall_{way}", f"R@10 against pairs, {name}. {_bands(findings)}", figure)
+        )
     return Section("Recall against pairs", [Pictures(pictures)])
 
 
 def _bands(findings: Findings) -> str:
     if findings.bootstrap is None:
         return "Bands: one standard deviation over seeds."
-    over = "seeds and families of test items" if len(findings.sweep.seeds) > 1 else "families of test items"
+    over = (
+        "seeds and families of test items"
+        if len(findings.sweep.seeds) > 1
+        else "families of test items"
+    )
     return f"Bands: 95 % bootstrap intervals over {over}."
 
 
 def results(findings: Findings) -> Section:
     """All methods at all budgets, with intervals, the best ones marked."""
-    more = {"both/map": ("mAP both", "{:.3f}"), "foscttm": ("FOSCTTM", "{:.3f}"), "both/unseen/r@10": ("R@10 unseen groups", "{:.3f}")}
+    more = {
+        "both/map": ("mAP both", "{:.3f}"),
+        "foscttm": ("FOSCTTM", "{:.3f}"),
+        "both/unseen/r@10": ("R@10 unseen groups", "{:.3f}"),
+    }
     more |= {f"{way}/median_rank": (f"median rank {name}", "{:.0f}") for way, name in WAYS.items()}
     more |= {f"{way}/zero_shot": (f"zero-shot {name}", "{:.3f}") for way, name in WAYS.items()}
     more = {name: head for name, head in more.items() if name in findings.table}
@@ -79,45 +113,105 @@ def results(findings: Findings) -> Section:
             known = findings.bootstrap is not None and budget in findings.sweep.compared
             mark = "" if method not in near or not known else "best" if place == 0 else "≈ best"
             values = {str(name): value for name, value in row.items()}
-            cells = [method, str(row["seeds"]), with_sd(row, "both/r@10"), f"{found.low:.3f} to {found.high:.3f}" if found else "–", mark]
-            cells += [with_sd(row, name) for name in ("ab/r@10", "ba/r@10", "both/r@1", "both/r@5", "both/mrr")]
+            cells = [
+                method,
+                str(row["seeds"]),
+                with_sd(row, "both/r@10"),
+                f"{found.low:.3f} to {found.high:.3f}" if found else "–",
+                mark,
+            ]
+            cells += [
+                with_sd(row, name)
+                for name in ("ab/r@10", "ba/r@10", "both/r@1", "both/r@5", "both/mrr")
+            ]
             cells += [with_sd(row, name, form) for name, (_, form) in more.items()]
-            ends = {"both/r@10/low": found.low if found else np.nan, "both/r@10/high": found.high if found else np.nan}
-            lines.add(budget, cells, {**values, **ends, "p_against_best": near.get(method, np.nan)}, (1, 3, 5) if mark else ())
-    header = ["method", "seeds", "R@10 both", "95 % interval", "", "R@10 a → b", "R@10 b → a", "R@1 both", "R@5 both", "MRR both"]
+            ends = {
+                "both/r@10/low": found.low if found else np.nan,
+                "both/r@10/high": found.high if found else np.nan,
+            }
+            lines.add(
+                budget,
+                cells,
+                {**values, **ends, "p_against_best": near.get(method, np.nan)},
+                (1, 3, 5) if mark else (),
+            )
+    header = [
+        "method",
+        "seeds",
+        "R@10 both",
+        "95 % interval",
+        "",
+        "R@10 a → b",
+        "R@10 b → a",
+        "R@1 both",
+        "R@5 both",
+        "MRR both",
+    ]
     caption = (
-        "Mean ± standard deviation over seeds; the interval is of the mean R@10 of both directions. best: highest; ≈ best: not "
-        "significantly worse than it (paired bootstrap, Holm over the other methods)."
+        "Mean ± standard deviation over seeds; the interval is of the mean R@10 of both directions."
+        " best: highest; ≈ best: not significantly worse than it (paired bootstrap, Holm over the"
+        " other methods)."
     )
-    return Section("Results", [lines.table("results", caption, [*header, *(head for head, _ in more.values())])])
+    return Section(
+        "Results",
+        [lines.table("results", caption, [*header, *(head for head, _ in more.values())])],
+    )
 
 
 def differences(findings: Findings) -> Section:
     """The reference against every other method."""
     title = f"{findings.reference} against the others"
     if findings.bootstrap is None or len(findings.sweep.methods) < 2:
-        return Section(title, [Text("There is nothing to compare: one method, or no run left its ranks.")])
+        return Section(
+            title, [Text("There is nothing to compare: one method, or no run left its ranks.")]
+        )
     lines, pictures, peers = Lines(), [], {}
     for budget in findings.sweep.budgets:
-        peers[budget] = sorted(compare(findings.bootstrap, findings.reference, budget), key=lambda c: c.difference.estimate.value)
+        peers[budget] = sorted(
+            compare(findings.bootstrap, findings.reference, budget),
+            key=lambda c: c.difference.estimate.value,
+        )
         for comparison in peers[budget]:
             strong = (1, 2, 5, 6) if comparison.p_holm <= findings.bootstrap.level else ()
-            lines.add(budget, _difference_cells(comparison), _difference_numbers(comparison), strong)
+            lines.add(
+                budget, _difference_cells(comparison), _difference_numbers(comparison), strong
+            )
     ends = [end for found in peers.values() for c in found for end in (c.low, c.high, 0.0)]
     if not ends:
         return Section(title, [Text("No other method shares a seed with it.")])
     margin = 0.06 * max(max(ends) - min(ends), 1e-3)
     for budget, found in peers.items():
         if found:
-            series = [Series(c.difference.reference, [c.difference.estimate.value], [0.0], [c.low], [c.high]) for c in found]
+            series = [
+                Series(
+                    c.difference.reference, [c.difference.estimate.value], [0.0], [c.low], [c.high]
+                )
+                for c in found
+            ]
             span = (min(ends) - margin, max(ends) + margin)
-            figure = figures.forest(series, findings.style, f"{budget} pairs", f"R@10 of {findings.reference} less the method's", span)
+            figure = figures.forest(
+                series,
+                findings.style,
+                f"{budget} pairs",
+                f"R@10 of {findings.reference} less the method's",
+                span,
+            )
             caption = f"At {budget} pairs, with Holm's intervals; filled where 0 lies outside."
             pictures.append(Picture(f"differences_{budget}", caption, figure))
-    header = ["against", "difference", "95 % interval", "p", "Holm's interval", "p (Holm)", "detectable", "seeds"]
+    header = [
+        "against",
+        "difference",
+        "95 % interval",
+        "p",
+        "Holm's interval",
+        "p (Holm)",
+        "detectable",
+        "seeds",
+    ]
     caption = (
-        f"R@10 (mean of both directions) of {findings.reference} less the other's, over the seeds that both have. Holm's interval leaves 0 "
-        "out exactly when p (Holm) is at most 0.05. Detectable: the true difference that would be found 4 times out of 5."
+        f"R@10 (mean of both directions) of {findings.reference} less the other's, over the seeds"
+        " that both have. Holm's interval leaves 0 out exactly when p (Holm) is at most 0.05."
+        " Detectable: the true difference that would be found 4 times out of 5."
     )
     return Section(title, [Pictures(pictures), lines.table("differences", caption, header)])
 
@@ -138,9 +232,21 @@ def _difference_cells(comparison: Comparison) -> list[str]:
 
 def _difference_numbers(comparison: Comparison) -> dict[str, object]:
     plain = comparison.difference
-    ends = {"low": plain.estimate.low, "high": plain.estimate.high, "low_holm": comparison.low, "high_holm": comparison.high}
+    ends = {
+        "low": plain.estimate.low,
+        "high": plain.estimate.high,
+        "low_holm": comparison.low,
+        "high_holm": comparison.high,
+    }
     about = {"method": plain.method, "against": plain.reference, "difference": plain.estimate.value}
-    return {**about, **ends, "p": plain.p, "p_holm": comparison.p_holm, "detectable": comparison.detectable, "seeds": plain.seeds}
+    return {
+        **about,
+        **ends,
+        "p": plain.p,
+        "p_holm": comparison.p_holm,
+        "detectable": comparison.detectable,
+        "seeds": plain.seeds,
+    }
 
 
 def labels(findings: Findings) -> Section:
@@ -149,22 +255,45 @@ def labels(findings: Findings) -> Section:
     found = multipliers(findings.bootstrap, findings.baseline) if findings.bootstrap else []
     if not found:
         return Section(title, [Text("There is no other method, or no run left its ranks.")])
-    budgets = [n for n in findings.sweep.budgets if findings.bootstrap and findings.bootstrap.seeds_of(findings.baseline, n)]
+    budgets = [
+        n
+        for n in findings.sweep.budgets
+        if findings.bootstrap and findings.bootstrap.seeds_of(findings.baseline, n)
+    ]
     series = []
     for method in findings.shown:
         mine = [m for m in found if m.method == method]
         if mine:
-            columns = ([float(m.budget) for m in mine], *([getattr(m, name) for m in mine] for name in ("value", "low", "high")))
+            columns = (
+                [float(m.budget) for m in mine],
+                *([getattr(m, name) for m in mine] for name in ("value", "low", "high")),
+            )
             series.append(Series(method, *columns))
     note = (
-        f"Pairs that {findings.baseline} needs for the method's R@10, over the method's pairs: 2 is half the labels. Its curve runs from "
-        f"{budgets[0]} to {budgets[-1]} pairs (isotonic, linear in log n) and is never extrapolated: beyond its ends it says > or <."
+        f"Pairs that {findings.baseline} needs for the method's R@10, over the method's pairs: 2 is"
+        f" half the labels. Its curve runs from {budgets[0]} to {budgets[-1]} pairs (isotonic,"
+        " linear in log n) and is never extrapolated: beyond its ends it says > or <."
     )
     lines = Lines()
     for m in sorted(found, key=lambda m: m.budget):
-        numbers = {name: getattr(m, name) for name in ("method", "baseline", "value", "low", "high", "least", "most")}
-        lines.add(m.budget, [m.method, m.text(m.value), f"{m.text(m.low)} to {m.text(m.high)}"], numbers)
-    table = lines.table("multipliers", "With 95 % intervals of the same bootstrap.", ["method", "multiplier", "interval"])
-    figure = figures.multipliers(series, findings.style, f"Pairs of {findings.baseline} that one pair is worth")
-    picture = Picture("multipliers", "Label multipliers; hollow arrows: beyond what the baseline's curve can tell.", figure)
+        numbers = {
+            name: getattr(m, name)
+            for name in ("method", "baseline", "value", "low", "high", "least", "most")
+        }
+        lines.add(
+            m.budget, [m.method, m.text(m.value), f"{m.text(m.low)} to {m.text(m.high)}"], numbers
+        )
+    table = lines.table(
+        "multipliers",
+        "With 95 % intervals of the same bootstrap.",
+        ["method", "multiplier", "interval"],
+    )
+    figure = figures.multipliers(
+        series, findings.style, f"Pairs of {findings.baseline} that one pair is worth"
+    )
+    picture = Picture(
+        "multipliers",
+        "Label multipliers; hollow arrows: beyond what the baseline's curve can tell.",
+        figure,
+    )
     return Section(title, [Text(note), Pictures([picture]), table])

@@ -1,6 +1,8 @@
-"""What TensorBoard shows of an experiment as a whole: curves against the budget, and the shared space of a run of each method.
+"""What TensorBoard shows of an experiment as a whole: curves against the budget, and the shared
+space of a run of each method.
 
-It lies in the experiment's folder `summary`, beside the runs, whose own events hold losses, measures and hyper-parameters.
+It lies in the experiment's folder `summary`, beside the runs, whose own events hold losses,
+measures and hyper-parameters.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ MEASURES = ("r@1", "r@10")
 ITEMS = 200
 """Test items in the projector: a row of each modality each."""
 WIDTH = 128
-"""Dimensions kept for the projector, which reads them as text: the leading singular directions, so that inner products change least."""
+"""Dimensions kept for the projector, which reads them as text: the leading singular directions, so
+that inner products change least.
+"""
 COLUMNS = ["modality", "item", "words", "group"]
 
 
@@ -50,8 +54,16 @@ def write_board(runs: Sequence[Run], results: pd.DataFrame, folder: Path) -> Pat
         style = styles(list(results["method"].unique()))
         for direction, name in WAYS.items():
             for measure in MEASURES:
-                chance = float(results[f"{direction}/chance@10"].mean()) if measure == "r@10" else None
-                figure = lines(curves(results, f"{direction}/{measure}"), style, f"{measure.upper()} {name}", measure.upper(), level=chance)
+                chance = (
+                    float(results[f"{direction}/chance@10"].mean()) if measure == "r@10" else None
+                )
+                figure = lines(
+                    curves(results, f"{direction}/{measure}"),
+                    style,
+                    f"{measure.upper()} {name}",
+                    measure.upper(),
+                    level=chance,
+                )
                 writer.add_figure(f"{measure}/{direction}", figure)
         for run in _shown(runs):
             try:
@@ -61,7 +73,10 @@ def write_board(runs: Sequence[Run], results: pd.DataFrame, folder: Path) -> Pat
                 continue
             z, rows = shared_rows(aligner, run.stores.held_out)
             writer.add_embedding(
-                z, metadata=rows.to_numpy().tolist(), metadata_header=COLUMNS, tag=f"{run.method}-b{run.budget}-s{run.seed}"
+                z,
+                metadata=rows.to_numpy().tolist(),
+                metadata_header=COLUMNS,
+                tag=f"{run.method}-b{run.budget}-s{run.seed}",
             )
     return target
 
@@ -74,7 +89,15 @@ def curves(results: pd.DataFrame, measure: str) -> list[Series]:
     for method in results["method"].unique():
         rows = table[table["method"] == method]
         mean, deviation = rows[measure].to_numpy(), rows[f"{measure}/sd"].to_numpy()
-        out.append(Series(str(method), rows["budget"].tolist(), mean.tolist(), (mean - deviation).tolist(), (mean + deviation).tolist()))
+        out.append(
+            Series(
+                str(method),
+                rows["budget"].tolist(),
+                mean.tolist(),
+                (mean - deviation).tolist(),
+                (mean + deviation).tolist(),
+            )
+        )
     return out
 
 
@@ -84,7 +107,9 @@ def _shown(runs: Sequence[Run]) -> list[Run]:
     return list({run.method: run for run in reversed(first)}.values())
 
 
-def shared_rows(aligner: Aligner, held_out: HeldOutItems, items: int = ITEMS, width: int = WIDTH) -> tuple[Tensor, pd.DataFrame]:
+def shared_rows(
+    aligner: Aligner, held_out: HeldOutItems, items: int = ITEMS, width: int = WIDTH
+) -> tuple[Tensor, pd.DataFrame]:
     """Rows of both modalities in the shared space, one each of some test items.
 
     Args:
@@ -99,9 +124,15 @@ def shared_rows(aligner: Aligner, held_out: HeldOutItems, items: int = ITEMS, wi
     common = np.intersect1d(held_out.item_a.numpy(), held_out.item_b.numpy())
     chosen = np.sort(np.random.default_rng(0).permutation(common)[:items])
     parts, tables = [], []
-    for side, held, numbers in (("a", held_out.a, held_out.item_a), ("b", held_out.b, held_out.item_b)):
+    for side, held, numbers in (
+        ("a", held_out.a, held_out.item_a),
+        ("b", held_out.b, held_out.item_b),
+    ):
         first = (
-            pd.Series(np.arange(len(numbers)), index=numbers.numpy()).groupby(level=0).first()[chosen].to_numpy(copy=True)
+            pd.Series(np.arange(len(numbers)), index=numbers.numpy())
+            .groupby(level=0)
+            .first()[chosen]
+            .to_numpy(copy=True)
         )  # writable, for torch
         parts.append(aligner.encode(side, held.x[torch.from_numpy(first)]).cpu())
         tables.append(_words(held, first, side))
@@ -116,5 +147,7 @@ def _words(held: HeldOut, numbers: np.ndarray, side: str) -> pd.DataFrame:
     rows = held.rows.iloc[numbers]
     words = rows["text"].fillna(rows["item"]) if "text" in rows else rows["item"]
     group = rows["group"] if "group" in rows else pd.Series("", index=rows.index)
-    table = pd.DataFrame({"modality": side, "item": rows["item"], "words": words, "group": group}, columns=COLUMNS)
+    table = pd.DataFrame(
+        {"modality": side, "item": rows["item"], "words": words, "group": group}, columns=COLUMNS
+    )
     return table.fillna("").astype(str).map(lambda text: " ".join(text.split())[:160])

@@ -24,7 +24,9 @@ UNSEEN = {
 
 
 def results_table(results: pd.DataFrame, width: int = 120) -> str:
-    """One row a budget and method; over several seeds the mean and, behind it, the standard deviation."""
+    """One row a budget and method; over several seeds the mean and, behind it, the standard
+    deviation.
+    """
     columns = {**COLUMNS, **{name: head for name, head in UNSEEN.items() if name in results}}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("pairs", justify="right")
@@ -35,7 +37,12 @@ def results_table(results: pd.DataFrame, width: int = 120) -> str:
         groups = list(at_budget.groupby("method", sort=False))
         for number, (method, rows) in enumerate(groups):
             cells = [_cell(rows[name], form) for name, (_, _, form) in columns.items()]
-            table.add_row(str(budget) if number == 0 else "", str(method), *cells, end_section=number == len(groups) - 1)
+            table.add_row(
+                str(budget) if number == 0 else "",
+                str(method),
+                *cells,
+                end_section=number == len(groups) - 1,
+            )
     chance = results[["ab/chance@10", "ba/chance@10"]].mean()
     table.add_row("", "chance", "", "", f"{chance.iloc[0]:.3f}", f"{chance.iloc[1]:.3f}")
     buffer = StringIO()

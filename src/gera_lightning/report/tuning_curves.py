@@ -17,33 +17,49 @@ from gera_lightning.report.findings import Findings
 
 
 def section(findings: Findings) -> Section:
-    """A small figure a trained method: the held-out score at each stopping step, a line a budget, mean over seeds."""
+    """A small figure a trained method: the held-out score at each stopping step, a line a budget,
+    mean over seeds.
+    """
     title = "Tuning of trained methods"
     pictures, facts = [], []
     runs = findings.sweep.runs
     for method in findings.order:
         mine = runs[runs["method"] == method]
         budgets = sorted({int(n) for n in mine["budget"]})
-        found = {n: mean_curve(_record(folder) for folder in mine["folder"][mine["budget"] == n]) for n in budgets}
+        found = {
+            n: mean_curve(_record(folder) for folder in mine["folder"][mine["budget"] == n])
+            for n in budgets
+        }
         curves = {n: curve for n, curve in found.items() if curve is not None}
         if not curves:
             continue
         empty = [np.nan]
         series = [
-            Series(f"{n} pairs", steps, [score - max(scores) for score in scores], empty * len(steps), empty * len(steps))
+            Series(
+                f"{n} pairs",
+                steps,
+                [score - max(scores) for score in scores],
+                empty * len(steps),
+                empty * len(steps),
+            )
             for n, (steps, scores) in curves.items()
         ]
-        caption = f"{method}: held-out score of its chosen settings at each stopping step less the best step's, mean over seeds."
+        caption = (
+            f"{method}: held-out score of its chosen settings at each stopping step less the best"
+            " step's, mean over seeds."
+        )
         pictures.append(Picture(f"tuning_{method}", caption, figures.tuning_curves(series, method)))
         if "converged" in mine and (rising := int((mine["converged"] == False).sum())):  # noqa: E712  a missing value is not False
             facts.append(
-                f"{method}: {rising} of {len(mine)} runs were still getting better at their last step, where the learning rate falls to 0: more steps may help it."
+                f"{method}: {rising} of {len(mine)} runs were still getting better at their last"
+                " step, where the learning rate falls to 0: more steps may help it."
             )
     if not pictures:
         return Section(title, [Text("No run kept a tuning curve: closed forms have none.")])
     note = (
-        "Inside each run's own pairs: minus the logarithm of the held-out partner's rank, mean over folds, less that of the curve's best step. "
-        "-0.1: ranks 10 % worse than there. A curve that falls at its end has over-fitted, one that still rises had too few steps."
+        "Inside each run's own pairs: minus the logarithm of the held-out partner's rank, mean over"
+        " folds, less that of the curve's best step. -0.1: ranks 10 % worse than there. A curve"
+        " that falls at its end has over-fitted, one that still rises had too few steps."
     )
     blocks: list[Block] = [Text(note), *([Facts(facts)] if facts else []), Pictures(pictures)]
     return Section(title, blocks)
@@ -55,7 +71,8 @@ def _record(folder: Path) -> Mapping[str, Any]:
 
 
 def mean_curve(records: Iterable[Mapping[str, Any]]) -> tuple[list[float], list[float]] | None:
-    """Steps and mean scores over runs of the curves that belong to the chosen values; None where no record has one.
+    """Steps and mean scores over runs of the curves that belong to the chosen values; None where no
+    record has one.
 
     Args:
         records: of `tuning.json`: `values`, and `curves` of `values`, `steps`, `scores`.

@@ -54,8 +54,12 @@ def search_settings(config: Config) -> SearchSettings:
     return SearchSettings(graph.backend, graph.index, graph.nprobe, graph.shard)
 
 
-def build_module(task: TrainingSet, data: AlignmentDataModule, starts: WarmStart) -> AlignmentModule:
-    """The LightningModule of a run: maps from their start, losses, bandwidths chosen on frozen patches."""
+def build_module(
+    task: TrainingSet, data: AlignmentDataModule, starts: WarmStart
+) -> AlignmentModule:
+    """The LightningModule of a run: maps from their start, losses, bandwidths chosen on frozen
+    patches.
+    """
     config = task.config
     torch.manual_seed(task.seed)
     weights, dim = starts.linear
@@ -63,14 +67,18 @@ def build_module(task: TrainingSet, data: AlignmentDataModule, starts: WarmStart
     for number, side in enumerate("ab"):
         generator = torch.Generator().manual_seed(2 * task.seed + number)
         width = getattr(task.rows, side).pairs.shape[1]
-        maps[side] = build(config.head, "head", width, dim, weight=weights[side], generator=generator)
+        maps[side] = build(
+            config.head, "head", width, dim, weight=weights[side], generator=generator
+        )
     losses: dict[str, Any] = {"a": None, "b": None}
     scales = {"a": 1.0, "b": 1.0}
     for side, graph in data.graphs.items():
         assert config.geometric_loss is not None
         scales[side] = graph.edge_scale
         sample = graph.patches(torch.arange(min(CALIBRATION_PATCHES, len(graph))))
-        losses[side] = build(config.geometric_loss, "geometric_loss").calibrated(data.points(side)[sample], graph.edge_scale)
+        losses[side] = build(config.geometric_loss, "geometric_loss").calibrated(
+            data.points(side)[sample], graph.edge_scale
+        )
     return AlignmentModule(
         maps["a"],
         maps["b"],
@@ -92,7 +100,8 @@ def build_module(task: TrainingSet, data: AlignmentDataModule, starts: WarmStart
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The closed forms that trainings on some pairs start from and learn from, each fitted once for all values of `tuning.grid`.
+    """The closed forms that trainings on some pairs start from and learn from, each fitted once for
+    all values of `tuning.grid`.
 
     Attributes:
         task, positions: what they are fitted on.
@@ -104,9 +113,11 @@ class WarmStart:
 
     @cached_property
     def linear(self) -> tuple[dict[str, Tensor | None], int]:
-        """Linear starts of both maps and the shared width: none and `dim`, or those of a closed form fitted on the same pairs.
+        """Linear starts of both maps and the shared width: none and `dim`, or those of a closed
+        form fitted on the same pairs.
 
-        The start is scaled to images of unit mean square norm, so that a penalty's shrinkage does not weigh against the residual.
+        The start is scaled to images of unit mean square norm, so that a penalty's shrinkage does
+        not weigh against the residual.
         """
         config = self.task.config
         if config.init is None:
@@ -114,7 +125,13 @@ class WarmStart:
         starts: dict[str, Tensor | None] = {}
         for side, mapping in zip("ab", self._fitted(build(config.init, "init")), strict=True):
             weight = _linear_weight(mapping)
-            norm = (getattr(self.task.rows, side).pairs[self.positions] @ weight).square().sum(1).mean().sqrt()
+            norm = (
+                (getattr(self.task.rows, side).pairs[self.positions] @ weight)
+                .square()
+                .sum(1)
+                .mean()
+                .sqrt()
+            )
             starts[side] = weight / norm.clamp(min=1e-6)
         assert starts["a"] is not None
         return starts, starts["a"].shape[1]
@@ -132,7 +149,9 @@ class WarmStart:
     def _fitted(self, method: ClosedForm) -> Maps:
         """A closed form's maps, its setting chosen on folds of the pairs."""
         count = self.task.config.tuning.max_trials
-        map_a, map_b = on_accelerator(self.task, lambda task: cross_validated(task, method, self.positions, count)[0])
+        map_a, map_b = on_accelerator(
+            self.task, lambda task: cross_validated(task, method, self.positions, count)[0]
+        )
         return map_a.cpu(), map_b.cpu()
 
 
@@ -141,7 +160,9 @@ def _linear_weight(mapping: nn.Module) -> Tensor:
         return mapping.weight.detach()
     if isinstance(mapping, Identity):
         return torch.eye(mapping.dim)
-    raise UserError("init: maps start from a linear closed form in one space, such as init.direction=a_to_b")
+    raise UserError(
+        "init: maps start from a linear closed form in one space, such as init.direction=a_to_b"
+    )
 
 
 def make_trainer(config: Config, folder: Path, stop: int, callbacks: list[Callback]) -> Trainer:

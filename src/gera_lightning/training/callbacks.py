@@ -1,4 +1,6 @@
-"""Callbacks of a training: progress, one whole checkpoint at any moment, and scores of held-out pairs."""
+"""Callbacks of a training: progress, one whole checkpoint at any moment, and scores of held-out
+pairs.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""Choosing a method's free settings inside the budget: cross-validation over the budget's own pairs.
+"""Choosing a method's free settings inside the budget: cross-validation over the budget's own
+pairs.
 
-Each fold's held-out pairs are queries both ways; the gallery is the held-out partners plus rows of the target's unpaired pool as
-distractors (a small gallery alone would be too easy to tell settings apart). The criterion is the logarithm of the partner's rank,
-averaged over pairs and directions. The reciprocal rank would be nearer to what is reported, but few pairs decide it: on dev items
-its choices varied from seed to seed, and within one standard error of the best lay every setting.
+Each fold's held-out pairs are queries both ways; the gallery is the held-out partners plus rows of
+the target's unpaired pool as distractors (a small gallery alone would be too easy to tell settings
+apart). The criterion is the logarithm of the partner's rank, averaged over pairs and directions.
+The reciprocal rank would be nearer to what is reported, but few pairs decide it: on dev items its
+    choices varied from seed to seed, and within one standard error of the best lay every setting.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from gera_lightning.training.training_set import TrainingSet, shared_space
 
 
 @torch.inference_mode()
-def held_out_score(space: SharedSpace, held_a: Tensor, held_b: Tensor, items: Tensor, pool_a: Tensor, pool_b: Tensor) -> Tensor:
+def held_out_score(
+    space: SharedSpace,
+    held_a: Tensor,
+    held_b: Tensor,
+    items: Tensor,
+    pool_a: Tensor,
+    pool_b: Tensor,
+) -> Tensor:
     """`-log rank` of each held-out pair's partner, the mean of both directions, `[n]`.
 
     Args:
@@ -32,11 +41,16 @@ def held_out_score(space: SharedSpace, held_a: Tensor, held_b: Tensor, items: Te
         items: their item numbers, not negative.
         pool_a, pool_b: preprocessed pool rows that join the galleries.
     """
-    z = {"a": space.embed("a", torch.cat([held_a, pool_a])), "b": space.embed("b", torch.cat([held_b, pool_b]))}
+    z = {
+        "a": space.embed("a", torch.cat([held_a, pool_a])),
+        "b": space.embed("b", torch.cat([held_b, pool_b])),
+    }
     both = []
     for query, target, more in (("a", "b", len(pool_b)), ("b", "a", len(pool_a))):
         item_g = torch.cat([items, torch.full((more,), -1, dtype=items.dtype, device=items.device)])
-        ranking = rank_positives(space.queries(z[query][: len(items)]), space.gallery(target, z[target]), items, item_g)
+        ranking = rank_positives(
+            space.queries(z[query][: len(items)]), space.gallery(target, z[target]), items, item_g
+        )
         both.append(-ranking.best.log())
     return (both[0] + both[1]) / 2
 
@@ -45,7 +59,8 @@ def choose(scores: np.ndarray) -> int:
     """The setting of the best mean score; of equals the first.
 
     Args:
-        scores: `[settings, n]` scores of the same n held-out pairs under each setting, the one to prefer first.
+        scores: `[settings, n]` scores of the same n held-out pairs under each setting, the one to
+            prefer first.
     """
     return int(scores.mean(1).argmax())
 
@@ -55,12 +70,14 @@ GAIN = 0.02
 
 
 def converged(scores: np.ndarray, chosen: int) -> bool | None:
-    """Whether a training had come to rest: its held-out curve was not still rising at its last stopping step.
+    """Whether a training had come to rest: its held-out curve was not still rising at its last
+    stopping step.
 
-    It was still rising where the last step is the chosen one, and the gain from the last step but one, pair by pair, is above `GAIN` and
-    above twice its standard error. The learning rate falls to 0 by then, which flattens a curve, and improves the maps by itself: a
-    training that is called unfinished may end where one of twice the steps does. `max_steps` is a preset's to choose, this tells where to
-    try more.
+    It was still rising where the last step is the chosen one, and the gain from the last step but
+    one, pair by pair, is above `GAIN` and above twice its standard error. The learning rate falls
+    to 0 by then, which flattens a curve, and improves the maps by itself: a training that is called
+    unfinished may end where one of twice the steps does. `max_steps` is a preset's to choose, this
+    tells where to try more.
 
     Args:
         scores: `[steps, n]` scores of the same n held-out pairs at each stopping step.
@@ -78,18 +95,29 @@ def converged(scores: np.ndarray, chosen: int) -> bool | None:
 
 def curve(scores: np.ndarray) -> dict[str, list[float]]:
     """Mean of each stopping step's scores `[steps, n]` and its standard error over pairs, rounded."""
-    errors = scores.std(1, ddof=1) / np.sqrt(scores.shape[1]) if scores.shape[1] > 1 else np.full(len(scores), np.nan)
-    return {"scores": [round(float(m), 4) for m in scores.mean(1)], "errors": [round(float(e), 4) for e in np.nan_to_num(errors)]}
+    errors = (
+        scores.std(1, ddof=1) / np.sqrt(scores.shape[1])
+        if scores.shape[1] > 1
+        else np.full(len(scores), np.nan)
+    )
+    return {
+        "scores": [round(float(m), 4) for m in scores.mean(1)],
+        "errors": [round(float(e), 4) for e in np.nan_to_num(errors)],
+    }
 
 
 CORRECTION_ROWS = 300
-"""Pool rows that scores are corrected against while settings are compared: enough to rank settings, a fraction of the time."""
+"""Pool rows that scores are corrected against while settings are compared: enough to rank settings,
+a fraction of the time.
+"""
 FIRST = {"a": 0, "b": 0}
 """The first choice of each modality's filters, where there are several mostly none."""
 
 
 def filters_before(setting: Setting, numbers: Mapping[str, int]) -> Mapping[str, int]:
-    """The filters that a setting stands behind: the chosen ones; an alternative, which had no say in the choice, behind the first."""
+    """The filters that a setting stands behind: the chosen ones; an alternative, which had no say
+    in the choice, behind the first.
+    """
     return FIRST if ALTERNATIVE in setting else numbers
 
 
@@ -101,31 +129,45 @@ def cross_validated(
     first_scores: np.ndarray | None = None,
     numbers: Mapping[str, int] | None = None,
 ) -> tuple[Maps, int, dict[str, float]]:
-    """Maps fitted on these pairs, how many settings (`count` at most) were tried on folds of them, and the chosen one.
+    """Maps fitted on these pairs, how many settings (`count` at most) were tried on folds of them,
+    and the chosen one.
 
     Args:
         task, method, positions: what is fitted on which pairs.
         count: settings to try.
-        first_scores: scores of `method.settings(1)` on the same folds, where they are known already.
-        numbers: choice of each modality's filters; the maps are of what those that stand before the chosen setting (`filters_before`) pass
-            on. None takes the rows as they are.
+        first_scores: scores of `method.settings(1)` on the same folds, where they are known
+            already.
+        numbers: choice of each modality's filters; the maps are of what those that stand before the
+            chosen setting (`filters_before`) pass on. None takes the rows as they are.
     """
     settings = method.settings(count, len(positions))
     chosen = 0
-    foldable = task.families[task.rows.items[positions]].nunique() > 1  # of one family, as a fold may be, no part can be held out
+    foldable = (
+        task.families[task.rows.items[positions]].nunique() > 1
+    )  # of one family, as a fold may be, no part can be held out
     if len(settings) > 1 and foldable:
         known = first_scores is not None and settings[0] == method.settings(1, len(positions))[0]
         scores = fold_scores(task, method, settings[1:] if known else settings, positions, numbers)
-        chosen = choose(np.concatenate([first_scores, scores]) if known and first_scores is not None else scores)
-    whole = task if numbers is None else task.filtered(filters_before(settings[chosen], numbers)).task
+        chosen = choose(
+            np.concatenate([first_scores, scores]) if known and first_scores is not None else scores
+        )
+    whole = (
+        task if numbers is None else task.filtered(filters_before(settings[chosen], numbers)).task
+    )
     [maps] = method.candidates(whole.samples(positions), [settings[chosen]])
     return maps, len(settings), dict(settings[chosen])
 
 
 def fold_scores(
-    task: TrainingSet, method: ClosedForm, settings: Sequence[Setting], positions: np.ndarray, numbers: Mapping[str, int] | None = None
+    task: TrainingSet,
+    method: ClosedForm,
+    settings: Sequence[Setting],
+    positions: np.ndarray,
+    numbers: Mapping[str, int] | None = None,
 ) -> np.ndarray:
-    """Scores of every held-out pair under every setting, `[settings, n]`; `numbers` as in `cross_validated`."""
+    """Scores of every held-out pair under every setting, `[settings, n]`; `numbers` as in
+    `cross_validated`.
+    """
     scores, parts = [], task.folds(positions)
     for number, held in enumerate(parts):
         task.progress("tuning fold", number, len(parts))

@@ -1,11 +1,13 @@
-"""The LightningDataModule: a stream of steps, each with paired rows and both modalities' unpaired patches.
+"""The LightningDataModule: a stream of steps, each with paired rows and both modalities' unpaired
+patches.
 
-Legend: `B` pairs a step, `A` anchors, `M = K + 1` points of a patch, `U` distinct points of all patches, `n` unpaired rows without a patch,
-`D` width, `w` processes.
+Legend: `B` pairs a step, `A` anchors, `M = K + 1` points of a patch, `U` distinct points of all
+patches, `n` unpaired rows without a patch, `D` width, `w` processes.
 
-The global batch is a pure function of (seed, step), whatever the number of processes: process r of w takes rows r::w of pairs
-and of anchors. There is no sampler state to save, and going on in mid-epoch is exact. The stream holds row numbers only; rows are
-gathered where the batch is wanted, from a copy that stays on that device.
+The global batch is a pure function of (seed, step), whatever the number of processes: process r of
+w takes rows r::w of pairs and of anchors. There is no sampler state to save, and going on in
+mid-epoch is exact. The stream holds row numbers only; rows are gathered where the batch is wanted,
+from a copy that stays on that device.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ class Batch:
 
 
 class RowStream:
-    """Positions 0..n-1 in shuffled epochs without end; step s holds places s*size .. of that sequence.
+    """Positions 0..n-1 in shuffled epochs without end; step s holds places s*size .. of that
+    sequence.
 
     Args:
         count: n.
@@ -93,7 +96,10 @@ class RowStream:
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, np.random.default_rng([self.seed, self.salt, epoch]).permutation(self.count)
+            self._epoch = (
+                epoch,
+                np.random.default_rng([self.seed, self.salt, epoch]).permutation(self.count),
+            )
         return self._epoch[1]
 
     def __getitem__(self, step: int) -> np.ndarray:
@@ -127,7 +133,8 @@ class AlignmentDataModule(LightningDataModule):
         positions: which pairs to train on; all by default.
         pairs_per_step, anchors_per_step: of the global batch.
         k: neighbours of a patch; None streams no patches.
-        unpaired_per_step: unpaired rows without patches, of the global batch and each modality; None streams none.
+        unpaired_per_step: unpaired rows without patches, of the global batch and each modality;
+            None streams none.
         paired_anchors: the rows of these pairs are points of the graph too.
         max_steps: length of the stream.
         seed: fixes every batch.
@@ -157,31 +164,46 @@ class AlignmentDataModule(LightningDataModule):
         self.cache_dir = Path(cache_dir)
         self.search = search
         self.graphs: dict[str, NeighborGraph] = {}
-        self.pairs_per_step, self.anchors_per_step, self.unpaired_per_step = pairs_per_step, anchors_per_step, unpaired_per_step
+        self.pairs_per_step, self.anchors_per_step, self.unpaired_per_step = (
+            pairs_per_step,
+            anchors_per_step,
+            unpaired_per_step,
+        )
         self._unpaired: dict[str, RowStream] = {}
         self._resident: tuple[torch.device, dict[str, Tensor]] | None = None
         if k is not None:
             for side, modality in (("a", rows.a), ("b", rows.b)):
                 if len(modality.pool) < 2 and not paired_anchors:
                     raise UserError(
-                        f"modality {side} has {len(modality.pool)} unpaired rows, the geometric loss needs at least 2: "
-                        "lower data.reserved_pairs, add unpaired rows, or set geometric_loss=null"
+                        f"modality {side} has {len(modality.pool)} unpaired rows, the geometric"
+                        " loss needs at least 2: lower data.reserved_pairs, add unpaired rows, or"
+                        " set geometric_loss=null"
                     )
         if unpaired_per_step is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
             raise UserError(
-                f"the pools hold {len(rows.a.pool)} and {len(rows.b.pool)} unpaired rows, unpaired_loss needs at least 2 of each: "
-                "lower data.reserved_pairs, add unpaired rows, or set unpaired_loss=null"
+                f"the pools hold {len(rows.a.pool)} and {len(rows.b.pool)} unpaired rows,"
+                " unpaired_loss needs at least 2 of each: lower data.reserved_pairs, add unpaired"
+                " rows, or set unpaired_loss=null"
             )
 
     def points(self, side: str) -> Tensor:
         """The rows that anchors and neighbours are drawn from, `[N, D]`."""
         modality: Modality = getattr(self.rows, side)
-        return torch.cat([modality.pool, modality.pairs[torch.from_numpy(self.positions)]]) if self.paired_anchors else modality.pool
+        return (
+            torch.cat([modality.pool, modality.pairs[torch.from_numpy(self.positions)]])
+            if self.paired_anchors
+            else modality.pool
+        )
 
     def _graph(self, side: str) -> NeighborGraph:
         assert self.k is not None
-        key = {**getattr(self.rows, side).key, "paired": digest(self.positions) if self.paired_anchors else "none"}
-        return cached_knn_graph(self.points(side), self.k, key=key, cache_dir=self.cache_dir, how=self.search)
+        key = {
+            **getattr(self.rows, side).key,
+            "paired": digest(self.positions) if self.paired_anchors else "none",
+        }
+        return cached_knn_graph(
+            self.points(side), self.k, key=key, cache_dir=self.cache_dir, how=self.search
+        )
 
     def prepare_data(self) -> None:
         """Have the neighbour graphs, built into the cache by one process a node."""
@@ -193,14 +215,20 @@ class AlignmentDataModule(LightningDataModule):
         self.prepare_data()
         self._pairs = RowStream(len(self.positions), self.pairs_per_step, self.seed, 10)
         self._anchors = {
-            side: RowStream(len(graph), self.anchors_per_step, self.seed, 11 + i) for i, (side, graph) in enumerate(self.graphs.items())
+            side: RowStream(len(graph), self.anchors_per_step, self.seed, 11 + i)
+            for i, (side, graph) in enumerate(self.graphs.items())
         }
         if self.unpaired_per_step is not None:
             pools = {"a": self.rows.a.pool, "b": self.rows.b.pool}
-            self._unpaired = {s: RowStream(len(x), self.unpaired_per_step, self.seed, 13 + i) for i, (s, x) in enumerate(pools.items())}
+            self._unpaired = {
+                s: RowStream(len(x), self.unpaired_per_step, self.seed, 13 + i)
+                for i, (s, x) in enumerate(pools.items())
+            }
 
     def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002
-        """Let go of the rows' copy on the device: trainer, module and stream hold on to each other until they are collected."""
+        """Let go of the rows' copy on the device: trainer, module and stream hold on to each other
+        until they are collected.
+        """
         self._resident = None
 
     def step_rows(self, step: int, rank: int = 0, size: int = 1) -> StepRows:
@@ -210,15 +238,25 @@ class AlignmentDataModule(LightningDataModule):
             members = graph.patches(torch.from_numpy(self._anchors[side][step][rank::size])).numpy()
             distinct, inverse = np.unique(members, return_inverse=True)
             patches[side] = distinct, inverse.reshape(members.shape)
-        unpaired = {f"unpaired_{side}": stream[step][rank::size] for side, stream in self._unpaired.items()}
-        return StepRows(step, self.positions[self._pairs[step][rank::size]], patches["a"], patches["b"], **unpaired)
+        unpaired = {
+            f"unpaired_{side}": stream[step][rank::size] for side, stream in self._unpaired.items()
+        }
+        return StepRows(
+            step,
+            self.positions[self._pairs[step][rank::size]],
+            patches["a"],
+            patches["b"],
+            **unpaired,
+        )
 
     def train_dataloader(self) -> DataLoader[StepRows]:
         """Steps from the trainer's present one on."""
         start = self.trainer.global_step if self.trainer is not None else 0
         return DataLoader(_Steps(self, start), batch_size=None)
 
-    def transfer_batch_to_device(self, batch: StepRows, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+    def transfer_batch_to_device(
+        self, batch: StepRows, device: torch.device, dataloader_idx: int
+    ) -> Batch:  # noqa: ARG002
         """Gather the rows of a step on `device`."""
         return self.gather(batch, device)
 
@@ -226,8 +264,14 @@ class AlignmentDataModule(LightningDataModule):
         """The rows of a step, from a copy of all rows that stays on `device`."""
         device = torch.device(device)
         if self._resident is None or self._resident[0] != device:
-            tables = {"pairs_a": self.rows.a.pairs, "pairs_b": self.rows.b.pairs, "item": self.rows.item_numbers}
-            tables |= {f"points_{side}": self.points(side) for side in {**self.graphs, **self._unpaired}}  # the pool's rows come first
+            tables = {
+                "pairs_a": self.rows.a.pairs,
+                "pairs_b": self.rows.b.pairs,
+                "item": self.rows.item_numbers,
+            }
+            tables |= {
+                f"points_{side}": self.points(side) for side in {**self.graphs, **self._unpaired}
+            }  # the pool's rows come first
             self._resident = device, {name: table.to(device) for name, table in tables.items()}
         table = self._resident[1]
         pairs = torch.from_numpy(step.pairs).to(device)
@@ -241,7 +285,10 @@ class AlignmentDataModule(LightningDataModule):
         def unpaired(side: str, rows: np.ndarray | None) -> Unpaired | None:
             if rows is None:
                 return None
-            return Unpaired(table[f"points_{side}"][torch.from_numpy(rows).to(device)], self._unpaired[side].size)
+            return Unpaired(
+                table[f"points_{side}"][torch.from_numpy(rows).to(device)],
+                self._unpaired[side].size,
+            )
 
         return Batch(
             x_a=table["pairs_a"][pairs],

@@ -1,4 +1,6 @@
-"""Fitting of closed forms: filters and settings chosen inside the budget, then one fit on all pairs."""
+"""Fitting of closed forms: filters and settings chosen inside the budget, then one fit on all
+pairs.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Fitted:
         steps: optimizer steps of the last training.
         n_trials: settings that tuning evaluated.
         chosen: the setting it chose.
-        converged: whether training had come to rest at its last step (`tuning.converged`); None for a closed form.
+        converged: whether training had come to rest at its last step (`tuning.converged`); None for
+            a closed form.
     """
 
     space: SharedSpace
@@ -46,9 +49,16 @@ def _fit_closed_form(task: TrainingSet) -> Fitted:
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
     count = choice.remaining_trials(task.config.tuning.max_trials)
-    maps, settings, setting = cross_validated(task, method, everything, count, choice.scores, choice.numbers)
+    maps, settings, setting = cross_validated(
+        task, method, everything, count, choice.scores, choice.numbers
+    )
     numbers = filters_before(setting, choice.numbers)
-    filtered, chosen = task.filtered(numbers), {name: float(numbers[name[-1]]) for name in choice.chosen}
+    filtered, chosen = (
+        task.filtered(numbers),
+        {name: float(numbers[name[-1]]) for name in choice.chosen},
+    )
     space = shared_space(filtered.task, *maps)
     space.map_a, space.map_b = filtered.compose(*maps)
-    return Fitted(space, 0, choice.tried + settings - (choice.scores is not None), {**chosen, **setting})
+    return Fitted(
+        space, 0, choice.tried + settings - (choice.scores is not None), {**chosen, **setting}
+    )

@@ -18,8 +18,9 @@ def unpaired_loss(config: Config) -> UnpairedLoss:
     loss = build(config.unpaired_loss, "unpaired_loss")
     if not isinstance(loss, UnpairedLoss):
         raise UserError(
-            f"unpaired_loss.class={config.unpaired_loss['class']!r} is no loss of a step: "
-            "take a subclass of gera_lightning.losses.base.UnpairedLoss, such as gera_lightning.losses.structure.StructureLoss"
+            f"unpaired_loss.class={config.unpaired_loss['class']!r} is no loss of a step: take a"
+            " subclass of gera_lightning.losses.base.UnpairedLoss, such as"
+            " gera_lightning.losses.structure.StructureLoss"
         )
     return loss
 
@@ -36,7 +37,11 @@ def unpaired_reader(config: Config) -> str | None:
     if config.correction is not None:
         return "correction"
     if config.closed_form is not None:
-        return "closed_form" if getattr(build(config.closed_form, "closed_form"), "reads_unpaired", False) else None
+        return (
+            "closed_form"
+            if getattr(build(config.closed_form, "closed_form"), "reads_unpaired", False)
+            else None
+        )
     if config.geometric_loss is not None and not config.batch.paired_anchors:
         return "geometric loss"
     return "unpaired_loss" if reads_unpaired(config) else None

@@ -20,17 +20,20 @@ def mix(x: Tensor, partner: Tensor, share: float) -> Tensor:
 
 
 def mixed_items(item: Tensor, partner: Tensor) -> Tensor:
-    """A number for each mixed pair, equal where both its items are: `[B]`, so that mixtures of the same two items stay positives."""
+    """A number for each mixed pair, equal where both its items are: `[B]`, so that mixtures of the
+    same two items stay positives.
+    """
     pairs = torch.stack([item, item[partner]], dim=1)
     return torch.unique(pairs, dim=0, return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
 class FuseMix:
-    """Mixes a batch's pairs: one lambda ~ Beta(alpha, alpha) and one permutation for both modalities.
+    """Mixes a batch's pairs: one lambda ~ Beta(alpha, alpha) and one permutation for both
+    modalities.
 
-    `x~_i = lambda x_i + (1 - lambda) x_p(i)`, `y~_i = lambda y_i + (1 - lambda) y_p(i)`: what is mixed alike is still a pair. The
-    paper mixes two batches, here p permutes the one batch.
+    `x~_i = lambda x_i + (1 - lambda) x_p(i)`, `y~_i = lambda y_i + (1 - lambda) y_p(i)`: what is
+    mixed alike is still a pair. The paper mixes two batches, here p permutes the one batch.
 
     Attributes:
         alpha: of the Beta distribution; 1 is uniform (the paper's).
@@ -45,7 +48,9 @@ class FuseMix:
         if not self.alpha > 0:
             raise UserError(f"alpha={self.alpha} must be above 0")
 
-    def __call__(self, x_a: Tensor, x_b: Tensor, item: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, x_a: Tensor, x_b: Tensor, item: Tensor, seed: int, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Mixed rows of the **joined** batch; lambda and permutation depend on (seed, step) alone.
 
         Args:

@@ -18,7 +18,8 @@ from gera_lightning.utils.trainer import quiet_lightning
 
 
 def check(config: Config, dims: tuple[int, int] = (8, 8), pairs: int = 1) -> None:
-    """Build every part of a method once, at toy size: what a user can get wrong shows here, before anything is written.
+    """Build every part of a method once, at toy size: what a user can get wrong shows here, before
+    anything is written.
 
     Args:
         config: the method's settings.
@@ -29,20 +30,30 @@ def check(config: Config, dims: tuple[int, int] = (8, 8), pairs: int = 1) -> Non
         UserError: naming the section, and what refuses which value.
     """
     if config.correction is not None:
-        correction = build(config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
-        check_role(correction, "penalty", "correction", "correction of scores", "gera_lightning.models.shared_space.CSLS")
+        correction = build(
+            config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2)
+        )
+        check_role(
+            correction,
+            "penalty",
+            "correction",
+            "correction of scores",
+            "gera_lightning.models.shared_space.CSLS",
+        )
     for side, choices in config.filters.items():
         for number, parts in enumerate(choices):
             build_filters(parts, side, number)
         if len(choices) > 1 and config.closed_form is None and config.init is None:
             raise UserError(
-                f"filters.{side}: trained maps that do not start from a closed form cannot choose between filters: keep one, or set init"
+                f"filters.{side}: trained maps that do not start from a closed form cannot choose"
+                " between filters: keep one, or set init"
             )
     tried = 1 + sum(len(choices) - 1 for choices in config.filters.values() if choices)
     if tried > config.tuning.max_trials:
         raise UserError(
-            f"filters: {tried} combinations are tried, more than tuning.max_trials={config.tuning.max_trials}: "
-            "take fewer choices, or raise tuning.max_trials for all methods"
+            f"filters: {tried} combinations are tried, more than"
+            f" tuning.max_trials={config.tuning.max_trials}: take fewer choices, or raise"
+            " tuning.max_trials for all methods"
         )
     if config.closed_form is not None:
         _closed_form(config.closed_form, "closed_form").settings(config.tuning.max_trials, pairs)
@@ -76,6 +87,9 @@ def _check_trained(config: Config, dims: tuple[int, int]) -> None:
     if config.unpaired_loss is not None:
         warmup, steps = unpaired_loss(config).warmup, config.trainer.max_steps
         if warmup > steps:
-            raise UserError(f"unpaired_loss.warmup={warmup} reaches beyond trainer.max_steps={steps}: lower the one or raise the other")
+            raise UserError(
+                f"unpaired_loss.warmup={warmup} reaches beyond trainer.max_steps={steps}: lower the"
+                " one or raise the other"
+            )
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         make_trainer(config, Path(folder), 1, [])

@@ -1,4 +1,6 @@
-"""What a method is fitted on: the rows of a budget, their folds, and the features that filters pass on."""
+"""What a method is fitted on: the rows of a budget, their folds, and the features that filters pass
+on.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from gera_lightning.utils.instantiate import ClassSpec, build, check_role
 from gera_lightning.utils.progress import ProgressCallback
 
 MOST_POOL_ROWS = 20_000
-"""Rows of a pool that filters and closed forms look at and a score correction keeps, at most: the first, a random part of a shuffled pool."""
+"""Rows of a pool that filters and closed forms look at and a score correction keeps, at most: the
+first, a random part of a shuffled pool.
+"""
 MOST_FILTERED_BYTES = 2**29
 """Filtered rows that are kept at most in case they are asked for again."""
 
@@ -55,16 +59,23 @@ class TrainingSet:
     memory: dict[str, FilteredModality] = field(default_factory=dict, repr=False, compare=False)
 
     def folds(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out `tuning.max_heldout_pairs` pairs together.
+        """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out
+        `tuning.max_heldout_pairs` pairs together.
 
-        Inside a fold fewer families may be left than `tuning.folds` asks for: it has a part for each.
+        Inside a fold fewer families may be left than `tuning.folds` asks for: it has a part for
+            each.
         """
         count = self.config.tuning.folds
         if len(positions) < len(self.rows.items):
             count = min(count, max(2, self.families[self.rows.items[positions]].nunique()))
         parts = splits.folds(self.rows.items[positions], self.families, count, self.seed)
         held = np.cumsum([len(part) for part in parts])
-        return [positions[part] for part in parts[: max(2, int(np.searchsorted(held, self.config.tuning.max_heldout_pairs)) + 1)]]
+        return [
+            positions[part]
+            for part in parts[
+                : max(2, int(np.searchsorted(held, self.config.tuning.max_heldout_pairs)) + 1)
+            ]
+        ]
 
     def excluding(self, held: np.ndarray) -> TrainingSet:
         """The task of a fold: pools without rows of the families that the pairs at `held` are of."""
@@ -77,17 +88,26 @@ class TrainingSet:
 
     @cached_property
     def family_numbers(self) -> dict[str, np.ndarray]:
-        """A number for the family of each pair and of each pool row: numbers are looked for much faster than names."""
+        """A number for the family of each pair and of each pool row: numbers are looked for much
+        faster than names.
+        """
         numbers = pd.Series(pd.factorize(self.families)[0], index=self.families.index)
         items = {"pairs": self.rows.items, "a": self.rows.a.pool_items, "b": self.rows.b.pool_items}
         return {name: numbers[found].to_numpy() for name, found in items.items()}
 
     def with_truncated_pools(self) -> TrainingSet:
-        """The task with what filters and closed forms look at of each pool, so that its folds copy no more than that."""
+        """The task with what filters and closed forms look at of each pool, so that its folds copy
+        no more than that.
+        """
         if max(len(self.rows.a.pool), len(self.rows.b.pool)) <= MOST_POOL_ROWS:
             return self
         sides = {
-            side: getattr(self.rows, side).pool_subset(np.arange(len(getattr(self.rows, side).pool)) < MOST_POOL_ROWS) for side in "ab"
+            side: (
+                getattr(self.rows, side).pool_subset(
+                    np.arange(len(getattr(self.rows, side).pool)) < MOST_POOL_ROWS
+                )
+            )
+            for side in "ab"
         }
         return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **sides))
 
@@ -100,7 +120,9 @@ class TrainingSet:
     def samples(self, positions: np.ndarray) -> FitData:
         """Rows for a closed form, these pairs and the pools."""
         a, b = self.rows.a, self.rows.b
-        return FitData(a.pairs[positions], b.pairs[positions], a.pool[:MOST_POOL_ROWS], b.pool[:MOST_POOL_ROWS])
+        return FitData(
+            a.pairs[positions], b.pairs[positions], a.pool[:MOST_POOL_ROWS], b.pool[:MOST_POOL_ROWS]
+        )
 
     def held_out(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of a, rows of b and item numbers of held-out pairs."""
@@ -108,12 +130,16 @@ class TrainingSet:
         return x_a, x_b, self.rows.item_numbers[positions].to(x_a.device)
 
     def distractors(self) -> tuple[Tensor, Tensor]:
-        """The first rows of each pool; pools are shuffled, and no pool row has its partner in the other gallery."""
+        """The first rows of each pool; pools are shuffled, and no pool row has its partner in the
+        other gallery.
+        """
         count = self.config.tuning.distractors
         return self.rows.a.pool[:count], self.rows.b.pool[:count]
 
     def choices(self, side: str) -> Sequence[Sequence[ClassSpec]]:
-        """The choices of filters of modality `side`; none is one choice, to leave the features as they are."""
+        """The choices of filters of modality `side`; none is one choice, to leave the features as
+        they are.
+        """
         return self.config.filters.get(side) or [[]]
 
     def filtered_modality(self, side: str, number: int) -> FilteredModality:
@@ -124,19 +150,32 @@ class TrainingSet:
         key = {**modality.key, "filters": json.dumps(parts, sort_keys=True)}
         name = f"{side} {sorted(key.items())}"
         if name not in self.memory:
-            mapping, pool = fit_filters(build_filters(parts, side, number), modality.pool[:MOST_POOL_ROWS])
+            mapping, pool = fit_filters(
+                build_filters(parts, side, number), modality.pool[:MOST_POOL_ROWS]
+            )
             with torch.no_grad():
                 pairs = mapping(modality.pairs)
             items = modality.pool_items[: len(pool)]
-            self.memory[name] = FilteredModality(dataclasses.replace(modality, pairs=pairs, pool=pool, pool_items=items, key=key), mapping)
-            while len(self.memory) > 1 and sum(known.bytes for known in self.memory.values()) > MOST_FILTERED_BYTES:
+            self.memory[name] = FilteredModality(
+                dataclasses.replace(modality, pairs=pairs, pool=pool, pool_items=items, key=key),
+                mapping,
+            )
+            while (
+                len(self.memory) > 1
+                and sum(known.bytes for known in self.memory.values()) > MOST_FILTERED_BYTES
+            ):
                 del self.memory[next(iter(self.memory))]
         return self.memory[name]
 
     def filtered(self, numbers: Mapping[str, int]) -> Filtered:
         """The task on features that choice `numbers[side]` of each modality's filters passes on."""
         a, b = (self.filtered_modality(side, numbers[side]) for side in "ab")
-        return Filtered(dataclasses.replace(self, rows=dataclasses.replace(self.rows, a=a.modality, b=b.modality)), (a.mapping, b.mapping))
+        return Filtered(
+            dataclasses.replace(
+                self, rows=dataclasses.replace(self.rows, a=a.modality, b=b.modality)
+            ),
+            (a.mapping, b.mapping),
+        )
 
 
 @dataclass(frozen=True)
@@ -171,7 +210,10 @@ class Filtered:
 
     def compose(self, map_a: nn.Module, map_b: nn.Module) -> Maps:
         """Maps of frozen rows: the filters, then the given maps."""
-        a, b = (inner if first is None else Sequential(first, inner) for first, inner in zip(self.maps, (map_a, map_b), strict=True))
+        a, b = (
+            inner if first is None else Sequential(first, inner)
+            for first, inner in zip(self.maps, (map_a, map_b), strict=True)
+        )
         return a, b
 
 
@@ -185,7 +227,13 @@ def build_filters(parts: Sequence[ClassSpec], side: str, number: int) -> list[Fi
     for i, part in enumerate(parts):
         where = f"filters.{side}[{number}][{i}]"
         filters.append(build(part, where))
-        check_role(filters[-1], "fit", where, "filter", "gera_lightning.filters.local_centering.LocalCentering")
+        check_role(
+            filters[-1],
+            "fit",
+            where,
+            "filter",
+            "gera_lightning.filters.local_centering.LocalCentering",
+        )
     return filters
 
 
@@ -193,13 +241,21 @@ T = TypeVar("T")
 
 
 @torch.no_grad()
-def shared_space(task: TrainingSet, map_a: nn.Module, map_b: nn.Module, rows: int | None = None) -> SharedSpace:
-    """Maps as they stand with the score correction that the config asks for, against the first `rows` of each pool, or `MOST_POOL_ROWS`."""
+def shared_space(
+    task: TrainingSet, map_a: nn.Module, map_b: nn.Module, rows: int | None = None
+) -> SharedSpace:
+    """Maps as they stand with the score correction that the config asks for, against the first
+    `rows` of each pool, or `MOST_POOL_ROWS`.
+    """
     rows = MOST_POOL_ROWS if rows is None else rows
     space = SharedSpace(map_a, map_b)
     if task.config.correction is not None:
-        device = next(iter((*map_a.parameters(), task.rows.a.pool))).device  # a closed form's maps lie where its rows do
-        pools = {f"pool_{s}": space.embed(s, getattr(task.rows, s).pool[:rows].to(device)) for s in "ab"}
+        device = next(
+            iter((*map_a.parameters(), task.rows.a.pool))
+        ).device  # a closed form's maps lie where its rows do
+        pools = {
+            f"pool_{s}": space.embed(s, getattr(task.rows, s).pool[:rows].to(device)) for s in "ab"
+        }
         space.correction = build(task.config.correction, "correction", **pools)
     return space
 
@@ -207,9 +263,14 @@ def shared_space(task: TrainingSet, map_a: nn.Module, map_b: nn.Module, rows: in
 def on_accelerator(task: TrainingSet, work: Callable[[TrainingSet], T]) -> T:
     """What `work` makes of a task whose pools are cut to what closed forms look at.
 
-    Its rows are on the CUDA device, where there is one and `trainer.accelerator` allows it; on the CPU where there is none, or its memory
-    is too small for the work.
+    Its rows are on the CUDA device, where there is one and `trainer.accelerator` allows it; on the
+    CPU where there is none, or its memory is too small for the work.
     """
     task = task.with_truncated_pools()
-    accelerator, pairs = distributed.device(task.config.trainer.accelerator), f"{len(task.rows.items)} pairs"
-    return distributed.run_with_cpu_fallback(accelerator, lambda device: work(task.to(device)), pairs)
+    accelerator, pairs = (
+        distributed.device(task.config.trainer.accelerator),
+        f"{len(task.rows.items)} pairs",
+    )
+    return distributed.run_with_cpu_fallback(
+        accelerator, lambda device: work(task.to(device)), pairs
+    )

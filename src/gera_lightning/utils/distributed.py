@@ -1,6 +1,7 @@
 """What several processes need beyond Lightning: who am I, and a gather that gradients flow through.
 
-Legend: `B` rows of the global batch, `w` processes; process r holds rows r::w, so shares differ by one row at most.
+Legend: `B` rows of the global batch, `w` processes; process r holds rows r::w, so shares differ by
+    one row at most.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def launched() -> bool:
 
 
 def num_processes(devices: int) -> int:
-    """Processes to start for so many devices (-1: every GPU); 1 in a process that was launched for one of them."""
+    """Processes to start for so many devices (-1: every GPU); 1 in a process that was launched for
+    one of them.
+    """
     if devices == 1 or "LOCAL_RANK" in os.environ:
         return 1
     return max(1, devices if devices > 0 else torch.cuda.device_count())
@@ -45,18 +48,25 @@ def world() -> tuple[int, int]:
 
 
 def cores() -> int:
-    """Processor cores that this process may use: a job's share of its machine, not the whole, where the system tells."""
+    """Processor cores that this process may use: a job's share of its machine, not the whole, where
+    the system tells.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:
     """GPUs that this process may use, each as `CUDA_VISIBLE_DEVICES` names it."""
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [name.strip() for name in named.split(",")][:count] if named else [str(number) for number in range(count)]
+    return (
+        [name.strip() for name in named.split(",")][:count]
+        if named
+        else [str(number) for number in range(count)]
+    )
 
 
 def device(accelerator: str) -> torch.device:
-    """What a process computes on outside of Lightning, where `trainer.accelerator` says `accelerator`: this process's CUDA device, or the CPU.
+    """What a process computes on outside of Lightning, where `trainer.accelerator` says
+    `accelerator`: this process's CUDA device, or the CPU.
 
     Raises:
         UserError: an unknown word, or a GPU that is not there.
@@ -65,7 +75,10 @@ def device(accelerator: str) -> torch.device:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if accelerator == "cuda" or (accelerator == "gpu" and not torch.backends.mps.is_available()):
-        raise UserError(f"trainer.accelerator={accelerator}: there is no GPU here that torch {torch.__version__} can use: take auto or cpu")
+        raise UserError(
+            f"trainer.accelerator={accelerator}: there is no GPU here that torch"
+            f" {torch.__version__} can use: take auto or cpu"
+        )
     return torch.device("cpu")
 
 
@@ -74,14 +87,16 @@ def run_with_cpu_fallback(device: torch.device, work: Callable[[torch.device], T
 
     Args:
         device: where to try first.
-        work: called with the device to compute on, a second time with the CPU where the first had too little memory.
+        work: called with the device to compute on, a second time with the CPU where the first had
+            too little memory.
         what: the work in words, for the warning.
     """
     if device.type != "cpu":
         try:
             return work(device)
         except RuntimeError as error:
-            # OutOfMemoryError is one; where other processes fill the device CUDA and cuBLAS have words of their own
+            # OutOfMemoryError is one; where other processes fill the device CUDA and cuBLAS have
+            # words of their own
             if "out of memory" not in str(error) and "ALLOC_FAILED" not in str(error):
                 raise
             log.warning("the memory of %s is too small for %s: computing on the CPU", device, what)
@@ -91,13 +106,16 @@ def run_with_cpu_fallback(device: torch.device, work: Callable[[torch.device], T
 def initialize() -> None:
     """Join the process group when torchrun started us; nothing otherwise.
 
-    The others wait for the first process while it builds graphs, tunes and evaluates: no limit of minutes ends that.
+    The others wait for the first process while it builds graphs, tunes and evaluates: no limit of
+        minutes ends that.
     """
     if launched() and not dist.is_initialized():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local < torch.cuda.device_count():  # on the CPU there may be more processes than GPUs
             torch.cuda.set_device(local)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT
+        )
 
 
 def broadcast_object(value: Any) -> Any:
@@ -118,8 +136,8 @@ def barrier() -> None:
 class _Gather(torch.autograd.Function):
     """Rows of all processes in global order; backward returns w x the own rows' gradient.
 
-    Every process computes the same loss of all rows, and DDP averages parameter gradients over processes: the factor w makes
-    that average the gradient of one process on the joined batch.
+    Every process computes the same loss of all rows, and DDP averages parameter gradients over
+    processes: the factor w makes that average the gradient of one process on the joined batch.
     """
 
     @staticmethod
@@ -143,12 +161,15 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor, count: int) -> Tensor:
-    """All `count` rows of the global batch from each process's share `rows` (rows r::w), in global order, differentiable."""
+    """All `count` rows of the global batch from each process's share `rows` (rows r::w), in global
+    order, differentiable.
+    """
     return rows if world()[1] == 1 else _Gather.apply(rows, count)
 
 
 def global_mean(values: Tensor, count: int) -> Tensor:
-    """The mean over the global batch's `count` values from each process's share, in value and, under DDP, in gradient.
+    """The mean over the global batch's `count` values from each process's share, in value and,
+    under DDP, in gradient.
 
     On one process it is `values.mean()`.
     """

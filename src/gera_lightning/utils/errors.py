@@ -14,14 +14,17 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 class UserError(Exception):
     """A mistake in what the user gave: the message names the key, the value and the remedy.
 
-    The command line prints it as one line and exits with code 2; from Python it is an ordinary exception.
+    The command line prints it as one line and exits with code 2; from Python it is an ordinary
+    exception.
     """
 
 
 def exit_code(command: Callable[[], object], stopped: str) -> int:
-    """Run a command line's work: 0, or 2 after a user's mistake and 130 after Ctrl-C, each with one line on standard error.
+    """Run a command line's work: 0, or 2 after a user's mistake and 130 after Ctrl-C, each with one
+    line on standard error.
 
-    A disk that is full or may not be written to is the user's to mend. A reader that closed the pipe, such as `head`, has what it wanted.
+    A disk that is full or may not be written to is the user's to mend. A reader that closed the
+    pipe, such as `head`, has what it wanted.
 
     Args:
         command: the work.
@@ -34,12 +37,16 @@ def exit_code(command: Callable[[], object], stopped: str) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it flushes on its way out
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python fails again as it flushes on its way out
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
         print(
-            f"error: {error.filename or 'a file'}: {error.strerror}: make room or name another place, such as runs_dir=...", file=sys.stderr
+            f"error: {error.filename or 'a file'}: {error.strerror}: make room or name another"
+            " place, such as runs_dir=...",
+            file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
@@ -49,7 +56,9 @@ def exit_code(command: Callable[[], object], stopped: str) -> int:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest known word, or the list of known words when none is near."""
+    """`"; did you mean 'x'?"` for the nearest known word, or the list of known words when none is
+    near.
+    """
     words = sorted(known)
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if near:
@@ -64,4 +73,6 @@ def check_one_of(key: str, value: str, known: Sequence[str]) -> None:
         UserError: naming key, value, the known words and the nearest of them.
     """
     if value not in known:
-        raise UserError(f"{key}={value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}")
+        raise UserError(
+            f"{key}={value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}"
+        )

@@ -18,7 +18,8 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A scratch file to write, which is `path` afterwards: a reader sees the old file or the whole new one, never a part.
+    """A scratch file to write, which is `path` afterwards: a reader sees the old file or the whole
+    new one, never a part.
 
     Its name is that of no other writer, on this machine or another one of the same file system.
     """
@@ -39,6 +40,8 @@ def replace_atomically(path: Path, data: bytes) -> None:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove what `atomic_write` of processes that were killed left under a folder, in which nobody may be writing."""
+    """Remove what `atomic_write` of processes that were killed left under a folder, in which nobody
+    may be writing.
+    """
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)

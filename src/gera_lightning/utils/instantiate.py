@@ -1,8 +1,10 @@
-"""Swappable parts: named in YAML by import path with their keyword arguments, checked before anything is built.
+"""Swappable parts: named in YAML by import path with their keyword arguments, checked before
+anything is built.
 
-`{class: gera_lightning.models.maps.ResidualMLP, hidden: 512}` is the class with that keyword argument. A user's own class needs no
-registration, only to be importable. A key set to null removes that argument (the class's own default holds). Parts inside an
-argument, in its lists and mappings too, are made first.
+`{class: gera_lightning.models.maps.ResidualMLP, hidden: 512}` is the class with that keyword
+argument. A user's own class needs no registration, only to be importable. A key set to null removes
+that argument (the class's own default holds). Parts inside an argument, in its lists and mappings
+too, are made first.
 """
 
 from __future__ import annotations
@@ -26,14 +28,22 @@ def resolve(path: str, where: str) -> type:
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:  # TypeError: a path that begins with a dot
+    except (
+        ImportError,
+        ValueError,
+        TypeError,
+    ) as error:  # TypeError: a path that begins with a dot
         raise UserError(
-            f"{where}.class={path!r} cannot be imported ({error}): give a dotted path such as 'package.module.Class'"
+            f"{where}.class={path!r} cannot be imported ({error}): give a dotted path such as"
+            " 'package.module.Class'"
         ) from error
     found = getattr(module, name, None)
     if not inspect.isclass(found):
         classes = [n for n, v in vars(module).items() if inspect.isclass(v)]
-        raise UserError(f"{where}.class={path!r}: {module_name!r} has no class {name!r}{did_you_mean(name, classes)}")
+        raise UserError(
+            f"{where}.class={path!r}: {module_name!r} has no class"
+            f" {name!r}{did_you_mean(name, classes)}"
+        )
     return found
 
 
@@ -46,13 +56,20 @@ def check_part(part: Mapping[str, Any], where: str, runtime: tuple[str, ...] = (
         runtime: arguments that the program fills in, which a config may not set.
 
     Raises:
-        UserError: no class, an unknown argument (with the nearest known), or one that is filled in at run time.
+        UserError: no class, an unknown argument (with the nearest known), or one that is filled in
+            at run time.
     """
     if "class" not in part:
         raise UserError(f"{where}.class is missing: name the class by its import path")
     cls = resolve(str(part["class"]), where)
     parameters = inspect.signature(cls).parameters
-    known = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and n not in runtime and n != "params"]
+    known = [
+        n
+        for n, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and n not in runtime
+        and n != "params"
+    ]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in part:
         if key == "class":
@@ -60,7 +77,9 @@ def check_part(part: Mapping[str, Any], where: str, runtime: tuple[str, ...] = (
         if key in runtime:
             raise UserError(f"{where}.{key} is set by the program: remove it")
         if key not in known and not open_ended:
-            raise UserError(f"{where}.{key} is not an argument of {part['class']}{did_you_mean(key, known)}")
+            raise UserError(
+                f"{where}.{key} is not an argument of {part['class']}{did_you_mean(key, known)}"
+            )
         for name, inner in _inner_parts(part[key], f"{where}.{key}"):
             check_part(inner, name)
     return cls
@@ -81,7 +100,11 @@ def _inner_parts(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any
 def _made(value: Any, where: str) -> Any:
     """An argument with the parts inside it made."""
     if isinstance(value, Mapping):
-        return build(value, where) if "class" in value else {key: _made(inner, f"{where}.{key}") for key, inner in value.items()}
+        return (
+            build(value, where)
+            if "class" in value
+            else {key: _made(inner, f"{where}.{key}") for key, inner in value.items()}
+        )
     if isinstance(value, list | tuple):
         return [_made(inner, f"{where}[{number}]") for number, inner in enumerate(value)]
     return value
@@ -104,7 +127,11 @@ def build(part: Mapping[str, Any], where: str, *positional: Any, **runtime: Any)
         UserError: as `check_part`, or the class refuses a value.
     """
     cls = check_part(part, where, tuple(runtime))
-    settings = {key: _made(value, f"{where}.{key}") for key, value in part.items() if key != "class" and value is not None}
+    settings = {
+        key: _made(value, f"{where}.{key}")
+        for key, value in part.items()
+        if key != "class" and value is not None
+    }
     try:
         return cls(*positional, **settings, **runtime)
     except UserError as error:

@@ -25,7 +25,8 @@ class Hardware(Protocol):
 
 
 def trainer(settings: Hardware, section: str, **options: Any) -> Trainer:
-    """A Trainer on as many processes as were started, which shows and keeps nothing of its own accord.
+    """A Trainer on as many processes as were started, which shows and keeps nothing of its own
+    accord.
 
     Args:
         settings: accelerator and precision, in Lightning's words.
@@ -50,7 +51,9 @@ def trainer(settings: Hardware, section: str, **options: Any) -> Trainer:
             **options,
         )
     except (ValueError, ImportError, MisconfigurationException) as error:
-        raise UserError(f"{section}: Lightning refuses these settings ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{section}: Lightning refuses these settings ({' '.join(str(error).split())})"
+        ) from error
 
 
 LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
@@ -58,9 +61,11 @@ LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightn
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Build and run a Trainer: no lines of Lightning's, no warnings of third parties, and Ctrl+C interrupts as everywhere.
+    """Build and run a Trainer: no lines of Lightning's, no warnings of third parties, and Ctrl+C
+    interrupts as everywhere.
 
-    On Ctrl+C Lightning exits the process and ignores any further one; here it is a KeyboardInterrupt, and the handler is as it was.
+    On Ctrl+C Lightning exits the process and ignores any further one; here it is a
+    KeyboardInterrupt, and the handler is as it was.
 
     Raises:
         KeyboardInterrupt: on Ctrl+C.
@@ -69,7 +74,9 @@ def quiet_lightning() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(lightning|torch|torchmetrics|tensorboard)(\.|$)")
+            warnings.filterwarnings(
+                "ignore", module=r"(lightning|torch|torchmetrics|tensorboard)(\.|$)"
+            )
             for name in LOGGERS:
                 logging.getLogger(name).setLevel(logging.ERROR)
             yield

@@ -45,7 +45,9 @@ def test_damage_is_counted_and_named(make_store):
     x = cloud(40, 5)
     x[7, 2], x[9, 0] = np.nan, np.inf
     store = make_store("a", x)
-    assert "2 rows hold NaN or infinity, the first is 'i0007-a-7'" in said(row_findings(store, "a", scan(store)), ERROR)
+    assert "2 rows hold NaN or infinity, the first is 'i0007-a-7'" in said(
+        row_findings(store, "a", scan(store)), ERROR
+    )
 
 
 @pytest.mark.parametrize(("zeros", "mark"), [(1, NOTE), (10, ERROR)])
@@ -53,7 +55,9 @@ def test_rows_without_a_direction_are_counted(make_store, zeros, mark):
     x = cloud(40, 5)
     x[:zeros] *= 1e-5
     store = make_store("a", x)
-    assert f"{zeros} rows have norm 0 or nearly so" in said(row_findings(store, "a", scan(store)), mark)
+    assert f"{zeros} rows have norm 0 or nearly so" in said(
+        row_findings(store, "a", scan(store)), mark
+    )
 
 
 def test_few_copies_are_noted_and_many_are_a_collapse(make_store):
@@ -62,7 +66,9 @@ def test_few_copies_are_noted_and_many_are_a_collapse(make_store):
     store = make_store("a", x)
     assert "2 rows (5.0%) are exact copies" in said(row_findings(store, "a", scan(store)), NOTE)
     collapsed = make_store("b", np.tile(x[:2], (20, 1)))
-    assert "95% of the rows are exact copies" in said(row_findings(collapsed, "b", scan(collapsed)), ERROR)
+    assert "95% of the rows are exact copies" in said(
+        row_findings(collapsed, "b", scan(collapsed)), ERROR
+    )
 
 
 def test_a_file_that_is_not_the_manifests_is_named(make_store):
@@ -79,7 +85,9 @@ def test_copies_across_the_split_are_a_leak_and_class_names_on_both_sides_are_no
     a, b = clean, make_store("b", leaky, split=split)
     parts = split_items(a.rows, b.rows)
     assert not list(leak_findings("a", scan(a), parts.train_a, parts.test_a))
-    assert "2 test rows are exact copies of train rows" in said(leak_findings("b", scan(b), parts.train_b, parts.test_b), ERROR)
+    assert "2 test rows are exact copies of train rows" in said(
+        leak_findings("b", scan(b), parts.train_b, parts.test_b), ERROR
+    )
 
 
 # ---- pairs ----
@@ -93,7 +101,9 @@ def test_pairs_families_and_unpaired_items_are_counted(make_store):
     a = make_store("a", x, item=items, split=split, family=family)
     b = make_store("b", x[5:], item=items[5:35] + [f"other{n}" for n in range(5)], split=split[5:])
     found = list(pair_findings(a, b, split_items(a.rows, b.rows)))
-    assert "25 train items in 13 families, 5 test items; unpaired items: 5 of a, 5 of b" in said(found, OK)
+    assert "25 train items in 13 families, 5 test items; unpaired items: 5 of a, 5 of b" in said(
+        found, OK
+    )
     assert "what is near in a is near in b" in said(found, OK)
     assert "5 test items are few to measure on" in said(found, NOTE)
 
@@ -102,7 +112,9 @@ def test_too_few_pairs_and_pairs_that_are_none_are_told_apart(make_store):
     items = [f"i{n:03d}" for n in range(200)]
     a = make_store("a", cloud(200, 6), item=items)
     stranger = make_store("b", cloud(200, 6, seed=1), item=items)
-    assert "check that `item` pairs the right rows" in said(pair_findings(a, stranger, split_items(a.rows, stranger.rows)), NOTE)
+    assert "check that `item` pairs the right rows" in said(
+        pair_findings(a, stranger, split_items(a.rows, stranger.rows)), NOTE
+    )
     other = make_store("c", cloud(200, 6), item=[f"j{n}" for n in range(197)] + items[:3])
     words = said(pair_findings(a, other, split_items(a.rows, other.rows)), ERROR)
     assert "train items have a row in both stores, at least 10 are needed" in words
@@ -110,12 +122,17 @@ def test_too_few_pairs_and_pairs_that_are_none_are_told_apart(make_store):
 
 def test_stores_without_test_items_can_be_aligned_but_not_measured(make_store):
     items, x = [f"i{n:03d}" for n in range(60)], cloud(60, 6)
-    a, b = (make_store(side, x * scale, item=items, split=["train"] * 60) for side, scale in (("a", 1), ("b", 2)))
+    a, b = (
+        make_store(side, x * scale, item=items, split=["train"] * 60)
+        for side, scale in (("a", 1), ("b", 2))
+    )
     assert "runs measure nothing: check the `split` column, or take gera align" in said(
         pair_findings(a, b, split_items(a.rows, b.rows)), NOTE
     )
     half = make_store("c", x * 3, item=[*items[:59], "other"], split=["train"] * 59 + ["test"])
-    assert "runs measure nothing" in said(pair_findings(a, half, split_items(a.rows, half.rows)), ERROR)
+    assert "runs measure nothing" in said(
+        pair_findings(a, half, split_items(a.rows, half.rows)), ERROR
+    )
 
 
 # ---- geometry ----
@@ -159,7 +176,9 @@ def test_parts_of_the_graph_equal_a_walk_over_it():
     x[30:50] -= 50
     for k in (1, 2, 4):
         graph = knn_graph(x, k)
-        assert components(graph).tolist() == flood_sizes([set(row) for row in graph.indices.tolist()])
+        assert components(graph).tolist() == flood_sizes(
+            [set(row) for row in graph.indices.tolist()]
+        )
     assert components(knn_graph(x, 10)).tolist() == [40, 30, 20]
 
 
@@ -192,4 +211,7 @@ def test_neighbours_that_follow_the_nuisance_are_noted():
     assert "neighbours cross the nuisance" in said(neighbor_findings(x, rows, "a", 8), OK)
     x[:, 0] += torch.tensor([40.0 * (n % 4) for n in range(200)])
     found = said(neighbor_findings(x, rows, "a", 8), NOTE)
-    assert "100% of neighbours share the row's `group`, 25% by chance: neighbours follow the nuisance" in found
+    assert (
+        "100% of neighbours share the row's `group`, 25% by chance: neighbours follow the nuisance"
+        in found
+    )

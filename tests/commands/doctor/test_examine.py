@@ -9,8 +9,22 @@ from scipy.stats import ttest_rel
 
 from gera_lightning import cli, config
 from gera_lightning.commands.doctor import evidence as evidence_module
-from gera_lightning.commands.doctor.evidence import Evidence, chance_score, gather, held_out_scores, smallest_budget
-from gera_lightning.commands.doctor.examine import ERROR, NOTE, OK, SUGGESTION, _compared, examine, verdict
+from gera_lightning.commands.doctor.evidence import (
+    Evidence,
+    chance_score,
+    gather,
+    held_out_scores,
+    smallest_budget,
+)
+from gera_lightning.commands.doctor.examine import (
+    ERROR,
+    NOTE,
+    OK,
+    SUGGESTION,
+    _compared,
+    examine,
+    verdict,
+)
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.experiment.paired_stores import Stores
@@ -21,7 +35,9 @@ FOLDER = "experiments"
 
 @pytest.fixture(scope="module")
 def views(tmp_path_factory):
-    return SyntheticViews(items=700, latent_dim=2, dim_a=24, dim_b=16, features=64).stores(tmp_path_factory.mktemp("views"))
+    return SyntheticViews(items=700, latent_dim=2, dim_a=24, dim_b=16, features=64).stores(
+        tmp_path_factory.mktemp("views")
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -77,10 +93,22 @@ def test_stores_without_test_items_are_told_to_align(views, tmp_path):
     paths = []
     for store in views:
         rows = store.rows.assign(split="train")
-        paths.append(write_store(tmp_path / f"all-{store.path.name}", store.read(), rows, encoder=store.encoder, source={}).path)
+        paths.append(
+            write_store(
+                tmp_path / f"all-{store.path.name}",
+                store.read(),
+                rows,
+                encoder=store.encoder,
+                source={},
+            ).path
+        )
     found = list(examine(*paths, budget=40, methods=["ridge", "procrustes"]))
     assert any("take gera align" in words for words in lines(found, NOTE))
-    best = next(words.split(": ")[1].split()[0] for words in lines(found, OK) if words.startswith("40 pairs: "))
+    best = next(
+        words.split(": ")[1].split()[0]
+        for words in lines(found, OK)
+        if words.startswith("40 pairs: ")
+    )
     assert lines(found, SUGGESTION)[-1] == f"make align EXP=mine ARGS=method={best}"
     assert "alignment will work" in verdict(found)
 
@@ -95,8 +123,24 @@ def test_test_rows_have_no_say_in_what_is_recommended(views, tmp_path):
     for store, test in zip(views, (split.test_a, split.test_b), strict=True):
         x = store.read()
         x[test] = np.random.default_rng(1).normal(size=(len(test), store.dim))
-        noisy.append(write_store(tmp_path / store.path.name, x, store.rows, encoder=store.encoder, source={}, dtype="float32"))
-    said = [[str(f) for f in examine(a.path, b.path, budget=40, methods=["ridge", "cca"]) if f.mark != SUGGESTION] for a, b in (views, noisy)]
+        noisy.append(
+            write_store(
+                tmp_path / store.path.name,
+                x,
+                store.rows,
+                encoder=store.encoder,
+                source={},
+                dtype="float32",
+            )
+        )
+    said = [
+        [
+            str(f)
+            for f in examine(a.path, b.path, budget=40, methods=["ridge", "cca"])
+            if f.mark != SUGGESTION
+        ]
+        for a, b in (views, noisy)
+    ]
     assert said[0] == said[1]
 
 
@@ -142,12 +186,16 @@ def test_a_broken_store_is_described_and_exits_with_2(make_store, capsys, how, w
     store = broken(make_store, how)
     assert cli.main(["doctor", str(whole.path), str(store.path)]) == 2
     captured = capsys.readouterr()
-    assert any(words in line for line in captured.out.splitlines() if line.startswith(ERROR)), captured.out
+    assert any(words in line for line in captured.out.splitlines() if line.startswith(ERROR)), (
+        captured.out
+    )
     assert "ok   a: 60 rows of width 4" in captured.out
     assert captured.err.startswith("error: alignment will not work as it is")
 
 
-@pytest.mark.parametrize("arguments", [["one"], ["a", "b", "budgets=3"], ["a", "b", "budget=1"], ["a", "b", "k=0"]])
+@pytest.mark.parametrize(
+    "arguments", [["one"], ["a", "b", "budgets=3"], ["a", "b", "budget=1"], ["a", "b", "k=0"]]
+)
 def test_a_mistake_in_the_command_is_one_line(capsys, arguments):
     assert cli.main(["doctor", *arguments]) == 2
     captured = capsys.readouterr()
@@ -157,12 +205,17 @@ def test_a_mistake_in_the_command_is_one_line(capsys, arguments):
 
 def test_presets_that_cannot_be_compared_are_a_note(views, tmp_path):
     a, b = views
-    (tmp_path / "odd.yaml").write_text("data: a/path\n")  # another tool's file beside the experiments
+    (tmp_path / "odd.yaml").write_text(
+        "data: a/path\n"
+    )  # another tool's file beside the experiments
     [words] = lines(examine(a.path, b.path, budget=20, folder=str(tmp_path)), NOTE)
     assert words.startswith("presets are not compared: methods: 'gera' has no preset")
 
 
-@pytest.mark.parametrize(("methods", "words"), [(["contrastive"], "contrastive is trained"), ("rigde", "did you mean 'ridge'")])
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [(["contrastive"], "contrastive is trained"), ("rigde", "did you mean 'ridge'")],
+)
 def test_presets_that_are_named_wrongly_are_told_at_once(views, methods, words):
     a, b = views
     with pytest.raises(UserError, match=words):
@@ -183,24 +236,35 @@ def test_no_pair_has_a_say_in_its_own_setting(views, tmp_path, monkeypatch):
     from gera_lightning.training.training_set import TrainingSet
 
     a, b = views
-    experiment = config.load({"data": {"a": str(a.path), "b": str(b.path)}, "budgets": [20], "methods": ["ridge"]}, folder=FOLDER)
+    experiment = config.load(
+        {"data": {"a": str(a.path), "b": str(b.path)}, "budgets": [20], "methods": ["ridge"]},
+        folder=FOLDER,
+    )
     stores = Stores.open(experiment.common)
     rows = load_rows(a, b, stores.sample_pairs(experiment.common, 20, 0))
-    task = TrainingSet(experiment.methods["ridge"], rows, stores.split.families, 0, tmp_path, lambda *_: None)
+    task = TrainingSet(
+        experiment.methods["ridge"], rows, stores.split.families, 0, tmp_path, lambda *_: None
+    )
     folds = [len(part) for part in task.folds(np.arange(20))]
     planted = np.random.default_rng(0).normal(size=(8, 20))
     monkeypatch.setattr(evidence_module, "fold_scores", lambda *_: planted)
     got, start = held_out_scores(task), 0
     for size in folds:
         rest = np.delete(planted, np.s_[start : start + size], axis=1)
-        np.testing.assert_array_equal(got[start : start + size], planted[rest.mean(1).argmax(), start : start + size])
+        np.testing.assert_array_equal(
+            got[start : start + size], planted[rest.mean(1).argmax(), start : start + size]
+        )
         start += size
 
 
 def test_presets_are_compared_pair_by_pair():
     rng = np.random.default_rng(0)
     base, noise = rng.normal(size=200), rng.normal(0, 0.5, 200)
-    scores = {"x": base, "y": base - 0.2 + rng.normal(0, 0.1, 200), "z": base - 0.01 + noise - noise.mean()}
+    scores = {
+        "x": base,
+        "y": base - 0.2 + rng.normal(0, 0.1, 200),
+        "z": base - 0.01 + noise - noise.mean(),
+    }
     evidence = Evidence(200, scores, np.full(200, -3.0))
     assert evidence.best == "x"
     lead, error = evidence.lead("x", "y")
@@ -209,8 +273,14 @@ def test_presets_are_compared_pair_by_pair():
     assert evidence.rank("x") == pytest.approx(np.exp(-base.mean()))
     [finding] = _compared(evidence)
     head, *others = finding.words.splitlines()
-    assert head.startswith(f"200 pairs: x is best, held-out partner's typical rank {np.exp(-base.mean()):.0f} (chance 20)")
-    assert {line.split()[0]: line.endswith("not told apart") for line in others} == {"y": False, "z": True}
+    assert head.startswith(
+        f"200 pairs: x is best, held-out partner's typical rank {np.exp(-base.mean()):.0f}"
+        " (chance 20)"
+    )
+    assert {line.split()[0]: line.endswith("not told apart") for line in others} == {
+        "y": False,
+        "z": True,
+    }
     assert f"{lead:.2f} ± {error:.2f}" in next(line for line in others if line.split()[0] == "y")
 
 
@@ -222,8 +292,13 @@ def test_one_store_twice_is_found_out(views):
 
 def test_methods_in_words_are_methods(views):
     a, b = views
-    named = [finding.words for finding in examine(a.path, b.path, budget=60, methods="ridge,procrustes")]
-    assert named == [finding.words for finding in examine(a.path, b.path, budget=60, methods=["ridge", "procrustes"])]
+    named = [
+        finding.words for finding in examine(a.path, b.path, budget=60, methods="ridge,procrustes")
+    ]
+    assert named == [
+        finding.words
+        for finding in examine(a.path, b.path, budget=60, methods=["ridge", "procrustes"])
+    ]
 
 
 def test_the_smallest_budget_is_the_first_that_is_clear_of_chance(monkeypatch):
@@ -231,7 +306,11 @@ def test_the_smallest_budget_is_the_first_that_is_clear_of_chance(monkeypatch):
 
     def planted(experiment, stores, budget, names):
         asked.append(budget)
-        return Evidence(budget, {"ridge": rng.normal(-4 if budget > 20 else -5, 1, budget)}, np.full(budget, -5.0))
+        return Evidence(
+            budget,
+            {"ridge": rng.normal(-4 if budget > 20 else -5, 1, budget)},
+            np.full(budget, -5.0),
+        )
 
     monkeypatch.setattr(evidence_module, "gather", planted)
     least = smallest_budget(None, None, [10, 20, 50, 100], "ridge")
@@ -243,11 +322,18 @@ def test_the_smallest_budget_is_the_first_that_is_clear_of_chance(monkeypatch):
 
 def test_evidence_is_gathered_on_the_same_pairs_for_all(views):
     a, b = views
-    settings = {"data": {"a": str(a.path), "b": str(b.path)}, "budgets": [30], "methods": ["ridge", "procrustes"]}
+    settings = {
+        "data": {"a": str(a.path), "b": str(b.path)},
+        "budgets": [30],
+        "methods": ["ridge", "procrustes"],
+    }
     experiment = config.load(settings, folder=FOLDER)
     stores = Stores.open(experiment.common)
     evidence = gather(experiment, stores, 30, ["ridge", "procrustes"])
-    assert {name: len(scores) for name, scores in evidence.scores.items()} == {"ridge": 30, "procrustes": 30}
+    assert {name: len(scores) for name, scores in evidence.scores.items()} == {
+        "ridge": 30,
+        "procrustes": 30,
+    }
     alone = gather(experiment, stores, 30, ["procrustes"])
     np.testing.assert_array_equal(alone.scores["procrustes"], evidence.scores["procrustes"])
     assert (evidence.chance < -3).all()

@@ -14,7 +14,9 @@ from gera_lightning.utils.errors import UserError
 def run(words: Sequence[str]) -> None:
     """The command line's `gera doctor`."""
     if len(words) < 2 or "=" in words[1]:
-        raise UserError("gera doctor takes two stores, such as: gera doctor data/emoji/image data/emoji/text")
+        raise UserError(
+            "gera doctor takes two stores, such as: gera doctor data/emoji/image data/emoji/text"
+        )
     from gera_lightning.commands.doctor.examine import ERROR, examine, verdict
 
     findings = []

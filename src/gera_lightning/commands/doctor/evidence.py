@@ -1,6 +1,8 @@
-"""What cross-validation inside a budget says of the closed-form presets: on train rows alone, nothing of the test items is read.
+"""What cross-validation inside a budget says of the closed-form presets: on train rows alone,
+nothing of the test items is read.
 
-Legend: `n` held-out pairs of a budget, all folds together. A pair's score is `-log rank` of its partner, the mean of both directions.
+Legend: `n` held-out pairs of a budget, all folds together. A pair's score is `-log rank` of its
+    partner, the mean of both directions.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class Evidence:
         return float(ttest_1samp(self.scores[name] - self.chance, 0, alternative="greater").pvalue)
 
     def lead(self, name: str, other: str) -> tuple[float, float]:
-        """How far a preset's log rank is better than another's, over the same pairs, and the standard error."""
+        """How far a preset's log rank is better than another's, over the same pairs, and the
+        standard error.
+        """
         difference = self.scores[name] - self.scores[other]
         return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
@@ -86,38 +90,63 @@ def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[
         names: which of the presets.
     """
     common, seed = experiment.common, experiment.common.seeds[0]
-    rows = load_rows(stores.a, stores.b, stores.sample_pairs(common, budget, seed), center=common.data.center)
+    rows = load_rows(
+        stores.a, stores.b, stores.sample_pairs(common, budget, seed), center=common.data.center
+    )
     with tempfile.TemporaryDirectory() as folder:
-        tasks = {n: TrainingSet(experiment.methods[n], rows, stores.split.families, seed, Path(folder), no_progress) for n in names}
+        tasks = {
+            n: TrainingSet(
+                experiment.methods[n], rows, stores.split.families, seed, Path(folder), no_progress
+            )
+            for n in names
+        }
         scores = {name: on_accelerator(task, held_out_scores) for name, task in tasks.items()}
         task = tasks[names[0]]
         parts = task.folds(np.arange(len(rows.items)))
         chance = [
-            np.full(len(held), np.mean([chance_score(len(held) + len(pool)) for pool in task.excluding(held).distractors()]))
+            np.full(
+                len(held),
+                np.mean(
+                    [
+                        chance_score(len(held) + len(pool))
+                        for pool in task.excluding(held).distractors()
+                    ]
+                ),
+            )
             for held in parts
         ]
     return Evidence(budget, scores, np.concatenate(chance))
 
 
 def held_out_scores(task: TrainingSet) -> np.ndarray:
-    """Score of every held-out pair `[n]`, each under the setting that the pairs of the other folds choose.
+    """Score of every held-out pair `[n]`, each under the setting that the pairs of the other folds
+    choose.
 
-    So no pair has a say in the setting that it is scored under, and presets with many settings gain nothing by having them. Filters are
-    chosen by all pairs, as in a run: a preset with a choice of them is flattered a little.
+    So no pair has a say in the setting that it is scored under, and presets with many settings gain
+    nothing by having them. Filters are chosen by all pairs, as in a run: a preset with a choice of
+        them is flattered a little.
     """
     assert task.config.closed_form is not None
     method: ClosedForm = build(task.config.closed_form, "closed_form")
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
-    settings = method.settings(choice.remaining_trials(task.config.tuning.max_trials), len(everything))
+    settings = method.settings(
+        choice.remaining_trials(task.config.tuning.max_trials), len(everything)
+    )
     scores = fold_scores(task, method, settings, everything, choice.numbers)
-    fold = np.concatenate([np.full(len(held), number) for number, held in enumerate(task.folds(everything))])
+    fold = np.concatenate(
+        [np.full(len(held), number) for number, held in enumerate(task.folds(everything))]
+    )
     chosen = {number: choose(scores[:, fold != number]) for number in np.unique(fold)}
     return scores[[chosen[number] for number in fold], np.arange(len(fold))]
 
 
-def smallest_budget(experiment: Experiment, stores: Stores, budgets: Sequence[int], name: str) -> Evidence | None:
-    """The least of `budgets` (ascending) at which a preset is above chance, at level 0.01 over all of them; None if there is none."""
+def smallest_budget(
+    experiment: Experiment, stores: Stores, budgets: Sequence[int], name: str
+) -> Evidence | None:
+    """The least of `budgets` (ascending) at which a preset is above chance, at level 0.01 over all
+    of them; None if there is none.
+    """
     for budget in budgets:
         evidence = gather(experiment, stores, budget, [name])
         if evidence.above_chance(name) <= LEVEL / len(budgets):

@@ -53,23 +53,36 @@ def examine(
     methods: Sequence[str] | None = None,
     folder: str = "experiments",
 ) -> Iterator[Finding]:
-    """Findings on two stores, one after the other as they are made; what needs whole rows is left out where some are damaged.
+    """Findings on two stores, one after the other as they are made; what needs whole rows is left
+    out where some are damaged.
 
     Test rows are looked at for damage and copies, never for anything that could choose a method.
 
     Args:
         path_a, path_b: folders of the stores.
-        budget: pairs that there will be; by default 300, or half of the train items where they are few.
+        budget: pairs that there will be; by default 300, or half of the train items where they are
+            few.
         k: neighbours.
         most: train rows of the neighbour graphs at most.
         seed: fixes what is drawn.
         methods: closed-form presets to compare; by default `sweep.quick`.
         folder: where experiments and presets lie.
     """
-    for key, value, low in (("budget", budget if budget is not None else 4, 4), ("k", k, 1), ("most", most, 100), ("seed", seed, 0)):
+    for key, value, low in (
+        ("budget", budget if budget is not None else 4, 4),
+        ("k", k, 1),
+        ("most", most, 100),
+        ("seed", seed, 0),
+    ):
         if not isinstance(value, int) or value < low:
             raise UserError(f"{key}={value!r} must be a whole number of at least {low}")
-    names = config.SweepConfig().quick if methods is None else methods.split(",") if isinstance(methods, str) else list(methods)
+    names = (
+        config.SweepConfig().quick
+        if methods is None
+        else methods.split(",")
+        if isinstance(methods, str)
+        else list(methods)
+    )
     if methods is not None:  # a misspelt one is told at once
         _closed_forms({"methods": names}, folder)
     stores = yield from _opened(path_a, path_b)
@@ -84,7 +97,9 @@ def examine(
     yield from leak_findings("a", found_a, split.train_a, split.test_a)
     yield from leak_findings("b", found_b, split.train_b, split.test_b)
     if len(found_a.damaged) or len(found_b.damaged):
-        yield Finding(NOTE, "pairs, neighbours and presets are not looked at before every row is finite")
+        yield Finding(
+            NOTE, "pairs, neighbours and presets are not looked at before every row is finite"
+        )
         return
     yield from pair_findings(a, b, split)
     if not len(split.train_a) or not len(split.train_b):
@@ -99,7 +114,9 @@ def examine(
         yield from _presets(Stores(a, b, split), pairs, budget, seed, names, folder)
 
 
-def _opened(*paths: str | os.PathLike[str]) -> Generator[Finding, None, list[tuple[EmbeddingStore, Scan]]]:
+def _opened(
+    *paths: str | os.PathLike[str],
+) -> Generator[Finding, None, list[tuple[EmbeddingStore, Scan]]]:
     """The stores that can be opened, with a scan of each."""
     stores = []
     for side, path in zip("ab", paths, strict=True):
@@ -113,12 +130,16 @@ def _opened(*paths: str | os.PathLike[str]) -> Generator[Finding, None, list[tup
     return stores
 
 
-def _geometry(store: EmbeddingStore, side: str, rows: np.ndarray, k: int, most: int, seed: int) -> Iterator[Finding]:
+def _geometry(
+    store: EmbeddingStore, side: str, rows: np.ndarray, k: int, most: int, seed: int
+) -> Iterator[Finding]:
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
     x = load_modality(store, chosen, chosen[:0]).pairs
     yield from spread_findings(torch.from_numpy(store.read(chosen[:2000])), side)
     if len(x) > 2:
-        yield from neighbor_findings(x, store.rows.iloc[chosen].reset_index(drop=True), side, min(k, len(x) - 1))
+        yield from neighbor_findings(
+            x, store.rows.iloc[chosen].reset_index(drop=True), side, min(k, len(x) - 1)
+        )
 
 
 def _closed_forms(settings: Mapping[str, Any], folder: str) -> config.Experiment:
@@ -128,23 +149,39 @@ def _closed_forms(settings: Mapping[str, Any], folder: str) -> config.Experiment
         UserError: an unknown preset, or one that is trained.
     """
     experiment = config.load(settings, folder=folder)
-    trained = next((name for name, method in experiment.methods.items() if method.closed_form is None), None)
+    trained = next(
+        (name for name, method in experiment.methods.items() if method.closed_form is None), None
+    )
     if trained:
-        raise UserError(f"methods={settings['methods']}: {trained} is trained, only closed forms are compared here")
+        raise UserError(
+            f"methods={settings['methods']}: {trained} is trained, only closed forms are compared"
+            " here"
+        )
     return experiment
 
 
-def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, names: Sequence[str], folder: str) -> Iterator[Finding]:
+def _presets(
+    stores: Stores, pairs: int, budget: int | None, seed: int, names: Sequence[str], folder: str
+) -> Iterator[Finding]:
     """Pools, the smallest budget, and what the presets reach inside the budget."""
     trains = ((stores.a, stores.split.train_a), (stores.b, stores.split.train_b))
     unpaired = min(store.rows["item"].iloc[rows].nunique() for store, rows in trains) - pairs
     largest = budget or min(PAIRS, pairs if unpaired >= pairs else pairs // 2)
     if largest > pairs:
-        yield Finding(ERROR, f"budget={largest} pairs are more than the {pairs} train items with a row in both stores: lower it")
+        yield Finding(
+            ERROR,
+            f"budget={largest} pairs are more than the {pairs} train items with a row in both"
+            " stores: lower it",
+        )
         return
     settings = {
         "data": {"a": str(stores.a.path), "b": str(stores.b.path)},
-        **{"budgets": [largest], "seeds": [seed], "methods": names, "tuning": {"distractors": DISTRACTORS}},
+        **{
+            "budgets": [largest],
+            "seeds": [seed],
+            "methods": names,
+            "tuning": {"distractors": DISTRACTORS},
+        },
     }
     try:
         experiment = _closed_forms(settings, folder)
@@ -152,9 +189,17 @@ def _presets(stores: Stores, pairs: int, budget: int | None, seed: int, names: S
         yield Finding(NOTE, f"presets are not compared: {error}")
         return
     yield _pools(stores, experiment, largest)
-    budgets = [n for n in sorted({*BUDGETS, max(largest // 3, FEW_PAIRS), largest}) if n <= largest and _foldable(stores, experiment, n)]
+    budgets = [
+        n
+        for n in sorted({*BUDGETS, max(largest // 3, FEW_PAIRS), largest})
+        if n <= largest and _foldable(stores, experiment, n)
+    ]
     if not budgets:
-        yield Finding(ERROR, f"budget={largest}: the pairs hold fewer families than the {experiment.common.tuning.folds} folds of tuning")
+        yield Finding(
+            ERROR,
+            f"budget={largest}: the pairs hold fewer families than the"
+            f" {experiment.common.tuning.folds} folds of tuning",
+        )
         return
     yield _least(experiment, stores, budgets, PROBE if PROBE in names else names[0])
     compared = []
@@ -173,37 +218,58 @@ def _foldable(stores: Stores, experiment: config.Experiment, budget: int) -> boo
 def _pools(stores: Stores, experiment: config.Experiment, budget: int) -> Finding:
     """Sizes of the pools, and items that are in both."""
     drawn = stores.sample_pairs(experiment.common, budget, experiment.common.seeds[0])
-    items = [set(s.rows["item"].iloc[pool]) for s, pool in ((stores.a, drawn.pool_a), (stores.b, drawn.pool_b))]
+    items = [
+        set(s.rows["item"].iloc[pool])
+        for s, pool in ((stores.a, drawn.pool_a), (stores.b, drawn.pool_b))
+    ]
     shared = len(items[0] & items[1])
-    text = f"pools: {len(drawn.pool_a):,} and {len(drawn.pool_b):,} unpaired rows beside {budget} pairs, {shared:,} items in both"
+    text = (
+        f"pools: {len(drawn.pool_a):,} and {len(drawn.pool_b):,} unpaired rows beside {budget}"
+        f" pairs, {shared:,} items in both"
+    )
     few = min(len(drawn.pool_a), len(drawn.pool_b)) < budget
-    return Finding(NOTE if few or shared else OK, text + (": few unpaired rows, geometry has little to say" if few else ""))
+    return Finding(
+        NOTE if few or shared else OK,
+        text + (": few unpaired rows, geometry has little to say" if few else ""),
+    )
 
 
-def _least(experiment: config.Experiment, stores: Stores, budgets: Sequence[int], probe: str) -> Finding:
+def _least(
+    experiment: config.Experiment, stores: Stores, budgets: Sequence[int], probe: str
+) -> Finding:
     """The smallest sensible budget."""
     least = smallest_budget(experiment, stores, budgets, probe)
     if least is None:
         return Finding(
             ERROR,
-            f"budget: even at {budgets[-1]} pairs {probe} finds held-out partners no better than chance: "
-            "check that `item` pairs the right rows, or bring more pairs",
+            f"budget: even at {budgets[-1]} pairs {probe} finds held-out partners no better than"
+            " chance: check that `item` pairs the right rows, or bring more pairs",
         )
     return Finding(
         OK,
-        f"budget: from {least.budget} pairs on {probe} is above chance (held-out partner's typical rank {least.rank(probe):.0f}, "
-        f"chance {np.exp(-least.chance.mean()):.0f}, p = {least.above_chance(probe):.2g})",
+        f"budget: from {least.budget} pairs on {probe} is above chance (held-out partner's typical"
+        f" rank {least.rank(probe):.0f}, chance {np.exp(-least.chance.mean()):.0f}, p ="
+        f" {least.above_chance(probe):.2g})",
     )
 
 
 def _compared(evidence: Evidence) -> Iterator[Finding]:
-    """The presets, the best first: how far each one's log rank is behind, and whether these pairs can tell."""
+    """The presets, the best first: how far each one's log rank is behind, and whether these pairs
+    can tell.
+    """
     ranked = sorted(evidence.scores, key=evidence.rank)
     chance = np.exp(-evidence.chance.mean())
-    text = f"{evidence.budget} pairs: {evidence.best} is best, held-out partner's typical rank {evidence.rank(evidence.best):.0f} (chance {chance:.0f})"
+    text = (
+        f"{evidence.budget} pairs: {evidence.best} is best, held-out partner's typical rank"
+        f" {evidence.rank(evidence.best):.0f} (chance {chance:.0f})"
+    )
     as_good = evidence.as_good()
     if ranked[1:]:
-        text += "; the others, and how far their log rank is behind:" if as_good else "; significantly behind in log rank:"
+        text += (
+            "; the others, and how far their log rank is behind:"
+            if as_good
+            else "; significantly behind in log rank:"
+        )
     for name in ranked[1:]:
         lead, error = evidence.lead(evidence.best, name)
         told = "   not told apart" if name in as_good else ""
@@ -212,8 +278,14 @@ def _compared(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> Iterator[Finding]:
-    """The recommended preset against the probe at the budgets that were looked at, as lines to copy."""
-    names = list(dict.fromkeys([compared[-1].best, *(name for name in ("gera", PROBE) if name in compared[-1].scores)]))
+    """The recommended preset against the probe at the budgets that were looked at, as lines to
+    copy.
+    """
+    names = list(
+        dict.fromkeys(
+            [compared[-1].best, *(name for name in ("gera", PROBE) if name in compared[-1].scores)]
+        )
+    )
     settings = {"budgets": [evidence.budget for evidence in compared], "methods": names}
     words = " ".join(f"{key}={_flow(value)}" for key, value in settings.items())
     known = _experiment_of(stores, folder)
@@ -221,9 +293,15 @@ def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> It
         data = {"data": {"a": str(stores.a.path), "b": str(stores.b.path)}, **settings}
         yield Finding(SUGGESTION, f"write {folder}/mine.yaml: {_flow(data)}")
     if not len(stores.split.test_a):  # nothing to measure a run on
-        yield Finding(SUGGESTION, f"make align EXP={known or 'mine'}" + (f" ARGS=method={names[0]}" if names[0] != "gera" else ""))
+        yield Finding(
+            SUGGESTION,
+            f"make align EXP={known or 'mine'}"
+            + (f" ARGS=method={names[0]}" if names[0] != "gera" else ""),
+        )
     else:
-        yield Finding(SUGGESTION, f'make train EXP={known} ARGS="{words}"' if known else "make train EXP=mine")
+        yield Finding(
+            SUGGESTION, f'make train EXP={known} ARGS="{words}"' if known else "make train EXP=mine"
+        )
 
 
 def _flow(value: object) -> str:
@@ -242,7 +320,8 @@ def _experiment_of(stores: Stores, folder: str) -> str | None:
         except (yaml.YAMLError, AttributeError):
             continue
         if isinstance(data, dict) and all(
-            data.get(side) and Path(data[side]).resolve() == getattr(stores, side).path.resolve() for side in "ab"
+            data.get(side) and Path(data[side]).resolve() == getattr(stores, side).path.resolve()
+            for side in "ab"
         ):
             return path.stem
     return None
@@ -253,4 +332,6 @@ def verdict(findings: Sequence[Finding]) -> str:
     mend, note = (sum(finding.mark == mark for finding in findings) for mark in (ERROR, NOTE))
     if mend:
         return f"alignment will not work as it is: first mend what is marked {ERROR} ({mend})"
-    return "alignment will work" + (f"; keep in mind what is marked {NOTE} ({note})" if note else "")
+    return "alignment will work" + (
+        f"; keep in mind what is marked {NOTE} ({note})" if note else ""
+    )
