@@ -9,7 +9,7 @@ from typing import Any
 
 from gera_lightning.aligners.base import ClosedForm, FitData, Maps, Setting
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.instantiate import check_role
+from gera_lightning.utils.instantiate import expect, register
 
 ALTERNATIVE = "alternative"
 """In a setting: the number of the alternative that it is of, from 1; the form's own settings have
@@ -17,6 +17,7 @@ none.
 """
 
 
+@register("alternatives")
 @dataclass(frozen=True)
 class Alternatives:
     """A closed form, and others that are tried in place of it, each in its first setting.
@@ -34,7 +35,7 @@ class Alternatives:
 
     def __post_init__(self) -> None:
         for name, method in (("form", self.form), *(("others", other) for other in self.others)):
-            check_role(method, "candidates", name, "closed form", "gera_lightning.aligners.cca.CCA")
+            expect(method, ClosedForm, name, "cca")
             if isinstance(method, Alternatives):
                 raise UserError("alternatives of alternatives: name them all in `others`")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gera_lightning.aligners.base import FitData, Maps, Setting, grid
 from gera_lightning.models.maps import normalized, register_map
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 
 @register_map("relative")
@@ -58,6 +59,7 @@ class RelativeMap(nn.Module):
         )
 
 
+@register("asif")
 @dataclass(frozen=True)
 class ASIF:
     """ASIF: rows are compared through their similarities to the pairs; entries kept and power are

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -35,6 +35,7 @@ class FitData:
     pool_b: Tensor
 
 
+@runtime_checkable
 class ClosedForm(Protocol):
     """A method that is fitted at once; its fields are what is not tuned."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gera_lightning.aligners.base import FitData, Maps, Setting, check_range, grid, log_spaced
 from gera_lightning.models.maps import Linear, normalized, register_map
 from gera_lightning.utils.errors import UserError, check_one_of
+from gera_lightning.utils.instantiate import register
 
 
 class CanonicalFits:
@@ -107,6 +108,7 @@ it one correlation near 1 would decide.
 """
 
 
+@register("cca")
 @dataclass(frozen=True)
 class CCA:
     """Regularised CCA; penalty and number of dimensions are tuned.

@@ -15,6 +15,7 @@ from gera_lightning.aligners.base import FitData, Maps, Setting
 from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, rbf
 from gera_lightning.models.maps import Center, Concat, Identity, Sequential, WeightedBlocks
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 
 def anchor_regression(x: Tensor, eps: float, penalty: float) -> Tensor:
@@ -33,6 +34,7 @@ def mean_kernel(pool: Tensor, x: Tensor, eps: float, chunk: int = 4096) -> Tenso
     return total / max(len(pool), 1)
 
 
+@register("coupled_ridge")
 @dataclass(frozen=True)
 class CoupledRidge:
     """Each modality regresses onto the pairs themselves, one coordinate a pair: `z = n(r(x) - mean

@@ -25,6 +25,7 @@ from gera_lightning.aligners.base import (
 )
 from gera_lightning.models.maps import register_map
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 
 def rbf(x: Tensor, y: Tensor, eps: Tensor | float) -> Tensor:
@@ -103,6 +104,7 @@ def check_room(pairs: int) -> None:
         )
 
 
+@register("kernel_ridge")
 @dataclass(frozen=True)
 class KernelRidge:
     """RBF kernel ridge regression a->b, b->a, or both with their cosines averaged; bandwidth and

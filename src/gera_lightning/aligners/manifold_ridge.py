@@ -29,6 +29,7 @@ from gera_lightning.geometry.diffusion import edge_weights, sparse_matrix
 from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
 from gera_lightning.models.maps import Linear
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 
 def graph_laplacian(graph: NeighborGraph) -> Tensor:
@@ -140,6 +141,7 @@ def _scale(size: int, trace: Tensor) -> float:
     return size / float(trace) if float(trace) > 1e-12 * size else 0.0
 
 
+@register("manifold_ridge")
 @dataclass(frozen=True)
 class ManifoldRidge:
     """Manifold-regularised ridge or kernel ridge a->b, b->a, or both with their cosines averaged;

@@ -12,8 +12,10 @@ import torch
 
 from gera_lightning.aligners.base import FitData, Maps, Setting, grid, log_spaced
 from gera_lightning.models.maps import Linear
+from gera_lightning.utils.instantiate import register
 
 
+@register("procrustes")
 @dataclass(frozen=True)
 class Procrustes:
     """`z_a = x_a U_r`, `z_b = x_b V_r` with `x_a' x_b = U S V'`; the rank r is tuned.

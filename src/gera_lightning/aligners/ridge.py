@@ -22,6 +22,7 @@ from gera_lightning.aligners.base import (
     regression_maps,
 )
 from gera_lightning.models.maps import Linear
+from gera_lightning.utils.instantiate import register
 
 
 def ridge_path(x: Tensor, y: Tensor, penalties: Sequence[float]) -> Iterator[Tensor]:
@@ -46,6 +47,7 @@ def ridge_path(x: Tensor, y: Tensor, penalties: Sequence[float]) -> Iterator[Ten
         yield vh.T @ ((s / (s.square() + penalty * mean)).unsqueeze(1) * uy)
 
 
+@register("ridge")
 @dataclass(frozen=True)
 class Ridge:
     """Ridge regression a->b, b->a, or both with their cosines averaged; the penalty is tuned.

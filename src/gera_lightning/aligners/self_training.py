@@ -20,7 +20,7 @@ from gera_lightning.aligners.procrustes import Procrustes
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.models.shared_space import CSLS, SharedSpace
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.instantiate import check_role
+from gera_lightning.utils.instantiate import expect, register
 
 
 @torch.no_grad()
@@ -51,6 +51,7 @@ def mutual_neighbours(
     return kept, partner[kept]
 
 
+@register("self_training")
 @dataclass(frozen=True)
 class SelfTraining:
     """A closed form fitted on the pairs and on pseudo-pairs: mutual nearest neighbours of its own
@@ -83,9 +84,7 @@ class SelfTraining:
     unpaired: int = 2000
 
     def __post_init__(self) -> None:
-        check_role(
-            self.base, "candidates", "base", "closed form", "gera_lightning.aligners.ridge.Ridge"
-        )
+        expect(self.base, ClosedForm, "base", "ridge")
         if not self.ratios or min(self.ratios) < 0:
             raise UserError(f"ratios={self.ratios} must hold values of at least 0")
         if not 0 < self.weight <= 1:

@@ -19,10 +19,12 @@ from filelock import FileLock
 
 from gera_lightning.data.store import EmbeddingStore, StoreWriter
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 SHARD = 50_000
 
 
+@register("synthetic_views")
 @dataclass(frozen=True)
 class SyntheticViews:
     """Settings of the two views.

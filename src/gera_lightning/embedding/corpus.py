@@ -24,6 +24,7 @@ from gera_lightning.data.records import COLUMNS, Skipped, read_records, text_of
 from gera_lightning.data.splits import unit_hash
 from gera_lightning.data.store import check_rows
 from gera_lightning.utils.errors import UserError, check_one_of, did_you_mean
+from gera_lightning.utils.instantiate import register
 
 Folder = str | os.PathLike[str]
 MODALITIES = ("text", "audio", "image")
@@ -249,6 +250,7 @@ class RowsAndFiles(Corpus):
         return super().describe() | ({} if self.modality == "text" else {"root": str(self.root)})
 
 
+@register("manifest")
 class Manifest(RowsAndFiles):
     """A table in a CSV, TSV, JSONL or Parquet file, one row an item.
 
@@ -358,6 +360,7 @@ def words_of(paths: Folder | Mapping[str, Folder]) -> str:
     )
 
 
+@register("folder")
 class FolderOfFiles(RowsAndFiles):
     """Every file of a folder and its folders; the name without its suffix is the item, so `7.wav`
     and `7.txt` are a pair.

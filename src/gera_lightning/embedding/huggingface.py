@@ -10,8 +10,10 @@ from typing import Any
 
 from gera_lightning.embedding.corpus import Corpus, Folder, Listing, check_modality, existing
 from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.instantiate import register
 
 
+@register("huggingface")
 class HuggingFaceDataset(Corpus):
     """A dataset that `datasets` saved to a folder (`save_to_disk`); audio and images are decoded by
     us, not by `datasets`.

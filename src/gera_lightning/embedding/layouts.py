@@ -21,8 +21,10 @@ from gera_lightning.embedding.corpus import (
     words_of,
 )
 from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.instantiate import register
 
 
+@register("librispeech")
 class LibriSpeech(RowsAndFiles):
     """LibriSpeech's layout: `SET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt` beside one flac file an
     utterance.
@@ -93,6 +95,7 @@ class LibriSpeech(RowsAndFiles):
         return "test" if name.startswith("test") else "train"
 
 
+@register("coco")
 class CocoCaptions(RowsAndFiles):
     """Images with captions in COCO's JSON (`images: id, file_name`; `annotations: id, image_id,
     caption`).
@@ -172,6 +175,7 @@ def _coco_lists(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return images, annotations
 
 
+@register("flickr")
 class FlickrCaptions(RowsAndFiles):
     """Images with captions in Flickr8k's or Flickr30k's text files.
 
@@ -248,6 +252,7 @@ def _flickr_line(line: str) -> tuple[str, str]:
     return line.strip(), ""
 
 
+@register("webdataset")
 class WebDataset(Corpus):
     """Tar files as webdataset and img2dataset write them: members of one name, `000000012.jpg` and
     `000000012.txt`, are an item.

@@ -22,7 +22,7 @@ from rich.progress import (
     ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
-    TrainingSet,
+    Task,
 )
 from rich.text import Text
 from torch.utils.data import DataLoader
@@ -117,7 +117,7 @@ class ShardWriter(BasePredictionWriter):
 class RowsPerSecond(ProgressColumn):
     """Speed of the items of this run, not of those that were there before."""
 
-    def render(self, task: TrainingSet) -> Text:
+    def render(self, task: Task) -> Text:
         """`123 rows/s`."""
         return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from gera_lightning.encoders.speech_embedding import SpeechEmbeddingFrames
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.files import replace_atomically
+from gera_lightning.utils.instantiate import register
 
 FORMAT = "gera-acoustic-units"
 VERSION = 1
@@ -266,6 +267,7 @@ class Frames(Protocol):
         ...
 
 
+@register("acoustic_units")
 class AcousticUnitEncoder:
     """speech_embedding frames pooled as a bag of acoustic units: audio to rows.
 

@@ -17,8 +17,10 @@ from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.encoders.loading import guarded
 from gera_lightning.encoders.waves import AudioEncoder, padded, receptive_field
 from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.instantiate import register
 
 
+@register("torchaudio")
 class TorchaudioEncoder(AudioEncoder):
     """A self-supervised bundle of `torchaudio.pipelines` as a frozen encoder of mono audio arrays
     at `sample_rate`.

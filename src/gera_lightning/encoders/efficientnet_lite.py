@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,6 +85,7 @@ def load_network() -> torch.nn.Module:
     return network.eval()
 
 
+@register("efficientnet_lite")
 class EfficientNetLiteEncoder:
     """EfficientNet-Lite0 as a frozen image encoder.
 

@@ -15,6 +15,7 @@ from gera_lightning.encoders.efficientnet_lite import on_white
 from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
 from gera_lightning.utils.errors import UserError, check_one_of
+from gera_lightning.utils.instantiate import register
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,6 +35,7 @@ def pool_patches(states: Tensor, pooling: str, first_patch: int) -> Tensor:
     return torch.cat([parts[part] for part in pooling.split("+")], dim=-1)
 
 
+@register("image")
 class ImageEncoder(NetworkEncoder):
     """A `transformers` vision model as a frozen image encoder.
 

@@ -18,6 +18,7 @@ from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
 from gera_lightning.encoders.waves import AudioEncoder, frames_of, padded, receptive_field
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 FAMILIES = "wav2vec 2.0, HuBERT, WavLM, Whisper or CLAP"
 
@@ -156,6 +157,7 @@ def _family(model: Any, extractor: Any, checkpoint: Checkpoint) -> _Waves | _Whi
     )
 
 
+@register("speech")
 class SpeechEncoder(AudioEncoder):
     """A `transformers` audio model as a frozen encoder of mono audio arrays at `sample_rate`.
 

@@ -17,6 +17,7 @@ from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_siz
 from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
 from gera_lightning.utils.errors import UserError, check_one_of
+from gera_lightning.utils.instantiate import register
 
 POOLINGS = ("mean", "cls", "last", "max")
 SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
@@ -133,6 +134,7 @@ def _optional_json(checkpoint: Checkpoint, name: str, revision: str | None) -> A
         ) from error
 
 
+@register("text")
 class TextEncoder(NetworkEncoder):
     """A `transformers` checkpoint as a frozen text encoder.
 

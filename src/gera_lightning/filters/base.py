@@ -6,7 +6,7 @@ Legend: `n` rows, `N` pool rows, `D` frozen width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gera_lightning.models.maps import Normalize, Sequential
 
 
+@runtime_checkable
 class Filter(Protocol):
     """A filter of features; its fields are its hyper-parameters."""
 

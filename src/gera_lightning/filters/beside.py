@@ -11,9 +11,10 @@ from torch import Tensor
 
 from gera_lightning.filters.base import Filter
 from gera_lightning.models.maps import Concat, Identity
-from gera_lightning.utils.instantiate import check_role
+from gera_lightning.utils.instantiate import expect, register
 
 
+@register("beside")
 @dataclass(frozen=True)
 class Beside:
     """`[n(x); n(filter(x))] / sqrt 2`: a filter's image beside the features themselves, so that
@@ -26,13 +27,7 @@ class Beside:
     filter: Filter
 
     def __post_init__(self) -> None:
-        check_role(
-            self.filter,
-            "fit",
-            "filter",
-            "filter",
-            "gera_lightning.filters.diffusion.GraphDiffusion",
-        )
+        expect(self.filter, Filter, "filter", "graph_diffusion")
 
     def fit(self, pool: Tensor) -> Concat:
         """The filter's map, `[n, D] -> [n, 2 D]`."""

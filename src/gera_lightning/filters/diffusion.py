@@ -16,6 +16,7 @@ from gera_lightning.geometry.kernels import KERNELS, bandwidth_floor
 from gera_lightning.geometry.neighbors import NeighborGraph, search
 from gera_lightning.models.maps import register_map
 from gera_lightning.utils.errors import UserError, check_one_of
+from gera_lightning.utils.instantiate import register
 
 COPY = 1e-6
 """Squared distance between unit rows below which one is taken for the other: some rounding steps of
@@ -23,6 +24,7 @@ float32.
 """
 
 
+@register("graph_diffusion")
 @dataclass(frozen=True)
 class GraphDiffusion:
     """Diffusion of features over the whole neighbour graph, with its out-of-sample form.

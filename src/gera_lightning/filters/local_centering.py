@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from gera_lightning.models.maps import normalized, register_map
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 
+@register("local_centering")
 @dataclass(frozen=True)
 class LocalCentering:
     """`x - sum_c p_c(x) m_c`: takes from a row the mean of its coarse neighbourhood, p a softmax of

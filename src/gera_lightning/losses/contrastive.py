@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 
 def positives_of(item_a: Tensor, item_b: Tensor) -> Tensor:
@@ -54,6 +55,7 @@ def siglip_loss(logits: Tensor, positives: Tensor) -> Tensor:
     return -nn.functional.logsigmoid(sign * logits).sum() / len(logits)
 
 
+@register("clip")
 class CLIPLoss(nn.Module):
     """`clip_loss` with a learned log-temperature.
 
@@ -84,6 +86,7 @@ class CLIPLoss(nn.Module):
         return clip_loss(self.scale * z_a @ z_b.T, positives)
 
 
+@register("siglip")
 class SigLIPLoss(nn.Module):
     """`siglip_loss` with a learned scale and bias.
 

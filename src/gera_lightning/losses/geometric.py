@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gera_lightning.geometry.diffusion import DiffusionOperator
 from gera_lightning.geometry.kernels import bandwidth_floor, squared_distances
 from gera_lightning.utils.errors import check_one_of
+from gera_lightning.utils.instantiate import register
 
 TINY = 1e-12
 
@@ -46,6 +47,7 @@ def js_loss(p: Tensor, q: Tensor) -> Tensor:
 FORMS = {"relative": relative_loss, "frobenius": frobenius_loss, "kl": kl_loss, "js": js_loss}
 
 
+@register("geometric")
 class GeometricLoss(nn.Module):
     """Distance between the diffusion operators of frozen and mapped patches.
 

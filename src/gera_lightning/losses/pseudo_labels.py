@@ -12,6 +12,7 @@ from torch import Tensor
 from gera_lightning.losses.base import Projected, StepBatch, UnpairedLoss
 from gera_lightning.losses.transport import sinkhorn
 from gera_lightning.utils.errors import UserError, check_one_of
+from gera_lightning.utils.instantiate import register
 
 SIDES = ("both", "a", "b")
 
@@ -39,6 +40,7 @@ def caption_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -(labels * logits.log_softmax(1)).sum(1).mean()
 
 
+@register("captions")
 class CaptionLoss(UnpairedLoss):
     """`1/2 sum over sides` of the cross-entropy of unpaired rows to the pairs' partners against
     their pseudo-labels.

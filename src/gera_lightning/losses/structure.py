@@ -11,6 +11,7 @@ from torch import Tensor
 from gera_lightning.losses.base import Projected, StepBatch, UnpairedLoss
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError, check_one_of
+from gera_lightning.utils.instantiate import register
 
 
 def similarity_distribution(x: Tensor, temperature: float) -> Tensor:
@@ -65,6 +66,7 @@ def structure_loss(x: Tensor, z: Tensor, temperature: float = 0.05, hops: int = 
         return total / hops
 
 
+@register("structure")
 class StructureLoss(UnpairedLoss):
     """`structure_loss` of modality a plus that of b, its weight growing linearly over the first
     steps.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gera_lightning.losses.base import StepBatch, UnpairedLoss
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.instantiate import check_role
+from gera_lightning.utils.instantiate import register
 
 WIDEST = 300.0
 """Spread of K / eps up to which `exp(K / eps)` and its scalings stay within float64, whose
@@ -110,6 +110,7 @@ def klot(
     return value
 
 
+@register("transport")
 class TransportLoss(UnpairedLoss):
     """KLOT of a step's unpaired rows: the plan of the trained maps' cosines against that of a
     teacher's.
@@ -133,9 +134,6 @@ class TransportLoss(UnpairedLoss):
                 raise UserError(f"{key}={value} must be above 0")
         if iterations < 1:
             raise UserError(f"iterations={iterations} must be at least 1")
-        check_role(
-            teacher, "candidates", "teacher", "closed form", "gera_lightning.aligners.cca.CCA"
-        )
         self.teacher = teacher
         self.eps, self.teacher_eps, self.iterations = eps, teacher_eps, iterations
         self.maps: nn.ModuleList | None = None

@@ -33,11 +33,11 @@ MapClass = TypeVar("MapClass", bound=type[nn.Module])
 def register_map(kind: str) -> Callable[[MapClass], MapClass]:
     """Class decorator: maps of this class are saved under `kind`."""
 
-    def register(cls: MapClass) -> MapClass:
+    def add(cls: MapClass) -> MapClass:
         MAPS[kind] = cls
-        return cls
+        return register(kind)(cls)
 
-    return register
+    return add
 
 
 def describe_map(mapping: nn.Module) -> dict[str, Any]:

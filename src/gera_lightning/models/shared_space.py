@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 
+@register("csls")
 class CSLS(nn.Module):
     """Cross-domain similarity local scaling against the pools: `cos(z_a, z_b) - weight (r_B(z_a) +
     r_A(z_b)) / 2`.

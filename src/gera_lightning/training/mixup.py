@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 
 def mix(x: Tensor, partner: Tensor, share: float) -> Tensor:
@@ -27,6 +28,7 @@ def mixed_items(item: Tensor, partner: Tensor) -> Tensor:
     return torch.unique(pairs, dim=0, return_inverse=True)[1]
 
 
+@register("fusemix")
 @dataclass(frozen=True)
 class FuseMix:
     """Mixes a batch's pairs: one lambda ~ Beta(alpha, alpha) and one permutation for both

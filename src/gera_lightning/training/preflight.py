@@ -9,11 +9,12 @@ import torch
 
 from gera_lightning.aligners.base import ClosedForm, FitData
 from gera_lightning.config import Config, combinations
+from gera_lightning.models.shared_space import CSLS
 from gera_lightning.training.build import _linear_weight, make_trainer, search_settings
 from gera_lightning.training.method import unpaired_loss
 from gera_lightning.training.training_set import build_filters
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.instantiate import ClassSpec, build, check_role
+from gera_lightning.utils.instantiate import ClassSpec, build, expect
 from gera_lightning.utils.trainer import quiet_lightning
 
 
@@ -33,13 +34,7 @@ def check(config: Config, dims: tuple[int, int] = (8, 8), pairs: int = 1) -> Non
         correction = build(
             config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2)
         )
-        check_role(
-            correction,
-            "penalty",
-            "correction",
-            "correction of scores",
-            "gera_lightning.models.shared_space.CSLS",
-        )
+        expect(correction, CSLS, "correction", "csls")
     for side, choices in config.filters.items():
         for number, parts in enumerate(choices):
             build_filters(parts, side, number)
@@ -70,7 +65,7 @@ def check(config: Config, dims: tuple[int, int] = (8, 8), pairs: int = 1) -> Non
 
 def _closed_form(part: ClassSpec, where: str) -> ClosedForm:
     form: ClosedForm = build(part, where)
-    check_role(form, "candidates", where, "closed form", "gera_lightning.aligners.ridge.Ridge")
+    expect(form, ClosedForm, where, "ridge")
     return form
 
 

@@ -25,7 +25,7 @@ from gera_lightning.filters.base import Filter, fit_filters
 from gera_lightning.models.maps import Sequential
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.utils import distributed
-from gera_lightning.utils.instantiate import ClassSpec, build, check_role
+from gera_lightning.utils.instantiate import ClassSpec, build, expect
 from gera_lightning.utils.progress import ProgressCallback
 
 MOST_POOL_ROWS = 20_000
@@ -227,13 +227,7 @@ def build_filters(parts: Sequence[ClassSpec], side: str, number: int) -> list[Fi
     for i, part in enumerate(parts):
         where = f"filters.{side}[{number}][{i}]"
         filters.append(build(part, where))
-        check_role(
-            filters[-1],
-            "fit",
-            where,
-            "filter",
-            "gera_lightning.filters.local_centering.LocalCentering",
-        )
+        expect(filters[-1], Filter, where, "local_centering")
     return filters
 
 

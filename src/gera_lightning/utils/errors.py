@@ -12,11 +12,37 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: the message names the key, the value and the remedy.
+    """A mistake in what the user gave: the message says what is wrong, where, and what to do.
 
     The command line prints it as one line and exits with code 2; from Python it is an ordinary
     exception.
+
+    Args:
+        problem: what is wrong, such as `must be at least 1`.
+        key: the setting, argument or file; the message begins with it.
+        value: what was given; the message shows it behind the key.
+        remedy: what to do; the message ends with it.
+
+    >>> str(UserError("must be at least 1", key="k", value=0, remedy="take 16"))
+    'k=0 must be at least 1: take 16'
     """
+
+    def __init__(
+        self, problem: str, *, key: str = "", value: object = None, remedy: str = ""
+    ) -> None:
+        self.problem, self.key, self.value, self.remedy = problem, key, value, remedy
+        given = key if value is None else f"{key}={value!r}"
+        super().__init__(
+            " ".join(filter(None, (given, problem))) + (f": {remedy}" if remedy else "")
+        )
+
+    def inside(self, section: str) -> UserError:
+        """The same mistake, its key below a section of the settings."""
+        if not self.key:
+            return UserError(f"{section}: {self}")
+        return UserError(
+            self.problem, key=f"{section}.{self.key}", value=self.value, remedy=self.remedy
+        )
 
 
 def exit_code(command: Callable[[], object], stopped: str) -> int:
@@ -74,5 +100,5 @@ def check_one_of(key: str, value: str, known: Sequence[str]) -> None:
     """
     if value not in known:
         raise UserError(
-            f"{key}={value!r} is not one of {', '.join(known)}{did_you_mean(value, known)}"
+            f"is not one of {', '.join(known)}{did_you_mean(value, known)}", key=key, value=value
         )

@@ -1,31 +1,95 @@
-"""Swappable parts: named in YAML by import path with their keyword arguments, checked before
-anything is built.
+"""Swappable parts: a class and its keyword arguments, as YAML names them.
 
-`{class: gera_lightning.models.maps.ResidualMLP, hidden: 512}` is the class with that keyword
-argument. A user's own class needs no registration, only to be importable. A key set to null removes
-that argument (the class's own default holds). Parts inside an argument, in its lists and mappings
-too, are made first.
+A part is `ridge`, `{class: ridge, direction: a_to_b}`, or, for a user's own class, an import path
+such as `{class: my_package.MyForm, strength: 2}`. Short names are registered beside their classes:
+
+    @register("ridge")
+    class Ridge: ...
+
+A key set to null removes that argument, so that the class's own default holds. Parts inside an
+argument, in its lists and mappings too, are made first. What names code is a user's own YAML or
+command line, never a file that a run wrote.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
-from typing import Any
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from gera_lightning.utils.errors import UserError, did_you_mean
 
 ClassSpec = dict[str, Any]
+"""`class` and keyword arguments."""
+Registered = TypeVar("Registered", bound=type)
+
+ROOMS = ("losses", "aligners", "filters", "models", "data", "encoders", "embedding", "training")
+"""Where classes with short names lie, in the order in which they are looked for."""
+CLASSES: dict[str, type] = {}
+"""Short name to class, of the modules that are imported."""
 
 
-def resolve(path: str, where: str) -> type:
-    """The class at an import path.
+def register(name: str) -> Callable[[Registered], Registered]:
+    """Class decorator: YAML names the class by `name`, and so does the hash of a run.
 
     Raises:
-        UserError: nothing importable there.
+        ValueError: the name is another class's.
     """
-    module_name, _, name = path.rpartition(".")
+
+    def add(cls: Registered) -> Registered:
+        known = CLASSES.setdefault(name, cls)
+        if known.__qualname__ != cls.__qualname__:
+            raise ValueError(f"{name!r} is registered for {known.__qualname__} already")
+        CLASSES[name] = cls
+        return cls
+
+    return add
+
+
+def short_name(cls: type) -> str:
+    """The name that a class is registered under; its import path where it is not."""
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    return next((name for name, known in CLASSES.items() if known is cls), path)
+
+
+def spec_of(part: Any, where: str) -> ClassSpec:
+    """A part as `class` and keyword arguments: `ridge` is `{class: ridge}`.
+
+    Raises:
+        UserError: neither a word nor a mapping.
+    """
+    if isinstance(part, str):
+        return {"class": part}
+    if isinstance(part, Mapping):
+        return dict(part)
+    raise UserError(
+        "names no class: write a name, or {class: NAME, ...} with its arguments",
+        key=where,
+        value=part,
+    )
+
+
+def canonical(value: Any) -> Any:
+    """A setting with every class in it under its short name: what a run is hashed by."""
+    if isinstance(value, Mapping):
+        named = {key: canonical(inner) for key, inner in value.items()}
+        if isinstance(value.get("class"), str):
+            named["class"] = short_name(resolve(value["class"], "class"))
+        return named
+    return [canonical(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def resolve(name: str, where: str) -> type:
+    """The class of a short name or an import path.
+
+    Raises:
+        UserError: an unknown name (with the nearest), or nothing importable there.
+    """
+    if "." not in name:
+        return _registered(name, where)
+    module_name, _, class_name = name.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except (
@@ -34,24 +98,46 @@ def resolve(path: str, where: str) -> type:
         TypeError,
     ) as error:  # TypeError: a path that begins with a dot
         raise UserError(
-            f"{where}.class={path!r} cannot be imported ({error}): give a dotted path such as"
-            " 'package.module.Class'"
+            f"cannot be imported ({error})",
+            key=f"{where}.class",
+            value=name,
+            remedy="give a dotted path such as 'package.module.Class'",
         ) from error
-    found = getattr(module, name, None)
+    found = getattr(module, class_name, None)
     if not inspect.isclass(found):
-        classes = [n for n, v in vars(module).items() if inspect.isclass(v)]
+        classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
         raise UserError(
-            f"{where}.class={path!r}: {module_name!r} has no class"
-            f" {name!r}{did_you_mean(name, classes)}"
+            f"names no class: {module_name!r} has no {class_name!r}"
+            f"{did_you_mean(class_name, classes)}",
+            key=f"{where}.class",
+            value=name,
         )
     return found
 
 
-def check_part(part: Mapping[str, Any], where: str, runtime: tuple[str, ...] = ()) -> type:
+def _registered(name: str, where: str) -> type:
+    """The class of a short name; rooms are imported until it is found."""
+    for room in ROOMS:
+        if name in CLASSES:
+            break
+        package = importlib.import_module(f"gera_lightning.{room}")
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    if name not in CLASSES:
+        raise UserError(
+            f"is no known name{did_you_mean(name, CLASSES)}",
+            key=f"{where}.class",
+            value=name,
+            remedy="name your own class by its import path, such as my_package.MyClass",
+        )
+    return CLASSES[name]
+
+
+def check_part(part: Any, where: str, runtime: tuple[str, ...] = ()) -> type:
     """The part's class, its keyword arguments checked against the class's signature.
 
     Args:
-        part: `class` and keyword arguments.
+        part: a name, or `class` and keyword arguments.
         where: the config key, for messages.
         runtime: arguments that the program fills in, which a config may not set.
 
@@ -59,28 +145,26 @@ def check_part(part: Mapping[str, Any], where: str, runtime: tuple[str, ...] = (
         UserError: no class, an unknown argument (with the nearest known), or one that is filled in
             at run time.
     """
-    if "class" not in part:
-        raise UserError(f"{where}.class is missing: name the class by its import path")
-    cls = resolve(str(part["class"]), where)
+    spec = spec_of(part, where)
+    if "class" not in spec:
+        raise UserError(f"{where}.class is missing: name the class")
+    cls = resolve(str(spec["class"]), where)
     parameters = inspect.signature(cls).parameters
-    known = [
-        n
-        for n, p in parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and n not in runtime
-        and n != "params"
+    named = [
+        n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
+    known = [name for name in named if name not in runtime and name != "params"]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for key in part:
+    for key in spec:
         if key == "class":
             continue
         if key in runtime:
             raise UserError(f"{where}.{key} is set by the program: remove it")
         if key not in known and not open_ended:
             raise UserError(
-                f"{where}.{key} is not an argument of {part['class']}{did_you_mean(key, known)}"
+                f"{where}.{key} is not an argument of {spec['class']}{did_you_mean(key, known)}"
             )
-        for name, inner in _inner_parts(part[key], f"{where}.{key}"):
+        for name, inner in _inner_parts(spec[key], f"{where}.{key}"):
             check_part(inner, name)
     return cls
 
@@ -99,42 +183,51 @@ def _inner_parts(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any
 
 def _made(value: Any, where: str) -> Any:
     """An argument with the parts inside it made."""
+    if isinstance(value, Mapping) and "class" in value:
+        return build(value, where)
     if isinstance(value, Mapping):
-        return (
-            build(value, where)
-            if "class" in value
-            else {key: _made(inner, f"{where}.{key}") for key, inner in value.items()}
-        )
+        return {key: _made(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_made(inner, f"{where}[{number}]") for number, inner in enumerate(value)]
     return value
 
 
-def check_role(made: object, method: str, where: str, role: str, example: str) -> None:
-    """Refuse a part that is not what its place asks for: an object without the role's method.
+def expect(made: object, protocol: type, where: str, example: str) -> None:
+    """Refuse a part that is not what its place asks for.
+
+    Args:
+        made: the part.
+        protocol: a class, or a protocol that can be checked at run time.
+        where: its place in the config.
+        example: name of a class that fits.
 
     Raises:
-        UserError: naming the place, the role and a class that has it.
+        UserError: naming the place, what it asks for and a class that fits.
     """
-    if not callable(getattr(made, method, None)):
-        raise UserError(f"{where}={made!r} is no {role}: name one, such as {where}.class={example}")
+    if not isinstance(made, protocol):
+        raise UserError(
+            f"is no {protocol.__name__}",
+            key=where,
+            value=made,
+            remedy=f"name one, such as {example}",
+        )
 
 
-def build(part: Mapping[str, Any], where: str, *positional: Any, **runtime: Any) -> Any:
-    """Make a part: config arguments from `part`, run-time objects from `positional` and `runtime`.
+def build(part: Any, where: str, *positional: Any, **runtime: Any) -> Any:
+    """Make a part: config arguments from `part`, objects from `positional` and `runtime`.
 
     Raises:
         UserError: as `check_part`, or the class refuses a value.
     """
-    cls = check_part(part, where, tuple(runtime))
+    cls, spec = check_part(part, where, tuple(runtime)), spec_of(part, where)
     settings = {
         key: _made(value, f"{where}.{key}")
-        for key, value in part.items()
+        for key, value in spec.items()
         if key != "class" and value is not None
     }
     try:
         return cls(*positional, **settings, **runtime)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise error.inside(where) from error
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {part['class']} refuses {settings} ({error})") from error
+        raise UserError(f"{where}: {spec['class']} refuses {settings} ({error})") from error
