@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import register
 
 
 def normalized(x: Tensor) -> Tensor:
