@@ -32,7 +32,7 @@ from gera_lightning.experiment.load_run import PREFERRED
 from gera_lightning.experiment.paired_stores import open_stores, store_metadata
 from gera_lightning.experiment.plan import FEW_UNPAIRED, at_budget
 from gera_lightning.training.fit import fit
-from gera_lightning.training.method import unpaired_reader
+from gera_lightning.training.method import Method
 from gera_lightning.training.preflight import check
 from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils.errors import UserError
@@ -250,9 +250,9 @@ def _fitted(
         UserError: a part that refuses its settings, or unpaired rows that are needed and missing.
     """
     dims = rows.a.pairs.shape[1], rows.b.pairs.shape[1]
-    settings = at_budget(chosen, len(np.unique(rows.items)))
-    check(settings, dims, len(rows.items))
-    reader = unpaired_reader(settings)
+    parts = Method.from_config(at_budget(chosen, len(np.unique(rows.items))))
+    check(parts, dims, len(rows.items))
+    reader = parts.requires_unpaired
     if reader is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
         raise UserError(
             f"{method}: its {reader} must have unpaired rows of both modalities, two at least, and"
@@ -260,7 +260,7 @@ def _fitted(
             " the other modality lacks (pool_a, pool_b), or take method=gera_off"
         )
     with tempfile.TemporaryDirectory() as folder:
-        fitted = fit(TrainingSet(settings, rows, families, seed, Path(folder), progress))
+        fitted = fit(TrainingSet(parts, rows, families, seed, Path(folder), progress))
     known = {"method": method, "seed": seed, "pairs": len(rows.items), "chosen": fitted.chosen}
     return Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, {**known, **about})
 

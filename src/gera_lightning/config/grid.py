@@ -7,10 +7,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gera_lightning.config.merging import flat, holds, merge
-from gera_lightning.config.schema import PARTS, Config
+from gera_lightning.config.merging import check_parts, flat, holds, merge
+from gera_lightning.config.schema import Config
 from gera_lightning.utils.errors import UserError, did_you_mean
-from gera_lightning.utils.instantiate import check_part
 
 
 def combinations(config: Config) -> list[tuple[dict[str, float], Config]]:
@@ -45,49 +44,47 @@ def combinations(config: Config) -> list[tuple[dict[str, float], Config]]:
     return [(values, _with_values(config, values)) for values in found]
 
 
-GRID_KEYS = (
-    "geometric_weight",
-    "unpaired_weight",
-    "head",
-    "pair_loss",
-    "geometric_loss",
-    "mixup",
-    "unpaired_loss",
-    "optimizer",
-)
-"""Where `tuning.grid` may choose values: weights, and arguments of parts."""
+GRID_KEYS = ("losses", "head", "mixup", "optimizer")
+"""Where `tuning.grid` may choose values: arguments of parts, and the losses' weights."""
 
 
 def _with_values(config: Config, values: Mapping[str, float]) -> Config:
-    """The settings with some of `GRID_KEYS` replaced."""
+    """The settings with some values below `GRID_KEYS` replaced."""
     out = copy.deepcopy(config)
     for key, value in values.items():
-        section, _, inner = key.partition(".")
-        known = [name for name in GRID_KEYS if (name in PARTS) == bool(inner)]
-        if section not in known or inner == "class":
-            raise UserError(
-                f"tuning.grid.{key}: {key!r} is no value to choose{did_you_mean(section, known)}:"
-                f" take one of {', '.join(GRID_KEYS)}"
-            )
-        if not inner:
-            loss = section.replace("weight", "loss")
-            if getattr(out, loss) is None:
-                raise UserError(f"tuning.grid.{key}: the method has no {loss}")
-            setattr(out, section, float(value))
-            continue
-        part = getattr(out, section)
-        if part is None:
-            raise UserError(f"tuning.grid.{key}: the method has no {section}")
-        *path, last = inner.split(".")
+        spec, where, argument = _part_of(out, key)
+        *path, last = argument.split(".")
         for name in path:
-            part = part.setdefault(name, {})
-        part[last] = value
+            spec = spec.setdefault(name, {})
+        spec[last] = value
         try:
-            check_part(getattr(out, section), section, PARTS[section])
+            check_parts(out)
         except UserError as error:
-            raise UserError(f"tuning.grid: {error}") from error
+            raise UserError(f"tuning.grid: {error} (in {where})") from error
     out.__post_init__()
     return out
+
+
+def _part_of(config: Config, key: str) -> tuple[dict[str, Any], str, str]:
+    """The part that a key of the grid is an argument of, the part's place, and the argument.
+
+    Raises:
+        UserError: a key that is no argument of a part that the method has.
+    """
+    section, _, argument = key.partition(".")
+    if section not in GRID_KEYS or not argument or argument == "class":
+        raise UserError(
+            f"is no value to choose{did_you_mean(section, GRID_KEYS)}",
+            key=f"tuning.grid.{key}",
+            remedy=f"take an argument below one of {', '.join(GRID_KEYS)}",
+        )
+    part = getattr(config, section)
+    if section == "losses":
+        name, _, argument = argument.partition(".")
+        section, part = f"losses.{name}", part.get(name)
+    if part is None or not argument:
+        raise UserError(f"tuning.grid.{key}: the method has no {section}")
+    return part, section, argument
 
 
 def grid_left(grid: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

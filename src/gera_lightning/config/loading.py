@@ -1,38 +1,43 @@
 """An experiment's file, its method presets and variants, and overrides, loaded together.
 
 Precedence, later wins: the defaults of the dataclass tree, the experiment's YAML, the method's
-preset, the command line. A section that a preset sets to null (the geometry-off twin sets
-`geometric_loss: null`) stays null: overrides below it do not reach that method.
+preset, the command line. An override below a part or a loss that a method does not have does not
+reach that method.
 """
 
 from __future__ import annotations
 
 import os
-import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from gera_lightning.config.grid import combinations, grid_left
 from gera_lightning.config.merging import (
-    defaults_of_parts,
+    check_parts,
     flat,
     holds,
     merge,
+    name_parts,
     parse_overrides,
     read_yaml,
     typed,
+    with_part_defaults,
 )
 from gera_lightning.config.schema import PARTS, RUNTIME_KEYS, TRAINED_KEYS, Config, DataConfig
 from gera_lightning.utils.errors import UserError, did_you_mean
-from gera_lightning.utils.instantiate import check_part
+from gera_lightning.utils.instantiate import resolve
 
-READ_BY_A_PART = {
-    "unpaired_loss": ("unpaired_weight", "batch.unpaired"),
-    "geometric_loss": ("geometric_weight", "graph", "batch.anchors", "batch.paired_anchors"),
+SHIPPED = files("gera_lightning.config")
+"""Where presets and experiments lie that come with the package."""
+READ_FOR = {
+    "unpaired": ("batch.unpaired",),
+    "patches": ("graph", "batch.anchors", "batch.paired_anchors"),
 }
-"""Settings that a method reads only where it has the section."""
+"""What a loss may require of a step, and the settings that are read for it alone."""
 RESERVED = ("summary", "report", "jobs", "aligner")
 """Folders that lie beside those of the methods: TensorBoard's summary, the report, the logs of a
 cluster's jobs, the aligner of all pairs.
@@ -61,8 +66,8 @@ def load(
     """Load `folder/<experiment>.yaml` (or a path to a YAML file), its method presets and overrides.
 
     Args:
-        experiment: name of a file in `folder`, a path ending in `.yaml`, or what such a file would
-            hold.
+        experiment: name of a file in `folder` or of an experiment that comes with the package, a
+            path ending in `.yaml`, or what such a file would hold.
         overrides: `key=value` words as on the command line, or a mapping of dotted keys.
         folder: where experiments lie; presets lie in `methods/` beside the file (or in `folder`),
             or come with the package.
@@ -72,78 +77,76 @@ def load(
         UserError: an unknown experiment, preset or key (with the nearest known one), or a value
             that is refused.
     """
-    if isinstance(experiment, os.PathLike):
-        experiment = os.fspath(experiment)
-    path = (
-        _experiment_path(experiment, Path(folder))
-        if isinstance(experiment, str)
-        else Path(folder) / "settings.yaml"
-    )
+    if isinstance(experiment, Mapping):
+        name, where, base, beside = "settings", "settings", name_parts(experiment), Path(folder)
+    else:
+        found = _experiment_file(os.fspath(experiment), Path(folder))
+        name, where, base = found.name.rpartition(".")[0], str(found), read_yaml(found)
+        beside = found.parent if isinstance(found, Path) else Path(folder)
     words = parse_overrides(overrides)
-    base = read_yaml(path) if isinstance(experiment, str) else dict(experiment)
-    common = typed(merge([base, *words]), str(path))
+    common = typed(merge([base, *words]), where)
     if common.data.reserved_pairs is None:
         common.data.reserved_pairs = max([*(base.get("budgets") or ()), *common.budgets])
-    known = presets(path.parent)
+    known = presets(beside)
     if sweep:
         _check_swept(words, common)
         common.methods, common.seeds = _swept_methods(common, known), common.sweep.seeds
-    methods = {}
-    for name in common.methods:
-        preset = _preset(name, known, common.variants)
-        common_only = [key for key in RUNTIME_KEYS if key in preset]
-        if common_only:
-            raise UserError(
-                f"method {name}: {common_only[0]} is no setting of a method: set it in {path}"
-            )
-        unreachable = {key for key, value in preset.items() if value is None} | _classless(
-            [base, preset, *words]
-        )
-        reachable = [word for word in words if next(iter(word)) not in unreachable]
-        settings = typed(merge([base, preset, *reachable]), f"method {name}")
-        settings.data.reserved_pairs = (
-            common.data.reserved_pairs
-            if settings.data.reserved_pairs is None
-            else settings.data.reserved_pairs
-        )
-        settings.tuning.grid = grid_left(
-            settings.tuning.grid, [*parse_overrides(common.variants.get(name, {})), *reachable]
-        )
-        _check_parts(settings)
-        combinations(settings)
-        _check_same_data(name, settings.data, common.data)
-        methods[name] = settings
+    methods = {name: _method(name, base, words, common, known) for name in common.methods}
     _check_unused(words, methods)
-    extra = {
-        name: budgets
-        for name, budgets in common.sweep.extra_budgets.items()
-        if sweep and name in methods
+    extra = {m: budgets for m, budgets in common.sweep.extra_budgets.items() if m in methods}
+    return Experiment(name, common, methods, extra if sweep else {})
+
+
+def _method(
+    name: str,
+    base: Mapping[str, Any],
+    words: Sequence[Mapping[str, Any]],
+    common: Config,
+    known: Mapping[str, Traversable],
+) -> Config:
+    """One method's settings: the experiment's, its preset's, and the overrides that reach it."""
+    preset = _preset(name, known, common.variants)
+    for key in RUNTIME_KEYS:
+        if key in preset:
+            raise UserError(f"method {name}: {key} is no setting of a method: set it above methods")
+    missing = _without_class(merge([base, preset, *words])) | {
+        key for key, value in preset.items() if value is None
     }
-    return Experiment(path.stem, common, methods, extra)
+    reachable = [word for word in words if not any(holds(word, place) for place in missing)]
+    config = typed(merge([base, preset, *reachable]), f"method {name}")
+    if config.data.reserved_pairs is None:
+        config.data.reserved_pairs = common.data.reserved_pairs
+    own = [*parse_overrides(common.variants.get(name, {})), *reachable]
+    config.tuning.grid = grid_left(config.tuning.grid, own)
+    check_parts(config)
+    combinations(config)
+    _check_same_data(name, config.data, common.data)
+    return config
 
 
-def presets(folder: Path) -> dict[str, Path]:
+def _without_class(layers: dict[str, Any]) -> set[str]:
+    """Places of parts and losses that no layer and no default names a class of: an override below
+    them is meant for the methods that have the part.
+    """
+    values = with_part_defaults(layers)
+    places = {key: values.get(key) for key in PARTS}
+    places |= {f"losses.{name}": spec for name, spec in (values.get("losses") or {}).items()}
+    return {
+        key for key, part in places.items() if isinstance(part, Mapping) and "class" not in part
+    }
+
+
+def presets(folder: Path) -> dict[str, Traversable]:
     """Method presets by name: those that come with the package, and those in `methods/` in an
     experiment's folder, which win.
     """
     return {
-        path.stem: path
-        for place in (SHIPPED, folder / "methods")
-        for path in sorted(place.glob("*.yaml"))
+        file.name.removesuffix(".yaml"): file
+        for place in (SHIPPED / "presets", folder / "methods")
+        if place.is_dir()
+        for file in sorted(place.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".yaml")
     }
-
-
-def _shipped() -> Path:
-    tree = Path(__file__).parents[3] / "experiments" / "methods"
-    return (
-        tree
-        if tree.is_dir()
-        else Path(sysconfig.get_path("data")) / "share" / "gera_lightning" / "methods"
-    )
-
-
-SHIPPED = _shipped()
-"""Where the package's own presets lie: in the source tree, or where an installation puts them."""
 
 
 def _check_swept(words: Sequence[Mapping[str, Any]], common: Config) -> None:
@@ -162,7 +165,7 @@ def _check_swept(words: Sequence[Mapping[str, Any]], common: Config) -> None:
             )
 
 
-def _swept_methods(common: Config, known: Mapping[str, Path]) -> list[str]:
+def _swept_methods(common: Config, known: Mapping[str, Traversable]) -> list[str]:
     sweep, names = common.sweep, [*common.variants, *known]
     methods = sweep.methods or (common.methods if common.variants else sorted(known))
     for name in sweep.extra_budgets:
@@ -182,33 +185,39 @@ def _swept_methods(common: Config, known: Mapping[str, Path]) -> list[str]:
     return list(sweep.only)
 
 
-def _experiment_path(experiment: str, folder: Path) -> Path:
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
+def _experiment_file(experiment: str, folder: Path) -> Traversable:
+    """The file that a name or a path stands for.
+
+    Raises:
+        UserError: none was named, or there is none.
+    """
+    shipped = SHIPPED / "experiments"
+    places = [place for place in (folder, shipped) if place.is_dir()]
+    names = sorted(file.name for place in places for file in place.iterdir())
+    known = [name.removesuffix(".yaml") for name in names if name.endswith(".yaml")]
     if not experiment:
         raise UserError(
             f"EXP is empty: name an experiment, such as EXP={known[0] if known else 'speech_text'}"
             f" (there are: {', '.join(known)})"
         )
-    path = (
-        Path(experiment)
-        if experiment.endswith((".yaml", ".yml"))
-        else folder / f"{experiment}.yaml"
-    )
-    if not path.is_file():
-        inside = (
-            f", and the folder {experiment} holds no aligner (gera align makes one)"
-            if Path(experiment).is_dir()
-            else ""
-        )
+    if experiment.endswith((".yaml", ".yml")):
+        files: list[Traversable] = [Path(experiment)]
+    else:
+        files = [folder / f"{experiment}.yaml", shipped / f"{experiment}.yaml"]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        no_aligner = f", and the folder {experiment} holds no aligner (gera align makes one)"
         raise UserError(
-            f"experiment {experiment!r}: there is no"
-            f" {path}{inside}{did_you_mean(experiment, known)}"
+            f"there is no {files[0]}{no_aligner if Path(experiment).is_dir() else ''}"
+            f"{did_you_mean(experiment, known)}",
+            key="experiment",
+            value=experiment,
         )
-    return path
+    return found
 
 
 def _preset(
-    name: str, known: Mapping[str, Path], variants: Mapping[str, Mapping[str, Any]]
+    name: str, known: Mapping[str, Traversable], variants: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What a method sets: its file, or a variant's changes over the file of the preset it is `of`."""
     if name in RESERVED:
@@ -221,68 +230,53 @@ def _preset(
         of = changes.pop("of", None)
         if not isinstance(of, str):
             raise UserError(
-                f"variants.{name}.of={of!r}: name the preset that it changes, such as of: gera"
+                "must name the preset that it changes, such as of: gera",
+                key=f"variants.{name}.of",
+                value=of,
             )
         return merge([_preset(of, known, {}), *parse_overrides(changes)])
     if name not in known:
-        raise UserError(
-            f"methods: {name!r} has no preset"
-            f" methods/{name}.yaml{did_you_mean(name, [*variants, *known])}"
-        )
+        near = did_you_mean(name, [*variants, *known])
+        raise UserError(f"{name!r} has no preset methods/{name}.yaml{near}", key="methods")
     return read_yaml(known[name])
 
 
-def _classless(layers: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Parts that no layer and no default names a class of: an argument in an override is meant for
-    the methods that have the part.
-    """
-    values = defaults_of_parts(merge(layers))
-    return {
-        key for key in PARTS if isinstance(values.get(key), Mapping) and "class" not in values[key]
-    }
-
-
-def _check_parts(config: Config) -> None:
-    for key, runtime in PARTS.items():
-        part = getattr(config, key)
-        if part is not None:
-            check_part(part, key, runtime)
-
-
 def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Config]) -> None:
-    """An override of a section that no chosen method has or reads is a mistake.
+    """An override that none of the methods reads is a mistake.
 
     Raises:
         UserError: naming it.
     """
+    all_closed = all(config.closed_form is not None for config in methods.values())
+    names = ", ".join(methods)
     for word in words:
         key = next(iter(word))
-        if (
-            key in PARTS
-            and word[key] is not None
-            and all(getattr(c, key) is None for c in methods.values())
-        ):
+        for place in _unread(methods):
+            if holds(word, place) and flat(word) != {place: None}:
+                raise UserError(
+                    f"{place}: none of the methods {names} reads it, so the override would do nothing"
+                )
+        accelerator = list(flat(word)) == ["trainer.accelerator"]  # of closed forms, too
+        if all_closed and key in TRAINED_KEYS and not accelerator:
             raise UserError(
-                f"{key}: none of the methods {', '.join(methods)} has this section, so the override"
-                " would do nothing"
+                f"{key}: all of the methods {names} are closed forms and read no {key}, so the"
+                " override would do nothing"
             )
-        for part, names in READ_BY_A_PART.items():
-            for name in names:
-                if holds(word, name) and all(getattr(c, part) is None for c in methods.values()):
-                    raise UserError(
-                        f"{name}: none of the methods {', '.join(methods)} has a section {part}, so"
-                        " the override would do nothing"
-                    )
-        read = list(flat(word)) == ["trainer.accelerator"]  # closed forms are computed on it, too
-        if (
-            key in TRAINED_KEYS
-            and not read
-            and all(c.closed_form is not None for c in methods.values())
-        ):
-            raise UserError(
-                f"{key}: all of the methods {', '.join(methods)} are closed forms and read no"
-                f" {key}, so the override would do nothing"
-            )
+
+
+def _unread(methods: Mapping[str, Config]) -> list[str]:
+    """Places that no method has or reads: parts, losses, and settings for what no loss requires."""
+    configs = list(methods.values())
+    places = [key for key in PARTS if all(getattr(config, key) is None for config in configs)]
+    losses = [spec for config in configs for spec in config.losses.values() if spec is not None]
+    required = {
+        need
+        for spec in losses
+        for need in getattr(resolve(spec["class"], "losses"), "requires", ())
+    }
+    return places + [
+        place for need, keys in READ_FOR.items() if need not in required for place in keys
+    ]
 
 
 def _check_same_data(name: str, mine: DataConfig, common: DataConfig) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gera_lightning.config.overrides import Loader, parse_value
-from gera_lightning.config.schema import PARTS, Config
+from gera_lightning.config.schema import PARTS, Config, TrainerConfig
 from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.instantiate import check_part
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Traversable) -> dict[str, Any]:
     """A YAML file's keys and values.
 
     Raises:
@@ -32,7 +33,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold keys and values")
-    return values
+    return name_parts(values)
 
 
 def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[s
     for key, value in pairs:
         for name in reversed(key.split(".")):
             value = {name: value}
-        nested.append(value)
+        nested.append(name_parts(value))
     return nested
 
 
@@ -87,15 +88,48 @@ def merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def defaults_of_parts(values: dict[str, Any]) -> dict[str, Any]:
-    """Fill part sections from the dataclass's defaults, unless another class is named."""
+def with_part_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """The schema's own parts below those that are given: `optimizer.lr` alone is AdamW's."""
     defaults = dataclasses.asdict(Config())
-    parts = {
-        key: defaults[key]
-        for key in PARTS
-        if defaults[key] is not None and key in values and values[key] is not None
-    }
-    return merge([parts, values])
+    given = {key for key in (*PARTS, "losses") if values.get(key) is not None}
+    return merge([{key: defaults[key] for key in given if defaults[key] is not None}, values])
+
+
+def name_parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with every part as a mapping: `closed_form: ridge` is `closed_form: {class: ridge}`."""
+    out = dict(values)
+    for key in PARTS:
+        if isinstance(out.get(key), str):
+            out[key] = {"class": out[key]}
+    for key in ("losses", "filters"):
+        if isinstance(out.get(key), Mapping):
+            out[key] = {name: _named(inner) for name, inner in out[key].items()}
+    for key in ("loggers", "callbacks"):
+        if isinstance(out.get(key), list):
+            out[key] = [_named(part) for part in out[key]]
+    return out
+
+
+def _named(part: Any) -> Any:
+    """A word as a part; of lists every word in them."""
+    if isinstance(part, str):
+        return {"class": part}
+    return [_named(inner) for inner in part] if isinstance(part, list) else part
+
+
+def check_parts(config: Config) -> None:
+    """Refuse a part that names no class, or an argument that its class does not have.
+
+    Raises:
+        UserError: naming the place.
+    """
+    for key, runtime in PARTS.items():
+        if getattr(config, key) is not None:
+            check_part(getattr(config, key), key, runtime)
+    for name, spec in config.losses.items():
+        if spec is not None:
+            arguments = {key: value for key, value in spec.items() if key != "weight"}
+            check_part(arguments, f"losses.{name}")
 
 
 def typed(values: dict[str, Any], where: str) -> Config:
@@ -104,28 +138,44 @@ def typed(values: dict[str, Any], where: str) -> Config:
     Raises:
         UserError: an unknown key, or a value that is refused.
     """
+    values = with_part_defaults(name_parts(_with_trainer_flags(values)))
     _check_keys(Config, values, "")
-    schema = OmegaConf.structured(Config)
     try:
-        merged = OmegaConf.merge(schema, OmegaConf.create(defaults_of_parts(values)))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values))
         assert isinstance(merged, DictConfig)
-        for key in (
-            PARTS
-        ):  # structured merging keeps the default's arguments; the layers decide, not the schema
+        for key in (*PARTS, "losses"):  # the layers decide, not the schema's own arguments
             if key in values:
-                merged[key] = defaults_of_parts(values)[key]
+                merged[key] = values[key]
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a value"
-        given = (
-            OmegaConf.select(OmegaConf.create(values), key, throw_on_resolution_failure=False)
-            if key != "a value"
-            else ""
-        )
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{key}={given}: {reason} ({where})") from error
+        known = OmegaConf.create(values)
+        given = OmegaConf.select(known, key, throw_on_resolution_failure=False)
+        raise UserError(f"{key}={given}: {str(error).splitlines()[0]} ({where})") from error
     assert isinstance(config, Config)
     return config
+
+
+def _with_trainer_flags(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose `trainer` section has the flags that the schema does not list under `flags`.
+
+    Raises:
+        UserError: a word that is no flag of Lightning's Trainer (with the nearest).
+    """
+    trainer = values.get("trainer")
+    own = [field.name for field in dataclasses.fields(TrainerConfig)]
+    if not isinstance(trainer, Mapping) or set(trainer) <= set(own):
+        return values
+    from gera_lightning.utils.trainer import check_flag  # imports Lightning
+
+    others = {key: value for key, value in trainer.items() if key not in own}
+    for key in others:
+        check_flag(key, own)
+    listed = {key: value for key, value in trainer.items() if key in own}
+    return {
+        **values,
+        "trainer": {**listed, "flags": {**(listed.get("flags") or {}), **others}},
+    }
 
 
 def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
@@ -138,30 +188,34 @@ def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
     for key, value in values.items():
         full = f"{prefix}{key}"
         if key not in fields:
+            known = [prefix + name for name in fields]
             raise UserError(
-                f"{full}={value!r}: there is no key"
-                f" {full!r}{did_you_mean(full, [prefix + n for n in fields])}"
+                f"there is no key {full!r}{did_you_mean(full, known)}", key=full, value=value
             )
         factory = fields[key].default_factory
         if isinstance(factory, type) and dataclasses.is_dataclass(factory):
             if not isinstance(value, Mapping):
+                example = f"{full}.{dataclasses.fields(factory)[0].name}=..."
                 raise UserError(
-                    f"{full}={value!r} is a section: set its keys, such as"
-                    f" {full}.{dataclasses.fields(factory)[0].name}=..."
+                    f"is a section: set its keys, such as {example}", key=full, value=value
                 )
             _check_keys(factory, value, f"{full}.")
-        elif (
-            factory is not dataclasses.MISSING
-            and isinstance(factory(), list)
-            and not isinstance(value, list)
-        ):
-            raise UserError(
-                f"{full}={value!r} is a list: write {full}=[{'...' if value is None else value}]"
-            )
-        elif key in (*PARTS, "synthetic", "corpus", "encoder") and not (
-            value is None or isinstance(value, Mapping)
-        ):
-            raise UserError(f"{full}={value!r} is a part: set {full}.class=... and its arguments")
+        elif factory is not dataclasses.MISSING and isinstance(factory(), list):
+            if not isinstance(value, list):
+                raise UserError(
+                    f"is a list: write {full}=[{'...' if value is None else value}]",
+                    key=full,
+                    value=value,
+                )
+        elif key in (*PARTS, "losses", "synthetic", "corpus", "encoder"):
+            parts = value.items() if key == "losses" and isinstance(value, Mapping) else ()
+            for name, part in ((full, value), *((f"{full}.{n}", inner) for n, inner in parts)):
+                if not (part is None or isinstance(part, Mapping)):
+                    raise UserError(
+                        "names no class: write a name, or {class: NAME, ...} with its arguments",
+                        key=name,
+                        value=part,
+                    )
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,22 @@ from typing import Any
 from gera_lightning.config.embed_schema import PRECISIONS, EmbedConfig
 from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.instantiate import ClassSpec
+
+
+def runtime(default: Any) -> Any:
+    """A field that decides where or how a run is done, not what it computes: no part of its hash."""
+    return _field(default, hash=False)
+
+
+def trained(default: Any) -> Any:
+    """A field that trained methods read and closed forms do not."""
+    return _field(default, trained=True)
+
+
+def _field(default: Any, **metadata: bool) -> Any:
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def _at_least(where: str, low: float, **values: float | None) -> None:
@@ -32,11 +49,11 @@ def _home(path: str) -> str:
 class DataConfig:
     """The two stores, and how their items are split, paired and pooled."""
 
-    a: str = ""
+    a: str = runtime("")
     """Folder of modality a's embedding store; empty with `synthetic`."""
-    b: str = ""
+    b: str = runtime("")
     """Folder of modality b's embedding store."""
-    synthetic: ClassSpec | None = None
+    synthetic: ClassSpec | None = runtime(None)
     """Instead of stores: arguments of `gera_lightning.data.synthetic.SyntheticViews`; the stores
     are made under `cache_dir`.
     """
@@ -78,13 +95,16 @@ class BatchConfig:
     paired_anchors: bool = False
     """Let paired rows be anchors and neighbours too."""
     unpaired: int = 256
-    """Unpaired rows a step and modality, without neighbours, for an `unpaired_loss` that reads
-    them.
+    """Unpaired rows per step and modality, without neighbours, for a loss that reads them."""
+    min_epochs: int = runtime(0)
+    """Passes over a budget's pairs that a run has steps for: where `trainer.max_steps` holds fewer,
+    it is as many steps as they take.
     """
 
     def __post_init__(self) -> None:
         _at_least("batch.", 2, pairs=self.pairs, unpaired=self.unpaired)
         _at_least("batch.", 1, anchors=self.anchors)
+        _at_least("batch.", 0, min_epochs=self.min_epochs)
 
 
 @dataclass
@@ -126,9 +146,9 @@ class TuningConfig:
     distractors: int = 2000
     """Rows of the target's pool that join the held-out gallery."""
     grid: dict[str, Any] = field(default_factory=dict)
-    """Values of a trained method's own keys to choose from, such as `{unpaired_weight: [1, 10],
-    optimizer.lr: [1e-4, 1e-3]}`, the simplest first. Their combinations share `settings` with the
-        stopping steps. A later override of a key itself takes it out.
+    """Values of a trained method's own keys to choose from, such as `{losses.geometric.weight:
+    [1, 10], optimizer.lr: [1e-4, 1e-3]}`, the simplest first. Their combinations share `max_trials`
+    with the stopping steps. A later override of a key itself takes it out.
     """
 
     def __post_init__(self) -> None:
@@ -145,35 +165,29 @@ class TuningConfig:
 
 @dataclass
 class TrainerConfig:
-    """Lightning's Trainer, the arguments that a run may set."""
+    """Flags of Lightning's Trainer; those that are not listed here are passed on as they are."""
 
     max_steps: int = 1000
     """Optimizer steps at most; tuning may stop earlier."""
-    min_epochs: int = 0
-    """Passes over a budget's pairs that a run has steps for: where `max_steps` holds fewer, it is
-    as many steps as they take.
-    """
-    accelerator: str = "auto"
+    accelerator: str = runtime("auto")
     """What maps are trained on and closed forms computed on: `auto`, `cpu`, `gpu`, ..."""
-    devices: int = 1
-    """Processes on this machine; more than one are started by torchrun. -1: one a GPU."""
+    devices: int = runtime(1)
+    """Processes on this machine; more than one are started by torchrun. -1: one per GPU."""
     precision: str = "32-true"
     """`32-true`, `bf16-mixed` or `16-mixed`."""
     gradient_clip_val: float | None = 1.0
     """Largest gradient norm."""
-    log_every_n_steps: int = 10
-    """Steps between TensorBoard points."""
-    checkpoint_every_n_steps: int = 200
-    """Steps between checkpoints."""
+    log_every_n_steps: int = runtime(10)
+    """Steps between two points of a log."""
+    flags: dict[str, Any] = field(default_factory=dict)
+    """Any other flag of `lightning.Trainer`; `trainer.deterministic=true` is one of them."""
 
     def __post_init__(self) -> None:
         _at_least("trainer.", 1, max_steps=self.max_steps, log_every_n_steps=self.log_every_n_steps)
-        _at_least("trainer.", 1, checkpoint_every_n_steps=self.checkpoint_every_n_steps)
-        _at_least("trainer.", 0, min_epochs=self.min_epochs)
         check_one_of("trainer.precision", self.precision, PRECISIONS)
         if self.devices < 1 and self.devices != -1:
             raise UserError(
-                f"trainer.devices={self.devices} must be at least 1, or -1 for every GPU"
+                "must be at least 1, or -1 for every GPU", key="trainer.devices", value=self.devices
             )
 
 
@@ -183,7 +197,7 @@ class EvaluationConfig:
 
     overlap_k: int = 10
     """Neighbours compared before and after the map."""
-    chunk: int = 4096
+    chunk: int = runtime(4096)
     """Query rows scored at once; changes memory, not results."""
 
     def __post_init__(self) -> None:
@@ -305,15 +319,13 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     """Stores, split, pairs and pools."""
-    budgets: list[int] = field(default_factory=lambda: [100, 300, 1000])
+    budgets: list[int] = runtime(lambda: [100, 300, 1000])
     """Numbers of paired items, swept over."""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = runtime(lambda: [0])
     """Each seed fixes pairs, pools, start and batches."""
-    methods: list[str] = field(
-        default_factory=lambda: ["gera", "gera_plain", "contrastive", "ridge"]
-    )
+    methods: list[str] = runtime(lambda: ["gera", "gera_plain", "contrastive", "ridge"])
     """Presets in `methods/` beside the experiment's file, and names of `variants`."""
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = runtime(dict)
     """Methods that differ from a preset in a few keys, such as `{plain_k4: {of: gera_plain,
     graph.k: 4}}`.
     """
@@ -323,88 +335,74 @@ class Config:
     best choice of each modality for the pairs. Empty: no filter.
     """
     closed_form: ClassSpec | None = None
-    """A closed-form aligner instead of a trained one: class and arguments."""
-    head: ClassSpec = field(
-        default_factory=lambda: {"class": "gera_lightning.models.maps.ResidualMLP"}
-    )
+    """A closed-form aligner instead of trained maps, such as `ridge`."""
+    head: ClassSpec = trained(lambda: {"class": "residual_mlp"})
     """The map of each modality."""
-    dim: int = 256
+    dim: int = trained(256)
     """Shared width."""
-    init: ClassSpec | None = None
+    init: ClassSpec | None = trained(None)
     """Closed form that the maps' linear parts start from; random orthogonal by default. Sets the
     shared width.
     """
-    correction: ClassSpec | None = None
-    """Score correction, such as `gera_lightning.models.shared_space.CSLS`; null ranks by cosine."""
-    pair_loss: ClassSpec = field(
-        default_factory=lambda: {"class": "gera_lightning.losses.contrastive.CLIPLoss"}
-    )
-    """Loss of the pairs."""
-    geometric_loss: ClassSpec | None = field(
-        default_factory=lambda: {"class": "gera_lightning.losses.geometric.GeometricLoss"}
-    )
-    """Loss of the unpaired patches; null trains on the pairs alone."""
-    geometric_weight: float = 1.0
-    """Weight of each modality's geometric loss."""
-    mixup: ClassSpec | None = None
-    """Mixes the pairs of a step before the maps, such as `gera_lightning.training.mixup.FuseMix`;
-    null leaves them.
+    losses: dict[str, Any] = trained(lambda: {"pair": {"class": "clip"}})
+    """Losses by name, each a class with its arguments and a `weight` (1 by default), such as
+    `{pair: clip, geometric: {class: geometric, weight: 0.1}}`; null takes one out.
     """
-    unpaired_loss: ClassSpec | None = None
-    """One more loss of a step, of unpaired rows or of unpaired rows and pairs: a published peer's;
-    null for none.
-    """
-    unpaired_weight: float = 1.0
-    """Weight of `unpaired_loss`."""
-    optimizer: ClassSpec = field(
-        default_factory=lambda: {"class": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01}
+    mixup: ClassSpec | None = trained(None)
+    """Mixes the pairs of a step before the maps, such as `fusemix`; null leaves them."""
+    optimizer: ClassSpec = trained(
+        lambda: {"class": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01}
     )
     """Optimizer; its learning rate falls to 0 by a cosine over `trainer.max_steps`."""
-    graph: GraphConfig = field(default_factory=GraphConfig)
+    correction: ClassSpec | None = None
+    """Score correction, such as `csls`; null ranks by cosine."""
+    graph: GraphConfig = trained(GraphConfig)
     """Neighbour graph."""
-    batch: BatchConfig = field(default_factory=BatchConfig)
+    batch: BatchConfig = trained(BatchConfig)
     """Size of a step."""
     tuning: TuningConfig = field(default_factory=TuningConfig)
     """Tuning inside the budget."""
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """Steps and hardware."""
+    trainer: TrainerConfig = trained(TrainerConfig)
+    """Flags of Lightning's Trainer: steps, hardware, and any other."""
+    callbacks: list[Any] = trained(list)
+    """Lightning callbacks of the last training, each a class with its arguments."""
+    loggers: list[Any] = runtime(lambda: ["tensorboard"])
+    """Where trainings log: `tensorboard`, `csv`, `wandb`, `mlflow`, or a class with its arguments.
+    """
+    checkpoint_every_n_steps: int = runtime(200)
+    """Steps between checkpoints, from which an interrupted training goes on."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measures."""
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    embed: EmbedConfig = runtime(EmbedConfig)
     """Raw data and encoders that `gera embed` makes `data.a` and `data.b` of; a run reads nothing
     of it.
     """
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    sweep: SweepConfig = runtime(SweepConfig)
     """What `make sweep` runs."""
-    runs_dir: str = "runs"
+    runs_dir: str = runtime("runs")
     """Where runs and results go."""
-    cache_dir: str = ".cache"
+    cache_dir: str = runtime(".cache")
     """Where neighbour graphs and synthetic stores are kept."""
-    overwrite: bool = False
+    overwrite: bool = runtime(False)
     """Run again what is finished already."""
 
     def __post_init__(self) -> None:
         self.runs_dir, self.cache_dir = _home(self.runs_dir), _home(self.cache_dir)
         _listed(budgets=self.budgets, seeds=self.seeds, methods=self.methods)
-        _at_least("", 2, **{"budgets": min(self.budgets)})
-        _at_least(
-            "",
-            0,
-            **{
-                "seeds": min(self.seeds),
-                "geometric_weight": self.geometric_weight,
-                "unpaired_weight": self.unpaired_weight,
-            },
-        )
-        _at_least("", 1, dim=self.dim)
+        _at_least("", 2, budgets=min(self.budgets))
+        _at_least("", 0, seeds=min(self.seeds))
+        _at_least("", 1, dim=self.dim, checkpoint_every_n_steps=self.checkpoint_every_n_steps)
+        for name, spec in self.losses.items():
+            weight = {} if spec is None else {f"losses.{name}.weight": spec.get("weight", 1)}
+            _at_least("", 0, **weight)
         for side, choices in self.filters.items():
             check_one_of("filters: modality", side, ("a", "b"))
-            if not isinstance(choices, list) or not all(
-                isinstance(choice, list) for choice in choices
-            ):
+            if not isinstance(choices, list) or not all(isinstance(c, list) for c in choices):
                 raise UserError(
-                    f"filters.{side}={choices!r} must be a list of choices, each a list of parts,"
-                    " such as [[], [{class: ...}]]"
+                    "must be a list of choices, each a list of filters, such as"
+                    " [[], [local_centering]]",
+                    key=f"filters.{side}",
+                    value=choices,
                 )
 
 
@@ -413,38 +411,11 @@ PARTS = {
     "init": (),
     "correction": ("pool_a", "pool_b"),
     "head": ("dim_in", "dim", "weight", "generator"),
-    "pair_loss": (),
-    "geometric_loss": (),
     "mixup": (),
-    "unpaired_loss": (),
     "optimizer": (),
 }
 """Sections that name a class, with the arguments that the program fills in."""
-
-RUNTIME_KEYS = (
-    "budgets",
-    "seeds",
-    "methods",
-    "variants",
-    "runs_dir",
-    "cache_dir",
-    "overwrite",
-    "embed",
-    "sweep",
-)
+RUNTIME_KEYS = tuple(f.name for f in dataclasses.fields(Config) if f.metadata.get("hash") is False)
 """Keys that say what to run or where, not what a run computes: no part of a run's identity."""
-TRAINED_KEYS = (
-    *(
-        "head",
-        "dim",
-        "init",
-        "pair_loss",
-        "geometric_loss",
-        "geometric_weight",
-        "mixup",
-        "unpaired_loss",
-        "unpaired_weight",
-    ),
-    *("optimizer", "graph", "batch", "trainer"),
-)
+TRAINED_KEYS = tuple(f.name for f in dataclasses.fields(Config) if f.metadata.get("trained"))
 """Keys that a closed form does not read."""

@@ -20,9 +20,9 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
-    Task,
 )
 from rich.text import Text
 from torch.utils.data import DataLoader
@@ -32,7 +32,7 @@ from gera_lightning.embedding.batches import REFUSALS, Batch, ItemBatches, sift
 from gera_lightning.embedding.shards import Encoded, Shards
 from gera_lightning.encoders.base import Encoder, NetworkEncoder, row_shape
 from gera_lightning.utils import distributed
-from gera_lightning.utils.trainer import quiet_lightning, trainer
+from gera_lightning.utils.trainer import make_trainer, quiet_lightning
 
 
 class EncoderModule(LightningModule):
@@ -166,7 +166,7 @@ def predict(
         )
         writer = ShardWriter(shards, lambda count: bar.advance(task, count * plan.size))
         if len(plan):
-            predictor = trainer(settings, "embed", logger=False, callbacks=[writer])
+            predictor = make_trainer(settings, "embed", logger=False, callbacks=[writer])
             predictor.predict(
                 EncoderModule(items.encoder, items.rows), loader, return_predictions=False
             )

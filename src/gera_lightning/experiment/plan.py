@@ -17,7 +17,7 @@ from gera_lightning.data import splits
 from gera_lightning.experiment.paired_stores import Stores
 from gera_lightning.experiment.results import finished_rows
 from gera_lightning.experiment.run import Run
-from gera_lightning.training.method import unpaired_reader
+from gera_lightning.training.method import Method
 from gera_lightning.training.preflight import check
 from gera_lightning.utils.errors import UserError
 
@@ -40,11 +40,8 @@ def plan(experiment: Experiment) -> list[Run]:
     stores = Stores.open(common)
     for name, config in experiment.methods.items():
         try:
-            check(
-                at_budget(config, min(common.budgets)),
-                (stores.a.dim, stores.b.dim),
-                max(common.budgets),
-            )
+            smallest = Method.from_config(at_budget(config, min(common.budgets)))
+            check(smallest, (stores.a.dim, stores.b.dim), max(common.budgets))
         except UserError as error:
             raise UserError(f"{error} (method {name})") from error
     runs = [
@@ -79,16 +76,17 @@ def plan(experiment: Experiment) -> list[Run]:
 def at_budget(config: Config, budget: int, *, extra: bool = False) -> Config:
     """The settings of a run on so many pairs.
 
-    `trainer.max_steps` is `trainer.min_epochs` passes over them, one row a modality each, where it
+    `trainer.max_steps` is `batch.min_epochs` passes over them, one row per modality each, where it
     was fewer. A budget that is `extra` goes beyond `data.reserved_pairs`: all its items are set
     aside, the pools are what is left. Its first items are those of the smaller budgets of its seed,
     since the reserve has no part in their order.
     """
-    trainer, data = config.trainer, config.data
-    steps = max(trainer.min_epochs * math.ceil(budget / config.batch.pairs), trainer.max_steps)
+    trainer, data, batch = config.trainer, config.data, config.batch
+    steps = max(batch.min_epochs * math.ceil(budget / batch.pairs), trainer.max_steps)
     return dataclasses.replace(
         config,
-        trainer=dataclasses.replace(trainer, max_steps=steps, min_epochs=0),
+        trainer=dataclasses.replace(trainer, max_steps=steps),
+        batch=dataclasses.replace(batch, min_epochs=0),
         data=(
             dataclasses.replace(data, reserved_pairs=max(budget, data.reserved_pairs or 0))
             if extra
@@ -138,7 +136,7 @@ def _check_pools(runs: Sequence[Run]) -> None:
     """
     sizes: dict[str, int] = {}
     for run in runs:
-        reader = unpaired_reader(run.config)
+        reader = run.parts.requires_unpaired
         data = repr(run.config.data)
         if reader is not None and data not in sizes:
             drawn = run.stores.sample_pairs(run.config, run.budget, run.seed)
@@ -152,7 +150,8 @@ def _check_pools(runs: Sequence[Run]) -> None:
                     reader,
                 )
         if reader is not None and sizes[data] < 2:
-            more = ", or set batch.paired_anchors=true" if reader == "geometric loss" else ""
+            patches = "patches" in run.parts.requires
+            more = ", or set batch.paired_anchors=true" if patches else ""
             raise UserError(
                 f"data.reserved_pairs={run.config.data.reserved_pairs} leaves no unpaired rows for"
                 f" the {reader} of {run.method}: lower it and the largest budget{more}"

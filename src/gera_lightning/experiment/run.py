@@ -27,6 +27,8 @@ from gera_lightning.experiment.paired_stores import Stores, store_metadata
 from gera_lightning.experiment.results import read_row
 from gera_lightning.training.fit import fit
 from gera_lightning.training.fit_closed_form import Fitted
+from gera_lightning.training.loggers import make_loggers
+from gera_lightning.training.method import Method
 from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils import distributed
 from gera_lightning.utils.files import atomic_write, remove_scratch, replace_atomically
@@ -46,6 +48,11 @@ class Run:
     seed: int
     config: Config
     stores: Stores
+
+    @cached_property
+    def parts(self) -> Method:
+        """What the method is made of."""
+        return Method.from_config(self.config)
 
     @cached_property
     def hash(self) -> str:
@@ -157,7 +164,7 @@ def _execute(run: Run, progress: ProgressCallback, first: bool) -> dict[str, Any
         rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
         fitted = fit(
             TrainingSet(
-                run.config,
+                run.parts,
                 rows,
                 run.stores.split.families,
                 run.seed,
@@ -208,15 +215,18 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         "version": __version__,
         "results": RESULTS_VERSION,
     }
-    logger = TensorBoardLogger(folder, name="", version="")
-    logger.log_metrics(measures, step=fitted.steps)
-    logger.log_hyperparams(
-        flat(
-            {"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
-        ),
-        measures,
+    settings = flat(
+        {"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
     )
-    logger.finalize("success")
+    for logger in make_loggers(run.config.loggers, folder):
+        logger.log_metrics(measures, step=fitted.steps)
+        if isinstance(
+            logger, TensorBoardLogger
+        ):  # its table of hyper-parameters shows the measures
+            logger.log_hyperparams(settings, measures)
+        else:
+            logger.log_hyperparams(settings)
+        logger.finalize("success")
     replace_atomically(folder / "metrics.json", (json.dumps(row, indent=1) + "\n").encode())
     replaced = run.folder.with_name(
         f"{run.folder.name}.replaced.partial"

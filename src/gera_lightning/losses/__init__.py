@@ -1,3 +1,4 @@
-"""Training objectives, one published loss a file. Plain torch: pure functions, and classes that
-only hold settings.
+"""Training losses, one published loss a file, all under one protocol (`base.Loss`); plain torch.
+
+Pure functions hold the mathematics, classes hold settings.
 """

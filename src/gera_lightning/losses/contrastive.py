@@ -1,7 +1,7 @@
-"""Contrastive losses on pairs: CLIP and SigLIP, with several positives a row.
+"""Contrastive losses on pairs: CLIP and SigLIP, with several positives per row.
 
 Legend: `B` pairs of a batch, `D` shared width. Rows of the same item are positives of each other,
-    never negatives.
+never negatives.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gera_lightning.losses.base import Loss, StepBatch
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import register
 
@@ -25,11 +26,11 @@ def clip_loss(logits: Tensor, positives: Tensor) -> Tensor:
     over a row's positives.
 
     `-1/2 [ mean_i 1/|P_i| sum_{j in P_i} log softmax_j(s_ij) + the same over columns ]`; with one
-    positive a row it is the loss of CLIP.
+    positive per row it is the loss of CLIP.
 
     Args:
         logits: scaled similarities `[B, B]`.
-        positives: bool `[B, B]`, at least one a row and a column.
+        positives: bool `[B, B]`, at least one in every row and column.
 
     Source:
         Radford et al., CLIP, arXiv 2103.00020; several positives as in Khosla et al., SupCon
@@ -55,25 +56,18 @@ def siglip_loss(logits: Tensor, positives: Tensor) -> Tensor:
     return -nn.functional.logsigmoid(sign * logits).sum() / len(logits)
 
 
-@register("clip")
-class CLIPLoss(nn.Module):
-    """`clip_loss` with a learned log-temperature.
+class ContrastiveLoss(Loss):
+    """A loss of the pairs' scaled cosines.
 
     Args:
-        temperature: start of the temperature; the scale is its inverse.
+        scale: inverse temperature at the start.
         learned: False keeps it fixed.
-        max_scale: the scale is clamped here (100, as in CLIP).
+        max_scale: the scale is clamped here.
     """
 
-    def __init__(
-        self, temperature: float = 0.07, learned: bool = True, max_scale: float = 100.0
-    ) -> None:
+    def __init__(self, scale: float, learned: bool, max_scale: float) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise UserError(f"temperature={temperature} must be above 0")
-        self.log_scale = nn.Parameter(
-            torch.tensor(math.log(1 / temperature)), requires_grad=learned
-        )
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learned)
         self.max_scale = max_scale
 
     @property
@@ -81,13 +75,53 @@ class CLIPLoss(nn.Module):
         """Current inverse temperature."""
         return self.log_scale.exp().clamp(max=self.max_scale)
 
-    def forward(self, z_a: Tensor, z_b: Tensor, positives: Tensor) -> Tensor:
-        """Loss of unit rows `z_a`, `z_b` `[B, D]` with `positives` bool `[B, B]`."""
-        return clip_loss(self.scale * z_a @ z_b.T, positives)
+    def on_step(self, batch: StepBatch) -> Tensor:
+        """The loss of a step's pairs."""
+        loss: Tensor = self(batch.pairs_a.z, batch.pairs_b.z, batch.positives)
+        return loss
+
+
+def _diagonal(z: Tensor, positives: Tensor | None) -> Tensor:
+    """The given positives; by default row i belongs to row i alone."""
+    if positives is not None:
+        return positives
+    return torch.eye(len(z), dtype=torch.bool, device=z.device)
+
+
+@register("clip")
+class CLIPLoss(ContrastiveLoss):
+    """`clip_loss` with a learned log-temperature.
+
+    Args:
+        temperature: start of the temperature; the scale is its inverse.
+        learned: False keeps it fixed.
+        max_scale: the scale is clamped here (100, as in CLIP).
+
+    >>> z = torch.eye(4)
+    >>> round(CLIPLoss(temperature=1.0)(z, z).item(), 4)  # log(e + 3) - 1
+    0.7437
+    """
+
+    def __init__(
+        self, temperature: float = 0.07, learned: bool = True, max_scale: float = 100.0
+    ) -> None:
+        if not temperature > 0:
+            raise UserError("must be above 0", key="temperature", value=temperature)
+        super().__init__(1 / temperature, learned, max_scale)
+
+    def forward(self, z_a: Tensor, z_b: Tensor, positives: Tensor | None = None) -> Tensor:
+        """Loss of unit rows `z_a`, `z_b` `[B, D]`; `positives` bool `[B, B]`, by default row i of
+        one belongs to row i of the other.
+        """
+        return clip_loss(self.scale * z_a @ z_b.T, _diagonal(z_a, positives))
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return f"temperature={float(1 / self.scale):.4g}, learned={self.log_scale.requires_grad}"
 
 
 @register("siglip")
-class SigLIPLoss(nn.Module):
+class SigLIPLoss(ContrastiveLoss):
     """`siglip_loss` with a learned scale and bias.
 
     Args:
@@ -95,6 +129,10 @@ class SigLIPLoss(nn.Module):
         bias: start of the bias.
         learned: False keeps both fixed.
         max_scale: the scale is clamped here.
+
+    >>> z = torch.eye(2)
+    >>> round(SigLIPLoss(scale=1.0, bias=0.0)(z, z).item(), 4)  # log(1 + 1/e) + log 2
+    1.0064
     """
 
     def __init__(
@@ -104,18 +142,15 @@ class SigLIPLoss(nn.Module):
         learned: bool = True,
         max_scale: float = 100.0,
     ) -> None:
-        super().__init__()
         if not scale > 0:
-            raise UserError(f"scale={scale} must be above 0")
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learned)
+            raise UserError("must be above 0", key="scale", value=scale)
+        super().__init__(scale, learned, max_scale)
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learned)
-        self.max_scale = max_scale
 
-    @property
-    def scale(self) -> Tensor:
-        """Current scale."""
-        return self.log_scale.exp().clamp(max=self.max_scale)
+    def forward(self, z_a: Tensor, z_b: Tensor, positives: Tensor | None = None) -> Tensor:
+        """Loss of unit rows `z_a`, `z_b` `[B, D]`; `positives` as in `CLIPLoss`."""
+        return siglip_loss(self.scale * z_a @ z_b.T + self.bias, _diagonal(z_a, positives))
 
-    def forward(self, z_a: Tensor, z_b: Tensor, positives: Tensor) -> Tensor:
-        """Loss of unit rows `z_a`, `z_b` `[B, D]` with `positives` bool `[B, B]`."""
-        return siglip_loss(self.scale * z_a @ z_b.T + self.bias, positives)
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return f"scale={float(self.scale):.4g}, bias={float(self.bias):.4g}"

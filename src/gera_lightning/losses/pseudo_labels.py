@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gera_lightning.losses.base import Projected, StepBatch, UnpairedLoss
+from gera_lightning.losses.base import UNPAIRED, Loss, StepBatch, in_full_precision
 from gera_lightning.losses.transport import sinkhorn
 from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.instantiate import register
@@ -41,7 +41,7 @@ def caption_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @register("captions")
-class CaptionLoss(UnpairedLoss):
+class CaptionLoss(Loss):
     """`1/2 sum over sides` of the cross-entropy of unpaired rows to the pairs' partners against
     their pseudo-labels.
 
@@ -60,44 +60,49 @@ class CaptionLoss(UnpairedLoss):
         arXiv 2305.14095.
     """
 
-    term = "captions"
+    requires = (UNPAIRED,)
 
     def __init__(self, sides: str = "both", eps: float | None = None, iterations: int = 10) -> None:
         super().__init__()
         check_one_of("sides", sides, SIDES)
         if eps is not None and not eps > 0:
-            raise UserError(f"eps={eps} must be above 0")
+            raise UserError("must be above 0", key="eps", value=eps)
         if iterations < 1:
-            raise UserError(f"iterations={iterations} must be at least 1")
+            raise UserError("must be at least 1", key="iterations", value=iterations)
         self.sides, self.eps, self.iterations = sides, eps, iterations
 
-    def forward(self, step: StepBatch) -> Tensor:
+    def forward(
+        self, unpaired: Tensor, paired: Tensor, partners: Tensor, scale: float | Tensor
+    ) -> Tensor:
+        """Loss of one modality's unpaired rows.
+
+        Args:
+            unpaired: unit rows of the modality `[n, D]`.
+            paired: unit paired rows of the same modality `[B, D]`.
+            partners: their partners of the other modality `[B, D]`.
+            scale: inverse temperature.
+        """
+        inverse = 1 / torch.as_tensor(scale).detach()
+        eps = inverse if self.eps is None else self.eps
+        labels = pseudo_labels(unpaired, paired, eps, self.iterations)
+        return caption_loss(scale * unpaired @ partners.T, labels)
+
+    def on_step(self, batch: StepBatch) -> Tensor:
         """The loss of a step, a scalar.
 
         Raises:
-            UserError: the pair loss has no scale.
+            UserError: no loss of the step has a scale.
         """
-        if step.scale is None:
-            raise UserError(
-                "pair_loss has no scale, which pseudo-labels need: take"
-                " gera_lightning.losses.contrastive.CLIPLoss"
+        if batch.scale is None:
+            raise UserError("captions need a loss with a temperature beside them, such as clip")
+        unpaired_a, unpaired_b = batch.unpaired
+        with torch.autocast(unpaired_a.z.device.type, enabled=False):
+            u_a, u_b, z_a, z_b = in_full_precision(
+                unpaired_a.z, unpaired_b.z, batch.pairs_a.z, batch.pairs_b.z
             )
-        (a, b), pairs_a, pairs_b = step.unpaired, step.pairs_a, step.pairs_b
-        terms = []
-        if self.sides in ("both", "a"):
-            terms.append(self._of(a, pairs_a, pairs_b, step.scale))
-        if self.sides in ("both", "b"):
-            terms.append(self._of(b, pairs_b, pairs_a, step.scale))
+            terms = []
+            if self.sides in ("both", "a"):
+                terms.append(self(u_a, z_a, z_b, batch.scale))
+            if self.sides in ("both", "b"):
+                terms.append(self(u_b, z_b, z_a, batch.scale))
         return torch.stack(terms).sum() / 2
-
-    def _of(self, rows: Projected, own: Projected, other: Projected, scale: Tensor) -> Tensor:
-        with torch.autocast(rows.z.device.type, enabled=False):
-            wide = torch.promote_types(rows.z.dtype, torch.float32)
-            unpaired, own_z, other_z = (part.z.to(wide) for part in (rows, own, other))
-            labels = pseudo_labels(
-                unpaired,
-                own_z,
-                1 / scale.detach() if self.eps is None else self.eps,
-                self.iterations,
-            )
-            return caption_loss(scale * unpaired @ other_z.T, labels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gera_lightning.losses.base import Projected, StepBatch, UnpairedLoss
+from gera_lightning.losses.base import UNPAIRED, Loss, StepBatch
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.instantiate import register
@@ -67,8 +67,8 @@ def structure_loss(x: Tensor, z: Tensor, temperature: float = 0.05, hops: int = 
 
 
 @register("structure")
-class StructureLoss(UnpairedLoss):
-    """`structure_loss` of modality a plus that of b, its weight growing linearly over the first
+class StructureLoss(Loss):
+    """`structure_loss` of modality a plus that of b; its weight grows linearly over the first
     steps.
 
     Args:
@@ -76,29 +76,31 @@ class StructureLoss(UnpairedLoss):
         temperature: of the softmax (0.05 in the paper).
         hops: L.
         warmup: steps until the full weight, `min(1, (step + 1) / warmup)`; 0: at once.
+
+    >>> x = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    >>> round(float(StructureLoss()(x, 2 * x)), 4)
+    0.0
     """
 
-    term = "structure"
-
     def __init__(
-        self, rows: str = "unpaired", temperature: float = 0.05, hops: int = 1, warmup: int = 0
+        self, rows: str = UNPAIRED, temperature: float = 0.05, hops: int = 1, warmup: int = 0
     ) -> None:
         super().__init__()
-        check_one_of("rows", rows, ("unpaired", "pairs"))
+        check_one_of("rows", rows, (UNPAIRED, "pairs"))
         if not temperature > 0:
-            raise UserError(f"temperature={temperature} must be above 0")
-        if hops < 1:
-            raise UserError(f"hops={hops} must be at least 1")
-        if warmup < 0:
-            raise UserError(f"warmup={warmup} must be at least 0")
-        self.reads_unpaired = rows == "unpaired"
+            raise UserError("must be above 0", key="temperature", value=temperature)
+        for key, value, low in (("hops", hops, 1), ("warmup", warmup, 0)):
+            if value < low:
+                raise UserError(f"must be at least {low}", key=key, value=value)
+        self.requires = (UNPAIRED,) if rows == UNPAIRED else ()
         self.temperature, self.hops, self.warmup = temperature, hops, warmup
 
-    def forward(self, step: StepBatch) -> Tensor:
-        """The loss of a step, a scalar."""
-        a, b = step.unpaired if self.reads_unpaired else (step.pairs_a, step.pairs_b)
-        grown = min(1.0, (step.step + 1) / self.warmup) if self.warmup else 1.0
-        return grown * (self._of(a) + self._of(b))
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """`structure_loss` of one modality's rows `[n, D_x]` and their images `[n, D]`."""
+        return structure_loss(x, z, self.temperature, self.hops)
 
-    def _of(self, rows: Projected) -> Tensor:
-        return structure_loss(rows.x, rows.z, self.temperature, self.hops)
+    def on_step(self, batch: StepBatch) -> Tensor:
+        """The loss of a step, a scalar."""
+        a, b = batch.unpaired if self.requires else (batch.pairs_a, batch.pairs_b)
+        grown = min(1.0, (batch.step + 1) / self.warmup) if self.warmup else 1.0
+        return grown * (self(a.x, a.z) + self(b.x, b.z))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.losses.base import StepBatch, UnpairedLoss
+from gera_lightning.losses.base import UNPAIRED, Loss, LossSetup, StepBatch, in_full_precision
 from gera_lightning.models.maps import normalized
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import register
@@ -111,19 +111,23 @@ def klot(
 
 
 @register("transport")
-class TransportLoss(UnpairedLoss):
-    """KLOT of a step's unpaired rows: the plan of the trained maps' cosines against that of a
-    teacher's.
+class TransportLoss(Loss):
+    """KLOT of a step's unpaired rows: the plan of the trained maps' cosines against a teacher's.
 
     Args:
-        teacher: a closed form, `{class: ...}` in a config; it is fitted on the pairs that are
-            trained on, before training.
+        teacher: a closed form, such as `cca`; it is fitted on the pairs that are trained on, before
+            training.
         eps: entropy of the student's plan (0.05 in the paper).
         teacher_eps: entropy of the teacher's plan (0.005 to 0.01 in the paper).
         iterations: of Sinkhorn (100 in the paper).
+
+    >>> loss = TransportLoss(teacher=None)
+    >>> z = torch.eye(4)
+    >>> bool(loss(z.flip(0), z, z, z) > 1 > abs(loss(z, z, z, z)))
+    True
     """
 
-    term = "transport"
+    requires = (UNPAIRED,)
 
     def __init__(
         self, teacher: Any, eps: float = 0.05, teacher_eps: float = 0.01, iterations: int = 100
@@ -131,38 +135,35 @@ class TransportLoss(UnpairedLoss):
         super().__init__()
         for key, value in (("eps", eps), ("teacher_eps", teacher_eps)):
             if not value > 0:
-                raise UserError(f"{key}={value} must be above 0")
+                raise UserError("must be above 0", key=key, value=value)
         if iterations < 1:
-            raise UserError(f"iterations={iterations} must be at least 1")
+            raise UserError("must be at least 1", key="iterations", value=iterations)
         self.teacher = teacher
         self.eps, self.teacher_eps, self.iterations = eps, teacher_eps, iterations
-        self.maps: nn.ModuleList | None = None
+        # in a tuple, so that the teacher is no part of the loss's own state
+        self.teacher_maps: tuple[nn.Module, ...] = ()
 
-    def taught(self, map_a: nn.Module, map_b: nn.Module) -> TransportLoss:
-        """This loss with the teacher's fitted maps, which stay as they are."""
-        out = TransportLoss(self.teacher, self.eps, self.teacher_eps, self.iterations)
-        out.maps = nn.ModuleList(
-            copy.deepcopy(part).requires_grad_(False) for part in (map_a, map_b)
-        )
-        return out
+    def prepare(self, setup: LossSetup) -> None:
+        """Fit the teacher on the pairs that are trained on; its maps stay as they are."""
+        assert setup.fit_closed_form is not None
+        maps = setup.fit_closed_form(self.teacher)
+        self.teacher_maps = tuple(copy.deepcopy(part).requires_grad_(False) for part in maps)
 
-    def forward(self, step: StepBatch) -> Tensor:
-        """The loss of a step, a scalar.
-
-        Raises:
-            UserError: its teacher was not fitted.
+    def forward(self, z_a: Tensor, z_b: Tensor, teacher_a: Tensor, teacher_b: Tensor) -> Tensor:
+        """KLOT of unit rows, the student's `[n, D]`, `[m, D]` and the teacher's `[n, D_t]`,
+        `[m, D_t]`.
         """
-        if self.maps is None:
-            raise UserError(
-                "the transport loss has no fitted teacher: give it one, loss.taught(map_a, map_b)"
-            )
-        a, b = step.unpaired
+        with torch.no_grad():
+            log_target = sinkhorn(teacher_a @ teacher_b.T, self.teacher_eps, self.iterations)
+        return klot(z_a @ z_b.T, log_target, self.eps, self.iterations)
+
+    def on_step(self, batch: StepBatch) -> Tensor:
+        """The loss of a step, a scalar."""
+        a, b = batch.unpaired
         with torch.autocast(a.z.device.type, enabled=False):
-            wide = torch.promote_types(a.z.dtype, torch.float32)
+            z_a, z_b, x_a, x_b = in_full_precision(a.z, b.z, a.x, b.x)
+            map_a, map_b = (part.to(z_a.device) for part in self.teacher_maps)
             with torch.no_grad():
-                known = [
-                    normalized(part(rows.x.to(wide)))
-                    for part, rows in zip(self.maps, (a, b), strict=True)
-                ]
-                log_target = sinkhorn(known[0] @ known[1].T, self.teacher_eps, self.iterations)
-            return klot(a.z.to(wide) @ b.z.to(wide).T, log_target, self.eps, self.iterations)
+                teacher_a, teacher_b = normalized(map_a(x_a)), normalized(map_b(x_b))
+            loss: Tensor = self(z_a, z_b, teacher_a, teacher_b)
+            return loss

@@ -25,7 +25,7 @@ from gera_lightning.training.training_set import TrainingSet, shared_space
 
 
 @torch.inference_mode()
-def held_out_score(
+def held_out_ranks(
     space: SharedSpace,
     held_a: Tensor,
     held_b: Tensor,
@@ -33,7 +33,7 @@ def held_out_score(
     pool_a: Tensor,
     pool_b: Tensor,
 ) -> Tensor:
-    """`-log rank` of each held-out pair's partner, the mean of both directions, `[n]`.
+    """Rank of each held-out pair's partner among the partners and a pool, both ways, `[2, n]`.
 
     Args:
         space: maps and score.
@@ -45,14 +45,21 @@ def held_out_score(
         "a": space.embed("a", torch.cat([held_a, pool_a])),
         "b": space.embed("b", torch.cat([held_b, pool_b])),
     }
-    both = []
-    for query, target, more in (("a", "b", len(pool_b)), ("b", "a", len(pool_a))):
-        item_g = torch.cat([items, torch.full((more,), -1, dtype=items.dtype, device=items.device)])
-        ranking = rank_positives(
-            space.queries(z[query][: len(items)]), space.gallery(target, z[target]), items, item_g
-        )
-        both.append(-ranking.best.log())
-    return (both[0] + both[1]) / 2
+    ranks = []
+    for query, target, distractors in (("a", "b", len(pool_b)), ("b", "a", len(pool_a))):
+        none = torch.full((distractors,), -1, dtype=items.dtype, device=items.device)
+        queries = space.queries(z[query][: len(items)])
+        gallery = space.gallery(target, z[target])
+        ranks.append(rank_positives(queries, gallery, items, torch.cat([items, none])).best)
+    return torch.stack(ranks)
+
+
+def held_out_score(space: SharedSpace, *rows: Tensor) -> Tensor:
+    """`-log rank` of each held-out pair's partner, the mean of both directions, `[n]`; arguments as
+    of `held_out_ranks`.
+    """
+    a_to_b, b_to_a = -held_out_ranks(space, *rows).log()
+    return (a_to_b + b_to_a) / 2
 
 
 def choose(scores: np.ndarray) -> int:
@@ -142,9 +149,8 @@ def cross_validated(
     """
     settings = method.settings(count, len(positions))
     chosen = 0
-    foldable = (
-        task.families[task.rows.items[positions]].nunique() > 1
-    )  # of one family, as a fold may be, no part can be held out
+    # of one family, as a fold may be, no part can be held out
+    foldable = task.families[task.rows.items[positions]].nunique() > 1
     if len(settings) > 1 and foldable:
         known = first_scores is not None and settings[0] == method.settings(1, len(positions))[0]
         scores = fold_scores(task, method, settings[1:] if known else settings, positions, numbers)

@@ -1,7 +1,7 @@
 """The LightningDataModule: a stream of steps, each with paired rows and both modalities' unpaired
 patches.
 
-Legend: `B` pairs a step, `A` anchors, `M = K + 1` points of a patch, `U` distinct points of all
+Legend: `B` pairs per step, `A` anchors, `M = K + 1` points of a patch, `U` distinct points of all
 patches, `n` unpaired rows without a patch, `D` width, `w` processes.
 
 The global batch is a pure function of (seed, step), whatever the number of processes: process r of
@@ -12,20 +12,30 @@ from a copy that stays on that device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from gera_lightning.data.training_rows import Modality, TrainingRows, digest
-from gera_lightning.geometry.neighbors import EXACT, NeighborGraph, SearchSettings, cached_knn_graph
+from gera_lightning.config import Config, load
+from gera_lightning.data import splits
+from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.data.training_rows import Modality, TrainingRows, digest, load_rows
+from gera_lightning.geometry.neighbors import NeighborGraph, SearchSettings, cached_knn_graph
+from gera_lightning.losses.base import PATCHES, UNPAIRED
+from gera_lightning.training.method import Method
+from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils.distributed import world
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.progress import no_progress
 
 
 @dataclass(frozen=True)
@@ -125,105 +135,164 @@ class StepRows:
     unpaired_b: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class ValidationBatch:
+    """Held-out pairs, and unpaired rows that join the galleries.
+
+    Attributes:
+        x_a, x_b: rows of the held-out pairs `[n, D_a]`, `[n, D_b]`.
+        item: item number of each pair `[n]`.
+        pool_a, pool_b: unpaired rows.
+    """
+
+    x_a: Tensor
+    x_b: Tensor
+    item: Tensor
+    pool_a: Tensor
+    pool_b: Tensor
+
+
 class AlignmentDataModule(LightningDataModule):
-    """Streams paired batches and both modalities' unpaired anchors with their neighbour patches.
+    """Streams paired batches and both modalities' unpaired rows with their neighbours.
+
+    Of two stores it draws a budget of pairs and the pools of unpaired rows, as `gera train` does
+    for the same seed. What a step holds beside the pairs is what the losses of the module require::
+
+        data = AlignmentDataModule("data/emoji/image", "data/emoji/text", budget=100, seed=0)
+        Trainer(max_steps=200).fit(AlignmentModule("gera_plain"), datamodule=data)
 
     Args:
-        rows: training rows of the run.
-        positions: which pairs to train on; all by default.
-        pairs_per_step, anchors_per_step: of the global batch.
-        k: neighbours of a patch; None streams no patches.
-        unpaired_per_step: unpaired rows without patches, of the global batch and each modality;
-            None streams none.
-        paired_anchors: the rows of these pairs are points of the graph too.
-        max_steps: length of the stream.
-        seed: fixes every batch.
-        cache_dir: where neighbour graphs are kept.
-        search: backend and index of the neighbour search.
+        store_a, store_b: embedding stores, or their folders.
+        budget: number of paired items.
+        seed: fixes pairs, pools and every batch.
+        settings: dotted keys of an experiment, such as `{"batch.anchors": 32}`; read are those
+            below `data`, `batch`, `graph`, `tuning.folds` and `cache_dir`.
+        val_fold: number of a fold of the pairs that is held out and validated on; by default all
+            pairs are trained on.
     """
 
     def __init__(
         self,
-        rows: TrainingRows,
-        *,
-        positions: np.ndarray | None = None,
-        pairs_per_step: int = 256,
-        anchors_per_step: int = 256,
-        k: int | None = 16,
-        unpaired_per_step: int | None = None,
-        paired_anchors: bool = False,
-        max_steps: int = 1000,
+        store_a: EmbeddingStore | str | os.PathLike[str],
+        store_b: EmbeddingStore | str | os.PathLike[str],
+        budget: int,
         seed: int = 0,
-        cache_dir: str | Path = ".cache",
-        search: SearchSettings = EXACT,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        val_fold: int | None = None,
     ) -> None:
         super().__init__()
-        self.rows = rows
-        self.positions = np.arange(len(rows.items)) if positions is None else positions
-        self.k, self.paired_anchors, self.max_steps, self.seed = k, paired_anchors, max_steps, seed
-        self.cache_dir = Path(cache_dir)
-        self.search = search
-        self.graphs: dict[str, NeighborGraph] = {}
-        self.pairs_per_step, self.anchors_per_step, self.unpaired_per_step = (
-            pairs_per_step,
-            anchors_per_step,
-            unpaired_per_step,
+        stores = [
+            s if isinstance(s, EmbeddingStore) else EmbeddingStore(s) for s in (store_a, store_b)
+        ]
+        paths = {"data.a": str(stores[0].path), "data.b": str(stores[1].path)}
+        config = load(
+            {}, {**paths, "budgets": [budget], "methods": ["contrastive"], **(settings or {})}
         )
+        rows, families = _draw_rows(stores[0], stores[1], config.common, budget, seed)
+        self._take(rows, families, config.common, seed)
+        if val_fold is not None:
+            self._hold_out(val_fold)
+        self.save_hyperparameters(
+            {"budget": budget, "seed": seed, "val_fold": val_fold}, logger=False
+        )
+
+    @classmethod
+    def of_training_set(
+        cls, training_set: TrainingSet, positions: np.ndarray, max_steps: int
+    ) -> AlignmentDataModule:
+        """The stream of some pairs of a training set, up to step `max_steps`."""
+        data = cls.__new__(cls)
+        LightningDataModule.__init__(data)
+        data._take(training_set.rows, training_set.families, training_set.config, training_set.seed)
+        data.positions, data.max_steps = positions, max_steps
+        data.requires = training_set.method.requires
+        data._check_pools()
+        return data
+
+    def _take(self, rows: TrainingRows, families: pd.Series, config: Config, seed: int) -> None:
+        self.rows, self.families, self.config, self.seed = rows, families, config, seed
+        self.positions = np.arange(len(rows.items))
+        self.held: np.ndarray | None = None
+        self.max_steps: int | None = None
+        self.requires: frozenset[str] | None = None
+        self.graphs: dict[str, NeighborGraph] = {}
+        self._anchors: dict[str, RowStream] = {}
         self._unpaired: dict[str, RowStream] = {}
         self._resident: tuple[torch.device, dict[str, Tensor]] | None = None
-        if k is not None:
-            for side, modality in (("a", rows.a), ("b", rows.b)):
-                if len(modality.pool) < 2 and not paired_anchors:
-                    raise UserError(
-                        f"modality {side} has {len(modality.pool)} unpaired rows, the geometric"
-                        " loss needs at least 2: lower data.reserved_pairs, add unpaired rows, or"
-                        " set geometric_loss=null"
-                    )
-        if unpaired_per_step is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
-            raise UserError(
-                f"the pools hold {len(rows.a.pool)} and {len(rows.b.pool)} unpaired rows,"
-                " unpaired_loss needs at least 2 of each: lower data.reserved_pairs, add unpaired"
-                " rows, or set unpaired_loss=null"
-            )
+
+    def _hold_out(self, fold: int) -> None:
+        """Train on the pairs outside a fold, without pool rows of the families in it."""
+        everything = np.arange(len(self.rows.items))
+        count = self.config.tuning.folds
+        if not 0 <= fold < count:
+            raise UserError(f"must be one of the {count} folds", key="val_fold", value=fold)
+        self.held = splits.folds(self.rows.items, self.families, count, self.seed)[fold]
+        self.positions = np.setdiff1d(everything, self.held)
+        whole = self.training_set(Method.from_config(self.config_of("contrastive")))
+        self.rows = whole.excluding(self.held).rows
+
+    def training_set(self, method: Method) -> TrainingSet:
+        """The rows as what a method is fitted on."""
+        return TrainingSet(method, self.rows, self.families, self.seed, Path(), no_progress)
+
+    @staticmethod
+    def config_of(preset: str) -> Config:
+        """A preset's settings."""
+        return load({}, {"methods": [preset]}).methods[preset]
+
+    def _check_pools(self) -> None:
+        """There are unpaired rows for what the losses require.
+
+        Raises:
+            UserError: there are fewer than two.
+        """
+        required = self.requires or frozenset()
+        patches = PATCHES in required and not self.config.batch.paired_anchors
+        for side, modality in (("a", self.rows.a), ("b", self.rows.b)):
+            if len(modality.pool) < 2 and (patches or UNPAIRED in required):
+                raise UserError(
+                    f"modality {side} has {len(modality.pool)} unpaired rows, and a loss needs at"
+                    " least 2: lower data.reserved_pairs, add unpaired rows, or take the loss out"
+                )
 
     def points(self, side: str) -> Tensor:
         """The rows that anchors and neighbours are drawn from, `[N, D]`."""
         modality: Modality = getattr(self.rows, side)
-        return (
-            torch.cat([modality.pool, modality.pairs[torch.from_numpy(self.positions)]])
-            if self.paired_anchors
-            else modality.pool
-        )
+        if not self.config.batch.paired_anchors:
+            return modality.pool
+        return torch.cat([modality.pool, modality.pairs[torch.from_numpy(self.positions)]])
 
     def _graph(self, side: str) -> NeighborGraph:
-        assert self.k is not None
+        graph, paired = self.config.graph, self.config.batch.paired_anchors
         key = {
             **getattr(self.rows, side).key,
-            "paired": digest(self.positions) if self.paired_anchors else "none",
+            "paired": digest(self.positions) if paired else "none",
         }
-        return cached_knn_graph(
-            self.points(side), self.k, key=key, cache_dir=self.cache_dir, how=self.search
-        )
+        how = SearchSettings(graph.backend, graph.index, graph.nprobe, graph.shard)
+        folder = Path(self.config.cache_dir) / "knn"
+        return cached_knn_graph(self.points(side), graph.k, key=key, cache_dir=folder, how=how)
 
     def prepare_data(self) -> None:
-        """Have the neighbour graphs, built into the cache by one process a node."""
-        if self.k is not None and not self.graphs:
+        """Have the neighbour graphs, built into the cache by one process per node."""
+        if self.requires is None:
+            self.requires = _requirements(self)
+            self._check_pools()
+        if PATCHES in self.requires and not self.graphs:
             self.graphs = {side: self._graph(side) for side in "ab"}
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Load the graphs and lay out the streams."""
         self.prepare_data()
-        self._pairs = RowStream(len(self.positions), self.pairs_per_step, self.seed, 10)
-        self._anchors = {
-            side: RowStream(len(graph), self.anchors_per_step, self.seed, 11 + i)
-            for i, (side, graph) in enumerate(self.graphs.items())
-        }
-        if self.unpaired_per_step is not None:
-            pools = {"a": self.rows.a.pool, "b": self.rows.b.pool}
-            self._unpaired = {
-                s: RowStream(len(x), self.unpaired_per_step, self.seed, 13 + i)
-                for i, (s, x) in enumerate(pools.items())
-            }
+        batch = self.config.batch
+        self._pairs = RowStream(len(self.positions), batch.pairs, self.seed, 10)
+        for number, side in enumerate("ab"):
+            if side in self.graphs:
+                points = len(self.graphs[side])
+                self._anchors[side] = RowStream(points, batch.anchors, self.seed, 11 + number)
+            if UNPAIRED in (self.requires or ()):
+                count = len(getattr(self.rows, side).pool)
+                self._unpaired[side] = RowStream(count, batch.unpaired, self.seed, 13 + number)
 
     def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Let go of the rows' copy on the device: trainer, module and stream hold on to each other
@@ -250,15 +319,43 @@ class AlignmentDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[StepRows]:
-        """Steps from the trainer's present one on."""
+        """The steps that are ahead."""
+        return DataLoader(_Steps(self), batch_size=None)
+
+    def steps_ahead(self) -> range:
+        """Numbers of the steps from the trainer's present one on: all, or those of an epoch where
+        the trainer counts epochs.
+        """
         start = self.trainer.global_step if self.trainer is not None else 0
-        return DataLoader(_Steps(self, start), batch_size=None)
+        if self.max_steps is not None:
+            return range(start, self.max_steps)
+        assert self.trainer is not None
+        last = int(self.trainer.max_steps)
+        epoch = -(-self._pairs.count // self._pairs.size)
+        return range(start, last if last >= 0 else start + epoch)
+
+    def val_dataloader(self) -> DataLoader[int] | list[Any]:
+        """One batch of the held-out pairs; nothing where none are held out."""
+        return [] if self.held is None else DataLoader(_HeldOut(), batch_size=None)
+
+    def held_out_batch(self, device: torch.device | str = "cpu") -> ValidationBatch:
+        """The held-out pairs and distractors, on a device."""
+        assert self.held is not None
+        count = self.config.tuning.distractors
+        a, b, item = self.rows.a, self.rows.b, self.rows.item_numbers[self.held]
+        tensors = (a.pairs[self.held], b.pairs[self.held], item, a.pool[:count], b.pool[:count])
+        return ValidationBatch(*(tensor.to(device) for tensor in tensors))
 
     def transfer_batch_to_device(
-        self, batch: StepRows, device: torch.device, dataloader_idx: int
-    ) -> Batch:  # noqa: ARG002
-        """Gather the rows of a step on `device`."""
-        return self.gather(batch, device)
+        self,
+        batch: Any,
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> Batch | ValidationBatch:
+        """Gather the rows of a step, or the held-out rows, on `device`."""
+        if isinstance(batch, StepRows):
+            return self.gather(batch, device)
+        return self.held_out_batch(device)
 
     def gather(self, step: StepRows, device: torch.device | str = "cpu") -> Batch:
         """The rows of a step, from a copy of all rows that stays on `device`."""
@@ -303,13 +400,48 @@ class AlignmentDataModule(LightningDataModule):
         )
 
 
-class _Steps(IterableDataset[StepRows]):
-    """This process's share of steps `start` .. `max_steps`."""
+class _HeldOut(IterableDataset[int]):
+    """The one batch of held-out pairs; `transfer_batch_to_device` gathers it."""
 
-    def __init__(self, data: AlignmentDataModule, start: int) -> None:
-        self.data, self.start = data, start
+    def __iter__(self) -> Iterator[int]:
+        yield 0
+
+
+class _Steps(IterableDataset[StepRows]):
+    """This process's share of the steps that are ahead."""
+
+    def __init__(self, data: AlignmentDataModule) -> None:
+        self.data = data
 
     def __iter__(self) -> Iterator[StepRows]:
         rank, size = world()
-        for step in range(self.start, self.data.max_steps):
+        for step in self.data.steps_ahead():
             yield self.data.step_rows(step, rank, size)
+
+
+def _draw_rows(
+    a: EmbeddingStore, b: EmbeddingStore, config: Config, budget: int, seed: int
+) -> tuple[TrainingRows, pd.Series]:
+    """A budget's training rows, and the family of every item."""
+    data = config.data
+    split = splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev")
+    assert data.reserved_pairs is not None
+    sample = splits.sample_pairs(
+        a.rows,
+        b.rows,
+        split,
+        budget=budget,
+        reserved_pairs=data.reserved_pairs,
+        seed=seed,
+        shared_pools=data.shared_pools,
+        pool_size=data.pool_size,
+        extra_views=data.extra_views,
+    )
+    return load_rows(a, b, sample, center=data.center), split.families
+
+
+def _requirements(data: AlignmentDataModule) -> frozenset[str]:
+    """What the module that is being trained requires of a step."""
+    module = None if data.trainer is None else data.trainer.lightning_module
+    method = getattr(module, "method", None)
+    return method.requires if isinstance(method, Method) else frozenset()

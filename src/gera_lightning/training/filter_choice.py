@@ -50,7 +50,9 @@ def choose_filters(task: TrainingSet, method: ClosedForm, positions: np.ndarray)
     """
     trials = [FIRST]
     for side in "ab":
-        trials += [{**trials[0], side: number} for number in range(1, len(task.choices(side)))]
+        trials += [
+            {**trials[0], side: number} for number in range(1, len(task.method.filters[side]))
+        ]
     if len(trials) == 1:
         return NO_CHOICE
     agreement = [_agreement(task, trial, positions) for trial in trials]
@@ -68,7 +70,9 @@ def choose_filters(task: TrainingSet, method: ClosedForm, positions: np.ndarray)
     for side, other in ("ab", "ba"):
         mine = [number for number, trial in enumerate(likely) if trial[other] == 0]
         best[side] = likely[mine[choose(np.concatenate([scores[number] for number in mine]))]][side]
-    chosen = {f"filter_{side}": float(best[side]) for side in "ab" if len(task.choices(side)) > 1}
+    chosen = {
+        f"filter_{side}": float(best[side]) for side in "ab" if len(task.method.filters[side]) > 1
+    }
     return FilterChoice(
         best, len(trials), chosen, scores[likely.index(best)] if best in likely else None
     )

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gera_lightning.aligners.base import ClosedForm
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.training.cross_validation import cross_validated, filters_before
 from gera_lightning.training.filter_choice import choose_filters
 from gera_lightning.training.training_set import TrainingSet, on_accelerator, shared_space
-from gera_lightning.utils.instantiate import build
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ def fit_closed_form(task: TrainingSet) -> Fitted:
 
 
 def _fit_closed_form(task: TrainingSet) -> Fitted:
-    assert task.config.closed_form is not None
-    method: ClosedForm = build(task.config.closed_form, "closed_form")
+    method = task.method.closed_form
+    assert method is not None
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
     count = choice.remaining_trials(task.config.tuning.max_trials)

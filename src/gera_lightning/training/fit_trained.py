@@ -1,6 +1,8 @@
-"""Training of maps: on each fold of the budget to the end, once for each combination of the values
-that `tuning.grid` names; the best combination and stopping step are looked up, and maps are trained
-again on all pairs with them.
+"""Training of maps, their settings chosen by cross-validation.
+
+On each fold of the budget maps are trained to the end, once for each combination of the values that
+`tuning.grid` names. The best combination and stopping step are looked up in the held-out curves,
+and maps are trained again on all pairs with them.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,22 @@ from typing import Any
 import numpy as np
 from lightning import Callback
 
-from gera_lightning.config import Config, combinations
-from gera_lightning.training.build import WarmStart, build_module, data_module, make_trainer
 from gera_lightning.training.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
 from gera_lightning.training.cross_validation import CORRECTION_ROWS, choose, converged, curve
+from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.filter_choice import NO_CHOICE, FilterChoice, choose_filters
 from gera_lightning.training.fit_closed_form import Fitted
+from gera_lightning.training.loggers import make_callbacks, make_loggers
+from gera_lightning.training.method import Method
 from gera_lightning.training.module import AlignmentModule
 from gera_lightning.training.training_set import TrainingSet, on_accelerator, shared_space
+from gera_lightning.training.warm_start import WarmStart
 from gera_lightning.utils import distributed
 from gera_lightning.utils.files import replace_atomically
-from gera_lightning.utils.instantiate import build
-from gera_lightning.utils.trainer import quiet_lightning
+from gera_lightning.utils.trainer import make_trainer, quiet_lightning
 
-Choices = Sequence[tuple[dict[str, float], Config]]
-"""Combinations of the values of `tuning.grid`, each with its config."""
+Choices = Sequence[tuple[dict[str, float], Method]]
+"""Combinations of the values of `tuning.grid`, each with its method."""
 
 
 def stopping_steps(max_steps: int, count: int) -> list[int]:
@@ -51,25 +54,22 @@ def fit_trained(task: TrainingSet) -> Fitted:
     gc.collect()
     everything = np.arange(len(task.rows.items))
     filters = _chosen_filters(task, everything)
-    choices = combinations(task.config)
-    steps = stopping_steps(
-        task.config.trainer.max_steps, task.config.tuning.max_trials // len(choices)
-    )
+    choices = task.method.candidates()
+    trials = task.config.tuning.max_trials // len(choices)
+    steps = stopping_steps(task.config.trainer.max_steps, trials)
     record = _tuning(task, filters.numbers, choices, steps)
     stop, values = int(record["steps"]), record["values"]
     filtered = task.filtered(filters.numbers)
-    task = dataclasses.replace(
-        filtered.task, config=next(config for known, config in choices if known == values)
-    )
-    module = (
-        _train(task, everything, stop, task.folder, partial(task.progress, "training")).cpu().eval()
-    )
+    method = next(method for known, method in choices if known == values)
+    task = dataclasses.replace(filtered.task, method=method)
+    module = _train_last(task, everything, stop).cpu().eval()
+    assert module.map_a is not None
+    assert module.map_b is not None
     space = shared_space(task, module.map_a, module.map_b)
     space.map_a, space.map_b = filtered.compose(module.map_a, module.map_b)
     chosen = {**filters.chosen, "steps": stop, **values}
-    return Fitted(
-        space, stop, filters.tried + len(choices) * len(steps), chosen, record["converged"]
-    )
+    n_trials = filters.tried + len(choices) * len(steps)
+    return Fitted(space, stop, n_trials, chosen, record["converged"])
 
 
 def _tuning(
@@ -111,7 +111,7 @@ def _kept_choice(path: Path, choices: Choices, steps: list[int]) -> dict[str, An
 def _tuned(
     task: TrainingSet, numbers: Mapping[str, int], choices: Choices, steps: list[int]
 ) -> dict[str, Any]:
-    """What `tuning.json` holds: the chosen step and values, whether that training had come to rest,
+    """What `tuning.json` holds: the chosen step and values, whether that training had converged,
     and every held-out curve.
 
     Behind filters `numbers[side]` of each modality, which see as much of a fold's pools as the
@@ -121,35 +121,23 @@ def _tuned(
     parts = task.folds(everything)[: task.config.tuning.used_folds]
     scores: list[list[np.ndarray]] = [[] for _ in choices]
     for number, held in enumerate(parts):
-        positions, fold = (
-            np.setdiff1d(everything, held),
-            task.excluding(held).filtered(numbers).task,
-        )
-        starts = WarmStart(fold, positions)
-        for place, (_, config) in enumerate(choices):
-            watch = HeldOutWatch(
-                lambda module, fold=fold: shared_space(
-                    fold, module.map_a, module.map_b, CORRECTION_ROWS
-                ),  # type: ignore[misc]
-                fold.held_out(held),
-                fold.distractors(),
-                steps,
-            )
-            more = f", choice {place + 1}/{len(choices)}" if len(choices) > 1 else ""
-            progress = partial(task.progress, f"fold {number + 1}/{len(parts)}{more}")
-            folder = (
-                task.folder
-                / "tuning"
-                / (f"fold{number}-choice{place}" if more else f"fold{number}")
-            )
+        positions = np.setdiff1d(everything, held)
+        fold = task.excluding(held).filtered(numbers).task
+        warm_start = WarmStart(fold, positions)
+        for place, (_, method) in enumerate(choices):
+            several = len(choices) > 1
+            label = f"fold {number + 1}/{len(parts)}"
+            label += f", choice {place + 1}/{len(choices)}" if several else ""
+            folder = task.folder / "tuning" / f"fold{number}"
+            folder = folder.with_name(f"{folder.name}-choice{place}") if several else folder
+            watch = _watch(fold, held, steps)
             _train(
-                dataclasses.replace(fold, config=config),
+                dataclasses.replace(fold, method=method),
                 positions,
-                config.trainer.max_steps,
+                method.config.trainer.max_steps,
                 folder,
-                progress,
-                watch,
-                starts=starts,
+                [StepProgress(partial(task.progress, label)), watch],
+                warm_start,
             )
             scores[place].append(np.stack([watch.scores[step] for step in steps]))
     curves = [np.concatenate(folds, axis=1) for folds in scores]
@@ -165,21 +153,43 @@ def _tuned(
     }
 
 
+def _watch(fold: TrainingSet, held: np.ndarray, steps: list[int]) -> HeldOutWatch:
+    """Scores a fold's held-out pairs at the stopping steps."""
+
+    def space(module: AlignmentModule) -> Any:
+        assert module.map_a is not None
+        assert module.map_b is not None
+        return shared_space(fold, module.map_a, module.map_b, CORRECTION_ROWS)
+
+    return HeldOutWatch(space, fold.held_out(held), fold.distractors(), steps)
+
+
 def _chosen_filters(task: TrainingSet, positions: np.ndarray) -> FilterChoice:
-    """Each modality's filters; of several choices the start's closed form takes the best, the same
+    """Each modality's filters; of several choices the init's closed form takes the best, the same
     on all processes.
     """
-    if all(len(task.choices(side)) == 1 for side in "ab"):
+    form = task.method.init
+    if form is None or all(len(choices) == 1 for choices in task.method.filters.values()):
         return NO_CHOICE
-    assert task.config.init is not None  # `check` refuses that
-    method = build(task.config.init, "init")
     first = distributed.world()[0] == 0
     choice: FilterChoice = distributed.broadcast_object(
-        on_accelerator(task, lambda seen: choose_filters(seen, method, positions))
-        if first
-        else None
+        on_accelerator(task, lambda seen: choose_filters(seen, form, positions)) if first else None
     )
     return choice
+
+
+def _train_last(task: TrainingSet, positions: np.ndarray, stop: int) -> AlignmentModule:
+    """The training on all pairs, with the user's callbacks; it goes on from a checkpoint where
+    there is one.
+    """
+    checkpoint = last_checkpoint(task.folder)
+    callbacks = [
+        StepProgress(partial(task.progress, "training")),
+        LastCheckpoint(checkpoint, task.config.checkpoint_every_n_steps),
+        *make_callbacks(task.config.callbacks),
+    ]
+    warm_start = WarmStart(task, positions)
+    return _train(task, positions, stop, task.folder, callbacks, warm_start, checkpoint)
 
 
 def _train(
@@ -187,29 +197,44 @@ def _train(
     positions: np.ndarray,
     stop: int,
     folder: Path,
-    progress: Callable[[int, int], None],
-    *callbacks: Callback,
-    starts: WarmStart | None = None,
+    callbacks: Sequence[Callback],
+    warm_start: WarmStart,
+    checkpoint: Path | None = None,
 ) -> AlignmentModule:
-    """Train on some pairs up to step `stop`; the last training (no callbacks) goes on from a
-    checkpoint where there is one.
+    """Train on some pairs up to step `stop`, from the start or from a checkpoint.
+
+    Args:
+        task, positions: what is trained on which pairs.
+        stop: the last step; the learning rate's schedule is as long as the method says.
+        folder: for logs.
+        callbacks: of the trainer.
+        warm_start: what maps start from and losses learn from.
+        checkpoint: where the last training's state lies, if it does; None in tuning.
     """
-    config, data = task.config, data_module(task, positions, stop)
+    config, data = task.config, AlignmentDataModule.of_training_set(task, positions, stop)
     if distributed.world()[0] == 0:
         data.prepare_data()
     distributed.barrier()
     data.setup("fit")
-    module = build_module(task, data, starts or WarmStart(task, positions))
-    checkpoint = last_checkpoint(folder)
-    final = not callbacks
-    saver = [LastCheckpoint(checkpoint, config.trainer.checkpoint_every_n_steps)] if final else []
+    module = AlignmentModule.of_method(task.method, task.seed)
+    module.start(data, warm_start)
+    resumed = checkpoint is not None and checkpoint.exists()
     with quiet_lightning():
-        trainer = make_trainer(config, folder, stop, [StepProgress(progress), *saver, *callbacks])
-        trainer.fit(
-            module,
-            datamodule=data,
-            ckpt_path=str(checkpoint) if final and checkpoint.exists() else None,
+        trainer = make_trainer(
+            config.trainer,
+            "trainer",
+            config.trainer.flags,
+            max_steps=stop,
+            max_epochs=-1,
+            gradient_clip_val=config.trainer.gradient_clip_val,
+            log_every_n_steps=config.trainer.log_every_n_steps,
+            logger=make_loggers(config.loggers, folder, files_only=checkpoint is None),
+            callbacks=list(callbacks),
+            default_root_dir=folder,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
         )
+        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resumed else None)
     return module
 
 

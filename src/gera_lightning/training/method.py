@@ -1,47 +1,156 @@
-"""What a method's settings say about the parts it is made of."""
+"""A config becomes objects, in this one place.
+
+`Method.from_config` builds and checks what a method is made of: its filters, closed form, init,
+losses with their weights, correction, head and optimizer. Parts with a state of their own, such as
+losses with a temperature, are kept as factories: every training makes them anew.
+"""
 
 from __future__ import annotations
 
-from gera_lightning.config import Config
-from gera_lightning.losses.base import UnpairedLoss
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from gera_lightning.aligners.base import ClosedForm
+from gera_lightning.config import Config, combinations
+from gera_lightning.config.schema import PARTS
+from gera_lightning.filters.base import Filter
+from gera_lightning.geometry.neighbors import SearchSettings
+from gera_lightning.losses.base import PATCHES, UNPAIRED, Loss
+from gera_lightning.training.mixup import FuseMix
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.instantiate import build
+from gera_lightning.utils.instantiate import Factory, build, expect
 
 
-def unpaired_loss(config: Config) -> UnpairedLoss:
-    """The loss that `config.unpaired_loss` names, its teacher not yet fitted.
+@dataclass(frozen=True)
+class WeightedLoss:
+    """One of a method's losses: how it is made, what it weighs, and what it requires of a step."""
 
-    Raises:
-        UserError: a refused value, or a class that is no loss of a step.
+    make: Factory
+    weight: float
+    requires: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method is made of.
+
+    Attributes:
+        config: the settings it was made from.
+        filters: of modality `a` and `b`: the choices, each a list of filters.
+        closed_form: fitted instead of trained maps; None for a trained method.
+        init: closed form that the maps' linear parts start from; None for a random start.
+        head: makes a modality's map.
+        losses: by name; none for a closed form.
+        mixup: mixes the pairs of a step; None leaves them.
+        optimizer: makes the optimizer of parameter groups.
+        correction: makes the score correction of mapped pools; None ranks by cosine.
     """
-    assert config.unpaired_loss is not None
-    loss = build(config.unpaired_loss, "unpaired_loss")
-    if not isinstance(loss, UnpairedLoss):
+
+    config: Config
+    filters: Mapping[str, Sequence[Sequence[Filter]]]
+    closed_form: ClosedForm | None
+    init: ClosedForm | None
+    head: Factory
+    losses: Mapping[str, WeightedLoss]
+    mixup: FuseMix | None
+    optimizer: Factory
+    correction: Factory | None
+
+    @classmethod
+    def from_config(cls, config: Config) -> Method:
+        """Build and check every part.
+
+        Raises:
+            UserError: naming the part that is refused, and what it refuses.
+        """
+        trained = config.closed_form is None
+        given = {name: spec for name, spec in config.losses.items() if spec is not None}
+        return cls(
+            config=config,
+            filters={side: _filters(config, side) for side in "ab"},
+            closed_form=_closed_form(config.closed_form, "closed_form"),
+            init=_closed_form(config.init, "init") if trained else None,
+            head=Factory.of(config.head, "head", PARTS["head"]),
+            losses={n: _weighted(spec, f"losses.{n}") for n, spec in given.items() if trained},
+            mixup=None if config.mixup is None or not trained else build(config.mixup, "mixup"),
+            optimizer=Factory.of(config.optimizer, "optimizer"),
+            correction=None
+            if config.correction is None
+            else Factory.of(config.correction, "correction", PARTS["correction"]),
+        )
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What a step must hold beside the pairs: any of `unpaired` and `patches`."""
+        return frozenset(need for loss in self.losses.values() for need in loss.requires)
+
+    @property
+    def requires_unpaired(self) -> str | None:
+        """The setting that cannot do without unpaired rows; None where nothing needs them."""
+        if any(choice for choices in self.filters.values() for choice in choices):
+            return "filters"
+        if self.correction is not None:
+            return "correction"
+        if self.closed_form is not None:
+            needs = getattr(self.closed_form, "reads_unpaired", False)
+            return "closed_form" if needs else None
+        for name, loss in self.losses.items():
+            paired_anchors = PATCHES in loss.requires and self.config.batch.paired_anchors
+            if UNPAIRED in loss.requires or (PATCHES in loss.requires and not paired_anchors):
+                return f"losses.{name}"
+        return None
+
+    @property
+    def search(self) -> SearchSettings:
+        """How neighbours are looked for."""
+        graph = self.config.graph
+        return SearchSettings(graph.backend, graph.index, graph.nprobe, graph.shard)
+
+    def make_losses(self) -> nn.ModuleDict:
+        """New losses by name."""
+        return nn.ModuleDict({name: loss.make() for name, loss in self.losses.items()})
+
+    def candidates(self) -> list[tuple[dict[str, float], Method]]:
+        """The methods that `tuning.grid` chooses among, each with its values; itself without one."""
+        return [(v, Method.from_config(config)) for v, config in combinations(self.config)]
+
+
+def _closed_form(spec: Any, where: str) -> ClosedForm | None:
+    if spec is None:
+        return None
+    form = build(spec, where)
+    expect(form, ClosedForm, where, "ridge")
+    checked: ClosedForm = form
+    return checked
+
+
+def _weighted(spec: Mapping[str, Any], where: str) -> WeightedLoss:
+    arguments = {key: value for key, value in spec.items() if key != "weight"}
+    factory = Factory.of(arguments, where)
+    loss = factory()
+    expect(loss, Loss, where, "clip")
+    if loss.teacher is not None:
+        expect(loss.teacher, ClosedForm, f"{where}.teacher", "cca")
+    return WeightedLoss(factory, float(spec.get("weight", 1.0)), loss.requires)
+
+
+def _filters(config: Config, side: str) -> list[list[Filter]]:
+    """The choices of filters of a modality; none is one choice, to leave the features as they are."""
+    choices = []
+    for number, specs in enumerate(config.filters.get(side) or [[]]):
+        filters = []
+        for place, spec in enumerate(specs):
+            where = f"filters.{side}[{number}][{place}]"
+            filters.append(build(spec, where))
+            expect(filters[-1], Filter, where, "local_centering")
+        choices.append(filters)
+    if len(choices) > 1 and config.closed_form is None and config.init is None:
         raise UserError(
-            f"unpaired_loss.class={config.unpaired_loss['class']!r} is no loss of a step: take a"
-            " subclass of gera_lightning.losses.base.UnpairedLoss, such as"
-            " gera_lightning.losses.structure.StructureLoss"
+            "trained maps that do not start from a closed form cannot choose between filters",
+            key=f"filters.{side}",
+            remedy="keep one choice, or set init",
         )
-    return loss
-
-
-def reads_unpaired(config: Config) -> bool:
-    """Whether a trained method's steps hold unpaired rows without neighbours."""
-    return config.unpaired_loss is not None and unpaired_loss(config).reads_unpaired
-
-
-def unpaired_reader(config: Config) -> str | None:
-    """What of a method cannot do without unpaired rows; None where nothing does."""
-    if any(choice for choices in config.filters.values() for choice in choices):
-        return "filters"
-    if config.correction is not None:
-        return "correction"
-    if config.closed_form is not None:
-        return (
-            "closed_form"
-            if getattr(build(config.closed_form, "closed_form"), "reads_unpaired", False)
-            else None
-        )
-    if config.geometric_loss is not None and not config.batch.paired_anchors:
-        return "geometric loss"
-    return "unpaired_loss" if reads_unpaired(config) else None
+    return choices

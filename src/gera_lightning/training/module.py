@@ -1,16 +1,14 @@
-"""The LightningModule: a contrastive loss on the pairs plus a geometric loss on each modality's
-unpaired patches.
+"""The LightningModule: one map per modality, trained by a method's weighted losses.
 
-`L = L_pair(f(x_a), g(x_b)) + weight (L_geo^a + L_geo^b) + unpaired_weight L_unpaired`, the last one
-for published peers. It receives built parts and adds nothing but steps, logging and the optimizer.
-On several processes every loss is that of the joined batch, and DDP's averaged gradients are its
-gradients.
+`L = sum over losses of weight * loss(step)`. On several processes every loss is that of the joined
+batch, and DDP's averaged gradients are its gradients.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,185 +16,259 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from gera_lightning.geometry.kernels import squared_distances
-from gera_lightning.losses.base import Projected, StepBatch, UnpairedLoss
-from gera_lightning.losses.contrastive import positives_of
-from gera_lightning.losses.geometric import GeometricLoss
+from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.config import load
+from gera_lightning.evaluation.retrieval import RetrievalRanks
+from gera_lightning.losses.base import Loss, LossSetup, Projected, ProjectedPatches, StepBatch
+from gera_lightning.losses.contrastive import ContrastiveLoss, positives_of
+from gera_lightning.losses.geometric import CALIBRATION_PATCHES
 from gera_lightning.models.maps import normalized
-from gera_lightning.training.datamodule import Batch, Patches, Unpaired
-from gera_lightning.training.mixup import FuseMix
-from gera_lightning.utils.distributed import gather_rows, global_mean, world
+from gera_lightning.models.shared_space import SharedSpace
+from gera_lightning.training.cross_validation import held_out_ranks
+from gera_lightning.training.datamodule import (
+    AlignmentDataModule,
+    Batch,
+    Patches,
+    Unpaired,
+    ValidationBatch,
+)
+from gera_lightning.training.method import Method
+from gera_lightning.training.training_set import shared_space
+from gera_lightning.training.warm_start import WarmStart
+from gera_lightning.utils.distributed import gather_rows, world
+from gera_lightning.utils.errors import UserError
 
-ParameterGroups = Iterable[dict[str, Any]]
 OTHER_PROCESS = 2**40
-"""Seeds of two processes lie so far apart: each draws its own, such as the dropout of its own rows.
-"""
+"""Seeds of two processes lie so far apart: each draws its own, such as the dropout of its rows."""
 
 
 class AlignmentModule(LightningModule):
-    """Trains one map a modality.
+    """Trains one map per modality, as a trained preset says; works in any Lightning Trainer::
+
+        module = AlignmentModule("gera_plain", settings={"losses.geometric.weight": 0.1})
+        data = AlignmentDataModule("data/emoji/image", "data/emoji/text", budget=100)
+        Trainer(max_steps=200, gradient_clip_val=1.0).fit(module, datamodule=data)
+        aligner = module.to_aligner(data)
+
+    With a held-out fold (`AlignmentDataModule(..., val_fold=0)`) it logs `val/score`, `val/r@10`
+    and `val/mrr`, which `ModelCheckpoint` and `EarlyStopping` can watch (mode `max`).
 
     Args:
-        map_a, map_b: maps into the shared space.
-        pair_loss: `(z_a, z_b, positives) -> scalar` on unit rows.
-        geometric_a, geometric_b: calibrated geometric losses; None trains on the pairs alone.
-        scale_a, scale_b: median squared edge length of each frozen graph.
-        weight: of each geometric loss.
-        unpaired_loss: loss of the step's unpaired rows, its teacher fitted; None for none.
-        unpaired_weight: its weight.
-        mixup: mixes the pairs before the maps; None leaves them.
-        optimizer: makes the optimizer of parameter groups.
-        schedule_steps: length of the cosine that the learning rate falls to 0 by.
-        seed: with step and process it fixes random draws such as dropout.
-        log_every: steps between two that are logged. Of the others Lightning would take note and
-            write nothing, a millisecond a value.
+        method: a trained preset, such as `gera_plain` or `contrastive`.
+        seed: with step and process it fixes the start and random draws such as dropout.
+        settings: dotted keys of an experiment that change the preset; read are those of the maps,
+            losses, optimizer and tuning.
+        schedule_steps: length of the cosine by which the learning rate falls to 0; by default the
+            trainer's `max_steps`.
+
+    Raises:
+        UserError: an unknown preset or key, or a closed form, which trains nothing.
     """
 
     def __init__(
         self,
-        map_a: nn.Module,
-        map_b: nn.Module,
-        pair_loss: nn.Module,
-        *,
-        geometric_a: GeometricLoss | None = None,
-        geometric_b: GeometricLoss | None = None,
-        scale_a: float = 1.0,
-        scale_b: float = 1.0,
-        weight: float = 1.0,
-        unpaired_loss: UnpairedLoss | None = None,
-        unpaired_weight: float = 1.0,
-        mixup: FuseMix | None = None,
-        optimizer: Callable[[ParameterGroups], Optimizer],
-        schedule_steps: int,
+        method: str = "gera_plain",
         seed: int = 0,
-        log_every: int = 1,
+        settings: Mapping[str, Any] | None = None,
+        schedule_steps: int | None = None,
     ) -> None:
         super().__init__()
-        self.map_a, self.map_b, self.pair_loss = map_a, map_b, pair_loss
-        self.geometric_a, self.geometric_b = geometric_a, geometric_b
-        self.scale_a, self.scale_b, self.weight = scale_a, scale_b, weight
-        self.unpaired_loss, self.unpaired_weight, self.mixup = unpaired_loss, unpaired_weight, mixup
-        self.make_optimizer, self.schedule_steps, self.seed, self.log_every = (
-            optimizer,
-            schedule_steps,
-            seed,
-            log_every,
-        )
+        config = load({}, {"methods": [method], **(settings or {})}).methods[method]
+        if config.closed_form is not None:
+            raise UserError(
+                f"{method} is a closed form and trains nothing: take align(..., method={method!r})"
+            )
+        self._set_up(Method.from_config(config), seed, schedule_steps)
+        given = {"method": method, "seed": seed, "settings": dict(settings or {})}
+        self.save_hyperparameters({**given, "schedule_steps": schedule_steps}, logger=False)
+
+    @classmethod
+    def of_method(cls, method: Method, seed: int) -> AlignmentModule:
+        """The module of a method whose parts are built already."""
+        module = cls.__new__(cls)
+        LightningModule.__init__(module)
+        module._set_up(method, seed, method.config.trainer.max_steps)
+        return module
+
+    def _set_up(self, method: Method, seed: int, schedule_steps: int | None) -> None:
+        self.method, self.seed, self.schedule_steps = method, seed, schedule_steps
+        self.losses = method.make_losses()
+        self.map_a: nn.Module | None = None
+        self.map_b: nn.Module | None = None
+        self.log_every = method.config.trainer.log_every_n_steps
+
+    def named_losses(self) -> dict[str, Loss]:
+        """The losses by name."""
+        return {name: loss for name, loss in self.losses.items() if isinstance(loss, Loss)}
+
+    def setup(self, stage: str) -> None:
+        """Make the maps from what the data module holds, before a training."""
+        if stage != "fit" or self.map_a is not None:
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, AlignmentDataModule):
+            raise UserError("AlignmentModule trains on an AlignmentDataModule: pass datamodule=...")
+        training_set = data.training_set(self.method)
+        self.start(data, WarmStart(training_set, data.positions))
+
+    def start(self, data: AlignmentDataModule, warm_start: WarmStart) -> None:
+        """Make the maps from their start, and let the losses look at the frozen data."""
+        torch.manual_seed(self.seed)
+        weights, dim = warm_start.linear()
+        widths = [getattr(data.rows, side).pairs.shape[1] for side in "ab"]
+        self._make_maps(widths, dim, weights)
+        patches = {}
+        for side, graph in data.graphs.items():
+            anchors = torch.arange(min(CALIBRATION_PATCHES, len(graph)))
+            patches[side] = data.points(side)[graph.patches(anchors)], graph.edge_scale
+        setup = LossSetup(patches, warm_start.fit_closed_form)
+        for loss in self.named_losses().values():
+            loss.prepare(setup)
+
+    def _make_maps(self, widths: list[int], dim: int, weights: Mapping[str, Tensor | None]) -> None:
+        maps = []
+        for number, side in enumerate("ab"):
+            generator = torch.Generator().manual_seed(2 * self.seed + number)
+            weight = weights[side]
+            maps.append(self.method.head(widths[number], dim, weight=weight, generator=generator))
+        self.map_a, self.map_b = maps
+        self.widths = [*widths, dim]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the widths, from which the maps are made again."""
+        checkpoint["widths"] = self.widths
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the maps that the weights are loaded into, where there are none yet."""
+        if self.map_a is None:
+            *widths, dim = checkpoint["widths"]
+            self._make_maps(widths, dim, {"a": None, "b": None})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Random draws of a step depend on seed, step and process alone, so that going on in
         mid-epoch changes nothing.
         """
         seed = self.seed * 1_000_003 + batch.step + world()[0] * OTHER_PROCESS
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed would keep a stack trace for every device that is not there
+        # torch.manual_seed would keep a stack trace for every device that is not there
+        torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Loss of one step: all rows of a modality go through its map together, each distinct point
-        of its patches once.
-        """
-        if self.mixup is not None:
-            batch = self._mixed(self.mixup, batch)
-        z_a, points_a, unpaired_a = self._mapped(
-            self.map_a, batch.x_a, batch.patches_a, batch.unpaired_a
-        )
-        z_b, points_b, unpaired_b = self._mapped(
-            self.map_b, batch.x_b, batch.patches_b, batch.unpaired_b
-        )
-        item = gather_rows(batch.item, batch.count)
-        z_a, z_b = gather_rows(z_a, batch.count), gather_rows(z_b, batch.count)
-        pair = self.pair_loss(z_a, z_b, positives_of(item, item))
-        scale = getattr(self.pair_loss, "scale", None)
-        terms = {"pair": pair}
-        if self.geometric_a is not None:
-            terms["geometric_a"] = self._geometric(
-                self.geometric_a, batch.patches_a, points_a, self.scale_a
-            )
-        if self.geometric_b is not None:
-            terms["geometric_b"] = self._geometric(
-                self.geometric_b, batch.patches_b, points_b, self.scale_b
-            )
-        total = pair + self.weight * sum(
-            (terms[name] for name in terms if name != "pair"), torch.zeros_like(pair)
-        )
-        if self.unpaired_loss is not None:
-            step = StepBatch(
-                pairs_a=Projected(gather_rows(batch.x_a, batch.count), z_a),
-                pairs_b=Projected(gather_rows(batch.x_b, batch.count), z_b),
-                unpaired_a=self._joined(batch.unpaired_a, unpaired_a),
-                unpaired_b=self._joined(batch.unpaired_b, unpaired_b),
-                scale=scale if isinstance(scale, Tensor) else None,
-                step=batch.step,
-            )
-            terms[self.unpaired_loss.term] = self.unpaired_loss(step)
-            total = total + self.unpaired_weight * terms[self.unpaired_loss.term]
+        """Weighted sum of the losses of one step."""
+        step = self.project(self._mixed(batch))
+        terms = {name: loss.on_step(step) for name, loss in self.named_losses().items()}
+        weighted = [self.method.losses[name].weight * term for name, term in terms.items()]
+        total: Tensor = sum(weighted[1:], weighted[0])
         if (batch.step + 1) % self.log_every == 0:
             for name, value in {**terms, "total": total}.items():
                 self.log(f"loss/{name}", value.detach(), rank_zero_only=True)
-            if isinstance(scale, Tensor):
-                self.log("train/scale", scale.detach(), rank_zero_only=True)
+            if step.scale is not None:
+                self.log("train/scale", step.scale.detach(), rank_zero_only=True)
         return total
 
-    def _mixed(self, mixup: FuseMix, batch: Batch) -> Batch:
-        """The batch with this process's share of the joined batch's mixed pairs."""
+    def validation_step(self, batch: ValidationBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Ranks of the held-out pairs' partners, as tuning scores them."""
+        tensors = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+        ranks = held_out_ranks(self.shared_space(), *tensors)
+        metric = RetrievalRanks(sync_on_compute=False)
+        metric.update(ranks.flatten())
+        found = metric.compute()
+        self.log("val/score", -ranks.log().mean().float(), rank_zero_only=True)
+        for name in ("r@10", "mrr"):
+            self.log(f"val/{name}", found[name].float(), rank_zero_only=True)
+
+    def shared_space(self) -> SharedSpace:
+        """The maps as they stand, scored by cosine."""
+        assert self.map_a is not None
+        assert self.map_b is not None
+        return SharedSpace(self.map_a, self.map_b)
+
+    def to_aligner(self, data: AlignmentDataModule) -> Aligner:
+        """The trained maps as an aligner, to encode, search and save.
+
+        Args:
+            data: what it was trained on: preprocessing and score correction are of these rows.
+        """
+        training_set = data.training_set(self.method)
+        module = self.cpu().eval()
+        assert module.map_a is not None
+        assert module.map_b is not None
+        space = shared_space(training_set, module.map_a, module.map_b)
+        return Aligner(data.rows.a.preprocess, data.rows.b.preprocess, space, {"seed": self.seed})
+
+    def project(self, batch: Batch) -> StepBatch:
+        """A step's rows and their images: all rows of a modality go through its map together, each
+        distinct point of its patches once.
+        """
+        assert self.map_a is not None
+        assert self.map_b is not None
+        pairs_a, patches_a, unpaired_a = _project(
+            self.map_a, batch.x_a, batch.patches_a, batch.unpaired_a
+        )
+        pairs_b, patches_b, unpaired_b = _project(
+            self.map_b, batch.x_b, batch.patches_b, batch.unpaired_b
+        )
+        item = gather_rows(batch.item, batch.count)
+        scales = [loss.scale for loss in self.losses.values() if isinstance(loss, ContrastiveLoss)]
+        return StepBatch(
+            pairs_a=_joined(pairs_a, batch.count),
+            pairs_b=_joined(pairs_b, batch.count),
+            positives=positives_of(item, item),
+            unpaired_a=unpaired_a,
+            unpaired_b=unpaired_b,
+            patches_a=patches_a,
+            patches_b=patches_b,
+            scale=scales[0] if scales else None,
+            step=batch.step,
+        )
+
+    def _mixed(self, batch: Batch) -> Batch:
+        """The batch with mixed pairs: the joined batch is mixed, and each process takes its share."""
+        mixup = self.method.mixup
+        if mixup is None:
+            return batch
         rank, size = world()
         x_a, x_b, item = (
             gather_rows(rows, batch.count) for rows in (batch.x_a, batch.x_b, batch.item)
         )
-        x_a, x_b, item = (
-            rows[rank::size] for rows in mixup(x_a, x_b, item, seed=self.seed, step=batch.step)
-        )
+        mixed = mixup(x_a, x_b, item, seed=self.seed, step=batch.step)
+        x_a, x_b, item = (rows[rank::size] for rows in mixed)
         return replace(batch, x_a=x_a, x_b=x_b, item=item)
-
-    @staticmethod
-    def _mapped(
-        mapping: nn.Module, x: Tensor, patches: Patches | None, unpaired: Unpaired | None
-    ) -> tuple[Tensor, ...]:
-        """Unit images of the pairs, of the patches' points and of the unpaired rows."""
-        parts = [
-            x,
-            x[:0] if patches is None else patches.points,
-            x[:0] if unpaired is None else unpaired.rows,
-        ]
-        return normalized(mapping(torch.cat(parts))).split([len(part) for part in parts])
-
-    @staticmethod
-    def _joined(unpaired: Unpaired | None, z: Tensor) -> Projected | None:
-        """Unpaired rows and images of the joined batch."""
-        return (
-            None
-            if unpaired is None
-            else Projected(
-                gather_rows(unpaired.rows, unpaired.count), gather_rows(z, unpaired.count)
-            )
-        )
-
-    @staticmethod
-    def _geometric(loss: GeometricLoss, patches: Patches | None, z: Tensor, scale: float) -> Tensor:
-        assert patches is not None
-        x_AMD, z_AMD = patches.points[patches.members], z[patches.members]
-        edges = None
-        if world()[1] > 1 and loss.operator.bandwidth == "global" and not loss.tied:
-            with torch.no_grad():
-                local = [squared_distances(p)[:, 0, 1:] for p in (x_AMD, z_AMD.detach())]
-                edges = (gather_rows(local[0], patches.count), gather_rows(local[1], patches.count))
-        return global_mean(loss(x_AMD, z_AMD, scale=scale, edges=edges), patches.count)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, weight decay on matrices only, and a cosine schedule by step."""
-        matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
-        others = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
+        trainable = [p for p in self.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
-            {"params": matrices},
-            {"params": others, "weight_decay": 0.0},
+            {"params": [p for p in trainable if p.ndim >= 2]},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        optimizer = self.method.optimizer([group for group in groups if group["params"]])
+        length = self.schedule_steps or int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: (1 + math.cos(math.pi * min(step / self.schedule_steps, 1))) / 2
+            optimizer, lambda step: (1 + math.cos(math.pi * min(step / length, 1))) / 2
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _project(
+    mapping: nn.Module, x: Tensor, patches: Patches | None, unpaired: Unpaired | None
+) -> tuple[Projected, ProjectedPatches | None, Projected | None]:
+    """A modality's pairs, patches and unpaired rows with their unit images."""
+    points = x[:0] if patches is None else patches.points
+    rows = x[:0] if unpaired is None else unpaired.rows
+    parts = [x, points, rows]
+    z_pairs, z_points, z_rows = normalized(mapping(torch.cat(parts))).split(list(map(len, parts)))
+    return (
+        Projected(x, z_pairs),
+        None
+        if patches is None
+        else ProjectedPatches(Projected(points, z_points), patches.members, patches.count),
+        None if unpaired is None else _joined(Projected(rows, z_rows), unpaired.count),
+    )
+
+
+def _joined(rows: Projected, count: int) -> Projected:
+    """Rows and images of the joined batch of all processes."""
+    return Projected(gather_rows(rows.x, count), gather_rows(rows.z, count))

@@ -1,4 +1,4 @@
-"""Checks of a method's settings before anything is written."""
+"""Checks of a method before anything is written: what a user can get wrong shows here."""
 
 from __future__ import annotations
 
@@ -7,84 +7,75 @@ from pathlib import Path
 
 import torch
 
-from gera_lightning.aligners.base import ClosedForm, FitData
-from gera_lightning.config import Config, combinations
+from gera_lightning.aligners.base import FitData
+from gera_lightning.losses.base import Loss
 from gera_lightning.models.shared_space import CSLS
-from gera_lightning.training.build import _linear_weight, make_trainer, search_settings
-from gera_lightning.training.method import unpaired_loss
-from gera_lightning.training.training_set import build_filters
+from gera_lightning.training.loggers import make_callbacks, make_loggers
+from gera_lightning.training.method import Method
+from gera_lightning.training.warm_start import linear_weight
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.instantiate import ClassSpec, build, expect
-from gera_lightning.utils.trainer import quiet_lightning
+from gera_lightning.utils.instantiate import expect
+from gera_lightning.utils.trainer import make_trainer, quiet_lightning
 
 
-def check(config: Config, dims: tuple[int, int] = (8, 8), pairs: int = 1) -> None:
-    """Build every part of a method once, at toy size: what a user can get wrong shows here, before
-    anything is written.
+def check(method: Method, dims: tuple[int, int] = (8, 8), pairs: int = 1) -> None:
+    """Make every part of a method once, at toy size.
 
     Args:
-        config: the method's settings.
+        method: its parts, built already.
         dims: widths of both modalities' rows, which an index of their neighbours must fit.
         pairs: that a closed form must have room for.
 
     Raises:
         UserError: naming the section, and what refuses which value.
     """
-    if config.correction is not None:
-        correction = build(
-            config.correction, "correction", pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2)
-        )
+    if method.correction is not None:
+        correction = method.correction(pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
         expect(correction, CSLS, "correction", "csls")
-    for side, choices in config.filters.items():
-        for number, parts in enumerate(choices):
-            build_filters(parts, side, number)
-        if len(choices) > 1 and config.closed_form is None and config.init is None:
-            raise UserError(
-                f"filters.{side}: trained maps that do not start from a closed form cannot choose"
-                " between filters: keep one, or set init"
-            )
-    tried = 1 + sum(len(choices) - 1 for choices in config.filters.values() if choices)
-    if tried > config.tuning.max_trials:
-        raise UserError(
-            f"filters: {tried} combinations are tried, more than"
-            f" tuning.max_trials={config.tuning.max_trials}: take fewer choices, or raise"
-            " tuning.max_trials for all methods"
-        )
-    if config.closed_form is not None:
-        _closed_form(config.closed_form, "closed_form").settings(config.tuning.max_trials, pairs)
+    trials = method.config.tuning.max_trials
+    _check_filters(method, trials)
+    if method.closed_form is not None:
+        method.closed_form.settings(trials, pairs)
         return
-    if config.init is not None:
-        start = _closed_form(config.init, "init")
-        start.settings(config.tuning.max_trials, pairs)
-        toys = [torch.eye(4), torch.eye(4)]
-        for mapping in next(iter(start.candidates(FitData(*toys, *toys), start.settings(1, 4)))):
-            _linear_weight(mapping)
-    for _, chosen in combinations(config):
-        _check_trained(chosen, dims)
+    if method.init is not None:
+        method.init.settings(trials, pairs)
+        toy = torch.eye(4)
+        settings = method.init.settings(1, 4)
+        for mapping in next(iter(method.init.candidates(FitData(toy, toy, toy, toy), settings))):
+            linear_weight(mapping)
+    for _, candidate in method.candidates():
+        _check_trained(candidate, dims)
 
 
-def _closed_form(part: ClassSpec, where: str) -> ClosedForm:
-    form: ClosedForm = build(part, where)
-    expect(form, ClosedForm, where, "ridge")
-    return form
+def _check_filters(method: Method, trials: int) -> None:
+    """There are no more combinations of filters than settings may be evaluated."""
+    combinations = 1 + sum(len(choices) - 1 for choices in method.filters.values())
+    if combinations > trials:
+        raise UserError(
+            f"filters: {combinations} combinations are tried, more than tuning.max_trials={trials}:"
+            " take fewer choices, or raise tuning.max_trials for all methods"
+        )
 
 
-def _check_trained(config: Config, dims: tuple[int, int]) -> None:
-    head = build(config.head, "head", 2, 2, weight=None, generator=torch.Generator())
-    build(config.pair_loss, "pair_loss")
-    build(config.optimizer, "optimizer", [{"params": list(head.parameters())}])
-    if config.geometric_loss is not None:
-        build(config.geometric_loss, "geometric_loss")
-        for dim in dims:
-            search_settings(config).check(dim)
-    if config.mixup is not None:
-        build(config.mixup, "mixup")
-    if config.unpaired_loss is not None:
-        warmup, steps = unpaired_loss(config).warmup, config.trainer.max_steps
-        if warmup > steps:
+def _check_trained(method: Method, dims: tuple[int, int]) -> None:
+    config = method.config
+    if not method.losses:
+        raise UserError("losses: a trained method needs one at least, such as losses.pair=clip")
+    head = method.head(2, 2, weight=None, generator=torch.Generator())
+    method.optimizer([{"params": list(head.parameters())}])
+    for name, loss in method.make_losses().items():
+        assert isinstance(loss, Loss)
+        if loss.warmup > config.trainer.max_steps:
             raise UserError(
-                f"unpaired_loss.warmup={warmup} reaches beyond trainer.max_steps={steps}: lower the"
-                " one or raise the other"
+                f"reaches beyond trainer.max_steps={config.trainer.max_steps}",
+                key=f"losses.{name}.warmup",
+                value=loss.warmup,
+                remedy="lower the one or raise the other",
             )
+    if "patches" in method.requires:
+        for dim in dims:
+            method.search.check(dim)
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
-        make_trainer(config, Path(folder), 1, [])
+        make_loggers(config.loggers, Path(folder))
+        make_callbacks(config.callbacks)
+        make_trainer(config.trainer, "trainer", config.trainer.flags, max_steps=1, logger=False)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,11 @@ from gera_lightning.aligners.base import FitData, Maps
 from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.training_rows import Modality, TrainingRows
-from gera_lightning.filters.base import Filter, fit_filters
+from gera_lightning.filters.base import fit_filters
 from gera_lightning.models.maps import Sequential
 from gera_lightning.models.shared_space import SharedSpace
+from gera_lightning.training.method import Method
 from gera_lightning.utils import distributed
-from gera_lightning.utils.instantiate import ClassSpec, build, expect
 from gera_lightning.utils.progress import ProgressCallback
 
 MOST_POOL_ROWS = 20_000
@@ -41,7 +41,7 @@ class TrainingSet:
     """What a method is fitted on, and where it keeps its state.
 
     Attributes:
-        config: the method's settings.
+        method: what is fitted, and its settings.
         rows: training rows of the budget.
         families: family of every item: folds keep them whole.
         seed: fixes folds, start and batches.
@@ -50,13 +50,18 @@ class TrainingSet:
         memory: filtered modalities that may be asked for again, the oldest first.
     """
 
-    config: Config
+    method: Method
     rows: TrainingRows
     families: pd.Series
     seed: int
     folder: Path
     progress: ProgressCallback
     memory: dict[str, FilteredModality] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def config(self) -> Config:
+        """The method's settings."""
+        return self.method.config
 
     def folds(self, positions: np.ndarray) -> list[np.ndarray]:
         """Parts of `positions` for cross-validation: all, or as many (two at least) as hold out
@@ -136,46 +141,38 @@ class TrainingSet:
         count = self.config.tuning.distractors
         return self.rows.a.pool[:count], self.rows.b.pool[:count]
 
-    def choices(self, side: str) -> Sequence[Sequence[ClassSpec]]:
-        """The choices of filters of modality `side`; none is one choice, to leave the features as
-        they are.
-        """
-        return self.config.filters.get(side) or [[]]
-
     def filtered_modality(self, side: str, number: int) -> FilteredModality:
-        """Modality `side` as choice `number` of its filters, fitted on its pool, passes it on."""
-        parts, modality = self.choices(side)[number], getattr(self.rows, side)
-        if not parts:
+        """Modality `side` behind choice `number` of its filters, fitted on its pool."""
+        filters, modality = self.method.filters[side][number], getattr(self.rows, side)
+        if not filters:
             return FilteredModality(modality, None)
-        key = {**modality.key, "filters": json.dumps(parts, sort_keys=True)}
+        specs = json.dumps(self.config.filters[side][number], sort_keys=True)
+        key = {**modality.key, "filters": specs}
         name = f"{side} {sorted(key.items())}"
         if name not in self.memory:
-            mapping, pool = fit_filters(
-                build_filters(parts, side, number), modality.pool[:MOST_POOL_ROWS]
-            )
+            mapping, pool = fit_filters(filters, modality.pool[:MOST_POOL_ROWS])
             with torch.no_grad():
                 pairs = mapping(modality.pairs)
             items = modality.pool_items[: len(pool)]
-            self.memory[name] = FilteredModality(
-                dataclasses.replace(modality, pairs=pairs, pool=pool, pool_items=items, key=key),
-                mapping,
+            images = dataclasses.replace(
+                modality, pairs=pairs, pool=pool, pool_items=items, key=key
             )
-            while (
-                len(self.memory) > 1
-                and sum(known.bytes for known in self.memory.values()) > MOST_FILTERED_BYTES
-            ):
-                del self.memory[next(iter(self.memory))]
+            self.memory[name] = FilteredModality(images, mapping)
+            self._forget_oldest()
         return self.memory[name]
 
+    def _forget_oldest(self) -> None:
+        """Keep no more filtered rows than `MOST_FILTERED_BYTES`, the last in any case."""
+        while len(self.memory) > 1:
+            if sum(known.bytes for known in self.memory.values()) <= MOST_FILTERED_BYTES:
+                return
+            del self.memory[next(iter(self.memory))]
+
     def filtered(self, numbers: Mapping[str, int]) -> Filtered:
-        """The task on features that choice `numbers[side]` of each modality's filters passes on."""
+        """The training set behind choice `numbers[side]` of each modality's filters."""
         a, b = (self.filtered_modality(side, numbers[side]) for side in "ab")
-        return Filtered(
-            dataclasses.replace(
-                self, rows=dataclasses.replace(self.rows, a=a.modality, b=b.modality)
-            ),
-            (a.mapping, b.mapping),
-        )
+        rows = dataclasses.replace(self.rows, a=a.modality, b=b.modality)
+        return Filtered(dataclasses.replace(self, rows=rows), (a.mapping, b.mapping))
 
 
 @dataclass(frozen=True)
@@ -217,20 +214,6 @@ class Filtered:
         return a, b
 
 
-def build_filters(parts: Sequence[ClassSpec], side: str, number: int) -> list[Filter]:
-    """The filters of one choice, number `number` of modality `side` in the config's `filters`.
-
-    Raises:
-        UserError: naming the part that is refused.
-    """
-    filters = []
-    for i, part in enumerate(parts):
-        where = f"filters.{side}[{number}][{i}]"
-        filters.append(build(part, where))
-        expect(filters[-1], Filter, where, "local_centering")
-    return filters
-
-
 T = TypeVar("T")
 
 
@@ -243,14 +226,14 @@ def shared_space(
     """
     rows = MOST_POOL_ROWS if rows is None else rows
     space = SharedSpace(map_a, map_b)
-    if task.config.correction is not None:
+    if task.method.correction is not None:
         device = next(
             iter((*map_a.parameters(), task.rows.a.pool))
         ).device  # a closed form's maps lie where its rows do
         pools = {
             f"pool_{s}": space.embed(s, getattr(task.rows, s).pool[:rows].to(device)) for s in "ab"
         }
-        space.correction = build(task.config.correction, "correction", **pools)
+        space.correction = task.method.correction(**pools)
     return space
 
 

@@ -17,6 +17,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gera_lightning.utils.errors import UserError, did_you_mean
@@ -211,6 +212,29 @@ def expect(made: object, protocol: type, where: str, example: str) -> None:
             value=made,
             remedy=f"name one, such as {example}",
         )
+
+
+@dataclass(frozen=True)
+class Factory:
+    """A part that is made anew for every training; its class and arguments are checked already.
+
+    Attributes:
+        spec: `class` and keyword arguments.
+        where: its place in the config.
+    """
+
+    spec: ClassSpec
+    where: str
+
+    @classmethod
+    def of(cls, part: Any, where: str, runtime: tuple[str, ...] = ()) -> Factory:
+        """Check a part, see `check_part`, and keep it to be made."""
+        check_part(part, where, runtime)
+        return cls(spec_of(part, where), where)
+
+    def __call__(self, *positional: Any, **runtime: Any) -> Any:
+        """Make the part, see `build`."""
+        return build(self.spec, self.where, *positional, **runtime)
 
 
 def build(part: Any, where: str, *positional: Any, **runtime: Any) -> Any:

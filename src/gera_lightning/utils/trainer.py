@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gera_lightning.utils import distributed
-from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.errors import UserError, did_you_mean
 
 
 class Hardware(Protocol):
@@ -24,13 +25,34 @@ class Hardware(Protocol):
     precision: str
 
 
-def trainer(settings: Hardware, section: str, **options: Any) -> Trainer:
+OURS = {"logger": "loggers", "callbacks": "callbacks", "max_epochs": "trainer.max_steps"}
+"""Flags of Lightning's Trainer that the settings give another place."""
+
+
+def check_flag(name: str, listed: Sequence[str]) -> None:
+    """Refuse a word that is no flag of Lightning's Trainer, or one that has another place.
+
+    Raises:
+        UserError: naming the nearest flag, or the place.
+    """
+    flags = list(inspect.signature(Trainer).parameters)
+    if name in OURS:
+        raise UserError(f"trainer.{name}: set {OURS[name]} instead")
+    if name not in flags:
+        near = did_you_mean(name, [*listed, *flags])
+        raise UserError(f"trainer.{name}: Lightning's Trainer has no such flag{near}")
+
+
+def make_trainer(
+    settings: Hardware, section: str, flags: Mapping[str, Any] | None = None, **options: Any
+) -> Trainer:
     """A Trainer on as many processes as were started, which shows and keeps nothing of its own
     accord.
 
     Args:
         settings: accelerator and precision, in Lightning's words.
         section: where they stand in a config.
+        flags: flags of Lightning's Trainer that the user set; they win.
         options: further arguments of Lightning's Trainer.
 
     Raises:
@@ -39,18 +61,21 @@ def trainer(settings: Hardware, section: str, **options: Any) -> Trainer:
     size, local = distributed.world()[1], int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         return Trainer(
-            accelerator=settings.accelerator,
-            devices=local if size > 1 else 1,
-            num_nodes=size // local if size > 1 else 1,
-            strategy="ddp" if size > 1 else "auto",
-            precision=settings.precision,  # type: ignore[arg-type]
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            **options,
+            **{
+                "accelerator": settings.accelerator,
+                "devices": local if size > 1 else 1,
+                "num_nodes": size // local if size > 1 else 1,
+                "strategy": "ddp" if size > 1 else "auto",
+                "precision": settings.precision,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+                **options,
+                **(flags or {}),
+            }
         )
-    except (ValueError, ImportError, MisconfigurationException) as error:
+    except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
         raise UserError(
             f"{section}: Lightning refuses these settings ({' '.join(str(error).split())})"
         ) from error
@@ -77,8 +102,12 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", module=r"(lightning|torch|torchmetrics|tensorboard)(\.|$)"
             )
-            for name in LOGGERS:
-                logging.getLogger(name).setLevel(logging.ERROR)
+            for name, level in levels.items():
+                if level in (
+                    logging.NOTSET,
+                    logging.INFO,
+                ):  # as Lightning left it, not as a user set it
+                    logging.getLogger(name).setLevel(logging.ERROR)
             yield
     except SystemExit as leave:
         if not isinstance(leave.__context__, KeyboardInterrupt):

@@ -16,15 +16,14 @@ import numpy as np
 from scipy.special import gammaln
 from scipy.stats import ttest_1samp
 
-from gera_lightning.aligners.base import ClosedForm
 from gera_lightning.config import Experiment
 from gera_lightning.data.training_rows import load_rows
 from gera_lightning.evaluation.statistics import holm
 from gera_lightning.experiment.paired_stores import Stores
 from gera_lightning.training.cross_validation import choose, fold_scores
 from gera_lightning.training.filter_choice import choose_filters
+from gera_lightning.training.method import Method
 from gera_lightning.training.training_set import TrainingSet, on_accelerator
-from gera_lightning.utils.instantiate import build
 from gera_lightning.utils.progress import no_progress
 
 LEVEL = 0.01
@@ -96,7 +95,12 @@ def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[
     with tempfile.TemporaryDirectory() as folder:
         tasks = {
             n: TrainingSet(
-                experiment.methods[n], rows, stores.split.families, seed, Path(folder), no_progress
+                Method.from_config(experiment.methods[n]),
+                rows,
+                stores.split.families,
+                seed,
+                Path(folder),
+                no_progress,
             )
             for n in names
         }
@@ -126,8 +130,8 @@ def held_out_scores(task: TrainingSet) -> np.ndarray:
     nothing by having them. Filters are chosen by all pairs, as in a run: a preset with a choice of
         them is flattered a little.
     """
-    assert task.config.closed_form is not None
-    method: ClosedForm = build(task.config.closed_form, "closed_form")
+    method = task.method.closed_form
+    assert method is not None
     everything = np.arange(len(task.rows.items))
     choice = choose_filters(task, method, everything)
     settings = method.settings(
