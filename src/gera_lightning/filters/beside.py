@@ -22,6 +22,11 @@ class Beside:
 
     Attributes:
         filter: the other filter.
+
+    >>> import torch
+    >>> from gera_lightning.filters import LocalCentering
+    >>> Beside(LocalCentering(clusters=2)).fit(torch.eye(4))(torch.eye(4)).shape
+    torch.Size([4, 8])
     """
 
     filter: Filter

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.errors import check_one_of
 
 TINY = 1e-12
 
@@ -23,7 +23,11 @@ def squared_distances(x_AMD: Tensor) -> Tensor:
 
     `d2_jl = |x_j|^2 + |x_l|^2 - 2 x_j.x_l`, clamped at 0, the diagonal exactly 0. Its gradient is
     finite on duplicates. In float32 at least, under autocast too: what is lost in lower precisions
-        are the distances of near neighbours.
+    are the distances of near neighbours.
+
+    >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    tensor([[ 0., 25.],
+            [25.,  0.]])
     """
     with torch.autocast(x_AMD.device.type, enabled=False):
         x_AMD = x_AMD.to(torch.promote_types(x_AMD.dtype, torch.float32))
@@ -103,6 +107,7 @@ def bandwidth(
     Raises:
         UserError: an unknown rule.
     """
+    check_one_of("bandwidth", rule, BANDWIDTHS)
     d2 = d2.detach()
     if rule == "patch":
         eps = factor * patch_bandwidth(d2)
@@ -110,10 +115,6 @@ def bandwidth(
         eps = factor * self_tuning_bandwidth(d2, neighbor)
     elif rule == "global":
         eps = factor * torch.as_tensor(scale, dtype=d2.dtype, device=d2.device)
-    elif rule == "fixed":
-        eps = torch.full((), factor, dtype=d2.dtype, device=d2.device)
     else:
-        raise UserError(
-            f"bandwidth={rule!r} is not a bandwidth rule{did_you_mean(rule, BANDWIDTHS)}"
-        )
+        eps = torch.full((), factor, dtype=d2.dtype, device=d2.device)
     return eps.clamp(min=floor)

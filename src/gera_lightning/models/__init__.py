@@ -1,3 +1,30 @@
 """Maps from a frozen space to the shared one, preprocessing before them, and the score between
 their images.
 """
+
+from gera_lightning.models.maps import (
+    Concat,
+    Identity,
+    Linear,
+    Normalize,
+    ResidualMLP,
+    Sequential,
+    normalized,
+    register_map,
+)
+from gera_lightning.models.preprocessing import Preprocessing
+from gera_lightning.models.shared_space import CSLS, SharedSpace
+
+__all__ = [
+    "CSLS",
+    "Concat",
+    "Identity",
+    "Linear",
+    "Normalize",
+    "Preprocessing",
+    "ResidualMLP",
+    "Sequential",
+    "SharedSpace",
+    "normalized",
+    "register_map",
+]
