@@ -102,6 +102,8 @@ def test_empty_pools_correct_nothing():
     torch.testing.assert_close(scores(s, z_a, z_b), z_a @ z_b.T)
 
 
-def test_no_neighbours_are_refused():
-    with pytest.raises(UserError, match="k=0"):
-        CSLS(0, pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
+@pytest.mark.parametrize(("key", "value"), [("k", 0), ("weight", -1.0)])
+def test_an_impossible_correction_is_refused(key, value):
+    with pytest.raises(UserError) as error:
+        CSLS(**{key: value}, pool_a=torch.zeros(1, 2), pool_b=torch.zeros(1, 2))
+    assert (error.value.key, error.value.value) == (key, value)
