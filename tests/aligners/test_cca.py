@@ -1,11 +1,8 @@
-import warnings
-
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import eigh
 from scipy.stats import multivariate_normal
-from sklearn.cross_decomposition import CCA as SklearnCCA
 
 from gera_lightning.aligners import cca
 from gera_lightning.aligners.base import FitData
@@ -26,23 +23,6 @@ def whitened(x, penalty):
     lam = penalty * np.trace(c) / min(x.shape)
     values, vectors = np.linalg.eigh(c + lam * np.eye(len(c)))
     return vectors / np.sqrt(values) @ vectors.T
-
-
-def test_without_penalty_correlations_equal_scikit_learn():
-    x_a, x_b = views()
-    _, _, rho = CanonicalFits(x_a, x_b)(0.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scores = (
-            SklearnCCA(n_components=4, max_iter=20_000, tol=1e-12)
-            .fit(x_a.numpy(), x_b.numpy())
-            .transform(x_a.numpy(), x_b.numpy())
-        )
-    np.testing.assert_allclose(
-        rho,
-        [np.corrcoef(u, v)[0, 1] for u, v in zip(scores[0].T, scores[1].T, strict=True)],
-        atol=1e-5,
-    )
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
@@ -69,16 +49,6 @@ def test_correlations_solve_the_generalised_eigenproblem():
     right = np.block([[x_a.T @ x_a, np.zeros((5, 4))], [np.zeros((4, 5)), x_b.T @ x_b]])
     expected = eigh(left, right, eigvals_only=True)[::-1][:4]
     np.testing.assert_allclose(CanonicalFits(*views())(0.0)[2], expected, atol=1e-9)
-
-
-def test_equal_views_are_correlated_fully_and_penalties_shrink():
-    x_a, x_b = views()
-    torch.testing.assert_close(
-        CanonicalFits(x_a, x_a.clone())(0.0)[2], torch.ones(5, dtype=torch.float64)
-    )
-    first = [float(CanonicalFits(x_a, x_b)(p)[2][0]) for p in (0.0, 0.1, 1.0, 10.0)]
-    assert first == sorted(first, reverse=True)
-    assert 0 < first[-1] < first[0] <= 1
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
