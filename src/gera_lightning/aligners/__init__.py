@@ -1,5 +1,4 @@
-"""Closed-form aligners, and the `Aligner` that every method ends as: saved, loaded, encoded, scored
-and searched with.
+"""Closed-form aligners, and the `Aligner` that every method ends as.
 
 A closed form is a small frozen dataclass. On arrays, NumPy's or torch's, it takes three lines:
 

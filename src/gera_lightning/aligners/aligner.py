@@ -1,5 +1,4 @@
-"""The artefact of every method: a shared space with its preprocessing, saved as a folder and
-searched with.
+"""The artefact of every method: a shared space with its preprocessing, saved as a folder.
 
 Legend: `n` rows, `D_a`, `D_b` frozen widths, `D` shared width. The folder holds `aligner.json` and
 `maps.safetensors`; it never names code to import, so a map of a class that is not ours must be
@@ -84,9 +83,7 @@ class Aligner:
         return self
 
     def modality(self, side: str) -> str:
-        """What to call modality `side` before a person: its store's name, `speech`, else the
-        side.
-        """
+        """Name of modality `side` for a person: its store's, such as `speech`, else the side."""
         stores = self.about.get("stores") or {}
         return Path(str(stores.get(side, side))).name
 
@@ -116,8 +113,9 @@ class Aligner:
 
     @torch.no_grad()
     def encoded(self, side: str, x: Rows, *, chunk: int = CHUNK) -> Iterator[Tensor]:
-        """`encode` part by part, of `chunk` rows each: a large gallery need not fit in memory. Of
-        no rows one empty part.
+        """`encode` in parts of `chunk` rows: a large gallery need not fit in memory.
+
+        Of no rows there is one empty part.
         """
         name = f"embeddings of {self.modality(side)}"
         if isinstance(x, EmbeddingStore):
@@ -167,8 +165,9 @@ class Aligner:
 
     @torch.no_grad()
     def score(self, x_a: Rows, x_b: Rows) -> Tensor:
-        """Score of every row of a with every row of b, `[n_a, n_b]`: a cosine, with
-        `space.correction` a corrected one.
+        """Score of every row of a with every row of b, `[n_a, n_b]`.
+
+        It is a cosine, with `space.correction` a corrected one.
         """
         z_a, z_b = self.encode("a", x_a), self.encode("b", x_b)
         ranked = self.space.queries(z_a) @ self.space.gallery("b", z_b).T

@@ -48,8 +48,9 @@ class Alternatives(Estimator):
                 )
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """`count` settings at most: the form's own, then the others' first as far as there is room
-        beside one of the form's.
+        """At most `count` settings: the form's own, then the first of each other form.
+
+        The others give way: there is always one of the form's own.
         """
         others = self.others[: count - 1]
         own: Sequence[Setting] = self.form.settings(count - len(others), pairs)
@@ -66,8 +67,9 @@ class Alternatives(Estimator):
         return default_setting(self.form, pairs)
 
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The maps of each setting; work is shared among settings of one method that follow each
-        other.
+        """The maps of each setting.
+
+        Settings of one method that follow each other share work.
         """
         for number, mine in groupby(settings, key=lambda setting: int(setting.get(ALTERNATIVE, 0))):
             method: ClosedForm = (self.form, *self.others)[number]

@@ -20,8 +20,7 @@ from gera_lightning.utils.instantiate import register
 
 @register_map("relative")
 class RelativeMap(nn.Module):
-    """Similarities to the paired anchors of the own modality, all but the largest set to 0: `z =
-    topk(max(x A', 0))^p`.
+    """Similarities to the pairs of the own modality, the largest kept: `z = topk(max(x A', 0))^p`.
 
     Args:
         anchors: unit rows A `[n, D]`.
@@ -61,8 +60,9 @@ class RelativeMap(nn.Module):
 @register("asif")
 @dataclass(frozen=True, repr=False)
 class ASIF(Estimator):
-    """ASIF: rows are compared through their similarities to the pairs; entries kept and power are
-    tuned.
+    """ASIF: rows are compared through their similarities to the pairs.
+
+    How many entries are kept, and their power, are tuned.
 
     Attributes:
         shares: entries kept, as shares of the pairs (the paper keeps 800 of some million; ours are

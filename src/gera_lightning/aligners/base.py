@@ -47,8 +47,7 @@ class ClosedForm(Protocol):
     """
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """At most `count` settings to choose from, the one to prefer first, for a budget of
-        `pairs`.
+        """At most `count` settings for a budget of `pairs`, the one to prefer first.
 
         Raises:
             UserError: more pairs than the method can be fitted on.
@@ -56,8 +55,9 @@ class ClosedForm(Protocol):
         ...
 
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The fitted maps of both modalities for each setting, in order; work that settings share
-        is done once.
+        """The fitted maps of both modalities for each setting, in order.
+
+        Work that settings share is done once.
         """
         ...
 
@@ -78,9 +78,7 @@ def grid(count: int, **axes: Sequence[float]) -> list[Setting]:
 
 
 def log_spaced(first: float, last: float, count: int) -> list[float]:
-    """`count` values from `first` to `last`, evenly spaced in logarithm; one value where the two
-    are equal.
-    """
+    """`count` values from `first` to `last`, evenly spaced in logarithm; one if both are equal."""
     if count == 1 or first == last:
         return [first]
     return [first * (last / first) ** (i / (count - 1)) for i in range(count)]
@@ -99,8 +97,7 @@ def without(setting: Setting, name: str) -> Setting:
 def fit_by(
     name: str, settings: Sequence[Setting], fit: Callable[[float, list[Setting]], Iterable[T]]
 ) -> list[T]:
-    """What `fit` makes of each setting, in order, where settings with one value of `name` share
-    work.
+    """One result per setting, in order, where settings with one value of `name` share work.
 
     Args:
         name: the parameter whose value decides what can be shared.

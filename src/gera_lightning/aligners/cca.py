@@ -1,5 +1,4 @@
-"""Canonical correlation analysis with ridge, scored by a cosine, by correlations (CSA) or by a
-Gaussian model.
+"""Regularised canonical correlation analysis, scored in one of three ways.
 
 Legend: `n` pairs, `D_a`, `D_b` frozen widths, `s` dimensions kept.
 """
@@ -31,8 +30,9 @@ from gera_lightning.utils.instantiate import register
 
 
 class CanonicalFits:
-    """Regularised canonical directions of two views for any penalty, from one singular value
-    decomposition per view.
+    """Regularised canonical directions of two views, for any penalty.
+
+    One singular value decomposition per view serves all penalties.
 
     With `x = U diag(s) V'` the inverse root `(C + lam)^-1/2`, `lam = penalty * mean s^2`, acts on
     the span of V only, so what is decomposed for a penalty is a matrix of rank at most n:
@@ -60,8 +60,9 @@ class CanonicalFits:
 
 
 def _root(s: Tensor, penalty: float) -> Tensor:
-    """`sqrt(s^2 + lam)`, infinite where s is 0: a view of zeros has no directions, even without a
-    penalty.
+    """`sqrt(s^2 + lam)`, infinite where s is 0.
+
+    So a view of zeros has no directions, even without a penalty.
     """
     variance = s.square()
     return torch.where(variance > 0, (variance + penalty * variance.mean()).sqrt(), torch.inf)
@@ -69,8 +70,7 @@ def _root(s: Tensor, penalty: float) -> Tensor:
 
 @register_map("weighted_cosine")
 class WeightedCosine(nn.Module):
-    """Unit rows whose dot product is `sum_j w_j u_j v_j`, `u = n(x W)`: a weighted cosine in
-    one inner product.
+    """Unit rows whose dot product is a weighted cosine, `sum_j w_j u_j v_j` with `u = n(x W)`.
 
     `z = [sqrt(w) u; slack]`, the slack coordinate of each modality its own, so that it makes the
     row a unit one and adds nothing.

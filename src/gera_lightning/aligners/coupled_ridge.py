@@ -23,17 +23,16 @@ from gera_lightning.utils.instantiate import register
 
 
 def anchor_regression(x: Tensor, eps: float, penalty: float) -> Tensor:
-    """`(K + penalty I)^-1` of rows `[n, D_in]` with K their RBF kernel: `k(u, X)` times it
-    regresses u onto the rows' one-hot numbers, `[n, n]`.
+    """`(K + penalty I)^-1` `[n, n]` of rows `[n, D_in]`, K their RBF kernel.
+
+    `k(u, X)` times it regresses u onto the rows' one-hot numbers.
     """
     identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
     return torch.cholesky_inverse(torch.linalg.cholesky(rbf(x, x, eps) + penalty * identity))
 
 
 def mean_kernel(pool: Tensor, x: Tensor, eps: float, chunk: int = 4096) -> Tensor:
-    """Mean of `k(u, X)` over the pool's rows u, `[N, D_in], [n, D_in] -> [n]`; zero without a
-    pool.
-    """
+    """Mean of `k(u, X)` over the pool's rows u, `[N, D_in], [n, D_in] -> [n]`; 0 without a pool."""
     total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for rows in pool.split(chunk) if len(pool) else ():
         total += rbf(rows, x, eps).sum(0)
@@ -109,8 +108,7 @@ class CoupledMap(nn.Module):
 @register("coupled_ridge")
 @dataclass(frozen=True, repr=False)
 class CoupledRidge(Estimator):
-    """Each modality regresses onto the pairs themselves, one coordinate per pair, and predicts the
-    other; the score is the mean of their cosines.
+    """Both modalities regress onto the pairs and predict each other; the cosines are averaged.
 
     `r_a(x) = k(x, X_a) (K_a + lam I)^-1` is kernel ridge regression onto the pairs' one-hot
     numbers, less its mean over the pool. Its linear form scores `x_a' (C_aa + lam)^-1 C_ab (C_bb +

@@ -1,5 +1,4 @@
-"""Closed forms on plain arrays, in scikit-learn's manner: `fit`, `encode_a`, `encode_b`, `score`,
-`search`.
+"""Closed forms on plain arrays, in scikit-learn's manner: `fit`, then encode, score and search.
 
 Legend: `n` pairs, `N_a`, `N_b` unpaired rows, `D_a`, `D_b` frozen widths, `D` shared width.
 """
@@ -13,10 +12,10 @@ from numbers import Real
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gera_lightning.aligners.aligner import Aligner, Rows
-from gera_lightning.aligners.base import ClosedForm, FitData, Setting
+from gera_lightning.aligners.base import ClosedForm, FitData, Maps, Setting
 from gera_lightning.models.preprocessing import Preprocessing
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.utils.arrays import Array, finite_rows
@@ -92,29 +91,31 @@ class Estimator(ClosedForm):
         preprocess_a, pairs_a, pool_a = _preprocessed(x_a, unpaired_a, "unpaired_a", x_a.device)
         preprocess_b, pairs_b, pool_b = _preprocessed(x_b, unpaired_b, "unpaired_b", x_a.device)
         chosen = _completed(setting, self.default_setting(len(x_a)))
-        samples = FitData(pairs_a, pairs_b, pool_a, pool_b)
-        try:
-            [(map_a, map_b)] = self.candidates(samples, [chosen])
-            _check_finite(map_a, map_b)
-        except (torch.linalg.LinAlgError, FloatingPointError) as error:
-            raise UserError(
-                f"gives no finite maps ({error})",
-                key=type(self).__name__,
-                value=dict(chosen),
-                remedy="take a larger penalty",
-            ) from error
-        about = {
-            "method": short_name(type(self)),
-            "setting": dict(chosen),
-            "budget": len(x_a),
-            "dim_a": x_a.shape[1],
-            "dim_b": x_b.shape[1],
-        }
-        # the fields of a form may be frozen: they say what is not tuned, not what was fitted
-        space = SharedSpace(map_a, map_b)
-        object.__setattr__(self, "aligner_", Aligner(preprocess_a, preprocess_b, space, about))
+        maps = self._finite_maps(FitData(pairs_a, pairs_b, pool_a, pool_b), chosen)
+        dims = {"dim_a": x_a.shape[1], "dim_b": x_b.shape[1]}
+        kept = {"method": short_name(type(self)), "setting": dict(chosen), "budget": len(x_a)}
+        aligner = Aligner(preprocess_a, preprocess_b, SharedSpace(*maps), {**kept, **dims})
+        # past the lock of a frozen dataclass: its fields say what the form is, not what it fitted
+        object.__setattr__(self, "aligner_", aligner)
         object.__setattr__(self, "setting_", chosen)
         return self
+
+    def _finite_maps(self, samples: FitData, setting: Setting) -> Maps:
+        """The maps of one setting."""
+        try:
+            [maps] = self.candidates(samples, [setting])
+            tensors = [values for part in maps for values in part.state_dict().values()]
+            if all(values.isfinite().all() for values in tensors):
+                return maps
+            reason = "it divides by 0"
+        except torch.linalg.LinAlgError as error:
+            reason = str(error)
+        raise UserError(
+            f"gives no finite maps ({reason})",
+            key=type(self).__name__,
+            value=dict(setting),
+            remedy="take a larger penalty, or rows that are not all alike",
+        )
 
     def encode_a(self, x: Rows) -> Tensor:
         """Unit rows `[n, D]` in the shared space, see `Aligner.encode_a`."""
@@ -187,9 +188,3 @@ def _completed(given: Mapping[str, float], default: Setting) -> Setting:
         if not isinstance(value, Real) or not 0 <= value < math.inf:
             raise UserError("must be a number of at least 0", key=name, value=value)
     return {**default, **{name: float(value) for name, value in given.items()}}
-
-
-def _check_finite(*maps: nn.Module) -> None:
-    for mapping in maps:
-        if not all(values.isfinite().all() for values in mapping.state_dict().values()):
-            raise FloatingPointError("they divide by 0")

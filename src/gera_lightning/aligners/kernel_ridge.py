@@ -39,9 +39,7 @@ def rbf(x: Tensor, y: Tensor, eps: Tensor | float) -> Tensor:
 
 
 def median_d2(x: Tensor) -> float:
-    """Median squared distance between rows `[n, D]`, the scale of a kernel's bandwidth; 1 for a
-    single row.
-    """
+    """Median squared distance between rows `[n, D]`, the scale of a bandwidth; 1 for one row."""
     return float(torch.pdist(x).square().median().clamp(min=1e-6)) if len(x) > 1 else 1.0
 
 
@@ -93,8 +91,7 @@ modalities' kernels and what solves them.
 
 
 def check_room(pairs: int) -> None:
-    """Refuse more pairs than a kernel method's matrices of pairs against pairs have room for in
-    this machine's memory.
+    """Refuse more pairs than this machine's memory has room for in a kernel method's matrices.
 
     Raises:
         UserError: naming what they take and what to do.
@@ -139,8 +136,9 @@ def kernel_ridge_path(x: Tensor, y: Tensor, settings: Sequence[Setting]) -> Iter
 @register("kernel_ridge")
 @dataclass(frozen=True, repr=False)
 class KernelRidge(Estimator):
-    """RBF kernel ridge regression a->b, b->a, or both with their cosines averaged; bandwidth and
-    penalty are tuned.
+    """RBF kernel ridge regression a->b, b->a, or both with their cosines averaged.
+
+    Bandwidth and penalty are tuned.
 
     `f(x) = k(x, X) (K + lam I)^-1 Y`, `lam = penalty * mean eigenvalue of K` (which is 1), `eps =
     factor * median d2 of the pairs`.

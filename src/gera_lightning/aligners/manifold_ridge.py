@@ -1,5 +1,4 @@
-"""Ridge and kernel ridge whose maps also vary little along a modality's neighbour graph
-(Laplacian-regularised least squares).
+"""Laplacian-regularised ridge and kernel ridge: maps that vary little along a neighbour graph.
 
 Legend: `n` pairs, `N` rows of a graph (the pairs and some unpaired rows), `m` its edges, `D` width
     of the inputs, `D_out` of the targets.
@@ -36,8 +35,9 @@ from gera_lightning.utils.instantiate import register
 
 
 def graph_laplacian(graph: NeighborGraph) -> Tensor:
-    """`L = diag(W 1) - W` of an undirected graph, sparse `[N, N]`: `tr(F' L F) = sum over edges of
-    w_ij |f_i - f_j|^2`.
+    """`L = diag(W 1) - W` of an undirected graph, sparse `[N, N]`.
+
+    So `tr(F' L F) = sum over edges of w_ij |f_i - f_j|^2`.
 
     Two points are joined where either is among the other's neighbours, by `w_ij = exp(-d2_ij /
     median d2 of the edges)`.
@@ -97,8 +97,7 @@ def manifold_ridge_path(
 def manifold_kernel_path(
     y: Tensor, kernel: Tensor, laplacian: Tensor, smoothness: float, penalties: Sequence[float]
 ) -> Iterator[Tensor]:
-    """The same in the space of an RBF kernel: coefficients of the kernel at every row of the graph,
-    the pairs being its first n.
+    """The same with an RBF kernel: its coefficients at every row of the graph, the pairs first.
 
     `f = argmin sum_i |f(x_i) - y_i|^2 + lam (|f|_K^2 + smoothness * c tr(F' L F))`, F the values at
     the graph's rows, `c = N / tr(K L K)`. By the representer theorem `f = k(., R) A`; it is kernel
@@ -134,17 +133,16 @@ def manifold_kernel_path(
 
 
 def _scale(size: int, trace: Tensor) -> float:
-    """Factor that gives a matrix of this trace the identity's; 0 where the graph's rows are all the
-    same.
-    """
+    """Factor that gives a matrix the identity's trace; 0 if the graph's rows are all the same."""
     return size / float(trace) if float(trace) > 1e-12 * size else 0.0
 
 
 @register("manifold_ridge")
 @dataclass(frozen=True, repr=False)
 class ManifoldRidge(Estimator):
-    """Manifold-regularised ridge or kernel ridge a->b, b->a, or both with their cosines averaged;
-    both penalties are tuned.
+    """Manifold-regularised (kernel) ridge a->b, b->a, or both with their cosines averaged.
+
+    Both penalties are tuned.
 
     The graph joins the pairs' inputs and unpaired rows of the same modality, as in the paper
     (labelled and unlabelled points).

@@ -1,5 +1,4 @@
-"""Self-training: a closed form labels the unpaired rows that it is surest of, and is fitted again
-with them.
+"""Self-training: a closed form labels the unpaired rows it is surest of, and is fitted again.
 
 Legend: `n` pairs, `N_a`, `N_b` pool rows, `p` pseudo-pairs.
 """
@@ -29,8 +28,9 @@ from gera_lightning.utils.instantiate import expect, register
 def mutual_neighbours(
     maps: Maps, pool_a: Tensor, pool_b: Tensor, count: int, k: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """The `count` surest mutual nearest neighbours of two mapped pools, by cosine less half the
-    mean cosine to the k nearest (CSLS).
+    """The `count` surest mutual nearest neighbours of two mapped pools.
+
+    Surest by CSLS: cosine less half the mean cosine to the k nearest on both sides.
 
     Args:
         maps: of both modalities.
@@ -55,8 +55,9 @@ def mutual_neighbours(
 @register("self_training")
 @dataclass(frozen=True, repr=False)
 class SelfTraining(Estimator):
-    """A closed form fitted on the pairs and on pseudo-pairs: mutual nearest neighbours of its own
-    mapped pools, in rounds.
+    """A closed form fitted on the pairs and, in rounds, on pseudo-pairs of its own.
+
+    Pseudo-pairs are mutual nearest neighbours among the unpaired rows, as it maps them.
 
     In each round the form's middle setting maps both pools, the surest mutual neighbours
     (`mutual_neighbours`) replace the pseudo-pairs of the round before, at most `ratio * n` of them,
@@ -109,9 +110,7 @@ class SelfTraining(Estimator):
                 raise UserError("must be at least 1", key=key, value=getattr(self, key))
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """At most `count` settings: the form's own, each with every ratio, the fewest pseudo-pairs
-        first.
-        """
+        """At most `count` settings: the form's own, each with every ratio."""
         own = self._form.settings(max(1, count // len(self.ratios)), pairs)
         return [{**setting, "ratio": ratio} for setting in own for ratio in self.ratios][:count]
 

@@ -22,8 +22,9 @@ class Filter(Protocol):
     """
 
     def fit(self, pool: Tensor) -> nn.Module:
-        """The filter's map of rows `[n, D]`, fitted on a pool `[N, D]` of any size, none too; a
-        registered map, so that an aligner can hold it.
+        """The filter's map of rows `[n, D]`, fitted on a pool `[N, D]` of any size, even empty.
+
+        It is a registered map, so that an aligner can hold it.
         """
         ...
 

@@ -17,8 +17,9 @@ from gera_lightning.utils.instantiate import expect, register
 @register("beside")
 @dataclass(frozen=True)
 class Beside:
-    """`[n(x); n(filter(x))] / sqrt 2`: a filter's image beside the features themselves, so that
-    what it blurs is not lost.
+    """A filter's image beside the features themselves: `[n(x); n(filter(x))] / sqrt 2`.
+
+    So what the filter blurs is not lost.
 
     Attributes:
         filter: the other filter.

@@ -97,9 +97,7 @@ class GraphDiffusion:
         return x
 
     def fit(self, pool: Tensor) -> GraphDiffusionMap:
-        """The out-of-sample form against a pool `[N, D]`; a pool without neighbours leaves rows as
-        they are.
-        """
+        """The out-of-sample form of a pool `[N, D]`; fewer than two rows change nothing."""
         if len(pool) < 2:
             return GraphDiffusionMap(pool, pool, k=1, eps=1.0, kernel=self.kernel, strength=0.0)
         own = search(pool, pool, min(self.k, len(pool) - 1) + 1)
@@ -119,8 +117,9 @@ class GraphDiffusion:
 
 @register_map("diffused")
 class GraphDiffusionMap(nn.Module):
-    """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows, see
-    `GraphDiffusion`.
+    """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows.
+
+    See `GraphDiffusion`.
 
     A pool row at distance 0 is taken for x itself and left out, so that rows of the pool and new
     rows are treated alike. A row so far from the pool that its heat weights underflow has those of

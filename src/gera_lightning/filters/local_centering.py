@@ -20,8 +20,9 @@ from gera_lightning.utils.instantiate import register
 @register("local_centering")
 @dataclass(frozen=True)
 class LocalCentering:
-    """`x - sum_c p_c(x) m_c`: takes from a row the mean of its coarse neighbourhood, p a softmax of
-    cosines to the cluster means m.
+    """`x - sum_c p_c(x) m_c`: a row less the mean of its coarse neighbourhood.
+
+    p is a softmax of cosines to the cluster means m.
 
     Where a modality's coarse geometry is a nuisance (a speaker, a room, a renderer), what is left
     is the content. The overall mean, which preprocessing subtracts, is the case of one cluster.

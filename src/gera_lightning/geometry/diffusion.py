@@ -31,8 +31,9 @@ COARSE_STEP = 0.5
 
 
 def normalize_density(w: Tensor, alpha: float) -> Tensor:
-    """`W_jl / (q_j q_l)^alpha`, `q_j = sum_l W_jl`: alpha = 1 makes diffusion independent of
-    sampling density.
+    """`W_jl / (q_j q_l)^alpha`, `q_j = sum_l W_jl`.
+
+    alpha = 1 makes diffusion independent of sampling density.
 
     Args:
         w: affinities `[..., M, M]`; the density q is that of the patch alone.
@@ -50,8 +51,9 @@ def markov_operator(w: Tensor) -> Tensor:
 
 
 def effective_neighbors(p: Tensor) -> Tensor:
-    """`exp(entropy)` of each row of P, `[..., M, M] -> [..., M]`: M for a flat row, 1 for a row on
-    one point.
+    """`exp(entropy)` of each row of P, `[..., M, M] -> [..., M]`.
+
+    M for a flat row, 1 for a row on one point.
 
     >>> effective_neighbors(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
     tensor([2., 1.])
@@ -61,8 +63,9 @@ def effective_neighbors(p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DiffusionOperator:
-    """Squared distances of a patch to its row-stochastic diffusion operator; fields are the
-    hyper-parameters.
+    """Squared distances of a patch to its row-stochastic diffusion operator.
+
+    Its fields are the hyper-parameters.
 
     Attributes:
         kernel: `heat`, `student` or `laplacian`.
@@ -133,8 +136,9 @@ class DiffusionOperator:
 
     @torch.no_grad()
     def calibrated(self, d2: Tensor, *, scale: Tensor | float = 1.0) -> DiffusionOperator:
-        """This operator with the largest factor (to 1 %) at which rows see at most M/2 effective
-        neighbours on average; a given `factor` is kept.
+        """This operator, its factor chosen so that rows see M/2 effective neighbours on average.
+
+        It is the largest factor, to 1 %, at which they see no more; a given `factor` is kept.
 
         A kernel flatter than that sees little geometry: with eps = mean d2 and alpha = 1 a map to
         independent random points is hardly told from the identity. The rule is ours.
@@ -157,8 +161,10 @@ class DiffusionOperator:
 
 
 def _largest_within(measure: Callable[[float], float], limit: float, top: float) -> float:
-    """The largest value, from 18 below `top` on and to .01, whose measure is at most `limit`; where
-    there is none, the one of least measure.
+    """The largest value, to .01, whose measure is at most `limit`.
+
+    It is looked for from `top` down to `top - 18`; where there is none, it is the one of least
+    measure.
 
     What is measured need not rise all the way: far below, where all affinities of a row vanish,
     rows without self-loops turn flat again. So the bracket is found from the top, then halved.
@@ -175,9 +181,7 @@ def _largest_within(measure: Callable[[float], float], limit: float, top: float)
 
 
 def sparse_matrix(i: Tensor, j: Tensor, values: Tensor, n: int) -> Tensor:
-    """The sparse matrix `[n, n]` with `values` at rows `i` and columns `j`; of several at one place
-    their sum.
-    """
+    """Sparse matrix `[n, n]` with `values` at rows `i` and columns `j`, summed where they meet."""
     # around both calls: some releases of torch warn of what `coalesce` makes unless checks are
     # switched off there too
     with torch.sparse.check_sparse_tensor_invariants(enable=False):

@@ -48,9 +48,7 @@ def student_kernel(d2: Tensor, eps: Tensor) -> Tensor:
 
 
 def laplacian_kernel(d2: Tensor, eps: Tensor) -> Tensor:
-    """`exp(-sqrt(d2 / eps + tiny))`, its diagonal set to 1 (the root has an infinite gradient at
-    0).
-    """
+    """`exp(-sqrt(d2 / eps + tiny))`, its diagonal 1: the root has an infinite gradient at 0."""
     w = torch.exp(-torch.sqrt(d2 / eps + TINY))
     return torch.where(
         torch.eye(d2.shape[-1], dtype=torch.bool, device=d2.device), torch.ones_like(w), w
@@ -72,8 +70,7 @@ def patch_bandwidth(d2: Tensor) -> Tensor:
 
 
 def self_tuning_bandwidth(d2: Tensor, neighbor: int) -> Tensor:
-    """`eps_jl = s_j s_l`, `s_j` the distance from j to its `neighbor`-th neighbour in the patch,
-    `[..., M, M]`.
+    """`eps_jl = s_j s_l` `[..., M, M]`, `s_j` the distance from j to its `neighbor`-th neighbour.
 
     Zelnik-Manor & Perona, Self-tuning spectral clustering, 2004. Patches with fewer neighbours use
     their last one.
@@ -83,9 +80,7 @@ def self_tuning_bandwidth(d2: Tensor, neighbor: int) -> Tensor:
 
 
 def bandwidth_floor(scale: float) -> float:
-    """Smallest bandwidth used where edges have median squared length `scale`: below it distances
-    are rounding.
-    """
+    """Smallest bandwidth for edges of median squared length `scale`: below is rounding."""
     return 1e-6 * max(scale, 1e-6)
 
 

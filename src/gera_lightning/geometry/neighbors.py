@@ -1,5 +1,6 @@
-"""Neighbour graphs by FAISS, cached on disk; exact search in torch is the second backend and the
-tests' reference.
+"""Neighbour graphs by FAISS, cached on disk.
+
+Exact search in torch is the second backend, and the tests' reference.
 
 Legend: `N` points, `K` neighbours, `D` width. Distances are squared L2 distances (`2 - 2 cos`
 between unit vectors). This is the only module that imports faiss.
@@ -119,8 +120,9 @@ class NeighborGraph:
 
     @classmethod
     def of_search(cls, distances2: Tensor, found: Tensor) -> NeighborGraph:
-        """The graph of what `search` finds of all points among themselves, `[N, K + 1]` each: a
-        point is dropped from its own list by number.
+        """The graph of what `search` finds of all points among themselves, `[N, K + 1]` each.
+
+        A point is dropped from its own list by number.
         """
         n, count = found.shape
         is_self = found == torch.arange(n, device=found.device).unsqueeze(1)
@@ -178,8 +180,7 @@ def search(
 
 
 class GrowingIndex:
-    """A FAISS index that rows are added to part by part, and that `faiss.read_index` reads once it
-    is written.
+    """A FAISS index that rows are added to part by part; `faiss.read_index` reads what it writes.
 
     Args:
         dim: width of the rows.
@@ -199,9 +200,7 @@ class GrowingIndex:
         return bool(self._index.is_trained)
 
     def train(self, rows: Tensor) -> None:
-        """Train it on rows `[n, D]`, which are not added; FAISS raises a RuntimeError where they
-        are too few.
-        """
+        """Train it on rows `[n, D]`, which are not added; too few are FAISS's RuntimeError."""
         self._index.train(as_numpy(rows))
 
     def add(self, rows: Tensor) -> None:
@@ -283,8 +282,9 @@ def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str) -> tuple
 
 
 def knn_graph(x: Array, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph:
-    """Neighbour graph of points `[N, D]`; a point is dropped from its own neighbours **by number**,
-    so duplicates keep each other.
+    """Neighbour graph of points `[N, D]`.
+
+    A point is dropped from its own neighbours **by number**, so duplicates keep each other.
 
     Args:
         x: points, a tensor or a NumPy array.
@@ -319,8 +319,9 @@ def knn_graph(x: Array, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph
 def cached_knn_graph(
     x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, how: SearchSettings = EXACT
 ) -> NeighborGraph:
-    """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings; of several
-    processes at once one builds it.
+    """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings.
+
+    Of several processes at once one builds it.
 
     Args:
         key: what identifies `x`: shard checksums, the hash of the rows indexed, preprocessing with

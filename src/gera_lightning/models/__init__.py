@@ -1,6 +1,4 @@
-"""Maps from a frozen space to the shared one, preprocessing before them, and the score between
-their images.
-"""
+"""Maps from a frozen space to the shared one, their preprocessing, and the score."""
 
 from gera_lightning.models.maps import (
     Concat,

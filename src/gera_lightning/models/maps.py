@@ -1,5 +1,6 @@
-"""Maps from a frozen space to the shared one. Every map is an `nn.Module` of plain tensors that an
-aligner folder can hold.
+"""Maps from a frozen space to the shared one.
+
+Every map is an `nn.Module` of plain tensors that an aligner folder can hold.
 
 Legend: `n` rows, `D_in` frozen width, `D` shared width. Maps return rows that are **not**
 normalised; `normalized` does that.
@@ -197,8 +198,9 @@ class Identity(nn.Module):
 
 @register_map("concat")
 class Concat(nn.Module):
-    """`[sqrt(s_1) n(m_1(x)); sqrt(s_2) n(m_2(x)); ...]`: the dot product of two such rows is the
-    mean of their parts' cosines.
+    """Several maps side by side: `[sqrt(s_1) n(m_1(x)); sqrt(s_2) n(m_2(x)); ...]`.
+
+    The dot product of two such rows is the mean of their parts' cosines.
 
     Args:
         maps: the parts, each of the same input.

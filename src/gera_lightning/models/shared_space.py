@@ -17,8 +17,9 @@ from gera_lightning.utils.instantiate import register
 
 @register("csls")
 class CSLS(nn.Module):
-    """Cross-domain similarity local scaling against the pools: `cos(z_a, z_b) - weight (r_B(z_a) +
-    r_A(z_b)) / 2`.
+    """Cross-domain similarity local scaling against the pools.
+
+    The score is `cos(z_a, z_b) - weight (r_B(z_a) + r_A(z_b)) / 2`.
 
     `r_B(z_a)` is the mean cosine of `z_a` to its `k` nearest mapped pool rows of b, `r_A(z_b)`
     likewise: rows that are near to everything (hubs) are marked down. Against the pools, not the
@@ -61,9 +62,7 @@ class CSLS(nn.Module):
         return f"k={self.k}, weight={self.weight:g}"
 
     def nearness(self, z: Tensor, side: str) -> Tensor:
-        """`r` of mapped rows of modality `side` `[n, D] -> [n]`: mean cosine to the nearest pool
-        rows of the other modality.
-        """
+        """Mean cosine of rows of modality `side` to the other's nearest pool rows, `r` `[n]`."""
         pool = self.pool_b if side == "a" else self.pool_a
         k = min(self.k, len(pool))
         if not k:
@@ -72,9 +71,7 @@ class CSLS(nn.Module):
         return torch.cat([(rows @ pool.T).topk(k, dim=1).values.mean(1) for rows in z.split(4096)])
 
     def penalty(self, z: Tensor, side: str) -> Tensor:
-        """What the hubness of rows of modality `side` takes from their scores, `weight r / 2`,
-        `[n]`.
-        """
+        """What hubness takes from the scores of rows of modality `side`, `weight r / 2`, `[n]`."""
         return self.weight / 2 * self.nearness(z, side)
 
 
@@ -101,16 +98,18 @@ class SharedSpace(nn.Module):
         return normalized(self.map_a(x) if side == "a" else self.map_b(x))
 
     def queries(self, z: Tensor) -> Tensor:
-        """Mapped rows as queries: their dot product with `gallery` rows ranks as the score does.
-        `[n, D]`, or `[n, D + 1]` under a correction.
+        """Mapped rows as queries, `[n, D]`, or `[n, D + 1]` under a correction.
+
+        Their dot product with `gallery` rows ranks as the score does.
         """
         if self.correction is None:
             return z
         return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
 
     def gallery(self, side: str, z: Tensor) -> Tensor:
-        """Mapped rows as a gallery, see `queries`: `[z; -r/2]` under a correction, so one
-        inner-product index serves.
+        """Mapped rows as a gallery, see `queries`: under a correction `[z; -r/2]`.
+
+        So one inner-product index serves.
         """
         if self.correction is None:
             return z
