@@ -13,9 +13,7 @@ from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import expect, register
 
 ALTERNATIVE = "alternative"
-"""In a setting: the number of the alternative that it is of, from 1; the form's own settings have
-none.
-"""
+"""Key of an alternative's settings: its number, from 1. The form's own settings lack it."""
 
 
 @register("alternatives")
@@ -23,8 +21,8 @@ none.
 class Alternatives(Estimator):
     """A closed form, and others that are tried in place of it, each in its first setting.
 
-    Where filters of features are chosen, the form chooses them, and they stand before it alone
-    (`fit.filters_before`): what helps one method may be the ruin of another.
+    Filters are chosen for the form and applied before it alone, see
+    `training.cross_validation.filters_before`: a filter that helps one method may harm another.
 
     Attributes:
         form: the closed form that comes first; it has all settings but one per alternative.

@@ -112,7 +112,7 @@ def fit_by(
 
 
 def check_range(smallest: float, largest: float) -> None:
-    """Refuse a range of penalties that is none.
+    """Refuse a range of penalties that is empty or not above 0.
 
     Raises:
         UserError: of key `smallest`.
@@ -126,7 +126,7 @@ def check_range(smallest: float, largest: float) -> None:
 def check_values(
     key: str, values: Sequence[float], *, above: float, most: float = math.inf
 ) -> None:
-    """Refuse values to try that are none, or outside `(above, most]`.
+    """Refuse a list of values that is empty, or not within `(above, most]`.
 
     Raises:
         UserError: of this key.

@@ -169,7 +169,7 @@ def _words(setting: Setting) -> str:
 def _preprocessed(
     x: Tensor, unpaired: Array | None, name: str, device: torch.device
 ) -> tuple[Preprocessing, Tensor, Tensor]:
-    """The preprocessing of a modality, and its pairs and unpaired rows behind it."""
+    """The preprocessing of a modality, and its preprocessed pairs and unpaired rows."""
     rows = x.to(device)
     if unpaired is not None:
         rows = torch.cat([rows, finite_rows(unpaired, name, x.shape[1]).to(device)])

@@ -94,7 +94,7 @@ def check_room(pairs: int) -> None:
     """Refuse more pairs than this machine's memory has room for in a kernel method's matrices.
 
     Raises:
-        UserError: naming what they take and what to do.
+        UserError: with the memory that they need.
     """
     room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     taken = MATRICES * 4 * pairs**2  # bytes of float32

@@ -121,7 +121,7 @@ def manifold_kernel_path(
     identity = torch.eye(size, dtype=kernel.dtype, device=kernel.device)
     rough = laplacian @ kernel
     m_kernel = smoothness * _scale(size, (kernel * rough).sum()) * rough  # M K
-    # row by row k~(., x_i) = k(., R) (I - (I + M K)^-1 M K) e_i, of which the pairs' are needed
+    # k~(., x_i) = k(., R) (I - (I + M K)^-1 M K) e_i, needed for the pairs alone
     expansion = identity[:, :n] - torch.linalg.solve(identity + m_kernel, m_kernel[:, :n])
     deformed = kernel[:n] @ expansion  # k~(x_i, x_j)
     deformed = (deformed + deformed.T) / 2  # symmetric but for rounding, which Cholesky refuses

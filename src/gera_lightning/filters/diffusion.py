@@ -19,9 +19,7 @@ from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.instantiate import register
 
 COPY = 1e-6
-"""Squared distance between unit rows below which one is taken for the other: some rounding steps of
-float32.
-"""
+"""Squared distance below which unit rows count as copies: some rounding steps of float32."""
 
 
 @register("graph_diffusion")
@@ -29,10 +27,12 @@ float32.
 class GraphDiffusion:
     """Diffusion of features over the whole neighbour graph, with its out-of-sample form.
 
-    On the graph: `W` on the kNN edges, symmetrised by `max(W, W')`, self-weight 1,
-    density-normalised, row-normalised; `X^(t) = P^t X`. Out of sample (any row, the pool's own
-    included): with kernel weights p (rows sum to 1) to its k nearest pool rows, copies of itself
-    left out, `x^ = (1 - strength) x + strength * sum_j p_j X^(steps-1)_j`.
+    On the graph `X^(t) = P^t X`. P has kernel weights W on the kNN edges, symmetrised by `max(W,
+    W')`, and weight 1 from each row to itself, and is normalised by density and by row.
+
+    Out of sample `x^ = (1 - strength) x + strength * sum_j p_j X^(steps-1)_j`, p the kernel weights
+    (they sum to 1) of the k nearest pool rows, without a copy of x. So are all rows mapped, the
+    pool's own too.
 
     Attributes:
         k: neighbours.

@@ -24,8 +24,8 @@ class LocalCentering:
 
     p is a softmax of cosines to the cluster means m.
 
-    Where a modality's coarse geometry is a nuisance (a speaker, a room, a renderer), what is left
-    is the content. The overall mean, which preprocessing subtracts, is the case of one cluster.
+    Where a modality's coarse geometry is a nuisance (a speaker, a room, a renderer), the content
+    remains. The overall mean, which preprocessing subtracts, is the case of one cluster.
     Clusters are k-means on the pool. Our own.
 
     Attributes:

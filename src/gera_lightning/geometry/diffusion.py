@@ -25,7 +25,7 @@ from gera_lightning.geometry.kernels import (
 from gera_lightning.utils.errors import UserError, check_one_of
 
 SMALLEST = 1e-10
-"""What keeps a row of affinities above 0."""
+"""Added to affinities, so that no row sums to 0."""
 COARSE_STEP = 0.5
 """Step of log factors in which `calibrated` looks for the factor's neighbourhood."""
 
@@ -124,7 +124,8 @@ class DiffusionOperator:
             eps: bandwidth from elsewhere, tying this operator to another's.
         """
         w = KERNELS[self.kernel](d2, self.eps(d2, scale) if eps is None else eps)
-        if not self.self_loops:  # a row without a neighbour in sight becomes flat, not 0 / 0
+        if not self.self_loops:
+            # a row whose affinities all vanish becomes flat, not 0 / 0
             w = (w + SMALLEST) * (1 - torch.eye(w.shape[-1], dtype=w.dtype, device=w.device))
         p = markov_operator(normalize_density(w, self.alpha))
         return torch.linalg.matrix_power(p, self.power) if self.power > 1 else p

@@ -32,26 +32,29 @@ log = logging.getLogger(__name__)
 BACKENDS = ("faiss", "torch")
 METRICS = ("l2", "ip")
 CELLS = 2**26
-"""Distances that exact search in torch holds at once at most."""
+"""Number of distances that exact search in torch holds at once, at most."""
 WORTH_A_GPU = 2**24
-"""Distances from which on FAISS searches on GPUs: setting one up takes a tenth of a second, in
-which the CPU is done with fewer.
+"""Number of distances from which FAISS searches on GPUs: for fewer the CPU is done in the tenth of
+a second that a GPU takes to set up.
 """
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How neighbours are looked for.
+    """How to search for neighbours.
 
     Attributes:
-        backend: `faiss` (large searches on all GPUs that FAISS sees, else on the CPU; exact ones of
-            rows that are on an accelerator stay there, in torch) or `torch` (exact; graphs on the
-            accelerator that torch sees, if any).
+        backend: `faiss` searches on all GPUs that FAISS sees where there are many points, else on
+            the CPU; `torch` searches exactly, and builds graphs on an accelerator if there is one.
+            Rows that already lie on an accelerator are searched there by torch if `index` is exact.
         index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for
             millions of points.
-        nprobe: lists of an inverted file (`IVF...`) that a search visits, more find more
+        nprobe: lists of an inverted file (`IVF...`) that a search visits; more lists find more
             neighbours; None: one in 16.
         shard: several GPUs hold a share of the points each; False: a copy each.
+
+    >>> knn_graph(torch.eye(4), k=2, how=SearchSettings("torch")).indices.shape
+    torch.Size([4, 2])
     """
 
     backend: str = "faiss"
@@ -63,7 +66,7 @@ class SearchSettings:
         check_one_of("backend", self.backend, BACKENDS)
 
     def check(self, dim: int) -> None:
-        """Refuse what a search of points of width `dim` would refuse later.
+        """Refuse an index that a search of points of width `dim` would refuse later.
 
         Raises:
             UserError: a FAISS index factory string that FAISS does not know, or that does not fit
@@ -255,7 +258,7 @@ def _faiss_search(
 
 
 def _reason(error: RuntimeError) -> str:
-    """What FAISS says last, behind where in its source it said so."""
+    """The last line of FAISS's message: before it stands where in its source the error arose."""
     return str(error).splitlines()[-1] if str(error) else "unknown"
 
 

@@ -71,7 +71,7 @@ class CSLS(nn.Module):
         return torch.cat([(rows @ pool.T).topk(k, dim=1).values.mean(1) for rows in z.split(4096)])
 
     def penalty(self, z: Tensor, side: str) -> Tensor:
-        """What hubness takes from the scores of rows of modality `side`, `weight r / 2`, `[n]`."""
+        """Hubness of rows of modality `side`, `weight r / 2` `[n]`: subtracted from scores."""
         return self.weight / 2 * self.nearness(z, side)
 
 
@@ -116,5 +116,5 @@ class SharedSpace(nn.Module):
         return torch.cat([z, -self.correction.penalty(z, side).unsqueeze(1)], dim=1)
 
     def offset(self, side: str, z: Tensor) -> Tensor | float:
-        """What a query's own hubness takes from all its scores `[n, 1]`; it changes no ranking."""
+        """Minus each query's hubness `[n, 1]`, for all its scores; it changes no ranking."""
         return 0.0 if self.correction is None else -self.correction.penalty(z, side).unsqueeze(1)

@@ -69,7 +69,7 @@ def _float_tensor(x: Array) -> Tensor:
 
 
 def finite_rows(x: Array, name: str = "x", width: int | None = None) -> Tensor:
-    """`float_rows`, every value of which is finite.
+    """`float_rows`, checked to be finite.
 
     Raises:
         UserError: as `float_rows`, or a row that is not finite, by its number.
