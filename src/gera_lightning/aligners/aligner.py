@@ -1,25 +1,21 @@
 """The artefact of every method: a shared space with its preprocessing, saved as a folder.
 
-Legend: `n` rows, `D_a`, `D_b` frozen widths, `D` shared width. The folder holds `aligner.json` and
-`maps.safetensors`; it never names code to import, so a map of a class that is not ours must be
-handed to `load` by the caller.
+Legend: `n` rows, `D_a`, `D_b` frozen widths, `D` shared width. The folder never names code to
+import, so a map of a class that is not ours must be handed to `load` by the caller.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gera_lightning import __version__
+from gera_lightning.aligners.folder import damaged, read_folder, write_folder
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.geometry.neighbors import search
 from gera_lightning.models.maps import build_map, describe_map
@@ -27,10 +23,7 @@ from gera_lightning.models.preprocessing import CHUNK, Preprocessing
 from gera_lightning.models.shared_space import CSLS, SharedSpace
 from gera_lightning.utils.arrays import check_shape, float_rows
 from gera_lightning.utils.errors import UserError, check_one_of
-from gera_lightning.utils.files import replace_atomically
 
-FORMAT = "gera-aligner"
-VERSION = 1
 DIRECTIONS = ("ab", "ba")
 Rows = Tensor | np.ndarray | EmbeddingStore
 """Frozen embeddings: an array `[n, D]` of any real type, or a whole store of them."""
@@ -212,34 +205,14 @@ class Aligner:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder; files appear whole or not at all."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         correction = self.space.correction
-        weights = {
-            **self.preprocess.state_dict(prefix="preprocess."),
-            **self.space.state_dict(prefix="space."),
-        }
-        # a clone each: safetensors refuses tensors that share memory, as those of a map used on
-        # both sides do
-        written = safetensors.torch.save(
-            {n: v.detach().cpu().contiguous().clone() for n, v in weights.items()}
-        )
         record = {
-            "format": FORMAT,
-            "version": VERSION,
-            "library": __version__,
             "about": self.about,
             "center": {side: self.preprocess[side].mean is not None for side in "ab"},
             "maps": {"a": describe_map(self.space.map_a), "b": describe_map(self.space.map_b)},
             "correction": None if correction is None else correction.describe(),
-            # a kill may fall between the two files
-            "maps_sha256": hashlib.sha256(written).hexdigest(),
         }
-        replace_atomically(folder / "maps.safetensors", written)
-        replace_atomically(
-            folder / "aligner.json",
-            (json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n").encode(),
-        )
+        write_folder(Path(path), record, self._parts.state_dict())
 
     @classmethod
     def load(
@@ -258,18 +231,19 @@ class Aligner:
             UserError: no aligner there, an unknown format or kind of map, or damaged weights.
         """
         folder = Path(path)
-        record, weights = _read(folder)
+        record, weights = read_folder(folder)
         try:
-            aligner = _rebuilt(record, weights, map_classes)
+            aligner = cls(*_empty_parts(record, weights, map_classes))
+            aligner._parts.load_state_dict(weights)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise _damaged(folder, repr(error)) from error
-        modules = nn.ModuleDict({"preprocess": aligner.preprocess, "space": aligner.space})
-        try:
-            modules.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = f"weights do not fit aligner.json: {str(error).splitlines()[0]}"
-            raise _damaged(folder, reason) from error
+            reason = f"weights and aligner.json do not fit: {error!r}".splitlines()[0]
+            raise damaged(folder, reason) from error
         return aligner
+
+    @property
+    def _parts(self) -> nn.ModuleDict:
+        """All that has weights, by the names that the folder gives them."""
+        return nn.ModuleDict({"preprocess": self.preprocess, "space": self.space})
 
     def __repr__(self) -> str:
         sides = []
@@ -293,41 +267,12 @@ def _kind(mapping: nn.Module) -> str:
     return type(mapping).__name__ + (f"({parts})" if parts else "")
 
 
-def _damaged(folder: Path, reason: str) -> UserError:
-    return UserError(f"{folder}: the aligner is damaged ({reason})", remedy="train it again")
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The record and the weights of a folder, checked to belong together."""
-    try:
-        record = json.loads((folder / "aligner.json").read_text())
-        written = (folder / "maps.safetensors").read_bytes()
-        weights = safetensors.torch.load(written)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no aligner at {str(folder)!r} ({Path(error.filename).name} is missing)",
-            remedy="give the aligner/ folder of a run, or train that run again with overwrite=true",
-        ) from error
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise _damaged(folder, str(error)) from error
-    if not isinstance(record, dict):
-        raise _damaged(folder, "aligner.json holds no keys")
-    if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
-        raise UserError(
-            f"{folder}: format {record.get('format')!r} version {record.get('version')!r}; this"
-            f" version reads {FORMAT!r} version {VERSION}"
-        )
-    if record.get("maps_sha256", "") not in ("", hashlib.sha256(written).hexdigest()):
-        raise _damaged(folder, "maps.safetensors is not the one that aligner.json was written with")
-    return record, weights
-
-
-def _rebuilt(
+def _empty_parts(
     record: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     map_classes: Mapping[str, type[nn.Module]] | None,
-) -> Aligner:
-    """The aligner of a record, its weights still to be filled in."""
+) -> tuple[Preprocessing, Preprocessing, SharedSpace, Mapping[str, Any]]:
+    """What an aligner is made of by its record, the weights still to be filled in."""
     means = [
         torch.zeros_like(weights[f"preprocess.{side}.mean"]) if record["center"][side] else None
         for side in "ab"
@@ -338,4 +283,4 @@ def _rebuilt(
         pools = [torch.zeros_like(weights[f"space.correction.pool_{side}"]) for side in "ab"]
         correction = CSLS(kept["k"], kept["weight"], pool_a=pools[0], pool_b=pools[1])
     space = SharedSpace(maps[0], maps[1], correction)
-    return Aligner(Preprocessing(means[0]), Preprocessing(means[1]), space, record["about"])
+    return Preprocessing(means[0]), Preprocessing(means[1]), space, record["about"]
