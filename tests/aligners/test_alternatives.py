@@ -7,7 +7,6 @@ from gera_lightning.aligners.cca import CCA
 from gera_lightning.aligners.coupled_ridge import CoupledRidge
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.models.maps import normalized
-from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import build
 
 FORM, OTHERS = CoupledRidge(), (Ridge(), CCA("gaussian"))
@@ -53,25 +52,8 @@ def test_every_setting_is_fitted_by_the_method_that_it_is_of():
 
 
 def test_a_config_names_them():
-    names = {
-        "class": "gera_lightning.aligners.alternatives.Alternatives",
-        "form": {"class": "gera_lightning.aligners.ridge.Ridge"},
-    }
+    others = [{"class": "cca", "similarity": "gaussian"}]
     made = build(
-        {**names, "others": [{"class": "gera_lightning.aligners.cca.CCA", "score": "gaussian"}]},
-        "closed_form",
+        {"class": "alternatives", "form": {"class": "ridge"}, "others": others}, "closed_form"
     )
     assert made == Alternatives(Ridge(), [CCA("gaussian")])
-
-
-@pytest.mark.parametrize(
-    ("form", "others", "words"),
-    [
-        ("ridge", (), "'ridge' is no closed form"),
-        (Ridge(), (3,), "3 is no closed form"),
-        (Ridge(), (Alternatives(Ridge(), ()),), "`others`"),
-    ],
-)
-def test_what_is_no_closed_form_is_refused(form, others, words):
-    with pytest.raises(UserError, match=words):
-        Alternatives(form, others)

@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +12,6 @@ from gera_lightning.aligners.manifold_ridge import (
 )
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.geometry.neighbors import SearchSettings, knn_graph
-from gera_lightning.models.maps import build_map, describe_map
-from gera_lightning.utils.errors import UserError
 
 
 def cloud(n, d, seed=0, dtype=torch.float64):
@@ -122,63 +118,9 @@ def test_without_smoothness_it_is_ridge_and_kernel_ridge():
             torch.testing.assert_close(found[number](x), expected[number](x))
 
 
-def test_of_equal_penalties_on_the_norm_the_smoother_map_varies_less_along_the_edges():
-    x, y, rows = cloud(7, 5), cloud(7, 3, 1), torch.cat([cloud(7, 5), cloud(20, 5, 2)])
-    lap = torch.from_numpy(slow_laplacian(rows, 4))
-    rough, found = rows.T @ lap @ rows, []
-    for smoothness in (0.0, 0.1, 1.0, 10.0):
-        metric = torch.eye(5) + smoothness * 5 / rough.trace() * rough
-        level = (x @ torch.linalg.inv(metric) @ x.T).trace() / 5
-        [weight] = manifold_ridge_path(
-            x, y, rows, lap.to_sparse(), smoothness, [float(0.5 / level)]
-        )
-        found.append(float((weight.T @ rough @ weight).trace()))
-    assert all(more > 1.02 * less for more, less in itertools.pairwise(found))
-
-
-@pytest.mark.parametrize("kernel", [False, True])
-@pytest.mark.parametrize("direction", ["both", "a_to_b", "b_to_a"])
-def test_candidates_follow_their_settings_in_order_and_are_saved_by_kind(
-    direction, kernel, in_order
-):
-    given, method = samples(), ManifoldRidge(direction, kernel=kernel, unpaired=10)
-    together = in_order(method, given, 9)
-    again = build_map(describe_map(together[0][0])).double()
-    again.load_state_dict(together[0][0].state_dict())
-    torch.testing.assert_close(again(given.pool_a), together[0][0](given.pool_a))
-
-
 @pytest.mark.parametrize("kernel", [False, True])
 def test_rows_beyond_the_cap_are_not_read(kernel):
     given, method = samples(), ManifoldRidge(kernel=kernel, unpaired=6)
     cut = FitData(given.x_a, given.x_b, given.pool_a[:6], given.pool_b[:6])
     whole, part = (next(iter(method.candidates(s, method.settings(1, 9)))) for s in (given, cut))
     torch.testing.assert_close(whole[0](given.pool_a), part[0](given.pool_a), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("kernel", [False, True])
-def test_identical_rows_and_empty_pools_keep_the_maps_finite(kernel):
-    given = FitData(
-        torch.ones(6, 5), cloud(6, 4, 1, torch.float32), torch.zeros(0, 5), torch.zeros(0, 4)
-    )
-    method = ManifoldRidge(kernel=kernel)
-    for map_a, map_b in method.candidates(given, method.settings(8, 6)):
-        assert map_a(cloud(3, 5, 2, torch.float32)).isfinite().all()
-        assert map_b(cloud(3, 4, 2, torch.float32)).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"direction": "b"}, "direction='b'"),
-        ({"smallest": -1.0}, "smallest=-1.0"),
-        ({"smoothness": ()}, "smoothness"),
-        ({"smoothness": (-1.0,)}, "at least 0"),
-        ({"k": 0}, "k=0"),
-        ({"unpaired": -1}, "unpaired=-1"),
-        ({"factor": 0.0}, "factor=0.0"),
-    ],
-)
-def test_impossible_fields_are_refused(settings, words):
-    with pytest.raises(UserError, match=words):
-        ManifoldRidge(**settings)

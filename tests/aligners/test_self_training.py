@@ -10,7 +10,6 @@ from gera_lightning.aligners.kernel_ridge import KernelRidge
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.aligners.self_training import SelfTraining, mutual_neighbours
 from gera_lightning.models.maps import Identity, normalized
-from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import build
 
 
@@ -130,21 +129,8 @@ def test_empty_pools_leave_the_pairs_alone():
     assert torch.equal(found(given.x_a), expected(given.x_a))
 
 
-def test_a_form_inside_is_built_from_its_part_and_refusals_name_key_and_value():
-    name = "gera_lightning.aligners.self_training.SelfTraining"
+def test_a_form_inside_is_built_from_its_part():
     made = build(
-        {"class": name, "base": {"class": "gera_lightning.aligners.cca.CCA"}}, "closed_form"
+        {"class": "self_training", "base": {"class": "cca", "smallest": 1.0}}, "closed_form"
     )
-    assert made.base == CCA()
-    for settings, words in (
-        ({"base": 3}, "base=3"),
-        ({"ratios": ()}, "ratios"),
-        ({"weight": 0.0}, "weight=0.0"),
-        (
-            {"base": KernelRidge(), "weight": 0.5},
-            "KernelRidge takes no weighted pairs, set weight=1",
-        ),
-        ({"rounds": 0}, "rounds=0"),
-    ):
-        with pytest.raises(UserError, match=words):
-            SelfTraining(**settings)
+    assert made.base == CCA(smallest=1.0)

@@ -36,16 +36,6 @@ def test_squared_distances_equal_a_slow_loop(dtype):
     assert (d2.diagonal(dim1=-2, dim2=-1) == 0).all()
 
 
-def test_squared_distances_are_rotation_invariant():
-    x = points()
-    rotation, _ = torch.linalg.qr(
-        torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    )
-    torch.testing.assert_close(
-        kernels.squared_distances(x @ rotation), kernels.squared_distances(x)
-    )
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", list(kernels.KERNELS))
 def test_kernels_equal_slow_formulas(name, dtype):

@@ -62,10 +62,19 @@ def test_patches_begin_with_the_anchor():
     assert patches[0, 1:].tolist() == graph.indices[7].tolist()
 
 
-@pytest.mark.parametrize(("n", "k", "words"), [(1, 3, "at least 2 points"), (5, 0, "k=0")])
-def test_impossible_graphs_are_refused(n, k, words):
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize(("n", "k", "key"), [(1, 3, "points"), (5, 0, "k")])
+def test_impossible_graphs_are_refused(n, k, key):
+    with pytest.raises(UserError) as error:
         neighbors.knn_graph(cloud(n), k)
+    assert error.value.key == key
+
+
+def test_numpy_points_make_the_graph_of_the_same_tensor():
+    x = cloud()
+    found = neighbors.knn_graph(x.double().numpy(), 5)
+    expected = neighbors.knn_graph(x, 5)
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.distances2, expected.distances2)
 
 
 def test_search_cuts_k_and_answers_nothing_for_nothing():
@@ -73,8 +82,6 @@ def test_search_cuts_k_and_answers_nothing_for_nothing():
     assert index.shape == (3, 2)
     assert d2.shape == (3, 2)
     assert neighbors.search(cloud(0), cloud(4), 2)[1].shape == (0, 2)
-    with pytest.raises(UserError, match="did you mean 'faiss'"):
-        neighbors.SearchSettings("fais")
 
 
 def test_an_inexact_index_finds_most_neighbours():
@@ -115,34 +122,28 @@ def test_an_index_must_be_known_and_fit_the_width(index, dim, fits):
     if fits:
         settings.check(dim)
     else:
-        with pytest.raises(
-            UserError, match=f"graph.index='{index}' is no FAISS index of points of width {dim}"
-        ):
+        with pytest.raises(UserError) as error:
             settings.check(dim)
+        assert (error.value.key, error.value.value) == ("graph.index", index)
     neighbors.SearchSettings("torch", index=index).check(dim)  # which has no index
 
 
-def test_an_index_of_more_lists_than_points_is_an_error_with_its_remedy():
-    with pytest.raises(
-        UserError,
-        match=(
-            r"graph\.index='IVF64,Flat': FAISS cannot make it of 40 points .*: take fewer lists, or"
-            r" 'Flat'"
+@pytest.mark.parametrize(
+    ("index", "points", "problem"),
+    [
+        ("IVF64,Flat", cloud(40, 4), "cannot be made of 40 points"),
+        (
+            "IVF2,Flat",
+            torch.cat([cloud(50, 4) + 100, cloud(3, 4, 1) - 100]),
+            "found fewer than 11 neighbours",
         ),
-    ):
-        neighbors.knn_graph(torch.randn(40, 4), 3, how=neighbors.SearchSettings(index="IVF64,Flat"))
-
-
-def test_an_index_that_finds_too_few_is_an_error_with_its_remedy():
-    x = torch.cat([torch.randn(50, 4) + 100, torch.randn(3, 4) - 100])
-    with pytest.raises(
-        UserError,
-        match=(
-            r"graph\.index='IVF2,Flat' found fewer than 11 neighbours of some points: raise"
-            r" graph\.nprobe"
-        ),
-    ):
-        neighbors.knn_graph(x, 10, how=neighbors.SearchSettings(index="IVF2,Flat"))
+    ],
+)
+def test_an_index_that_does_not_fit_the_points_is_named(index, points, problem):
+    with pytest.raises(UserError, match=problem) as error:
+        neighbors.knn_graph(points, 10, how=neighbors.SearchSettings(index=index))
+    assert (error.value.key, error.value.value) == ("graph.index", index)
+    assert "'Flat'" in error.value.remedy
 
 
 def test_cache_is_read_again_and_survives_damage(tmp_path, monkeypatch):

@@ -335,5 +335,3 @@ def test_settings_are_checked():
         GeometricLoss("relativ")
     with pytest.raises(UserError, match="kernel='haet'"):
         GeometricLoss(kernel="haet")
-    with pytest.raises(UserError, match="factor is not set"):
-        GeometricLoss()(patches(), patches(), scale=SCALE)

@@ -263,7 +263,7 @@ def test_scores_that_the_choice_of_filters_left_are_not_computed_again(make, tmp
 def test_filters_stand_before_the_form_that_chose_them_and_not_before_its_alternatives(
     make, tmp_path, monkeypatch, wins
 ):
-    others = [{"class": "gera_lightning.aligners.cca.CCA", "score": "gaussian"}]
+    others = [{"class": "gera_lightning.aligners.cca.CCA", "similarity": "gaussian"}]
     form = {
         "class": "gera_lightning.aligners.alternatives.Alternatives",
         "form": RIDGE,

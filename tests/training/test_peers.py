@@ -460,17 +460,17 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
 
 def test_a_part_inside_a_part_is_checked_and_built():
     loss = build(
-        {"class": TRANSPORT, "teacher": {"class": CCA_CLASS, "score": "csa"}}, "unpaired_loss"
+        {"class": TRANSPORT, "teacher": {"class": CCA_CLASS, "similarity": "csa"}}, "unpaired_loss"
     )
     assert loss.teacher == CCA("csa")
     for teacher, words in (
         (
-            {"class": CCA_CLASS, "scores": "csa"},
-            ["unpaired_loss.teacher.scores", "did you mean 'score'"],
+            {"class": CCA_CLASS, "similarities": "csa"},
+            ["unpaired_loss.teacher.similarities", "did you mean 'similarity'"],
         ),
         ({"class": CCA + "s"}, ["unpaired_loss.teacher.class", "did you mean 'CCA'"]),
         ({"class": CCA, "smallest": -1.0}, ["unpaired_loss.teacher", "smallest=-1.0"]),
-        ({"score": "csa"}, ["unpaired_loss", "teacher={", "no closed form", "teacher.class="]),
+        ({"similarity": "csa"}, ["unpaired_loss", "teacher={", "no closed form", "teacher.class="]),
     ):
         with pytest.raises(UserError) as caught:
             build({"class": TRANSPORT, "teacher": teacher}, "unpaired_loss")
@@ -507,7 +507,7 @@ def test_an_argument_reaches_the_methods_that_have_the_part(experiment):
     assert methods["sotalign"].unpaired_loss == {
         "class": TRANSPORT,
         "eps": 0.1,
-        "teacher": {"class": CCA_CLASS, "score": "csa"},
+        "teacher": {"class": CCA_CLASS, "similarity": "csa"},
     }
     assert (
         methods["contrastive"].mixup

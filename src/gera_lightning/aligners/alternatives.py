@@ -1,4 +1,4 @@
-"""A closed form with alternatives: tuning chooses between methods as it chooses between settings."""
+"""A closed form with alternatives: tuning chooses a method as it chooses a setting."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from gera_lightning.aligners.base import ClosedForm, FitData, Maps, Setting
+from gera_lightning.aligners.base import ClosedForm, FitData, Maps, Setting, without
+from gera_lightning.aligners.estimator import Estimator, default_setting
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import expect, register
 
 ALTERNATIVE = "alternative"
-"""In a setting: the number of the alternative that it is of, from 1; the form's own settings have
-none.
-"""
+"""Key of an alternative's settings: its number, from 1. The form's own settings lack it."""
 
 
 @register("alternatives")
-@dataclass(frozen=True)
-class Alternatives:
+@dataclass(frozen=True, repr=False)
+class Alternatives(Estimator):
     """A closed form, and others that are tried in place of it, each in its first setting.
 
-    Where filters of features are chosen, the form chooses them, and they stand before it alone
-    (`fit.filters_before`): what helps one method may be the ruin of another.
+    Filters are chosen for the form and applied before it alone, see
+    `training.cross_validation.filters_before`: a filter that helps one method may harm another.
 
     Attributes:
-        form: the closed form that comes first; it has all settings but one an alternative.
+        form: the closed form that comes first; it has all settings but one per alternative.
         others: closed forms, in order.
+
+    >>> from gera_lightning.aligners.cca import CCA
+    >>> from gera_lightning.aligners.ridge import Ridge
+    >>> Alternatives(Ridge(), (CCA("gaussian"), CCA("csa"))).settings(4, pairs=100)[-1]
+    {'alternative': 2.0, 'penalty': 10.0, 'share': 0.5}
     """
 
     form: Any
@@ -37,11 +41,14 @@ class Alternatives:
         for name, method in (("form", self.form), *(("others", other) for other in self.others)):
             expect(method, ClosedForm, name, "cca")
             if isinstance(method, Alternatives):
-                raise UserError("alternatives of alternatives: name them all in `others`")
+                raise UserError(
+                    "holds alternatives of its own", key=name, remedy="name them all in `others`"
+                )
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """`count` settings at most: the form's own, then the others' first as far as there is room
-        beside one of the form's.
+        """At most `count` settings: the form's own, then the first of each other form.
+
+        The others give way: there is always one of the form's own.
         """
         others = self.others[: count - 1]
         own: Sequence[Setting] = self.form.settings(count - len(others), pairs)
@@ -53,13 +60,15 @@ class Alternatives:
             ),
         ]
 
+    def default_setting(self, pairs: int) -> Setting:
+        """That of the form: `fit` does not try the others, only tuning does."""
+        return default_setting(self.form, pairs)
+
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The maps of each setting; work is shared among settings of one method that follow each
-        other.
+        """The maps of each setting.
+
+        Settings of one method that follow each other share work.
         """
         for number, mine in groupby(settings, key=lambda setting: int(setting.get(ALTERNATIVE, 0))):
             method: ClosedForm = (self.form, *self.others)[number]
-            yield from method.candidates(
-                samples,
-                [{k: v for k, v in setting.items() if k != ALTERNATIVE} for setting in mine],
-            )
+            yield from method.candidates(samples, [without(each, ALTERNATIVE) for each in mine])

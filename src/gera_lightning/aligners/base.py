@@ -5,9 +5,11 @@ Legend: `n` pairs, `N_a`, `N_b` pool rows, `D_a`, `D_b` frozen widths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from itertools import repeat
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ Setting = Mapping[str, float]
 """One choice of a method's free parameters, by name."""
 Maps = tuple[nn.Module, nn.Module]
 """The map of modality a and the map of modality b."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,14 @@ class FitData:
 
 @runtime_checkable
 class ClosedForm(Protocol):
-    """A method that is fitted at once; its fields are what is not tuned."""
+    """A method that is fitted at once; its fields are what is not tuned.
+
+    This is all that tuning needs. A class that also inherits `estimator.Estimator` can be fitted on
+    plain arrays.
+    """
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """At most `count` settings to choose from, the one to prefer first, for a budget of
-        `pairs`.
+        """At most `count` settings for a budget of `pairs`, the one to prefer first.
 
         Raises:
             UserError: more pairs than the method can be fitted on.
@@ -49,14 +55,22 @@ class ClosedForm(Protocol):
         ...
 
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The fitted maps of both modalities for each setting, in order; work that settings share
-        is done once.
+        """The fitted maps of both modalities for each setting, in order.
+
+        Work that settings share is done once.
         """
         ...
 
 
+# ---- settings ----
+
+
 def grid(count: int, **axes: Sequence[float]) -> list[Setting]:
-    """All combinations of the axes' values, the first axis slowest, cut to `count`."""
+    """All combinations of the axes' values, the first axis slowest, cut to `count`.
+
+    >>> grid(3, penalty=[1, 10], share=[0.5, 1])[2]
+    {'penalty': 10.0, 'share': 0.5}
+    """
     out: list[dict[str, float]] = [{}]
     for name, values in axes.items():
         out = [{**setting, name: float(value)} for setting in out for value in values]
@@ -64,23 +78,65 @@ def grid(count: int, **axes: Sequence[float]) -> list[Setting]:
 
 
 def log_spaced(first: float, last: float, count: int) -> list[float]:
-    """`count` values from `first` to `last`, evenly spaced in logarithm; one value where the two
-    are equal.
-    """
+    """`count` values from `first` to `last`, evenly spaced in logarithm; one if both are equal."""
     if count == 1 or first == last:
         return [first]
     return [first * (last / first) ** (i / (count - 1)) for i in range(count)]
 
 
+def middle(smallest: float, largest: float) -> float:
+    """The middle of a range in logarithm."""
+    return float((smallest * largest) ** 0.5)
+
+
+def without(setting: Setting, name: str) -> Setting:
+    """A setting less one of its parameters."""
+    return {key: value for key, value in setting.items() if key != name}
+
+
+def fit_by(
+    name: str, settings: Sequence[Setting], fit: Callable[[float, list[Setting]], Iterable[T]]
+) -> list[T]:
+    """One result per setting, in order, where settings with one value of `name` share work.
+
+    Args:
+        name: the parameter whose value decides what can be shared.
+        settings: in any order.
+        fit: from a value and all settings that have it to one result per setting.
+    """
+    found: dict[int, T] = {}
+    for value in dict.fromkeys(setting[name] for setting in settings):
+        mine = [number for number, setting in enumerate(settings) if setting[name] == value]
+        found |= zip(mine, fit(value, [settings[number] for number in mine]), strict=True)
+    return [found[number] for number in range(len(settings))]
+
+
 def check_range(smallest: float, largest: float) -> None:
-    """Refuse a range of penalties that is none.
+    """Refuse a range of penalties that is empty or not above 0.
 
     Raises:
-        UserError: naming both ends.
+        UserError: of key `smallest`.
     """
     if not 0 < smallest <= largest:
-        raise UserError(f"smallest={smallest} must be above 0 and at most largest={largest}")
+        raise UserError(
+            f"must be above 0 and at most largest={largest}", key="smallest", value=smallest
+        )
 
+
+def check_values(
+    key: str, values: Sequence[float], *, above: float, most: float = math.inf
+) -> None:
+    """Refuse a list of values that is empty, or not within `(above, most]`.
+
+    Raises:
+        UserError: of this key.
+    """
+    if not values or not above < min(values) <= max(values) <= most:
+        limits = f"above {above:g}" + (f" and at most {most:g}" if most < math.inf else "")
+        raise UserError(f"must hold values {limits}", key=key, value=values)
+
+
+# ---- regressions one way or both ways ----
 
 REGRESSIONS = ("both", "a_to_b", "b_to_a")
 """Which way a regression goes: into b's space, into a's, or both with their cosines averaged."""
@@ -93,6 +149,27 @@ def check_direction(direction: str) -> None:
         UserError: naming the nearest known one.
     """
     check_one_of("direction", direction, REGRESSIONS)
+
+
+def regression_candidates(
+    samples: FitData,
+    direction: str,
+    fit: Callable[[Tensor, Tensor, Tensor], Iterable[nn.Module]],
+) -> Iterator[Maps]:
+    """The maps of a regression's settings, see `regression_maps`.
+
+    Args:
+        samples: pairs and pools.
+        direction: one of `REGRESSIONS`.
+        fit: from inputs `[n, D_in]`, targets `[n, D_out]` and the inputs' pool `[N, D_in]` to one
+            map per setting.
+    """
+    x_a, x_b = samples.x_a, samples.x_b
+    forward = fit(x_a, x_b, samples.pool_a) if direction != "b_to_a" else repeat(None)
+    backward = fit(x_b, x_a, samples.pool_b) if direction != "a_to_b" else repeat(None)
+    # not strict: the way that is left out has no end
+    for a_to_b, b_to_a in zip(forward, backward, strict=False):
+        yield regression_maps(x_a.shape[1], x_b.shape[1], a_to_b, b_to_a)
 
 
 def regression_maps(

@@ -1,5 +1,4 @@
-"""Canonical correlation analysis with ridge, scored by a cosine, by correlations (CSA) or by a
-Gaussian model.
+"""Regularised canonical correlation analysis, scored in one of three ways.
 
 Legend: `n` pairs, `D_a`, `D_b` frozen widths, `s` dimensions kept.
 """
@@ -8,54 +7,70 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.aligners.base import FitData, Maps, Setting, check_range, grid, log_spaced
+from gera_lightning.aligners.base import (
+    FitData,
+    Maps,
+    Setting,
+    check_range,
+    check_values,
+    grid,
+    log_spaced,
+    middle,
+)
+from gera_lightning.aligners.estimator import Estimator
 from gera_lightning.models.maps import Linear, normalized, register_map
-from gera_lightning.utils.errors import UserError, check_one_of
+from gera_lightning.utils.errors import check_one_of
 from gera_lightning.utils.instantiate import register
 
 
 class CanonicalFits:
-    """Regularised canonical directions of two views for any penalty, from one singular value
-    decomposition a view.
+    """Regularised canonical directions of two views, for any penalty.
 
-    With `x = U diag(s) V'`, `(C + lam)^-1/2` acts on the span of V only, so the problem is one of
-    rank at most n: `svd(diag(g_a) U_a' U_b diag(g_b))`, `g = s / sqrt(s^2 + lam)`, `lam = penalty *
-    mean s^2`. A view of zeros has no directions.
+    One singular value decomposition per view serves all penalties.
+
+    With `x = U diag(s) V'` the inverse root `(C + lam)^-1/2`, `lam = penalty * mean s^2`, acts on
+    the span of V only, so what is decomposed for a penalty is a matrix of rank at most n:
+
+        P diag(rho) Q' = diag(g_a) U_a' U_b diag(g_b),    g = s / sqrt(s^2 + lam)
+        A = V_a diag(1 / sqrt(s_a^2 + lam_a)) P,          B likewise of Q
 
     Args:
         x_a, x_b: paired rows `[n, D_a]`, `[n, D_b]`.
     """
 
     def __init__(self, x_a: Tensor, x_b: Tensor) -> None:
-        self.a, self.b = (torch.linalg.svd(x, full_matrices=False) for x in (x_a, x_b))
-        self.cross = self.a[0].T @ self.b[0]
+        u_a, self.s_a, self.vh_a = torch.linalg.svd(x_a, full_matrices=False)
+        u_b, self.s_b, self.vh_b = torch.linalg.svd(x_b, full_matrices=False)
+        self.cross = u_a.T @ u_b
 
     def __call__(self, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Directions `[D_a, r]`, `[D_b, r]` and correlations `[r]`, largest first."""
-        variances = [(s.square(), penalty * s.square().mean()) for _, s, _ in (self.a, self.b)]
-        root_a, root_b = (
-            torch.where(own > 0, (own + lam).sqrt(), torch.inf) for own, lam in variances
-        )
-        u, rho, vh = torch.linalg.svd(
-            (self.a[1] / root_a).unsqueeze(1) * self.cross * (self.b[1] / root_b),
-            full_matrices=False,
-        )
-        return (
-            self.a[2].T @ (u / root_a.unsqueeze(1)),
-            self.b[2].T @ (vh.T / root_b.unsqueeze(1)),
-            rho.clamp(max=1),
-        )
+        """Directions A `[D_a, r]`, B `[D_b, r]` and correlations rho `[r]`, largest first."""
+        root_a, root_b = _root(self.s_a, penalty), _root(self.s_b, penalty)
+        whitened = (self.s_a / root_a).unsqueeze(1) * self.cross * (self.s_b / root_b)
+        p, rho, qh = torch.linalg.svd(whitened, full_matrices=False)
+        a = self.vh_a.T @ (p / root_a.unsqueeze(1))
+        b = self.vh_b.T @ (qh.T / root_b.unsqueeze(1))
+        return a, b, rho.clamp(max=1)
+
+
+def _root(s: Tensor, penalty: float) -> Tensor:
+    """`sqrt(s^2 + lam)`, infinite where s is 0.
+
+    So a view of zeros has no directions, even without a penalty.
+    """
+    variance = s.square()
+    return torch.where(variance > 0, (variance + penalty * variance.mean()).sqrt(), torch.inf)
 
 
 @register_map("weighted_cosine")
 class WeightedCosine(nn.Module):
-    """Unit rows whose dot product is `sum_j w_j u_j v_j`, `u = n(x W)`: a weighted cosine in
-    one inner product.
+    """Unit rows whose dot product is a weighted cosine, `sum_j w_j u_j v_j` with `u = n(x W)`.
 
     `z = [sqrt(w) u; slack]`, the slack coordinate of each modality its own, so that it makes the
     row a unit one and adds nothing.
@@ -100,7 +115,7 @@ class WeightedCosine(nn.Module):
         return torch.cat([z, *((slack, none) if self.slot == 0 else (none, slack))], dim=1)
 
 
-SCORES = ("cosine", "csa", "gaussian")
+SIMILARITIES = ("cosine", "csa", "gaussian")
 """How canonical variates are compared, see `CCA`."""
 UNSHARED = 0.1
 """Share of a canonical variate's variance that the Gaussian score never takes for shared: without
@@ -109,8 +124,8 @@ it one correlation near 1 would decide.
 
 
 @register("cca")
-@dataclass(frozen=True)
-class CCA:
+@dataclass(frozen=True, repr=False)
+class CCA(Estimator):
     """Regularised CCA; penalty and number of dimensions are tuned.
 
     `A, rho, B = svd((C_aa + lam_a)^-1/2 C_ab (C_bb + lam_b)^-1/2)`, `lam = penalty * mean
@@ -124,7 +139,7 @@ class CCA:
       directions in which little noise stands between the views decide.
 
     Attributes:
-        score: one of `SCORES`.
+        similarity: one of `SIMILARITIES`.
         dims: largest shares of the canonical dimensions kept, tried in turn.
         smallest, largest: range of relative penalties, evenly spaced in logarithm; one penalty
             where they are equal.
@@ -135,38 +150,45 @@ class CCA:
         canonical correlation analysis, 2005; to score pairs by its likelihood ratio is what
         probabilistic LDA does with one view (Ioffe, ECCV 2006), the cosine in place of its squares
         is ours.
+
+    >>> x_a = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    >>> form = CCA("gaussian").fit(x_a[:80], x_a[:80, :6])
+    >>> form.encode_a(x_a).shape  # half of the 6 canonical dimensions
+    torch.Size([100, 3])
     """
 
-    score: str = "cosine"
+    similarity: str = "cosine"
     dims: tuple[float, ...] = (0.5, 1.0)
     smallest: float = 1e-1
     largest: float = 1e1
 
     def __post_init__(self) -> None:
         check_range(self.smallest, self.largest)
-        check_one_of("score", self.score, SCORES)
-        if not self.dims or not 0 < min(self.dims) <= max(self.dims) <= 1:
-            raise UserError(f"dims={self.dims} must be shares in (0, 1]")
+        check_one_of("similarity", self.similarity, SIMILARITIES)
+        check_values("dims", self.dims, above=0, most=1)
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:  # noqa: ARG002
         """At most `count` settings, the strongest penalty and fewest dimensions first."""
         steps = max(1, count // len(self.dims))
         return grid(count, penalty=log_spaced(self.largest, self.smallest, steps), share=self.dims)
 
+    def default_setting(self, pairs: int) -> Setting:  # noqa: ARG002
+        """The middle penalty of the range and the first share of the dimensions."""
+        return {"penalty": middle(self.smallest, self.largest), "share": self.dims[0]}
+
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The maps of each setting, one small decomposition a penalty."""
-        fits = CanonicalFits(samples.x_a, samples.x_b)
-        fitted: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
+        """The maps of each setting, one small decomposition per penalty."""
+        directions = cache(CanonicalFits(samples.x_a, samples.x_b).__call__)
         for setting in settings:
-            penalty = setting["penalty"]
-            if penalty not in fitted:
-                fitted = {penalty: fits(penalty)}
-            kept = max(1, round(setting["share"] * len(fitted[penalty][2])))
-            a, b, rho = (values[..., :kept].contiguous() for values in fitted[penalty])
-            if self.score == "csa":
-                yield WeightedCosine(a, rho, 0), WeightedCosine(b, rho, 1)
-                continue
-            if self.score == "gaussian":
-                root = (rho / (1 + UNSHARED - rho.square())).sqrt()
-                a, b = a * root, b * root
-            yield Linear(a.shape[0], kept, weight=a), Linear(b.shape[0], kept, weight=b)
+            a, b, rho = directions(setting["penalty"])
+            kept = max(1, round(setting["share"] * len(rho)))
+            yield self._maps(*(values[..., :kept].contiguous() for values in (a, b, rho)))
+
+    def _maps(self, a: Tensor, b: Tensor, rho: Tensor) -> Maps:
+        """Maps of the directions that are kept, whose cosine is the score."""
+        if self.similarity == "csa":
+            return WeightedCosine(a, rho, 0), WeightedCosine(b, rho, 1)
+        if self.similarity == "gaussian":
+            root = (rho / (1 + UNSHARED - rho.square())).sqrt()
+            a, b = a * root, b * root
+        return Linear(*a.shape, weight=a), Linear(*b.shape, weight=b)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,10 +20,13 @@ from gera_lightning.aligners.base import (
     Setting,
     check_direction,
     check_range,
+    check_values,
     grid,
     log_spaced,
-    regression_maps,
+    middle,
+    regression_candidates,
 )
+from gera_lightning.aligners.estimator import Estimator
 from gera_lightning.models.maps import register_map
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import register
@@ -35,9 +39,7 @@ def rbf(x: Tensor, y: Tensor, eps: Tensor | float) -> Tensor:
 
 
 def median_d2(x: Tensor) -> float:
-    """Median squared distance between rows `[n, D]`, the scale of a kernel's bandwidth; 1 for a
-    single row.
-    """
+    """Median squared distance between rows `[n, D]`, the scale of a bandwidth; 1 for one row."""
     return float(torch.pdist(x).square().median().clamp(min=1e-6)) if len(x) > 1 else 1.0
 
 
@@ -89,26 +91,54 @@ modalities' kernels and what solves them.
 
 
 def check_room(pairs: int) -> None:
-    """Refuse more pairs than a kernel method's matrices of pairs against pairs have room for in
-    this machine's memory.
+    """Refuse more pairs than this machine's memory has room for in a kernel method's matrices.
 
     Raises:
-        UserError: naming what they take and what to do.
+        UserError: with the memory that they need.
     """
-    room, taken = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), MATRICES * 4 * pairs**2
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    taken = MATRICES * 4 * pairs**2  # bytes of float32
     if taken > room:
         raise UserError(
-            f"{pairs} pairs: their kernel matrices take about {taken / 2**30:.0f} GiB, this machine"
-            f" has {room / 2**30:.0f}: take a method without them, such as ridge or contrastive, or"
-            " fewer pairs"
+            f"are too many: their kernel matrices take about {taken / 2**30:.0f} GiB, this machine"
+            f" has {room / 2**30:.0f}",
+            key="pairs",
+            value=pairs,
+            remedy="take a method without them, such as ridge or contrastive, or fewer pairs",
         )
 
 
+def kernel_ridge_path(x: Tensor, y: Tensor, settings: Sequence[Setting]) -> Iterator[RbfMap]:
+    """Kernel ridge maps `f(x) = k(x, X) (K + penalty I)^-1 Y`, `eps = factor * median d2 of X`.
+
+    With `K = V diag(s) V'` the inverse is `V diag(1 / (s + penalty)) V'`: one eigendecomposition
+    serves all penalties of a bandwidth.
+
+    Args:
+        x: inputs X `[n, D_in]`.
+        y: targets Y `[n, D_out]`.
+        settings: `factor` and `penalty` of each map.
+    """
+    scale = median_d2(x)
+
+    @cache
+    def spectrum(eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(rbf(x, x, eps))
+        return values.clamp(min=0), vectors, vectors.T @ y  # rounding makes some values negative
+
+    for setting in settings:
+        eps = setting["factor"] * scale
+        values, vectors, target = spectrum(eps)
+        weight = vectors @ (target / (values + setting["penalty"]).unsqueeze(1))
+        yield RbfMap(x, weight, eps)
+
+
 @register("kernel_ridge")
-@dataclass(frozen=True)
-class KernelRidge:
-    """RBF kernel ridge regression a->b, b->a, or both with their cosines averaged; bandwidth and
-    penalty are tuned.
+@dataclass(frozen=True, repr=False)
+class KernelRidge(Estimator):
+    """RBF kernel ridge regression a->b, b->a, or both with their cosines averaged.
+
+    Bandwidth and penalty are tuned.
 
     `f(x) = k(x, X) (K + lam I)^-1 Y`, `lam = penalty * mean eigenvalue of K` (which is 1), `eps =
     factor * median d2 of the pairs`.
@@ -117,6 +147,12 @@ class KernelRidge:
         direction: `both`, `a_to_b` or `b_to_a`, see `base.regression_maps`.
         factors: bandwidths tried.
         smallest, largest: range of relative penalties, evenly spaced in logarithm.
+
+    >>> x_a = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    >>> x_b = x_a.square()  # no linear map finds that
+    >>> form = KernelRidge("a_to_b").fit(x_a[:80], x_b[:80], penalty=0.1)
+    >>> form.score(x_a[80:], x_b[80:]).shape
+    torch.Size([20, 20])
     """
 
     direction: str = "both"
@@ -127,8 +163,7 @@ class KernelRidge:
     def __post_init__(self) -> None:
         check_direction(self.direction)
         check_range(self.smallest, self.largest)
-        if not self.factors or min(self.factors) <= 0:
-            raise UserError(f"factors={self.factors} must be above 0")
+        check_values("factors", self.factors, above=0)
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """At most `count` settings, the strongest penalty first."""
@@ -138,31 +173,15 @@ class KernelRidge:
             count, penalty=log_spaced(self.largest, self.smallest, steps), factor=self.factors
         )
 
+    def default_setting(self, pairs: int) -> Setting:
+        """The middle penalty of the range and the first bandwidth."""
+        check_room(pairs)
+        return {"penalty": middle(self.smallest, self.largest), "factor": self.factors[0]}
+
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The maps of each setting, from one eigendecomposition a bandwidth and direction."""
-        x_a, x_b = samples.x_a, samples.x_b
-        forward = _Fits(x_a, x_b) if self.direction != "b_to_a" else None
-        backward = _Fits(x_b, x_a) if self.direction != "a_to_b" else None
-        for setting in settings:
-            maps = [
-                None if fits is None else fits(setting["factor"], setting["penalty"])
-                for fits in (forward, backward)
-            ]
-            yield regression_maps(x_a.shape[1], x_b.shape[1], *maps)
+        """The maps of each setting, from one eigendecomposition per bandwidth and direction."""
 
+        def fit(x: Tensor, y: Tensor, _pool: Tensor) -> Iterator[RbfMap]:
+            return kernel_ridge_path(x, y, settings)
 
-class _Fits:
-    """Kernel ridge maps x -> y, one eigendecomposition a bandwidth."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x, y
-        self.scale = median_d2(x)
-        self.bases: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def __call__(self, factor: float, penalty: float) -> RbfMap:
-        eps = factor * self.scale
-        if factor not in self.bases:
-            values, vectors = torch.linalg.eigh(rbf(self.x, self.x, eps))
-            self.bases[factor] = values.clamp(min=0), vectors, vectors.T @ self.y
-        values, vectors, target = self.bases[factor]
-        return RbfMap(self.x, vectors @ (target / (values + penalty).unsqueeze(1)), eps)
+        return regression_candidates(samples, self.direction, fit)

@@ -1,5 +1,4 @@
-"""Ridge and kernel ridge whose maps also vary little along a modality's neighbour graph
-(Laplacian-regularised least squares).
+"""Laplacian-regularised ridge and kernel ridge: maps that vary little along a neighbour graph.
 
 Legend: `n` pairs, `N` rows of a graph (the pairs and some unpaired rows), `m` its edges, `D` width
     of the inputs, `D_out` of the targets.
@@ -19,10 +18,13 @@ from gera_lightning.aligners.base import (
     Setting,
     check_direction,
     check_range,
+    fit_by,
     grid,
     log_spaced,
-    regression_maps,
+    middle,
+    regression_candidates,
 )
+from gera_lightning.aligners.estimator import Estimator
 from gera_lightning.aligners.kernel_ridge import RbfMap, check_room, median_d2, rbf
 from gera_lightning.aligners.ridge import ridge_path
 from gera_lightning.geometry.diffusion import edge_weights, sparse_matrix
@@ -33,25 +35,24 @@ from gera_lightning.utils.instantiate import register
 
 
 def graph_laplacian(graph: NeighborGraph) -> Tensor:
-    """`L = diag(W 1) - W` of an undirected graph, sparse `[N, N]`: `tr(F' L F) = sum over edges of
-    w_ij |f_i - f_j|^2`.
+    """`L = diag(W 1) - W` of an undirected graph, sparse `[N, N]`.
+
+    So `tr(F' L F) = sum over edges of w_ij |f_i - f_j|^2`.
 
     Two points are joined where either is among the other's neighbours, by `w_ij = exp(-d2_ij /
     median d2 of the edges)`.
     """
     n, k = graph.indices.shape
-    i, j = (
-        torch.arange(n, device=graph.indices.device).repeat_interleave(k),
-        graph.indices.reshape(-1),
-    )
-    key, place = torch.unique(torch.minimum(i, j) * n + torch.maximum(i, j), return_inverse=True)
-    d2 = graph.distances2.new_zeros(len(key)).index_copy(
-        0, place, graph.distances2.reshape(-1)
-    )  # both ways it is the same distance
-    i, j, w = key // n, key % n, edge_weights(d2, "heat", max(graph.edge_scale, 1e-12))
-    return sparse_matrix(
-        torch.cat([i, j, i, j]), torch.cat([j, i, i, j]), torch.cat([-w, -w, w, w]), n
-    )
+    i = torch.arange(n, device=graph.indices.device).repeat_interleave(k)
+    j = graph.indices.reshape(-1)
+    # an edge is one number, whichever end it was found from; its length is the same both ways
+    edge, place = torch.unique(torch.minimum(i, j) * n + torch.maximum(i, j), return_inverse=True)
+    d2 = graph.distances2.new_zeros(len(edge)).index_copy(0, place, graph.distances2.reshape(-1))
+    w = edge_weights(d2, "heat", max(graph.edge_scale, 1e-12))
+    i, j = edge // n, edge % n
+    # W twice, it is symmetric; an edge counts for the diagonal at both of its ends
+    rows, columns = torch.cat([i, j, i, j]), torch.cat([j, i, i, j])
+    return sparse_matrix(rows, columns, torch.cat([-w, -w, w, w]), n)
 
 
 def manifold_ridge_path(
@@ -77,27 +78,26 @@ def manifold_ridge_path(
         penalties: relative penalties, above 0.
 
     Yields:
-        `W` `[D, D_out]`, one a penalty.
+        `W` `[D, D_out]`, one per penalty.
 
     Source:
         Belkin, Niyogi, Sindhwani, Manifold regularization, JMLR 7, 2006. Their gamma_A is lam / n,
         gamma_I / (l + u)^2 is lam smoothness c / n.
     """
     rough = rows.T @ (laplacian @ rows)
-    metric = (
-        torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        + smoothness * _scale(x.shape[1], rough.trace()) * rough
-    )
-    root = torch.linalg.cholesky(metric)  # metric = root root'
-    for weight in ridge_path(torch.linalg.solve_triangular(root, x.T, upper=False).T, y, penalties):
+    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    p = identity + smoothness * _scale(x.shape[1], rough.trace()) * rough
+    # P = C C': with x~ = x C'^-1 and W = C'^-1 W~ the penalty W' P W is that of plain ridge, |W~|^2
+    root = torch.linalg.cholesky(p)
+    turned = torch.linalg.solve_triangular(root, x.T, upper=False).T
+    for weight in ridge_path(turned, y, penalties):
         yield torch.linalg.solve_triangular(root.T, weight, upper=True)
 
 
 def manifold_kernel_path(
     y: Tensor, kernel: Tensor, laplacian: Tensor, smoothness: float, penalties: Sequence[float]
 ) -> Iterator[Tensor]:
-    """The same in the space of an RBF kernel: coefficients of the kernel at every row of the graph,
-    the pairs being its first n.
+    """The same with an RBF kernel: its coefficients at every row of the graph, the pairs first.
 
     `f = argmin sum_i |f(x_i) - y_i|^2 + lam (|f|_K^2 + smoothness * c tr(F' L F))`, F the values at
     the graph's rows, `c = N / tr(K L K)`. By the representer theorem `f = k(., R) A`; it is kernel
@@ -112,40 +112,37 @@ def manifold_kernel_path(
         penalties: relative penalties, above 0.
 
     Yields:
-        A `[N, D_out]`, one a penalty.
+        A `[N, D_out]`, one per penalty.
 
     Source:
         Sindhwani, Niyogi, Belkin, Beyond the point cloud, ICML 2005, for the deformed kernel.
     """
     n, size = len(y), len(kernel)
-    rough = laplacian @ kernel
-    m_kernel = smoothness * _scale(size, (kernel * rough).sum()) * rough
     identity = torch.eye(size, dtype=kernel.dtype, device=kernel.device)
-    expansion = identity[:, :n] - torch.linalg.solve(
-        identity + m_kernel, m_kernel[:, :n]
-    )  # k~(., x_i) in terms of k(., R)
-    deformed = kernel[:n] @ expansion
-    deformed = (deformed + deformed.T) / 2
+    rough = laplacian @ kernel
+    m_kernel = smoothness * _scale(size, (kernel * rough).sum()) * rough  # M K
+    # k~(., x_i) = k(., R) (I - (I + M K)^-1 M K) e_i, needed for the pairs alone
+    expansion = identity[:, :n] - torch.linalg.solve(identity + m_kernel, m_kernel[:, :n])
+    deformed = kernel[:n] @ expansion  # k~(x_i, x_j)
+    deformed = (deformed + deformed.T) / 2  # symmetric but for rounding, which Cholesky refuses
     level = deformed.diagonal().mean()
     for penalty in penalties:
-        beta = torch.cholesky_solve(
-            y, torch.linalg.cholesky(deformed + penalty * level * identity[:n, :n])
-        )
-        yield expansion @ beta
+        lam = penalty * level
+        root = torch.linalg.cholesky(deformed + lam * identity[:n, :n])
+        yield expansion @ torch.cholesky_solve(y, root)
 
 
 def _scale(size: int, trace: Tensor) -> float:
-    """Factor that gives a matrix of this trace the identity's; 0 where the graph's rows are all the
-    same.
-    """
+    """Factor that gives a matrix the identity's trace; 0 if the graph's rows are all the same."""
     return size / float(trace) if float(trace) > 1e-12 * size else 0.0
 
 
 @register("manifold_ridge")
-@dataclass(frozen=True)
-class ManifoldRidge:
-    """Manifold-regularised ridge or kernel ridge a->b, b->a, or both with their cosines averaged;
-    both penalties are tuned.
+@dataclass(frozen=True, repr=False)
+class ManifoldRidge(Estimator):
+    """Manifold-regularised (kernel) ridge a->b, b->a, or both with their cosines averaged.
+
+    Both penalties are tuned.
 
     The graph joins the pairs' inputs and unpaired rows of the same modality, as in the paper
     (labelled and unlabelled points).
@@ -159,6 +156,13 @@ class ManifoldRidge:
         k: neighbours in the graph.
         unpaired: unpaired rows at most, the first of the shuffled pool: kernel maps keep all of
             them.
+
+    >>> x_a = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    >>> x_b = x_a[:, :6] + x_a[:, 2:]
+    >>> form = ManifoldRidge(k=5).fit(x_a[:40], x_b[:40], x_a[40:180], x_b[40:180], smoothness=1)
+    >>> scores, rows = form.search(x_a[180:], x_b[180:], k=1)
+    >>> rows[:, 0].tolist() == list(range(20))
+    True
     """
 
     direction: str = "both"
@@ -174,14 +178,16 @@ class ManifoldRidge:
         check_direction(self.direction)
         check_range(self.smallest, self.largest)
         if not self.smoothness or min(self.smoothness) < 0:
-            raise UserError(f"smoothness={self.smoothness} must hold values of at least 0")
+            raise UserError(
+                "must hold values of at least 0", key="smoothness", value=self.smoothness
+            )
         for key, value, low in (
             ("factor", self.factor, 1e-6),
             ("k", self.k, 1),
             ("unpaired", self.unpaired, 0),
         ):
             if value < low:
-                raise UserError(f"{key}={value} must be at least {low}")
+                raise UserError(f"must be at least {low}", key=key, value=value)
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
         """At most `count` settings, the strongest penalty first."""
@@ -194,48 +200,38 @@ class ManifoldRidge:
             smoothness=self.smoothness,
         )
 
-    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The maps of each setting, one decomposition a smoothness and direction."""
-        forward = (
-            self._fits(samples.x_a, samples.x_b, samples.pool_a, settings)
-            if self.direction != "b_to_a"
-            else None
-        )
-        backward = (
-            self._fits(samples.x_b, samples.x_a, samples.pool_b, settings)
-            if self.direction != "a_to_b"
-            else None
-        )
-        for number in range(len(settings)):
-            maps = [None if fits is None else fits[number] for fits in (forward, backward)]
-            yield regression_maps(samples.x_a.shape[1], samples.x_b.shape[1], *maps)
+    def default_setting(self, pairs: int) -> Setting:
+        """The middle penalty of the range and the first smoothness."""
+        if self.kernel:
+            check_room(pairs + self.unpaired)
+        return {
+            "penalty": middle(self.smallest, self.largest),
+            "smoothness": self.smoothness[0],
+        }
 
-    def _fits(
+    def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
+        """The maps of each setting, one decomposition per smoothness and direction."""
+
+        def fit(x: Tensor, y: Tensor, pool: Tensor) -> list[nn.Module]:
+            return self._fit(x, y, pool, settings)
+
+        return regression_candidates(samples, self.direction, fit)
+
+    def _fit(
         self, x: Tensor, y: Tensor, pool: Tensor, settings: Sequence[Setting]
     ) -> list[nn.Module]:
-        """Maps x -> y, one a setting."""
+        """Maps x -> y, one per setting."""
         rows = torch.cat([x, pool[: self.unpaired]])
         laplacian = graph_laplacian(knn_graph(rows, min(self.k, len(rows) - 1)))
         eps = self.factor * median_d2(x)
         kernel = rbf(rows, rows, eps) if self.kernel else None
-        found: dict[int, nn.Module] = {}
-        for smoothness in dict.fromkeys(setting["smoothness"] for setting in settings):
-            mine = [
-                number
-                for number, setting in enumerate(settings)
-                if setting["smoothness"] == smoothness
-            ]
-            penalties = [settings[number]["penalty"] for number in mine]
+
+        def fit(smoothness: float, mine: list[Setting]) -> Iterator[nn.Module]:
+            penalties = [setting["penalty"] for setting in mine]
             if kernel is not None:
                 weights = manifold_kernel_path(y, kernel, laplacian, smoothness, penalties)
-                found |= {
-                    number: RbfMap(rows, weight, eps)
-                    for number, weight in zip(mine, weights, strict=True)
-                }
-            else:
-                weights = manifold_ridge_path(x, y, rows, laplacian, smoothness, penalties)
-                found |= {
-                    number: Linear(*weight.shape, weight=weight)
-                    for number, weight in zip(mine, weights, strict=True)
-                }
-        return [found[number] for number in range(len(settings))]
+                return (RbfMap(rows, weight, eps) for weight in weights)
+            weights = manifold_ridge_path(x, y, rows, laplacian, smoothness, penalties)
+            return (Linear(*weight.shape, weight=weight) for weight in weights)
+
+        return fit_by("smoothness", settings, fit)

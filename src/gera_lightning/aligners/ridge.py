@@ -1,6 +1,6 @@
 """Ridge regression between two frozen spaces: the closed-form yardstick.
 
-Legend: `n` pairs, `D_in`, `D_out` widths.
+Legend: `n` pairs, `N` pool rows, `D_in`, `D_out` widths.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from gera_lightning.aligners.base import (
     check_range,
     grid,
     log_spaced,
-    regression_maps,
+    middle,
+    regression_candidates,
 )
+from gera_lightning.aligners.estimator import Estimator
 from gera_lightning.models.maps import Linear
 from gera_lightning.utils.instantiate import register
 
@@ -38,7 +40,7 @@ def ridge_path(x: Tensor, y: Tensor, penalties: Sequence[float]) -> Iterator[Ten
         penalties: relative penalties, above 0.
 
     Yields:
-        `W` `[D_in, D_out]`, one a penalty.
+        `W` `[D_in, D_out]`, one per penalty.
     """
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     uy = u.T @ y
@@ -48,14 +50,23 @@ def ridge_path(x: Tensor, y: Tensor, penalties: Sequence[float]) -> Iterator[Ten
 
 
 @register("ridge")
-@dataclass(frozen=True)
-class Ridge:
+@dataclass(frozen=True, repr=False)
+class Ridge(Estimator):
     """Ridge regression a->b, b->a, or both with their cosines averaged; the penalty is tuned.
 
     Attributes:
         direction: `both`, `a_to_b` or `b_to_a`, see `base.regression_maps`.
         smallest, largest: range of relative penalties, see `ridge_path`; evenly spaced in
             logarithm.
+
+    >>> x_a = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    >>> x_b = x_a[:, :6] + x_a[:, 2:]
+    >>> form = Ridge().fit(x_a[:80], x_b[:80], penalty=0.1)
+    >>> form
+    Ridge(direction='both', smallest=0.01, largest=100.0) fitted with penalty=0.1
+    >>> scores, rows = form.search(x_a[80:], x_b[80:], k=1)
+    >>> rows[:, 0].tolist() == list(range(20))
+    True
     """
 
     direction: str = "both"
@@ -70,22 +81,15 @@ class Ridge:
         """`count` penalties, the strongest first."""
         return grid(count, penalty=log_spaced(self.largest, self.smallest, count))
 
+    def default_setting(self, pairs: int) -> Setting:  # noqa: ARG002
+        """The middle penalty of the range."""
+        return {"penalty": middle(self.smallest, self.largest)}
+
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
-        """The maps of each setting, from one decomposition a direction."""
-        x_a, x_b = samples.x_a, samples.x_b
+        """The maps of each setting, from one decomposition per direction."""
         penalties = [setting["penalty"] for setting in settings]
-        forward = (
-            ridge_path(x_a, x_b, penalties)
-            if self.direction != "b_to_a"
-            else [None] * len(penalties)
-        )
-        backward = (
-            ridge_path(x_b, x_a, penalties)
-            if self.direction != "a_to_b"
-            else [None] * len(penalties)
-        )
-        dim_a, dim_b = x_a.shape[1], x_b.shape[1]
-        for a, b in zip(forward, backward, strict=True):
-            a_to_b = None if a is None else Linear(dim_a, dim_b, weight=a)
-            b_to_a = None if b is None else Linear(dim_b, dim_a, weight=b)
-            yield regression_maps(dim_a, dim_b, a_to_b, b_to_a)
+
+        def fit(x: Tensor, y: Tensor, _pool: Tensor) -> Iterator[Linear]:
+            return (Linear(*w.shape, weight=w) for w in ridge_path(x, y, penalties))
+
+        return regression_candidates(samples, self.direction, fit)

@@ -1,5 +1,4 @@
-"""Self-training: a closed form labels the unpaired rows that it is surest of, and is fitted again
-with them.
+"""Self-training: a closed form labels the unpaired rows it is surest of, and is fitted again.
 
 Legend: `n` pairs, `N_a`, `N_b` pool rows, `p` pseudo-pairs.
 """
@@ -9,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from gera_lightning.aligners.base import ClosedForm, FitData, Maps, Setting
+from gera_lightning.aligners.base import ClosedForm, FitData, Maps, Setting, fit_by, without
 from gera_lightning.aligners.cca import CCA
+from gera_lightning.aligners.estimator import Estimator, default_setting
 from gera_lightning.aligners.procrustes import Procrustes
 from gera_lightning.aligners.ridge import Ridge
 from gera_lightning.models.shared_space import CSLS, SharedSpace
@@ -27,8 +28,9 @@ from gera_lightning.utils.instantiate import expect, register
 def mutual_neighbours(
     maps: Maps, pool_a: Tensor, pool_b: Tensor, count: int, k: int = 10
 ) -> tuple[Tensor, Tensor]:
-    """The `count` surest mutual nearest neighbours of two mapped pools, by cosine less half the
-    mean cosine to the k nearest (CSLS).
+    """The `count` surest mutual nearest neighbours of two mapped pools.
+
+    Surest by CSLS: cosine less half the mean cosine to the k nearest on both sides.
 
     Args:
         maps: of both modalities.
@@ -40,22 +42,22 @@ def mutual_neighbours(
         their row numbers in each pool, `[p]`, the surest first.
     """
     space = SharedSpace(*maps)
-    z = space.embed("a", pool_a), space.embed("b", pool_b)
-    hub = CSLS(k, pool_a=z[0], pool_b=z[1])
-    score = z[0] @ z[1].T - hub.penalty(z[0], "a").unsqueeze(1) - hub.penalty(z[1], "b")
+    z_a, z_b = space.embed("a", pool_a), space.embed("b", pool_b)
+    csls = CSLS(k, pool_a=z_a, pool_b=z_b)
+    score = z_a @ z_b.T - csls.penalty(z_a, "a").unsqueeze(1) - csls.penalty(z_b, "b")
     best, partner = score.max(1)
-    mutual = torch.nonzero(
-        score.argmax(0)[partner] == torch.arange(len(score), device=score.device)
-    ).squeeze(1)
+    rows = torch.arange(len(score), device=score.device)
+    mutual = torch.nonzero(score.argmax(0)[partner] == rows).squeeze(1)
     kept = mutual[best[mutual].argsort(descending=True, stable=True)[:count]]
     return kept, partner[kept]
 
 
 @register("self_training")
-@dataclass(frozen=True)
-class SelfTraining:
-    """A closed form fitted on the pairs and on pseudo-pairs: mutual nearest neighbours of its own
-    mapped pools, in rounds.
+@dataclass(frozen=True, repr=False)
+class SelfTraining(Estimator):
+    """A closed form fitted on the pairs and, in rounds, on pseudo-pairs of its own.
+
+    Pseudo-pairs are mutual nearest neighbours among the unpaired rows, as it maps them.
 
     In each round the form's middle setting maps both pools, the surest mutual neighbours
     (`mutual_neighbours`) replace the pseudo-pairs of the round before, at most `ratio * n` of them,
@@ -65,7 +67,7 @@ class SelfTraining:
 
     Attributes:
         base: the closed form, `{class: ...}` in a config.
-        ratios: pseudo-pairs a pair tried; 0 is the form alone.
+        ratios: pseudo-pairs per pair that are tried; 0 is the form alone.
         weight: of a pseudo-pair; a true pair weighs 1.
         rounds: how often pseudo-pairs are chosen.
         unpaired: rows of each pool at most, the first of the shuffled pool.
@@ -73,6 +75,13 @@ class SelfTraining:
     Source:
         The rounds are those of iterative Procrustes on bilingual dictionaries: Artetxe, Labaka,
         Agirre, ACL 2017, and Conneau et al., arXiv 1710.04087; number and weight are ours.
+
+    >>> x_a = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    >>> x_b = x_a @ x_a[:6]
+    >>> form = SelfTraining(Ridge()).fit(x_a[:30], x_b[:30], x_a[30:180], x_b[30:180], penalty=0.01)
+    >>> scores, rows = form.search(x_a[180:], x_b[180:], k=1)
+    >>> rows[:, 0].tolist() == list(range(20))
+    True
     """
 
     reads_unpaired: ClassVar[bool] = True  # without them there is nothing to label
@@ -86,40 +95,39 @@ class SelfTraining:
     def __post_init__(self) -> None:
         expect(self.base, ClosedForm, "base", "ridge")
         if not self.ratios or min(self.ratios) < 0:
-            raise UserError(f"ratios={self.ratios} must hold values of at least 0")
+            raise UserError("must hold values of at least 0", key="ratios", value=self.ratios)
         if not 0 < self.weight <= 1:
-            raise UserError(f"weight={self.weight} must be above 0 and at most 1")
+            raise UserError("must be above 0 and at most 1", key="weight", value=self.weight)
         if self.weight != 1 and not isinstance(self.base, Ridge | CCA | Procrustes):
             raise UserError(
-                f"weight={self.weight}: {type(self.base).__name__} takes no weighted pairs, set"
-                " weight=1"
+                f"does not fit {type(self.base).__name__}, which takes no weighted pairs",
+                key="weight",
+                value=self.weight,
+                remedy="set weight=1",
             )
-        if self.rounds < 1 or self.unpaired < 1:
-            raise UserError(f"rounds={self.rounds} and unpaired={self.unpaired} must be at least 1")
+        for key in ("rounds", "unpaired"):
+            if getattr(self, key) < 1:
+                raise UserError("must be at least 1", key=key, value=getattr(self, key))
 
     def settings(self, count: int, pairs: int) -> Sequence[Setting]:
-        """At most `count` settings: the form's own, each with every ratio, the fewest pseudo-pairs
-        first.
-        """
+        """At most `count` settings: the form's own, each with every ratio."""
         own = self._form.settings(max(1, count // len(self.ratios)), pairs)
         return [{**setting, "ratio": ratio} for setting in own for ratio in self.ratios][:count]
 
+    def default_setting(self, pairs: int) -> Setting:
+        """The form's own default and the first ratio."""
+        return {**default_setting(self._form, pairs), "ratio": self.ratios[0]}
+
     def candidates(self, samples: FitData, settings: Sequence[Setting]) -> Iterator[Maps]:
         """The maps of each setting; the pseudo-pairs of a ratio are chosen once."""
-        found: dict[int, Maps] = {}
-        first: Maps | None = None
-        for ratio in dict.fromkeys(setting["ratio"] for setting in settings):
-            mine = [number for number, setting in enumerate(settings) if setting["ratio"] == ratio]
-            own = [
-                {key: value for key, value in settings[number].items() if key != "ratio"}
-                for number in mine
-            ]
-            enlarged, count = samples, round(ratio * len(samples.x_a))
-            if count:
-                first = first or self._teacher(samples, len(samples.x_a))
-                enlarged = self._enlarged(samples, first, count)
-            found |= zip(mine, self._form.candidates(enlarged, own), strict=True)
-        yield from (found[number] for number in range(len(settings)))
+        first_teacher = cache(lambda: self._teacher(samples, len(samples.x_a)))
+
+        def fit(ratio: float, mine: list[Setting]) -> Iterator[Maps]:
+            count = round(ratio * len(samples.x_a))
+            enlarged = self._enlarged(samples, first_teacher(), count) if count else samples
+            return self._form.candidates(enlarged, [without(each, "ratio") for each in mine])
+
+        yield from fit_by("ratio", settings, fit)
 
     @property
     def _form(self) -> ClosedForm:
@@ -140,9 +148,11 @@ class SelfTraining:
         for number in range(self.rounds):
             maps = teacher if number == 0 else self._teacher(out, len(samples.x_a))
             i, j = mutual_neighbours(maps, pool_a, pool_b, count)
-            x_a, x_b = (
+            # added to the true pairs alone: a round may take back what the one before chose
+            out = FitData(
                 torch.cat([samples.x_a, scale * pool_a[i]]),
                 torch.cat([samples.x_b, scale * pool_b[j]]),
+                samples.pool_a,
+                samples.pool_b,
             )
-            out = FitData(x_a, x_b, samples.pool_a, samples.pool_b)
         return out

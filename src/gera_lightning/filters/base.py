@@ -11,25 +11,43 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gera_lightning.models.maps import Normalize, Sequential
+from gera_lightning.models.maps import Normalize, Sequential, normalized
 
 
 @runtime_checkable
 class Filter(Protocol):
-    """A filter of features; its fields are its hyper-parameters."""
+    """A filter of features: its fields are its hyper-parameters, `fit` gives its map.
+
+    `GraphDiffusion().fit(pool)(x)` filters rows x by what the pool's rows say.
+    """
 
     def fit(self, pool: Tensor) -> nn.Module:
-        """The filter's map of rows `[n, D]`, fitted on a pool `[N, D]`."""
+        """The filter's map of rows `[n, D]`, fitted on a pool `[N, D]` of any size, even empty.
+
+        It is a registered map, so that an aligner can hold it.
+        """
         ...
 
 
 def fit_filters(filters: Sequence[Filter], pool: Tensor) -> tuple[Sequential, Tensor]:
-    """Filters fitted one after the other on a pool `[N, D]`, each followed by normalisation; their
-    map, and the filtered pool.
+    """Filters fitted one after the other, each on what the one before makes of the pool.
+
+    Args:
+        filters: in order; each is followed by normalisation.
+        pool: `[N, D]`.
+
+    Returns:
+        their map, and the filtered pool.
+
+    >>> from gera_lightning.filters import GraphDiffusion, LocalCentering
+    >>> mapping, pool = fit_filters([LocalCentering(2), GraphDiffusion(k=2)], torch.eye(5))
+    >>> bool(torch.allclose(mapping(torch.eye(5)), pool))
+    True
     """
     maps: list[nn.Module] = []
     with torch.no_grad():
-        for part in filters:
-            maps += [part.fit(pool), Normalize()]
-            pool = Sequential(*maps[-2:])(pool)
+        for each in filters:
+            fitted = each.fit(pool)
+            pool = normalized(fitted(pool))
+            maps += [fitted, Normalize()]
     return Sequential(*maps), pool

@@ -17,11 +17,17 @@ from gera_lightning.utils.instantiate import expect, register
 @register("beside")
 @dataclass(frozen=True)
 class Beside:
-    """`[n(x); n(filter(x))] / sqrt 2`: a filter's image beside the features themselves, so that
-    what it blurs is not lost.
+    """A filter's image beside the features themselves: `[n(x); n(filter(x))] / sqrt 2`.
+
+    So what the filter blurs is not lost.
 
     Attributes:
         filter: the other filter.
+
+    >>> import torch
+    >>> from gera_lightning.filters import LocalCentering
+    >>> Beside(LocalCentering(clusters=2)).fit(torch.eye(4))(torch.eye(4)).shape
+    torch.Size([4, 8])
     """
 
     filter: Filter

@@ -19,9 +19,7 @@ from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.instantiate import register
 
 COPY = 1e-6
-"""Squared distance between unit rows below which one is taken for the other: some rounding steps of
-float32.
-"""
+"""Squared distance below which unit rows count as copies: some rounding steps of float32."""
 
 
 @register("graph_diffusion")
@@ -29,10 +27,12 @@ float32.
 class GraphDiffusion:
     """Diffusion of features over the whole neighbour graph, with its out-of-sample form.
 
-    On the graph: `W` on the kNN edges, symmetrised by `max(W, W')`, self-weight 1,
-    density-normalised, row-normalised; `X^(t) = P^t X`. Out of sample (any row, the pool's own
-    included): with kernel weights p (rows sum to 1) to its k nearest pool rows, copies of itself
-    left out, `x^ = (1 - strength) x + strength * sum_j p_j X^(steps-1)_j`.
+    On the graph `X^(t) = P^t X`. P has kernel weights W on the kNN edges, symmetrised by `max(W,
+    W')`, and weight 1 from each row to itself, and is normalised by density and by row.
+
+    Out of sample `x^ = (1 - strength) x + strength * sum_j p_j X^(steps-1)_j`, p the kernel weights
+    (they sum to 1) of the k nearest pool rows, without a copy of x. So are all rows mapped, the
+    pool's own too.
 
     Attributes:
         k: neighbours.
@@ -40,7 +40,12 @@ class GraphDiffusion:
         factor: multiple of the median squared edge length.
         alpha: density normalisation over the whole graph.
         steps: t, at least 1.
-        strength: share b of the diffused part in the out-of-sample form.
+        strength: share of the diffused part in the out-of-sample form.
+
+    >>> pool = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    >>> smooth = GraphDiffusion(k=5).fit(pool)
+    >>> smooth(pool[:3] + 0.1).shape
+    torch.Size([3, 4])
     """
 
     k: int = 20
@@ -52,35 +57,31 @@ class GraphDiffusion:
 
     def __post_init__(self) -> None:
         check_one_of("kernel", self.kernel, list(KERNELS))
-        for key, value in (("k", self.k), ("steps", self.steps)):
-            if value < 1:
-                raise UserError(f"{key}={value} must be at least 1")
+        for key in ("k", "steps"):
+            if getattr(self, key) < 1:
+                raise UserError("must be at least 1", key=key, value=getattr(self, key))
         if self.factor <= 0:
-            raise UserError(f"factor={self.factor} must be above 0")
+            raise UserError("must be above 0", key="factor", value=self.factor)
         if not 0 <= self.strength <= 1:
-            raise UserError(f"strength={self.strength} must lie between 0 and 1")
+            raise UserError("must lie between 0 and 1", key="strength", value=self.strength)
 
     def operator(self, graph: NeighborGraph) -> Tensor:
         """Row-stochastic sparse operator P `[N, N]` of a graph."""
         n, k = graph.indices.shape
-        w = edge_weights(graph.distances2, self.kernel, self.eps(graph))
-        rows = torch.arange(n, device=w.device).repeat_interleave(k)
-        cols = graph.indices.reshape(-1)
-        # max(W, W'): both directions of every edge, and of the copies the larger (equal distances
-        # give equal weights)
-        ij = torch.cat([torch.stack([rows, cols]), torch.stack([cols, rows])], 1)
-        key, inverse = torch.unique(ij[0] * n + ij[1], return_inverse=True)
-        weight = torch.zeros(len(key), dtype=w.dtype, device=w.device)
-        weight = weight.scatter_reduce(
-            0, inverse, torch.cat([w.reshape(-1), w.reshape(-1)]), "amax"
-        )
-        loops = torch.arange(n, device=w.device)
-        i, j = torch.cat([key // n, loops]), torch.cat([key % n, loops])
-        weight = torch.cat([weight, torch.ones(n, dtype=w.dtype, device=w.device)])
+        w = edge_weights(graph.distances2, self.kernel, self.eps(graph)).reshape(-1)
+        i = torch.arange(n, device=w.device).repeat_interleave(k)
+        j = graph.indices.reshape(-1)
+        # max(W, W'): every edge both ways, as one number; of its copies the larger weight counts
+        # (those of one distance are equal)
+        edge, place = torch.unique(torch.cat([i * n + j, j * n + i]), return_inverse=True)
+        weight = w.new_zeros(len(edge)).scatter_reduce(0, place, torch.cat([w, w]), "amax")
+        own = torch.arange(n, device=w.device)
+        i, j = torch.cat([edge // n, own]), torch.cat([edge % n, own])
+        weight = torch.cat([weight, w.new_ones(n)])
         if self.alpha:
-            q = torch.zeros(n, dtype=w.dtype, device=w.device).index_add(0, i, weight) ** self.alpha
+            q = w.new_zeros(n).index_add(0, i, weight) ** self.alpha
             weight = weight / (q[i] * q[j])
-        degree = torch.zeros(n, dtype=w.dtype, device=w.device).index_add(0, i, weight)
+        degree = w.new_zeros(n).index_add(0, i, weight)
         return sparse_matrix(i, j, weight / degree[i], n)
 
     def eps(self, graph: NeighborGraph) -> float:
@@ -95,16 +96,14 @@ class GraphDiffusion:
             x = p @ x
         return x
 
-    def fit(self, pool: Tensor) -> DiffusedFeatures:
-        """The out-of-sample form against a pool `[N, D]`; a pool without neighbours leaves rows as
-        they are.
-        """
+    def fit(self, pool: Tensor) -> GraphDiffusionMap:
+        """The out-of-sample form of a pool `[N, D]`; fewer than two rows change nothing."""
         if len(pool) < 2:
-            return DiffusedFeatures(pool, pool, k=1, eps=1.0, kernel=self.kernel, strength=0.0)
+            return GraphDiffusionMap(pool, pool, k=1, eps=1.0, kernel=self.kernel, strength=0.0)
         own = search(pool, pool, min(self.k, len(pool) - 1) + 1)
         graph = NeighborGraph.of_search(*own)
         source = self.diffuse(pool, graph, self.steps - 1) if self.steps > 1 else pool
-        fitted = DiffusedFeatures(
+        fitted = GraphDiffusionMap(
             pool,
             source,
             k=graph.indices.shape[1],
@@ -112,14 +111,15 @@ class GraphDiffusion:
             kernel=self.kernel,
             strength=self.strength,
         )
-        fitted.found = own  # the pool itself is what is most often mapped next
+        fitted.found = own  # mostly the pool itself is mapped next: no second search
         return fitted
 
 
 @register_map("diffused")
-class DiffusedFeatures(nn.Module):
-    """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows, see
-    `GraphDiffusion`.
+class GraphDiffusionMap(nn.Module):
+    """`x^ = (1 - strength) x + strength * sum_j p_j source_j` over the k nearest pool rows.
+
+    See `GraphDiffusion`.
 
     A pool row at distance 0 is taken for x itself and left out, so that rows of the pool and new
     rows are treated alike. A row so far from the pool that its heat weights underflow has those of
@@ -174,12 +174,7 @@ class DiffusedFeatures(nn.Module):
         if not self.strength:
             return x
         known, self.found = (self.found, None) if x is self.pool else (None, self.found)
-        d2, index = known or search(x, self.pool, self.k + 1)
-        copy = torch.zeros_like(index, dtype=torch.bool)
-        copy[:, 0] = d2[:, 0] < COPY
-        if index.shape[1] > self.k:
-            copy[~copy[:, 0], -1] = True  # not of the pool: its k + 1st neighbour goes instead
-            d2, index = d2[~copy].view(len(x), self.k), index[~copy].view(len(x), self.k)
+        d2, index = self._neighbors(x, *(known or search(x, self.pool, self.k + 1)))
         nearest = d2[:, :1]
         # so far from the pool that all weights would vanish: distances count from the nearest
         # neighbour's on
@@ -190,3 +185,12 @@ class DiffusedFeatures(nn.Module):
         for j in range(index.shape[1]):  # neighbour by neighbour: memory stays at one [n, D]
             mean.addcmul_(p[:, j : j + 1], self.source[index[:, j]])
         return (1 - self.strength) * x + self.strength * mean
+
+    def _neighbors(self, x: Tensor, d2: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The k neighbours of each row among the k + 1 nearest pool rows: not its own copy."""
+        if index.shape[1] <= self.k:
+            return d2, index
+        dropped = torch.zeros_like(index, dtype=torch.bool)
+        dropped[:, 0] = d2[:, 0] < COPY
+        dropped[~dropped[:, 0], -1] = True  # no copy in the pool: the farthest one goes instead
+        return d2[~dropped].view(len(x), self.k), index[~dropped].view(len(x), self.k)

@@ -1,5 +1,4 @@
-"""Filters of frozen features, fitted on a modality's pool: what its unpaired rows say about which
-directions and neighbours count.
+"""Local centring: a row less the mean of its coarse neighbourhood.
 
 Legend: `n` rows, `N` pool rows, `C` clusters, `D` frozen width.
 """
@@ -21,16 +20,22 @@ from gera_lightning.utils.instantiate import register
 @register("local_centering")
 @dataclass(frozen=True)
 class LocalCentering:
-    """`x - sum_c p_c(x) m_c`: takes from a row the mean of its coarse neighbourhood, p a softmax of
-    cosines to the cluster means m.
+    """`x - sum_c p_c(x) m_c`: a row less the mean of its coarse neighbourhood.
 
-    Where a modality's coarse geometry is a nuisance (a speaker, a room, a renderer), what is left
-    is the content. The overall mean, which preprocessing subtracts, is the case of one cluster.
+    p is a softmax of cosines to the cluster means m.
+
+    Where a modality's coarse geometry is a nuisance (a speaker, a room, a renderer), the content
+    remains. The overall mean, which preprocessing subtracts, is the case of one cluster.
     Clusters are k-means on the pool. Our own.
 
     Attributes:
         clusters: C, at least 2.
         temperature: of the softmax over cosines; small takes the nearest mean alone.
+
+    >>> pool = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    >>> centered = LocalCentering(clusters=3).fit(pool)
+    >>> centered(pool[:3]).shape
+    torch.Size([3, 4])
     """
 
     clusters: int = 16
@@ -38,25 +43,22 @@ class LocalCentering:
 
     def __post_init__(self) -> None:
         if self.clusters < 2:
-            raise UserError(f"clusters={self.clusters} must be at least 2")
+            raise UserError("must be at least 2", key="clusters", value=self.clusters)
         if self.temperature <= 0:
-            raise UserError(f"temperature={self.temperature} must be above 0")
+            raise UserError("must be above 0", key="temperature", value=self.temperature)
 
-    def fit(self, pool: Tensor) -> LocallyCentered:
-        """The filter's map; of a pool smaller than the number of clusters every row is a cluster."""
+    def fit(self, pool: Tensor) -> LocalCenteringMap:
+        """The filter's map; of a pool of fewer rows than clusters every row is one."""
         if not len(pool):
-            return LocallyCentered(pool.new_zeros(1, pool.shape[1]), self.temperature)
+            return LocalCenteringMap(pool.new_zeros(1, pool.shape[1]), self.temperature)
+        kmeans = KMeans(min(self.clusters, len(pool)), n_init=1, random_state=0)
         # float64, so that the number of threads does not show in the means
-        means = (
-            KMeans(min(self.clusters, len(pool)), n_init=1, random_state=0)
-            .fit(pool.double().cpu().numpy())
-            .cluster_centers_
-        )
-        return LocallyCentered(torch.from_numpy(means).to(pool), self.temperature)
+        means = kmeans.fit(pool.double().cpu().numpy()).cluster_centers_
+        return LocalCenteringMap(torch.from_numpy(means).to(pool), self.temperature)
 
 
 @register_map("locally_centered")
-class LocallyCentered(nn.Module):
+class LocalCenteringMap(nn.Module):
     """`x - softmax(n(x) n(m)' / temperature) m`, see `LocalCentering`.
 
     Args:
@@ -88,8 +90,5 @@ class LocallyCentered(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, D] -> [n, D]`."""
-        return (
-            x
-            - torch.softmax(normalized(x) @ normalized(self.means).T / self.temperature, dim=1)
-            @ self.means
-        )
+        cosines = normalized(x) @ normalized(self.means).T
+        return x - torch.softmax(cosines / self.temperature, dim=1) @ self.means

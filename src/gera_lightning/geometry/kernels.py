@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.errors import check_one_of
 
 TINY = 1e-12
 
@@ -23,7 +23,11 @@ def squared_distances(x_AMD: Tensor) -> Tensor:
 
     `d2_jl = |x_j|^2 + |x_l|^2 - 2 x_j.x_l`, clamped at 0, the diagonal exactly 0. Its gradient is
     finite on duplicates. In float32 at least, under autocast too: what is lost in lower precisions
-        are the distances of near neighbours.
+    are the distances of near neighbours.
+
+    >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    tensor([[ 0., 25.],
+            [25.,  0.]])
     """
     with torch.autocast(x_AMD.device.type, enabled=False):
         x_AMD = x_AMD.to(torch.promote_types(x_AMD.dtype, torch.float32))
@@ -44,9 +48,7 @@ def student_kernel(d2: Tensor, eps: Tensor) -> Tensor:
 
 
 def laplacian_kernel(d2: Tensor, eps: Tensor) -> Tensor:
-    """`exp(-sqrt(d2 / eps + tiny))`, its diagonal set to 1 (the root has an infinite gradient at
-    0).
-    """
+    """`exp(-sqrt(d2 / eps + tiny))`, its diagonal 1: the root has an infinite gradient at 0."""
     w = torch.exp(-torch.sqrt(d2 / eps + TINY))
     return torch.where(
         torch.eye(d2.shape[-1], dtype=torch.bool, device=d2.device), torch.ones_like(w), w
@@ -68,8 +70,7 @@ def patch_bandwidth(d2: Tensor) -> Tensor:
 
 
 def self_tuning_bandwidth(d2: Tensor, neighbor: int) -> Tensor:
-    """`eps_jl = s_j s_l`, `s_j` the distance from j to its `neighbor`-th neighbour in the patch,
-    `[..., M, M]`.
+    """`eps_jl = s_j s_l` `[..., M, M]`, `s_j` the distance from j to its `neighbor`-th neighbour.
 
     Zelnik-Manor & Perona, Self-tuning spectral clustering, 2004. Patches with fewer neighbours use
     their last one.
@@ -79,9 +80,7 @@ def self_tuning_bandwidth(d2: Tensor, neighbor: int) -> Tensor:
 
 
 def bandwidth_floor(scale: float) -> float:
-    """Smallest bandwidth used where edges have median squared length `scale`: below it distances
-    are rounding.
-    """
+    """Smallest bandwidth for edges of median squared length `scale`: below is rounding."""
     return 1e-6 * max(scale, 1e-6)
 
 
@@ -103,6 +102,7 @@ def bandwidth(
     Raises:
         UserError: an unknown rule.
     """
+    check_one_of("bandwidth", rule, BANDWIDTHS)
     d2 = d2.detach()
     if rule == "patch":
         eps = factor * patch_bandwidth(d2)
@@ -110,10 +110,6 @@ def bandwidth(
         eps = factor * self_tuning_bandwidth(d2, neighbor)
     elif rule == "global":
         eps = factor * torch.as_tensor(scale, dtype=d2.dtype, device=d2.device)
-    elif rule == "fixed":
-        eps = torch.full((), factor, dtype=d2.dtype, device=d2.device)
     else:
-        raise UserError(
-            f"bandwidth={rule!r} is not a bandwidth rule{did_you_mean(rule, BANDWIDTHS)}"
-        )
+        eps = torch.full((), factor, dtype=d2.dtype, device=d2.device)
     return eps.clamp(min=floor)

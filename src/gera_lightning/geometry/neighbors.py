@@ -1,5 +1,6 @@
-"""Neighbour graphs by FAISS, cached on disk; exact search in torch is the second backend and the
-tests' reference.
+"""Neighbour graphs by FAISS, cached on disk.
+
+Exact search in torch is the second backend, and the tests' reference.
 
 Legend: `N` points, `K` neighbours, `D` width. Distances are squared L2 distances (`2 - 2 cos`
 between unit vectors). This is the only module that imports faiss.
@@ -23,6 +24,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from gera_lightning import __version__
+from gera_lightning.utils.arrays import Array, as_numpy, float_rows
 from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.files import atomic_write, replace_atomically
 
@@ -30,26 +32,29 @@ log = logging.getLogger(__name__)
 BACKENDS = ("faiss", "torch")
 METRICS = ("l2", "ip")
 CELLS = 2**26
-"""Distances that exact search in torch holds at once at most."""
+"""Number of distances that exact search in torch holds at once, at most."""
 WORTH_A_GPU = 2**24
-"""Distances from which on FAISS searches on GPUs: setting one up takes a tenth of a second, in
-which the CPU is done with fewer.
+"""Number of distances from which FAISS searches on GPUs: for fewer the CPU is done in the tenth of
+a second that a GPU takes to set up.
 """
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How neighbours are looked for.
+    """How to search for neighbours.
 
     Attributes:
-        backend: `faiss` (large searches on all GPUs that FAISS sees, else on the CPU; exact ones of
-            rows that are on an accelerator stay there, in torch) or `torch` (exact; graphs on the
-            accelerator that torch sees, if any).
+        backend: `faiss` searches on all GPUs that FAISS sees where there are many points, else on
+            the CPU; `torch` searches exactly, and builds graphs on an accelerator if there is one.
+            Rows that already lie on an accelerator are searched there by torch if `index` is exact.
         index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for
             millions of points.
-        nprobe: lists of an inverted file (`IVF...`) that a search visits, more find more
+        nprobe: lists of an inverted file (`IVF...`) that a search visits; more lists find more
             neighbours; None: one in 16.
         shard: several GPUs hold a share of the points each; False: a copy each.
+
+    >>> knn_graph(torch.eye(4), k=2, how=SearchSettings("torch")).indices.shape
+    torch.Size([4, 2])
     """
 
     backend: str = "faiss"
@@ -61,7 +66,7 @@ class SearchSettings:
         check_one_of("backend", self.backend, BACKENDS)
 
     def check(self, dim: int) -> None:
-        """Refuse what a search of points of width `dim` would refuse later.
+        """Refuse an index that a search of points of width `dim` would refuse later.
 
         Raises:
             UserError: a FAISS index factory string that FAISS does not know, or that does not fit
@@ -84,8 +89,10 @@ class SearchSettings:
             )
         except RuntimeError as error:
             raise UserError(
-                f"graph.index={self.index!r} is no FAISS index of points of width {dim}"
-                f" ({_reason(error)}): 'Flat' is exact"
+                f"is no FAISS index of points of width {dim} ({_reason(error)})",
+                key="graph.index",
+                value=self.index,
+                remedy="'Flat' is exact",
             ) from error
         inverted = faiss.try_extract_index_ivf(index)
         if inverted is not None:
@@ -103,6 +110,12 @@ class NeighborGraph:
     Attributes:
         indices: `[N, K]` int64, nearest first.
         distances2: `[N, K]` squared distances.
+
+    >>> graph = knn_graph(torch.arange(4.0).unsqueeze(1).square(), k=1)
+    >>> graph.indices.flatten().tolist(), graph.edge_scale
+    ([1, 0, 1, 2], 1.0)
+    >>> graph.patches(torch.tensor([3]))  # the anchor first
+    tensor([[3, 2]])
     """
 
     indices: Tensor
@@ -110,8 +123,9 @@ class NeighborGraph:
 
     @classmethod
     def of_search(cls, distances2: Tensor, found: Tensor) -> NeighborGraph:
-        """The graph of what `search` finds of all points among themselves, `[N, K + 1]` each: a
-        point is dropped from its own list by number.
+        """The graph of what `search` finds of all points among themselves, `[N, K + 1]` each.
+
+        A point is dropped from its own list by number.
         """
         n, count = found.shape
         is_self = found == torch.arange(n, device=found.device).unsqueeze(1)
@@ -141,7 +155,7 @@ def search(
     Args:
         queries: `[n, D]`.
         points: `[N, D]`; k is cut to N.
-        k: neighbours asked for.
+        k: neighbours per query.
         metric: `l2`: squared distance, least first; `ip`: inner product, largest first.
         how: backend and index.
 
@@ -151,24 +165,25 @@ def search(
 
     Raises:
         UserError: an unknown metric, or an index that finds too few neighbours.
+
+    >>> d2, rows = search(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0]]), k=1)
+    >>> rows.tolist()
+    [[1]]
     """
     check_one_of("metric", metric, METRICS)
     k = min(k, len(points))
     if k == 0 or len(queries) == 0:
-        return queries.new_zeros(len(queries), k), torch.zeros(
-            len(queries), k, dtype=torch.int64, device=queries.device
-        )
-    if how.backend == "torch" or (
-        how == EXACT and queries.device.type != "cpu"
-    ):  # rows on an accelerator stay there
+        nothing = queries.new_zeros(len(queries), k)
+        return nothing, nothing.long()
+    # rows on an accelerator stay there
+    if how.backend == "torch" or (how == EXACT and queries.device.type != "cpu"):
         return _torch_search(queries, points, k, metric)
-    values, found = _faiss_search(_as_numpy(queries), _as_numpy(points), k, metric, how)
+    values, found = _faiss_search(as_numpy(queries), as_numpy(points), k, metric, how)
     return torch.from_numpy(values).to(queries), torch.from_numpy(found).to(queries.device)
 
 
 class GrowingIndex:
-    """A FAISS index that rows are added to part by part, and that `faiss.read_index` reads once it
-    is written.
+    """A FAISS index that rows are added to part by part; `faiss.read_index` reads what it writes.
 
     Args:
         dim: width of the rows.
@@ -188,14 +203,12 @@ class GrowingIndex:
         return bool(self._index.is_trained)
 
     def train(self, rows: Tensor) -> None:
-        """Train it on rows `[n, D]`, which are not added; FAISS raises a RuntimeError where they
-        are too few.
-        """
-        self._index.train(_as_numpy(rows))
+        """Train it on rows `[n, D]`, which are not added; too few are FAISS's RuntimeError."""
+        self._index.train(as_numpy(rows))
 
     def add(self, rows: Tensor) -> None:
         """Add rows `[n, D]`."""
-        self._index.add(_as_numpy(rows))
+        self._index.add(as_numpy(rows))
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -203,10 +216,6 @@ class GrowingIndex:
 
         with atomic_write(path) as scratch:
             faiss.write_index(self._index, str(scratch))
-
-
-def _as_numpy(x: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
 
 
 def _faiss_search(
@@ -222,9 +231,8 @@ def _faiss_search(
         options.shard = how.shard and faiss.get_num_gpus() > 1
         try:
             answer = _answer(faiss.index_cpu_to_all_gpus(index, co=options), queries, points, k)
-        except (
-            RuntimeError
-        ) as error:  # an index without a GPU form such as HNSW, too little memory, a driver too old
+        except RuntimeError as error:
+            # an index without a GPU form such as HNSW, too little memory, a driver too old
             log.warning(
                 "graph.index=%r: FAISS finds no use for the GPUs (%s): searching on the CPU",
                 how.index,
@@ -234,19 +242,23 @@ def _faiss_search(
         values, found = answer or _answer(index, queries, points, k)
     except RuntimeError as error:
         raise UserError(
-            f"graph.index={how.index!r}: FAISS cannot make it of {len(points)} points"
-            f" ({_reason(error)}): take fewer lists, or 'Flat'"
+            f"cannot be made of {len(points)} points ({_reason(error)})",
+            key="graph.index",
+            value=how.index,
+            remedy="take fewer lists, or 'Flat'",
         ) from error
     if (found < 0).any():
         raise UserError(
-            f"graph.index={how.index!r} found fewer than {k} neighbours of some points: raise"
-            " graph.nprobe, or take 'Flat'"
+            f"found fewer than {k} neighbours of some points",
+            key="graph.index",
+            value=how.index,
+            remedy="raise graph.nprobe, or take 'Flat'",
         )
     return (np.maximum(values, 0) if metric == "l2" else values), found.astype(np.int64)
 
 
 def _reason(error: RuntimeError) -> str:
-    """What FAISS says last, behind where in its source it said so."""
+    """The last line of FAISS's message: before it stands where in its source the error arose."""
     return str(error).splitlines()[-1] if str(error) else "unknown"
 
 
@@ -272,23 +284,35 @@ def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str) -> tuple
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 
-def knn_graph(x: Tensor, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph:
-    """Neighbour graph of points `[N, D]`; a point is dropped from its own neighbours **by number**,
-    so duplicates keep each other.
+def knn_graph(x: Array, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph:
+    """Neighbour graph of points `[N, D]`.
 
-    With `k >= N` every other point is a neighbour (`K = N - 1`).
+    A point is dropped from its own neighbours **by number**, so duplicates keep each other.
+
+    Args:
+        x: points, a tensor or a NumPy array.
+        k: neighbours per point; with `k >= N` every other point is one (`K = N - 1`).
+        how: backend and index.
 
     Raises:
         UserError: fewer than two points, or `k < 1`.
+
+    >>> graph = knn_graph(np.array([[0.0], [1.0], [3.0]]), k=1)
+    >>> graph.indices.tolist(), graph.distances2.tolist()
+    ([[1], [0], [1]], [[1.0], [1.0], [4.0]])
     """
+    if not isinstance(x, Tensor):
+        x = float_rows(x, "x")
     n = len(x)
     if n < 2:
         raise UserError(
-            f"a neighbour graph needs at least 2 points, there are {n}: enlarge the pool, or switch"
-            " the geometric loss off"
+            "are too few for a neighbour graph: it needs at least 2",
+            key="points",
+            value=n,
+            remedy="enlarge the pool, or switch the geometric loss off",
         )
     if k < 1:
-        raise UserError(f"k={k} neighbours: must be at least 1")
+        raise UserError("must be at least 1", key="k", value=k)
     if k >= n:
         log.warning("k=%d neighbours of %d points: using all %d others", k, n, n - 1)
         k = n - 1
@@ -298,8 +322,9 @@ def knn_graph(x: Tensor, k: int, *, how: SearchSettings = EXACT) -> NeighborGrap
 def cached_knn_graph(
     x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, how: SearchSettings = EXACT
 ) -> NeighborGraph:
-    """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings; of several
-    processes at once one builds it.
+    """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings.
+
+    Of several processes at once one builds it.
 
     Args:
         key: what identifies `x`: shard checksums, the hash of the rows indexed, preprocessing with

@@ -72,7 +72,7 @@ def geometric_loss(
     Args:
         x_AMD: frozen points of each patch, the anchor first, `[A, M, D_frozen]`.
         z_AMD: their images under the map, `[A, M, D]`.
-        operator: of both sides; its factor is set.
+        operator: of both sides; without a factor it is calibrated on the frozen side.
         scale: median squared edge length of the frozen graph.
         form: `relative`, `frobenius`, `kl` or `js`.
         tied: use the frozen side's eps after the map too, instead of estimating it there again.
@@ -83,6 +83,7 @@ def geometric_loss(
     """
     with torch.no_grad(), torch.autocast(x_AMD.device.type, enabled=False):
         d2_x = squared_distances(x_AMD)
+        operator = operator.calibrated(d2_x, scale=scale)  # a factor that is set stays
         p = operator(d2_x, scale=scale)
         eps = operator.eps(d2_x, scale) if tied else None
     with torch.autocast(z_AMD.device.type, enabled=False):

@@ -1,11 +1,19 @@
-"""Maps from a frozen space to the shared one. Every map is an `nn.Module` of plain tensors that an
-aligner folder can hold.
+"""Maps from a frozen space to the shared one.
+
+Every map is an `nn.Module` of plain tensors that an aligner folder can hold.
 
 Legend: `n` rows, `D_in` frozen width, `D` shared width. Maps return rows that are **not**
-    normalised; `normalized` does that.
+normalised; `normalized` does that.
 
 A map that is registered with `@register_map("kind")` and has a property `settings` (what, with its
-weights, rebuilds it) is saved and loaded by kind; a saved artefact never names code to import.
+weights, rebuilds it) is saved and loaded by kind; a saved artefact never names code to import:
+
+>>> mapping = Linear(2, 2, weight=torch.eye(2))
+>>> describe_map(mapping)
+{'kind': 'linear', 'settings': {'dim_in': 2, 'dim': 2}}
+>>> again = build_map(describe_map(mapping))
+>>> again.load_state_dict(mapping.state_dict())
+<All keys matched successfully>
 """
 
 from __future__ import annotations
@@ -53,27 +61,28 @@ def describe_map(mapping: nn.Module) -> dict[str, Any]:
 
 
 def build_map(
-    record: Mapping[str, Any], kinds: Mapping[str, type[nn.Module]] | None = None
+    record: Mapping[str, Any], map_classes: Mapping[str, type[nn.Module]] | None = None
 ) -> nn.Module:
     """The map that `describe_map` described, its weights still to be filled in.
 
     Args:
         record: as from `describe_map`.
-        kinds: more kinds than the registered ones: a user's own classes.
+        map_classes: more kinds than the registered ones: a user's own classes.
 
     Raises:
         UserError: an unknown kind.
     """
-    known = {**MAPS, **(kinds or {})}
+    known = {**MAPS, **(map_classes or {})}
     kind = record["kind"]
     if kind not in known:
         raise UserError(
-            f"the aligner's map is a {kind!r}, not one of {', '.join(known)}: pass its class,"
-            f" load(path, kinds={{{kind!r}: ...}})"
+            f"is no kind of map that is known here: {', '.join(known)}",
+            key="kind",
+            value=kind,
+            remedy=f"pass its class, load(path, map_classes={{{kind!r}: ...}})",
         )
-    return known[kind](
-        *(build_map(part, kinds) for part in record.get("parts", ())), **record["settings"]
-    )
+    parts = [build_map(part, map_classes) for part in record.get("parts", ())]
+    return known[kind](*parts, **record["settings"])
 
 
 @register_map("linear")
@@ -86,6 +95,9 @@ class Linear(nn.Module):
         weight: start `[dim_in, dim]`; by default orthogonal rows or columns, drawn from
             `generator`.
         generator: random state of the start.
+
+    >>> Linear(8, 4)(torch.zeros(3, 8)).shape
+    torch.Size([3, 4])
     """
 
     def __init__(
@@ -101,9 +113,8 @@ class Linear(nn.Module):
             weight = nn.init.orthogonal_(torch.empty(dim_in, dim), generator=generator)
         if weight.shape != (dim_in, dim):
             raise ValueError(f"weight {tuple(weight.shape)} is not {(dim_in, dim)}")
-        self.weight = nn.Parameter(
-            weight.clone(memory_format=torch.contiguous_format)
-        )  # as it will be loaded: same digits
+        # contiguous, as it will be loaded: a product of another layout gives other last digits
+        self.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -126,6 +137,10 @@ class ResidualMLP(nn.Module):
         dropout: on the hidden layer.
         weight: start of W `[dim_in, dim]`; by default orthogonal.
         generator: random state of the start.
+
+    >>> mlp, x = ResidualMLP(8, 4, hidden=16), torch.ones(3, 8)
+    >>> torch.equal(mlp(x), mlp.linear(x))  # before training
+    True
     """
 
     def __init__(
@@ -140,11 +155,10 @@ class ResidualMLP(nn.Module):
     ) -> None:
         super().__init__()
         if hidden < 1:
-            raise UserError(f"hidden={hidden} must be at least 1")
+            raise UserError("must be at least 1", key="hidden", value=hidden)
         self.linear = Linear(dim_in, dim, weight=weight, generator=generator)
-        self.inner = nn.Parameter(
-            torch.randn(dim_in, hidden, generator=generator) * math.sqrt(2 / dim_in)
-        )
+        inner = torch.randn(dim_in, hidden, generator=generator) * math.sqrt(2 / dim_in)
+        self.inner = nn.Parameter(inner)
         self.inner_bias = nn.Parameter(torch.zeros(hidden))
         self.outer = nn.Parameter(torch.zeros(hidden, dim))
         self.dropout = nn.Dropout(dropout)
@@ -156,10 +170,8 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, dim_in] -> [n, dim]`."""
-        return (
-            self.linear(x)
-            + self.dropout(nn.functional.gelu(x @ self.inner + self.inner_bias)) @ self.outer
-        )
+        hidden = nn.functional.gelu(x @ self.inner + self.inner_bias)
+        return self.linear(x) + self.dropout(hidden) @ self.outer
 
 
 @register_map("identity")
@@ -186,18 +198,25 @@ class Identity(nn.Module):
 
 @register_map("concat")
 class Concat(nn.Module):
-    """`[sqrt(s_1) n(m_1(x)); sqrt(s_2) n(m_2(x)); ...]`: the dot product of two such rows is the
-    mean of their parts' cosines.
+    """Several maps side by side: `[sqrt(s_1) n(m_1(x)); sqrt(s_2) n(m_2(x)); ...]`.
+
+    The dot product of two such rows is the mean of their parts' cosines.
 
     Args:
         maps: the parts, each of the same input.
         shares: s, the parts' weights in that mean, scaled to sum to 1; equal by default.
+
+    >>> Concat(Linear(3, 1, weight=torch.ones(3, 1)), Identity(3), shares=[3, 1])(torch.eye(3)[:1])
+    tensor([[0.8660, 0.5000, 0.0000, 0.0000]], grad_fn=<CatBackward0>)
     """
 
     def __init__(self, *maps: nn.Module, shares: Sequence[float] | None = None) -> None:
         super().__init__()
         self.maps = nn.ModuleList(maps)
-        self.shares = _shares(shares, len(maps))
+        shares = [1.0] * len(maps) if shares is None else shares
+        if len(shares) != len(maps) or min(shares) <= 0:
+            raise ValueError(f"shares={shares} must be {len(maps)} numbers above 0")
+        self.shares = [float(share) / sum(shares) for share in shares]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -206,51 +225,8 @@ class Concat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, dim_in] -> [n, sum of the parts' widths]`."""
-        return torch.cat(
-            [
-                normalized(part(x)) * math.sqrt(share)
-                for part, share in zip(self.maps, self.shares, strict=True)
-            ],
-            dim=-1,
-        )
-
-
-def _shares(shares: Sequence[float] | None, count: int) -> list[float]:
-    values = [1.0] * count if shares is None else [float(share) for share in shares]
-    if len(values) != count or min(values) <= 0:
-        raise ValueError(f"shares={values} must be {count} numbers above 0")
-    return [value / sum(values) for value in values]
-
-
-@register_map("blocks")
-class WeightedBlocks(nn.Module):
-    """A row's blocks of columns, each brought to the length of its share: `Concat` of what one map
-    has computed in one go.
-
-    Args:
-        widths: columns of each block; they sum to D.
-        shares: as in `Concat`.
-    """
-
-    def __init__(self, widths: Sequence[int], shares: Sequence[float] | None = None) -> None:
-        super().__init__()
-        self.widths = list(widths)
-        self.shares = _shares(shares, len(self.widths))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What rebuilds this map."""
-        return {"widths": self.widths, "shares": self.shares}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[n, D] -> [n, D]`."""
-        return torch.cat(
-            [
-                normalized(b) * math.sqrt(s)
-                for b, s in zip(x.split(self.widths, dim=-1), self.shares, strict=True)
-            ],
-            dim=-1,
-        )
+        parts = zip(self.maps, self.shares, strict=True)
+        return torch.cat([normalized(part(x)) * math.sqrt(s) for part, s in parts], dim=-1)
 
 
 @register_map("chain")
@@ -259,6 +235,9 @@ class Sequential(nn.Module):
 
     Args:
         maps: applied in this order.
+
+    >>> Sequential(Normalize(), Identity(2))(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
     """
 
     def __init__(self, *maps: nn.Module) -> None:
@@ -270,31 +249,6 @@ class Sequential(nn.Module):
         for part in self.maps:
             x = part(x)
         return x
-
-
-@register_map("shift")
-class Center(nn.Module):
-    """`x - offset`.
-
-    Args:
-        offset: `[D]`.
-        dim: D, for an empty map that weights are loaded into.
-    """
-
-    offset: Tensor
-
-    def __init__(self, offset: Tensor | None = None, *, dim: int | None = None) -> None:
-        super().__init__()
-        self.register_buffer("offset", torch.zeros(dim or 0) if offset is None else offset)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What, with the weights, rebuilds this map."""
-        return {"dim": len(self.offset)}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[n, D] -> [n, D]`."""
-        return x - self.offset
 
 
 @register_map("unit")

@@ -19,6 +19,12 @@ class Preprocessing(nn.Module):
 
     Args:
         mean: `[D]` mean of the normalised training rows; None normalises only.
+
+    >>> preprocess = Preprocessing.fit(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+    >>> preprocess.mean
+    tensor([0.5000, 0.5000])
+    >>> preprocess(torch.tensor([[7.0, 0.0]]))
+    tensor([[ 0.7071, -0.7071]])
     """
 
     mean: Tensor | None
@@ -32,10 +38,9 @@ class Preprocessing(nn.Module):
         """From training rows `[n, D]`, `CHUNK` of them at a time."""
         if not center:
             return cls(None)
-        total = torch.stack(
-            [normalized(rows).sum(0, dtype=torch.float64) for rows in x.split(CHUNK)]
-        ).sum(0)
-        return cls((total / len(x)).to(x.dtype))
+        # sums in float64: those of many float32 rows would lose digits
+        sums = [normalized(rows).sum(0, dtype=torch.float64) for rows in x.split(CHUNK)]
+        return cls((torch.stack(sums).sum(0) / len(x)).to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, D] -> [n, D]`."""

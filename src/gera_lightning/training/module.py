@@ -21,7 +21,7 @@ from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import load
 from gera_lightning.evaluation.retrieval import RetrievalRanks
 from gera_lightning.losses.base import Loss, LossSetup, Projected, ProjectedPatches, StepBatch
-from gera_lightning.losses.contrastive import ContrastiveLoss, positives_of
+from gera_lightning.losses.contrastive import positives_of
 from gera_lightning.losses.geometric import CALIBRATION_PATCHES
 from gera_lightning.models.maps import normalized
 from gera_lightning.models.shared_space import SharedSpace
@@ -211,7 +211,8 @@ class AlignmentModule(LightningModule):
             self.map_b, batch.x_b, batch.patches_b, batch.unpaired_b
         )
         item = gather_rows(batch.item, batch.count)
-        scales = [loss.scale for loss in self.losses.values() if isinstance(loss, ContrastiveLoss)]
+        known = (getattr(loss, "scale", None) for loss in self.losses.values())
+        scales = [scale for scale in known if isinstance(scale, Tensor)]
         return StepBatch(
             pairs_a=_joined(pairs_a, batch.count),
             pairs_b=_joined(pairs_b, batch.count),
