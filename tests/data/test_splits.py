@@ -13,7 +13,7 @@ from gera_lightning.data.splits import (
     ItemSplit,
     Sample,
     check_sides,
-    draw,
+    sample_pairs,
     folds,
     item_families,
     matched_items,
@@ -263,8 +263,8 @@ def test_budgets_are_nested_pairs_and_pools_are_what_is_left(case, shared):
         "seed": case["seed"],
         "shared_pools": shared,
     }
-    drawn = [draw(rows_a, rows_b, split, budget=n, **settings_) for n in case["budgets"]]
-    largest = draw(rows_a, rows_b, split, budget=case["reserved_pairs"], **settings_)
+    drawn = [sample_pairs(rows_a, rows_b, split, budget=n, **settings_) for n in case["budgets"]]
+    largest = sample_pairs(rows_a, rows_b, split, budget=case["reserved_pairs"], **settings_)
     for n, one in zip(case["budgets"], drawn, strict=True):
         assert len(one.items) == len(set(one.items)) == n  # n items with one row a modality each
         for rows, numbers in ((rows_a, one.pairs_a), (rows_b, one.pairs_b)):
@@ -299,7 +299,7 @@ def test_extra_views_use_every_row_of_a_paired_item(case):
         "seed": case["seed"],
     }
     one, all_ = (
-        draw(rows_a, rows_b, split, extra_views=extra, **settings_) for extra in (False, True)
+        sample_pairs(rows_a, rows_b, split, extra_views=extra, **settings_) for extra in (False, True)
     )
     assert set(all_.items) == set(one.items)
     for item in set(one.items):
@@ -331,7 +331,7 @@ def same(one: Sample, other: Sample) -> bool:
 def test_a_seed_fixes_the_draw():
     args = stores()
     first, again, other = (
-        draw(*args, budget=10, reserved_pairs=20, seed=seed) for seed in (3, 3, 4)
+        sample_pairs(*args, budget=10, reserved_pairs=20, seed=seed) for seed in (3, 3, 4)
     )
     assert same(first, again)
     assert set(first.items) != set(other.items)
@@ -341,7 +341,7 @@ def test_a_seed_fixes_the_draw():
 def test_another_order_of_test_rows_draws_the_same_rows():
     """Draws depend on what is for training alone."""
     rows_a, rows_b, split = stores()
-    drawn = draw(rows_a, rows_b, split, budget=10, reserved_pairs=20, seed=0)
+    drawn = sample_pairs(rows_a, rows_b, split, budget=10, reserved_pairs=20, seed=0)
     without = [rows[rows["split"] == "train"].reset_index(drop=True) for rows in (rows_a, rows_b)]
     bare = ItemSplit(
         np.arange(len(without[0])),
@@ -350,7 +350,7 @@ def test_another_order_of_test_rows_draws_the_same_rows():
         np.array([0]),
         split.families,
     )
-    again = draw(*without, bare, budget=10, reserved_pairs=20, seed=0)
+    again = sample_pairs(*without, bare, budget=10, reserved_pairs=20, seed=0)
     for rows, other, key in ((rows_a, without[0], "a"), (rows_b, without[1], "b")):
         for part in ("pairs", "pool"):
             one, two = getattr(drawn, f"{part}_{key}"), getattr(again, f"{part}_{key}")
@@ -359,15 +359,15 @@ def test_another_order_of_test_rows_draws_the_same_rows():
 
 def test_pool_size_keeps_the_beginning_of_the_pool():
     args = stores()
-    whole = draw(*args, budget=10, reserved_pairs=20, seed=0)
-    small = draw(*args, budget=10, reserved_pairs=20, seed=0, pool_size=7)
+    whole = sample_pairs(*args, budget=10, reserved_pairs=20, seed=0)
+    small = sample_pairs(*args, budget=10, reserved_pairs=20, seed=0, pool_size=7)
     assert small.pool_a.tolist() == whole.pool_a[:7].tolist()
     assert small.pool_b.tolist() == whole.pool_b[:7].tolist()
     assert small.items.tolist() == whole.items.tolist()
 
 
 def test_pools_may_be_empty():
-    drawn = draw(*stores(), budget=10, reserved_pairs=50, seed=0)
+    drawn = sample_pairs(*stores(), budget=10, reserved_pairs=50, seed=0)
     assert len(drawn.pool_a) == len(drawn.pool_b) == 0
     assert drawn.pool_a.dtype == np.int64
 
@@ -384,7 +384,7 @@ def test_pools_may_be_empty():
 )
 def test_impossible_budgets_are_refused(budget, reserved_pairs, words):
     with pytest.raises(UserError) as caught:
-        draw(*stores(), budget=budget, reserved_pairs=reserved_pairs, seed=0)
+        sample_pairs(*stores(), budget=budget, reserved_pairs=reserved_pairs, seed=0)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
