@@ -675,11 +675,11 @@ class LayeredEncoder(CharacterEncoder):
         self.layers = Layers.of(layer, 2)
 
     def settings(self) -> Mapping[str, Any]:
-        return {"layer": self.layers.record}
+        return {"layer": self.layers.numbers}
 
     def pooled(self, inputs: Inputs) -> Tensor:
         rows = super().pooled(inputs)
-        return self.layers.joined([number * rows for number in self.layers.chosen])
+        return self.layers.stack([number * rows for number in self.layers.chosen])
 
 
 def test_several_layers_are_a_store_each_in_one_pass(tmp_path: Path):

