@@ -58,7 +58,7 @@ def wav_bytes(samples: np.ndarray, suffix: str = "wav", **options: str) -> bytes
     return file.getvalue()
 
 
-def truncate(suffix: str) -> bytes:
+def cut(suffix: str) -> bytes:
     whole = wav_bytes(np.random.default_rng(0).normal(scale=0.1, size=RATE), suffix)
     return whole[: len(whole) // 2]
 
