@@ -27,6 +27,8 @@ from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.instantiate import register
 
 POOLINGS = ("mean", "cls", "last", "max")
+MAX_TOKENS = 256
+"""Longest text by default; less for a network with fewer positions."""
 SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -231,7 +233,8 @@ class TextEncoder(NetworkEncoder):
         self.layers = Layers.of(layer, int(model.config.num_hidden_layers))
         self.pooling = pooling or own.pooling or "mean"
         self.normalize = normalize if normalize is not None else own.normalize is not False
-        self.max_tokens = max_tokens or own.max_tokens or 256
+        positions = getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS
+        self.max_tokens = max_tokens or own.max_tokens or min(MAX_TOKENS, positions)
         self.prefix, self.include_prompt = prefix, own.include_prompt
         self.preprocessing = (
             f"tokens of {type(self.tokenizer).__name__}, the first {self.max_tokens}"
