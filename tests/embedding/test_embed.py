@@ -504,26 +504,7 @@ def test_a_raw_file_that_changed_since_it_was_embedded_is_noticed(tmp_path: Path
     assert store.read()[0, 1] == 999
 
 
-def test_a_corpus_may_give_bytes(tmp_path: Path):
-    class InMemory(FolderOfFiles):
-        def raw(self, row: Mapping[str, Any]) -> bytes:
-            return (self.root / row["path"]).read_bytes() if row["path"] != "3.wav" else b""
-
-    tones(tmp_path / "wav")
-    corpus, settings = (
-        InMemory(tmp_path / "wav", "audio"),
-        EmbedConfig(accelerator="cpu", max_skipped=0.5),
-    )
-    [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
-    [files] = embed_corpus(
-        FolderOfFiles(tmp_path / "wav", "audio"), LoudnessEncoder(), tmp_path / "files", settings
-    )
-    assert store.rows["item"].tolist() == ["0", "1", "2", "4", "5", "6", "7"]
-    np.testing.assert_array_equal(store.read(), np.delete(files.read(), 3, axis=0))
-    assert json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["reason"] == "empty"
-
-
-def test_a_corpus_may_give_what_is_read_already(tmp_path: Path):
+def test_a_corpus_may_give_arrays(tmp_path: Path):
     sounds = {f"r{n}": np.full(300 + n, 0.1 * n, dtype=np.float32) for n in range(5)}
     rows = pd.DataFrame({"row": list(sounds), "item": list(sounds)})
     corpus = TableCorpus(rows, "audio", {"name": "made"}, lambda row: sounds[row["row"]])

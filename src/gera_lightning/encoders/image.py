@@ -109,26 +109,28 @@ class ImageEncoder(NetworkEncoder):
                 checkpoint, revision=revision, trust_remote_code=trust_remote_code, backend="pil"
             ),
         )
-        model = getattr(whole, "vision_model", whole)
-        embeddings = getattr(model, "embeddings", None)
-        if not _has_one(embeddings, "patch_embeddings", "patch_embedding"):
-            raise UserError(
-                f"is a {type(whole).__name__}, not a vision transformer of patches",
-                key="checkpoint",
-                value=str(checkpoint),
-            )
-        self._class_token = _has_one(embeddings, "cls_token", "class_embedding")
+        model = _vision_tower(whole, checkpoint)
+        self._class_token = _has_one(model.embeddings, "cls_token", "class_embedding")
         registers = getattr(model.config, "num_register_tokens", 0) or 0
         self._first_patch = int(self._class_token) + int(registers)
         self.pooling = pooling or ("cls" if self._class_token else "pooler")
+        self.layers = Layers.of(layer, int(model.config.num_hidden_layers))
+        self._check_pooling(layer, checkpoint)
+        self.model = model.to(device)
+        self.name = name or given_name
+        self.revision = revision_of(checkpoint, whole.config, revision)
+        self.dim = int(model.config.hidden_size) * (2 if self.pooling == "cls+mean" else 1)
+        self.normalize, self.batch_size = normalize, check_batch_size(batch_size)
+        self.preprocessing = f"on white, {type(self.processor).__name__} {_sizes(self.processor)}"
+
+    def _check_pooling(self, layer: Layer, checkpoint: Checkpoint) -> None:
         if "cls" in self.pooling and not self._class_token:
             raise UserError(
                 f"is impossible: {checkpoint} has no class token",
                 key="pooling",
-                value=pooling,
+                value=self.pooling,
                 remedy="use mean or pooler",
             )
-        self.layers = Layers.of(layer, int(model.config.num_hidden_layers))
         if self.pooling == "pooler" and self.layers.needs_hidden_states:
             raise UserError(
                 "is impossible: pooling=pooler pools the last layer only",
@@ -136,12 +138,6 @@ class ImageEncoder(NetworkEncoder):
                 value=layer,
                 remedy="use pooling=cls or mean, or the default layer",
             )
-        self.model = model.to(device)
-        self.name = name or given_name
-        self.revision = revision_of(checkpoint, whole.config, revision)
-        self.dim = int(model.config.hidden_size) * (2 if self.pooling == "cls+mean" else 1)
-        self.normalize, self.batch_size = normalize, check_batch_size(batch_size)
-        self.preprocessing = f"on white, {type(self.processor).__name__} {_sizes(self.processor)}"
 
     def settings(self) -> Mapping[str, Any]:
         """The other settings that change the rows."""
@@ -175,6 +171,19 @@ class ImageEncoder(NetworkEncoder):
             )
         rows = rows.float()
         return torch.nn.functional.normalize(rows, dim=-1) if self.normalize else rows
+
+
+def _vision_tower(model: Any, checkpoint: Checkpoint) -> Any:
+    """The vision transformer of a checkpoint; of CLIP and SigLIP without the text tower."""
+    tower = getattr(model, "vision_model", model)
+    embeddings = getattr(tower, "embeddings", None)
+    if not _has_one(embeddings, "patch_embeddings", "patch_embedding"):
+        raise UserError(
+            f"is a {type(model).__name__}, not a vision transformer of patches",
+            key="checkpoint",
+            value=str(checkpoint),
+        )
+    return tower
 
 
 def _has_one(module: Any, *names: str) -> bool:
