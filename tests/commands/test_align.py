@@ -204,7 +204,7 @@ def test_rows_of_one_item_stay_in_one_fold(monkeypatch):
         ({"settings": {"tuning.fold": 3}}, "tuning.folds"),
         (
             {"a": np.ones((3, 6)), "b": np.ones((3, 4))},
-            "tuning.folds=5: the pairs hold only 3 families",
+            "tuning.folds=5 is more than the 3 families",
         ),
     ],
 )

@@ -101,16 +101,15 @@ def test_damage_is_told_not_raised(store):
 def test_the_command(store, capsys):
     assert cli.main(["inspect", str(store.path), "examples=1"]) == 0
     assert capsys.readouterr().out.count("nearest to") == 1
-    for words, message in (
-        (["inspect"], "takes the folder of a store"),
-        (["inspect", str(store.path / "nothing")], "no embedding store"),
-        (["inspect", str(store.path), "exmaples=1"], "did you mean 'examples'"),
-        (["inspect", str(store.path), "neighbors=none"], "neighbors='none' must be a whole number"),
+    for words, named in (
+        (["inspect"], "gera inspect"),
+        (["inspect", str(store.path / "nothing")], "nothing"),
+        (["inspect", str(store.path), "exmaples=1"], "'examples'"),
+        (["inspect", str(store.path), "neighbors=none"], "neighbors='none'"),
+        (["inspect", str(store.path), "examples=-1"], "examples=-1"),
     ):
         assert cli.main(words) == 2
-        assert message in capsys.readouterr().err
-    with pytest.raises(UserError, match="examples=-1"):
-        inspect_store(store.path, examples=-1)
+        assert named in capsys.readouterr().err
 
 
 def test_the_largest_difference_is_relative_and_by_name(make_store):
@@ -121,7 +120,8 @@ def test_the_largest_difference_is_relative_and_by_name(make_store):
     moved[1] *= 1.25
     fresh = make_store("fresh", moved, row=["r7", "r3", "r11"])
     assert largest_difference(fresh, kept) == pytest.approx(0.25, rel=1e-6)
-    with pytest.raises(UserError, match="row 'r0' is not in"):
-        largest_difference(kept, fresh)
-    with pytest.raises(UserError, match="width 4, but"):
-        largest_difference(make_store("narrow", x[:, :4], row=names), kept)
+    narrow = make_store("narrow", x[:, :4], row=names)
+    for store, reference in ((kept, fresh), (narrow, kept)):  # an unknown row, another width
+        with pytest.raises(UserError) as caught:
+            largest_difference(store, reference)
+        assert caught.value.key == str(store.path)

@@ -13,10 +13,10 @@ from gera_lightning.data.splits import (
     ItemSplit,
     Sample,
     check_sides,
-    draw,
     folds,
     item_families,
     matched_items,
+    sample_pairs,
     split_items,
     unit_hash,
 )
@@ -128,12 +128,10 @@ def test_the_side_of_an_item_does_not_depend_on_the_others_nor_on_the_order():
 def test_unit_hash_is_uniform_and_fixed():
     values = np.array([unit_hash(f"w{n}") for n in range(4000)])
     assert ((values >= 0) & (values < 1)).all()
-    assert np.abs(np.sort(values) - np.linspace(0, 1, 4000)).max() < 1.95 / np.sqrt(
-        4000
-    )  # Kolmogorov-Smirnov, p = 0.001
-    assert (
-        unit_hash("abc") == int("ba7816bf8f01cfea", 16) / 2**64
-    )  # FIPS 180's example: the split is the same for ever
+    # Kolmogorov-Smirnov, p = 0.001
+    assert np.abs(np.sort(values) - np.linspace(0, 1, 4000)).max() < 1.95 / np.sqrt(4000)
+    # the example of FIPS 180: the split stays the same for ever
+    assert unit_hash("abc") == int("ba7816bf8f01cfea", 16) / 2**64
 
 
 def test_a_given_split_decides():
@@ -180,15 +178,20 @@ def test_dev_splits_the_train_items_and_never_shows_a_test_item():
 
 
 def test_stores_that_disagree_are_refused():
-    with pytest.raises(
-        UserError,
-        match="item 'y' is 'test' in store a and 'train' in store b: make the split columns agree",
+    for stores_, item in (
+        ([table(["x", "y"], split=["train", side]) for side in ("test", "train")], "y"),
+        ([table(["x", "x"], split=["train", "test"]), table(["x"])], "x"),
     ):
-        split_items(
-            table(["x", "y"], split=["train", "test"]), table(["x", "y"], split=["train", "train"])
-        )
-    with pytest.raises(UserError, match="item 'x' has rows of different splits"):
-        split_items(table(["x", "x"], split=["train", "test"]), table(["x"]))
+        with pytest.raises(UserError) as caught:
+            split_items(*stores_)
+        assert (caught.value.key, caught.value.value) == ("item", item)
+
+
+def test_a_given_split_that_cuts_a_family_is_refused():
+    rows = table(["x", "y", "z"], split=["train", "test", "test"], family=["f", "f", "g"])
+    with pytest.raises(UserError) as caught:
+        split_items(rows, table(["x"]))
+    assert (caught.value.key, caught.value.value) == ("family", "f")
 
 
 @pytest.mark.parametrize(
@@ -201,20 +204,17 @@ def test_stores_that_disagree_are_refused():
     ],
 )
 def test_a_side_without_rows_is_named(a, b, left):
-    with pytest.raises(
-        UserError,
-        match=rf"leaves no {left} of \d items: check the `split` column, data\.test_share=0\.15$",
-    ):
-        check_sides(
-            split_items(*(table(list(side), split=list(side.values())) for side in (a, b))), 0.15
-        )
+    split = split_items(*(table(list(side), split=list(side.values())) for side in (a, b)))
+    with pytest.raises(UserError, match=left) as caught:
+        check_sides(split, 0.15)
+    assert "data.test_share=0.15" in caught.value.remedy
+    assert "family" not in caught.value.remedy
 
 
 def test_a_family_of_all_items_is_named_where_it_leaves_a_side_empty():
-    with pytest.raises(
-        UserError, match=r"of 3 items: .*, and the `family` column \(1 families, never cut\)"
-    ):
-        check_sides(split_items(*(table(list("xyz"), family=["f"] * 3) for _ in range(2))), 0.15)
+    rows = table(list("xyz"), family=["f"] * 3)
+    with pytest.raises(UserError, match=r"`family` column \(1 families"):
+        check_sides(split_items(rows, rows), 0.15)
 
 
 # ---- budgets and pools ----
@@ -263,8 +263,8 @@ def test_budgets_are_nested_pairs_and_pools_are_what_is_left(case, shared):
         "seed": case["seed"],
         "shared_pools": shared,
     }
-    drawn = [draw(rows_a, rows_b, split, budget=n, **settings_) for n in case["budgets"]]
-    largest = draw(rows_a, rows_b, split, budget=case["reserved_pairs"], **settings_)
+    drawn = [sample_pairs(rows_a, rows_b, split, budget=n, **settings_) for n in case["budgets"]]
+    largest = sample_pairs(rows_a, rows_b, split, budget=case["reserved_pairs"], **settings_)
     for n, one in zip(case["budgets"], drawn, strict=True):
         assert len(one.items) == len(set(one.items)) == n  # n items with one row a modality each
         for rows, numbers in ((rows_a, one.pairs_a), (rows_b, one.pairs_b)):
@@ -299,7 +299,8 @@ def test_extra_views_use_every_row_of_a_paired_item(case):
         "seed": case["seed"],
     }
     one, all_ = (
-        draw(rows_a, rows_b, split, extra_views=extra, **settings_) for extra in (False, True)
+        sample_pairs(rows_a, rows_b, split, extra_views=extra, **settings_)
+        for extra in (False, True)
     )
     assert set(all_.items) == set(one.items)
     for item in set(one.items):
@@ -331,7 +332,7 @@ def same(one: Sample, other: Sample) -> bool:
 def test_a_seed_fixes_the_draw():
     args = stores()
     first, again, other = (
-        draw(*args, budget=10, reserved_pairs=20, seed=seed) for seed in (3, 3, 4)
+        sample_pairs(*args, budget=10, reserved_pairs=20, seed=seed) for seed in (3, 3, 4)
     )
     assert same(first, again)
     assert set(first.items) != set(other.items)
@@ -341,7 +342,7 @@ def test_a_seed_fixes_the_draw():
 def test_another_order_of_test_rows_draws_the_same_rows():
     """Draws depend on what is for training alone."""
     rows_a, rows_b, split = stores()
-    drawn = draw(rows_a, rows_b, split, budget=10, reserved_pairs=20, seed=0)
+    drawn = sample_pairs(rows_a, rows_b, split, budget=10, reserved_pairs=20, seed=0)
     without = [rows[rows["split"] == "train"].reset_index(drop=True) for rows in (rows_a, rows_b)]
     bare = ItemSplit(
         np.arange(len(without[0])),
@@ -350,7 +351,7 @@ def test_another_order_of_test_rows_draws_the_same_rows():
         np.array([0]),
         split.families,
     )
-    again = draw(*without, bare, budget=10, reserved_pairs=20, seed=0)
+    again = sample_pairs(*without, bare, budget=10, reserved_pairs=20, seed=0)
     for rows, other, key in ((rows_a, without[0], "a"), (rows_b, without[1], "b")):
         for part in ("pairs", "pool"):
             one, two = getattr(drawn, f"{part}_{key}"), getattr(again, f"{part}_{key}")
@@ -359,33 +360,33 @@ def test_another_order_of_test_rows_draws_the_same_rows():
 
 def test_pool_size_keeps_the_beginning_of_the_pool():
     args = stores()
-    whole = draw(*args, budget=10, reserved_pairs=20, seed=0)
-    small = draw(*args, budget=10, reserved_pairs=20, seed=0, pool_size=7)
+    whole = sample_pairs(*args, budget=10, reserved_pairs=20, seed=0)
+    small = sample_pairs(*args, budget=10, reserved_pairs=20, seed=0, pool_size=7)
     assert small.pool_a.tolist() == whole.pool_a[:7].tolist()
     assert small.pool_b.tolist() == whole.pool_b[:7].tolist()
     assert small.items.tolist() == whole.items.tolist()
 
 
 def test_pools_may_be_empty():
-    drawn = draw(*stores(), budget=10, reserved_pairs=50, seed=0)
+    drawn = sample_pairs(*stores(), budget=10, reserved_pairs=50, seed=0)
     assert len(drawn.pool_a) == len(drawn.pool_b) == 0
     assert drawn.pool_a.dtype == np.int64
 
 
 @pytest.mark.parametrize(
-    ("budget", "reserved_pairs", "words"),
+    ("budget", "reserved_pairs", "key", "value"),
     [
-        (10, 51, ["data.reserved_pairs=51 items", "50 train items", "lower it"]),
-        (51, 60, ["budgets: 51 pairs", "50 train items", "lower the budget"]),
-        (21, 20, ["budgets: 21", "data.reserved_pairs=20", "change one"]),
-        (1, 20, ["budgets: 1 ", "between 2 and"]),
-        (0, 20, ["budgets: 0 ", "between 2 and"]),
+        (10, 51, "data.reserved_pairs", 51),
+        (51, 60, "budgets", 51),
+        (21, 20, "budgets", 21),
+        (1, 20, "budgets", 1),
+        (0, 20, "budgets", 0),
     ],
 )
-def test_impossible_budgets_are_refused(budget, reserved_pairs, words):
+def test_impossible_budgets_are_refused(budget, reserved_pairs, key, value):
     with pytest.raises(UserError) as caught:
-        draw(*stores(), budget=budget, reserved_pairs=reserved_pairs, seed=0)
-    assert all(word in str(caught.value) for word in words), caught.value
+        sample_pairs(*stores(), budget=budget, reserved_pairs=reserved_pairs, seed=0)
+    assert (caught.value.key, caught.value.value) == (key, value)
 
 
 def test_matched_items_are_the_train_items_of_both_stores():
@@ -403,11 +404,9 @@ def test_folds_are_whole_families_in_parts_of_nearly_equal_size(family, count, s
     items = np.array([f"i{n:02d}" for n in range(len(family))])
     families = pd.Series([f"f{f}" for f in family], index=items)
     if families.nunique() < count:
-        with pytest.raises(
-            UserError,
-            match=rf"tuning\.folds={count}: the pairs hold only {families.nunique()} families",
-        ):
+        with pytest.raises(UserError) as caught:
             folds(items, families, count, seed)
+        assert (caught.value.key, caught.value.value) == ("tuning.folds", count)
         return
     parts = folds(items, families, count, seed)
     assert len(parts) == count

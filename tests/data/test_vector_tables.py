@@ -103,14 +103,8 @@ def test_splits_of_a_saved_dataset_are_the_stores_others_are_left_out(tmp_path):
     store = import_store(tmp_path / "x", tmp_path / "out")
     np.testing.assert_array_equal(store.read(), X[[0, 1, 2, 3, 5, 6]])
     assert store.rows["split"].tolist() == ["train"] * 4 + ["test"] * 2
-    assert store.rows["item"].tolist() == [
-        "train/0",
-        "train/1",
-        "train/2",
-        "train/3",
-        "test/0",
-        "test/1",
-    ]
+    expected = [*(f"train/{n}" for n in range(4)), "test/0", "test/1"]
+    assert store.rows["item"].tolist() == expected
 
 
 def test_one_split_alone_is_split_as_stores_without_one_are(tmp_path):
@@ -134,7 +128,7 @@ def test_the_command(tmp_path, capsys):
     )
     words = ["import", str(tmp_path / "x.parquet"), str(tmp_path / "out")]
     assert cli.main(words) == 2
-    assert "holds 2 columns of vectors (a, b): name one, key=" in capsys.readouterr().err
+    assert "(a, b): name one, key=" in capsys.readouterr().err
     assert cli.main([*words, "key=b"]) == 0
     assert "7 rows of width 2" in capsys.readouterr().out
 
@@ -146,60 +140,32 @@ def broken(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "words", "message"),
+    ("make", "options", "named"),
     [
-        (
-            lambda f: saved(f, table(item=ITEMS)),
-            {"key": "embeding"},
-            "no such column of vectors.*embedding",
-        ),
-        (lambda f: saved(f, pa.table({"item": ITEMS})), {}, r"holds 0 columns of vectors \(item\)"),
-        (
-            lambda f: saved(f, table(item=ITEMS)),
-            {"columns": {"item": "name"}},
-            "no column 'name' for item",
-        ),
-        (
-            lambda f: saved(f, table(item=ITEMS)),
-            {"ids": "ids.csv"},
-            "is a table and brings its own",
-        ),
-        (
-            lambda f: saved(f, table(item=ITEMS), _indices_files=[{"filename": "i"}]),
-            {},
-            "flatten_indices",
-        ),
-        (lambda f: saved(f, pa.table({"v": [[1.0], [1.0, 2.0]]})), {}, "several widths, 1 and 2"),
-        (
-            lambda f: saved(f, pa.table({"v": pa.array([[1.0], [2.0], [1.0, 2.0]])})),
-            {},
-            "several widths, 1 and 2",
-        ),
-        (
-            lambda f: saved(f, pa.table({"v": pa.array([None, None, [1.0]])})),
-            {},
-            "the first 2 rows have no vector",
-        ),
+        (lambda f: saved(f, table(item=ITEMS)), {"key": "embeding"}, "'embedding'"),
+        (lambda f: saved(f, pa.table({"item": ITEMS})), {}, "0 columns"),
+        (lambda f: saved(f, table(item=ITEMS)), {"columns": {"item": "name"}}, "'name' for item"),
+        (lambda f: saved(f, table(item=ITEMS)), {"ids": "ids.csv"}, "ids="),
+        (lambda f: saved(f, table(), _indices_files=[{"filename": "i"}]), {}, "flatten_indices"),
+        (lambda f: saved(f, pa.table({"v": [[1.0], [1.0, 2.0]]})), {}, "widths.*1 and 2"),
+        (lambda f: saved(f, pa.table({"v": [[1.0], [2.0], [1.0, 2.0]]})), {}, "widths.*1 and 2"),
+        (lambda f: saved(f, pa.table({"v": [None, None, [1.0]]})), {}, "first 2 rows"),
         (broken, {}, "cannot be read"),
     ],
 )
-def test_mistakes_name_what_is_wrong(tmp_path, make, words, message):
-    with pytest.raises(UserError, match=message):
-        import_store(make(tmp_path / "x"), tmp_path / "out", **words)
+def test_mistakes_name_what_is_wrong(tmp_path, make, options, named):
+    with pytest.raises(UserError, match=named):
+        import_store(make(tmp_path / "x"), tmp_path / "out", **options)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_dataset_without_train_or_test_is_refused(tmp_path):
+@pytest.mark.parametrize("description", ['{"splits": ["all"]}', "{}"])
+def test_a_dataset_without_train_or_test_is_refused(tmp_path, description):
     saved(tmp_path / "x" / "all", table())
-    (tmp_path / "x" / "dataset_dict.json").write_text(json.dumps({"splits": ["all"]}))
-    with pytest.raises(
-        UserError,
-        match=r"holds the splits all, none of train, test: import the folder of one, .*/x/all",
-    ):
+    (tmp_path / "x" / "dataset_dict.json").write_text(description)
+    with pytest.raises(UserError) as caught:
         import_store(tmp_path / "x", tmp_path / "out")
-    (tmp_path / "x" / "dataset_dict.json").write_text("{}")
-    with pytest.raises(UserError, match="damaged"):
-        import_store(tmp_path / "x", tmp_path / "out")
+    assert caught.value.key == str(tmp_path / "x")
 
 
 def test_what_the_library_itself_saves(tmp_path):

@@ -1,41 +1,23 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from gera_lightning.embedding.corpus import FolderOfFiles, Manifest, TableCorpus, shuffled
+from gera_lightning.embedding.corpus import FolderOfFiles, Manifest, shuffled
 from gera_lightning.utils.errors import UserError
 
-RECORDS = [
-    {
-        "item": "x",
-        "path": "x.wav",
-        "text": "one, with a comma",
-        "split": "train",
-        "speaker": "s1",
-        "n": "7",
-    },
-    {
-        "item": "y",
-        "path": "sub/y.wav",
-        "text": "NA",
-        "split": "validation",
-        "speaker": "s2",
-        "n": "8",
-    },
-    {
-        "item": "x",
-        "path": "x.wav",
-        "text": "another caption",
-        "split": "train",
-        "speaker": "s1",
-        "n": "9",
-    },
-    {"item": "z", "path": "z.wav", "text": "  ", "split": "test", "speaker": "s2", "n": "10"},
-]
+CAPTIONS = """item,path,text,split,speaker,n
+x,x.wav,"one, with a comma",train,s1,7
+y,sub/y.wav,NA,validation,s2,8
+x,x.wav,another caption,train,s1,9
+z,z.wav,  ,test,s2,10
+"""
+RECORDS = list(csv.DictReader(io.StringIO(CAPTIONS)))
 
 
 def write(folder: Path, suffix: str, records: list[dict] = RECORDS) -> Path:
@@ -69,18 +51,11 @@ def test_a_table_gives_a_row_a_text(tmp_path: Path, suffix: str):
     assert [(s.row, s.item, s.path, s.reason) for s in found.skipped] == [
         ("z-0", "z", "z.wav", "no text")
     ]
-    assert corpus.raw(found.rows.iloc[1]) == "NA"
 
 
 def test_a_sound_with_two_captions_is_one_row(tmp_path: Path):
     corpus = Manifest(write(tmp_path, "csv"), "audio", splits={"validation": "train"})
-    rows = corpus.listing().rows
-    assert rows["item"].tolist() == ["x", "y", "z"]
-    assert [corpus.raw(row) for row in rows.to_dict("records")] == [
-        tmp_path / "x.wav",
-        tmp_path / "sub" / "y.wav",
-        tmp_path / "z.wav",
-    ]
+    assert corpus.listing().rows["item"].tolist() == ["x", "y", "z"]
 
 
 def test_a_path_may_be_a_pattern_of_columns(tmp_path: Path):
@@ -113,8 +88,9 @@ def test_a_table_a_split(tmp_path: Path):
         ["test2", "test"],
     ]
     assert corpus.describe()["where"] == f"{tmp_path / 'train.csv'}, {tmp_path / 'test.csv'}"
-    with pytest.raises(UserError, match=r"path.test='nowhere.csv'"):
+    with pytest.raises(UserError) as caught:
         Manifest({"train": tmp_path / "train.csv", "test": "nowhere.csv"}, "text")
+    assert (caught.value.key, caught.value.value) == ("path.test", "nowhere.csv")
 
 
 def test_numbers_in_a_table_are_names(tmp_path: Path):
@@ -129,68 +105,48 @@ def test_numbers_in_a_table_are_names(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "key", "value"),
     [
-        (
-            {"columns": {"texts": "n"}},
-            "columns.texts is not a column of a store; did you mean 'text'",
-        ),
-        ({"columns": {"item": "itme"}}, "columns.item='itme'.*did you mean 'item'"),
-        ({"columns": {"item": "{itme}"}}, "'itme' is no column"),
-        ({}, "split 'validation' is not one of"),
-        ({"modality": "sound"}, "modality='sound' is not one of text, audio, image"),
-        ({"root": "nowhere"}, "root='nowhere': there is no such folder"),
+        ({"columns": {"texts": "n"}}, "columns.texts", None),
+        ({"columns": {"item": "itme"}}, "columns.item", "itme"),
+        ({"columns": {"item": "{itme}"}}, "columns.item", "{itme}"),
+        ({}, "table.csv", None),  # the split `validation`
+        ({"modality": "sound"}, "modality", "sound"),
+        ({"root": "nowhere"}, "root", "nowhere"),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, options: dict, message: str):
-    with pytest.raises(UserError, match=message):
+def test_a_mistake_is_named(tmp_path: Path, options: dict, key: str, value: str | None):
+    with pytest.raises(UserError) as caught:
         Manifest(write(tmp_path, "csv"), **{"modality": "text", **options}).listing()
+    assert (caught.value.key.rpartition("/")[2], caught.value.value) == (key, value)
 
 
 def test_a_table_without_items_says_how_to_name_them(tmp_path: Path):
     path = write(tmp_path, "csv", [{"id": "1", "text": "one"}])
-    with pytest.raises(
-        UserError, match=r"no column 'item' \(has id, text\): name it, columns.item=THEIRS"
-    ):
+    with pytest.raises(UserError) as caught:
         Manifest(path, "text").listing()
+    assert "columns.item=" in caught.value.remedy
     assert Manifest(path, "text", columns={"item": "id"}).listing().rows["item"].tolist() == ["1"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "found"),
     [
-        ("t.xlsx", b"", "ends in .csv, .tsv, .jsonl or .parquet"),
-        ("t.jsonl", b'{"item": "x", "te', "not readable as a table"),
-        ("t.parquet", b"PAR1 cut", "not readable as a table"),
-        ("t.csv", b"item,text\n\xff\xfe,\n", "not readable as a table"),
+        ("t.xlsx", b"", ".jsonl or .parquet"),
+        ("t.jsonl", b'{"item": "x", "te', "not readable"),
+        ("t.parquet", b"PAR1 cut", "not readable"),
+        ("t.csv", b"item,text\n\xff\xfe,\n", "not readable"),
         ("t.csv", b"item,text\n", "no column"),
-        (
-            "t.csv",
-            b'item,text\nx,"one, two"\ny,a cat, asleep\n',
-            "line 3 has more fields than the header: quote texts with commas",
-        ),
-        (
-            "t.tsv",
-            b"item\ttext\nx\tone\ttwo\n",
-            "line 2 has more fields than the header: quote texts with tabs",
-        ),
-        ("t.csv", b"item,text\nx,\n", "no text items .1 are left out, the first: no text"),
+        ("t.csv", b'item,text\nx,"one, two"\ny,a cat, asleep\n', "line 3.*commas"),
+        ("t.tsv", b"item\ttext\nx\tone\ttwo\n", "line 2.*tabs"),
+        ("t.csv", b"item,text\nx,\n", "no text items .1 are skipped, the first: no text"),
+        ("t.csv", b"row,item,text\nr,x,a\nr,y,b\n", "'r' twice"),
     ],
 )
-def test_a_damaged_table_is_named(tmp_path: Path, name: str, content: bytes, message: str):
+def test_a_damaged_table_is_named(tmp_path: Path, name: str, content: bytes, found: str):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"{name}.*{found}"):
         Manifest(tmp_path / name, "text").listing()
-
-
-def test_a_repeated_row_is_refused(tmp_path: Path):
-    path = write(
-        tmp_path,
-        "csv",
-        [{"row": "r", "item": "x", "text": "a"}, {"row": "r", "item": "y", "text": "b"}],
-    )
-    with pytest.raises(UserError, match="row 'r' stands there twice"):
-        Manifest(path, "text").listing()
 
 
 def test_files_of_a_folder_pair_by_name(tmp_path: Path):
@@ -208,7 +164,6 @@ def test_files_of_a_folder_pair_by_name(tmp_path: Path):
         "text": ["a/1.txt", "b/2.txt"],
         "group": ["a", "b"],
     }
-    assert sounds.raw(sounds.listing().rows.iloc[0]) == tmp_path / "a" / "1.WAV"
     assert texts.listing().rows[["item", "text"]].to_dict("list") == {
         "item": ["a/1", "b/2"],
         "text": ["a/1.txt", "b/2.txt"],
@@ -220,45 +175,19 @@ def test_files_of_a_folder_pair_by_name(tmp_path: Path):
 
 
 def test_a_folder_without_files_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match="no image items"):
+    with pytest.raises(UserError) as caught:
         FolderOfFiles(tmp_path, "image").listing()
+    assert caught.value.key == str(tmp_path)
 
 
-def test_a_corpus_says_what_it_is(tmp_path: Path):
-    where = {"where": str(tmp_path), "root": str(tmp_path)}
-    assert FolderOfFiles(tmp_path, "image").describe() == {
-        "corpus": "FolderOfFiles",
-        "modality": "image",
-        **where,
-    }
+def test_the_same_table_with_other_files_is_another_source(tmp_path: Path):
     path = write(tmp_path, "csv")
     (tmp_path / "other").mkdir()
-    here, there = (
-        Manifest(path, "audio").describe(),
-        Manifest(path, "audio", root=tmp_path / "other").describe(),
-    )
-    assert (here["root"], there["root"]) == (str(tmp_path), str(tmp_path / "other"))
-    assert Manifest(path, "text").describe() == {
-        "corpus": "Manifest",
-        "modality": "text",
-        "where": str(path),
-    }
-
-
-def test_a_table_that_is_made_already_is_listed_as_it_is():
-    rows = pd.DataFrame(
-        {"row": ["r1", "r2"], "item": ["x", "y"], "text": ["one", "two"]}, index=[4, 2]
-    )
-    corpus = TableCorpus(rows, "text", {"name": "made", "licence": "free"})
-    listed = corpus.listing()
-    pd.testing.assert_frame_equal(listed.rows, rows.reset_index(drop=True))
-    assert [corpus.raw(row) for row in listed.rows.to_dict("records")] == ["one", "two"]  # type: ignore[arg-type]
-    assert corpus.describe() == {"name": "made", "licence": "free"}
-    assert (
-        TableCorpus(rows, "audio", {}, lambda row: row["row"].encode()).raw({"row": "r1"}) == b"r1"
-    )
-    with pytest.raises(UserError, match="'r1' stands there twice"):
-        TableCorpus(rows.assign(row="r1"), "text", {})
+    about = Manifest(path, "audio").describe()
+    assert about["root"] == str(tmp_path)
+    other = str(tmp_path / "other")
+    assert Manifest(path, "audio", root=other).describe() == {**about, "root": other}
+    assert "root" not in Manifest(path, "text").describe()
 
 
 def test_the_shuffled_order_is_of_names_and_salt_alone():

@@ -36,24 +36,7 @@ from gera_lightning.encoders.base import Inputs, NetworkEncoder, masked_mean
 from gera_lightning.encoders.layers import Layer, Layers
 from gera_lightning.utils.errors import UserError
 
-WORDS = [
-    "a",
-    "small",
-    "dog",
-    "and",
-    "the",
-    "red",
-    "cat",
-    "run",
-    "over",
-    "an",
-    "old",
-    "house",
-    "by",
-    "night",
-    "in",
-    "rain",
-]
+WORDS = ["a", "small", "dog", "and", "the", "red", "cat", "run", "over", "an", "old", "house"]
 SETTINGS = EmbedConfig(shard_rows=10, accelerator="cpu", dtype="float32")
 
 
@@ -77,13 +60,8 @@ class CharacterEncoder(NetworkEncoder):
         pause: float = 0.0,
         refuse: str = "\0",
     ) -> None:
-        self.dim, self.batch_size, self.fail_at, self.pause, self.refuse = (
-            dim,
-            batch_size,
-            fail_at,
-            pause,
-            refuse,
-        )
+        self.dim, self.batch_size = dim, batch_size
+        self.fail_at, self.pause, self.refuse = fail_at, pause, refuse
         self.passes = 0
         self.model = torch.nn.Embedding(1000, dim)
         self.model.weight.data = torch.randn(1000, dim, generator=torch.Generator().manual_seed(0))
@@ -520,34 +498,13 @@ def test_a_raw_file_that_changed_since_it_was_embedded_is_noticed(tmp_path: Path
         [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
         assert store.read()[7, 1] == 999
         return
-    with pytest.raises(
-        UserError, match=r"raw files of the rows '0.wav' to '2.wav' have changed.*overwrite=true"
-    ):
+    with pytest.raises(UserError, match=r"rows '0.wav' to '2.wav' have changed.*overwrite=true"):
         embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
     [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings, overwrite=True)
     assert store.read()[0, 1] == 999
 
 
-def test_a_corpus_may_give_bytes(tmp_path: Path):
-    class InMemory(FolderOfFiles):
-        def raw(self, row: Mapping[str, Any]) -> bytes:
-            return (self.root / row["path"]).read_bytes() if row["path"] != "3.wav" else b""
-
-    tones(tmp_path / "wav")
-    corpus, settings = (
-        InMemory(tmp_path / "wav", "audio"),
-        EmbedConfig(accelerator="cpu", max_skipped=0.5),
-    )
-    [store] = embed_corpus(corpus, LoudnessEncoder(), tmp_path / "out", settings)
-    [files] = embed_corpus(
-        FolderOfFiles(tmp_path / "wav", "audio"), LoudnessEncoder(), tmp_path / "files", settings
-    )
-    assert store.rows["item"].tolist() == ["0", "1", "2", "4", "5", "6", "7"]
-    np.testing.assert_array_equal(store.read(), np.delete(files.read(), 3, axis=0))
-    assert json.loads((tmp_path / "out" / "skipped.jsonl").read_text())["reason"] == "empty"
-
-
-def test_a_corpus_may_give_what_is_read_already(tmp_path: Path):
+def test_a_corpus_may_give_arrays(tmp_path: Path):
     sounds = {f"r{n}": np.full(300 + n, 0.1 * n, dtype=np.float32) for n in range(5)}
     rows = pd.DataFrame({"row": list(sounds), "item": list(sounds)})
     corpus = TableCorpus(rows, "audio", {"name": "made"}, lambda row: sounds[row["row"]])
@@ -582,11 +539,9 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path: Path):
 def test_too_many_skipped_stop_the_run_which_then_goes_on(tmp_path: Path):
     corpus = manifest(tmp_path, [*texts(40), "", "", *["\x01"] * 4])
     encoder = CharacterEncoder(refuse="\x01")
-    with pytest.raises(
-        UserError, match=r"6 of 46 items.*more than embed.max_skipped=0.05.*raise it"
-    ) as caught:
+    with pytest.raises(UserError, match=r"6 of 46 items.*no such word") as caught:
         embed_corpus(corpus, encoder, tmp_path / "out", SETTINGS)
-    assert "no such word" in str(caught.value)
+    assert (caught.value.key, caught.value.value) == ("embed.max_skipped", 0.05)
     assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 6
     again = CharacterEncoder(refuse="\x01")
     [store] = embed_corpus(
@@ -600,39 +555,28 @@ def test_too_many_skipped_stop_the_run_which_then_goes_on(tmp_path: Path):
 
 def test_strict_stops_at_the_first(tmp_path: Path):
     strict = EmbedConfig(shard_rows=10, accelerator="cpu", strict=True)
-    with pytest.raises(UserError, match=r"1 of 41 items.*no text.*mend it"):
-        embed_corpus(
-            manifest(tmp_path / "empty", [*texts(40), ""]),
-            CharacterEncoder(),
-            tmp_path / "out",
-            strict,
-        )
-    values = [*texts(12), "\x01", *texts(30)]
-    corpus = manifest(tmp_path, values)
+    with_empty = manifest(tmp_path / "empty", [*texts(40), ""])
+    with pytest.raises(UserError, match=r"1 of 41 items.*no text") as caught:
+        embed_corpus(with_empty, CharacterEncoder(), tmp_path / "out", strict)
+    assert caught.value.key == "embed.strict"
+    corpus = manifest(tmp_path, [*texts(12), "\x01", *texts(30)])
     with pytest.raises(UserError, match="no such word"):
         embed_corpus(corpus, CharacterEncoder(refuse="\x01"), tmp_path / "other", strict)
-    [store] = embed_corpus(
-        corpus, CharacterEncoder(), tmp_path / "other", strict
-    )  # an encoder that takes it goes on from there
+    # an encoder that takes it goes on from there
+    [store] = embed_corpus(corpus, CharacterEncoder(), tmp_path / "other", strict)
     assert len(store) == 43
 
 
-def test_rows_that_are_not_finite_are_left_out(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("value", "reason"), [(1e6, "not finite in float16"), (1e-9, "too small for float16")]
+)
+def test_rows_that_do_not_fit_are_left_out(tmp_path: Path, value: float, reason: str):
     encoder = CharacterEncoder()
-    encoder.model.weight.data[ord("z")] = 1e6  # beyond float16
+    encoder.model.weight.data[ord("z")] = value
     settings = EmbedConfig(accelerator="cpu", max_skipped=0.5)
     [store] = embed_corpus(manifest(tmp_path, ["a", "z", "b"]), encoder, tmp_path / "out", settings)
     assert store.rows["text"].tolist() == ["a", "b"]
-    assert "not finite in float16" in (tmp_path / "out" / "skipped.jsonl").read_text()
-
-
-def test_rows_that_are_too_small_are_left_out(tmp_path: Path):
-    encoder = CharacterEncoder()
-    encoder.model.weight.data[ord("z")] = 1e-9  # zero in float16
-    settings = EmbedConfig(accelerator="cpu", max_skipped=0.5)
-    [store] = embed_corpus(manifest(tmp_path, ["a", "z", "b"]), encoder, tmp_path / "out", settings)
-    assert store.rows["text"].tolist() == ["a", "b"]
-    assert "too small for float16" in (tmp_path / "out" / "skipped.jsonl").read_text()
+    assert reason in (tmp_path / "out" / "skipped.jsonl").read_text()
 
 
 def test_another_run_begins_anew_where_no_shard_is_whole(tmp_path: Path):
@@ -651,12 +595,7 @@ def test_whole_shards_of_another_run_are_kept_unless_asked(tmp_path: Path):
         embed_corpus(corpus, LayeredEncoder(fail_at=8), path, SETTINGS)
     kept = content(path)
     for other in (CharacterEncoder(dim=7), LayeredEncoder([0, 2])):
-        with pytest.raises(
-            UserError,
-            match=(
-                r"holds 20 rows of an unfinished run with other settings or items.*overwrite=true"
-            ),
-        ):
+        with pytest.raises(UserError, match=r"20 rows of an unfinished run.*overwrite=true"):
             embed_corpus(corpus, other, path, SETTINGS)
         assert content(path) == kept
     going_on = LayeredEncoder()
@@ -675,11 +614,11 @@ class LayeredEncoder(CharacterEncoder):
         self.layers = Layers.of(layer, 2)
 
     def settings(self) -> Mapping[str, Any]:
-        return {"layer": self.layers.record}
+        return {"layer": self.layers.numbers}
 
     def pooled(self, inputs: Inputs) -> Tensor:
         rows = super().pooled(inputs)
-        return self.layers.joined([number * rows for number in self.layers.chosen])
+        return self.layers.stack([number * rows for number in self.layers.chosen])
 
 
 def test_several_layers_are_a_store_each_in_one_pass(tmp_path: Path):
@@ -700,7 +639,7 @@ def test_several_layers_are_a_store_each_in_one_pass(tmp_path: Path):
         store.data_hash for store in embed_corpus(corpus, again, tmp_path / "out", SETTINGS)
     ] == [s.data_hash for s in stores]
     assert again.passes == 0
-    with pytest.raises(UserError, match="made otherwise"):
+    with pytest.raises(UserError, match="overwrite=true"):
         embed_corpus(corpus, LayeredEncoder(1, refuse="\x01"), tmp_path / "out", SETTINGS)
     [one] = embed_corpus(
         corpus, LayeredEncoder(1, refuse="\x01"), tmp_path / "out", SETTINGS, overwrite=True
@@ -757,7 +696,7 @@ def test_a_store_made_otherwise_is_kept_unless_asked(tmp_path: Path):
     corpus = manifest(tmp_path)
     embed_corpus(corpus, CharacterEncoder(), tmp_path / "out", SETTINGS)
     before = content(tmp_path / "out")
-    with pytest.raises(UserError, match=r"made otherwise.*overwrite=true"):
+    with pytest.raises(UserError, match="overwrite=true"):
         embed_corpus(corpus, CharacterEncoder(dim=7), tmp_path / "out", SETTINGS)
     assert content(tmp_path / "out") == before
     assert (
@@ -779,7 +718,7 @@ def test_a_store_of_other_files_under_the_same_names_is_not_finished_before(tmp_
     )
     settings = EmbedConfig(accelerator="cpu")
     embed_corpus(here, LoudnessEncoder(), tmp_path / "out", settings)
-    with pytest.raises(UserError, match="made otherwise"):
+    with pytest.raises(UserError, match="overwrite=true"):
         embed_corpus(there, LoudnessEncoder(), tmp_path / "out", settings)
 
 
@@ -801,27 +740,18 @@ def test_two_writers_of_one_store_are_refused(tmp_path: Path):
 
 
 def test_settings_that_lightning_refuses_are_named(tmp_path: Path):
-    with pytest.raises(UserError, match="embed: Lightning refuses"):
-        embed_corpus(
-            manifest(tmp_path),
-            CharacterEncoder(),
-            tmp_path / "out",
-            EmbedConfig(accelerator="abacus"),
-        )
+    settings = EmbedConfig(accelerator="abacus")
+    with pytest.raises(UserError, match="abacus"):
+        embed_corpus(manifest(tmp_path), CharacterEncoder(), tmp_path / "out", settings)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"shard_rows": 0}, "embed.shard_rows=0"),
-        ({"workers": -1}, "embed.workers=-1"),
-        ({"dtype": "float64"}, "embed.dtype='float64' is not one of float16, float32"),
-        ({"devices": 0}, "embed.devices=0"),
-        ({"max_skipped": 1.5}, "embed.max_skipped=1.5"),
-    ],
+    "options",
+    [{"shard_rows": 0}, {"workers": -1}, {"dtype": "float64"}, {"devices": 0}, {"max_skipped": 2}],
 )
-def test_settings_are_checked(options: dict[str, Any], message: str):
-    with pytest.raises(UserError, match=message):
+def test_settings_are_checked(options: dict[str, Any]):
+    [(key, value)] = options.items()
+    with pytest.raises(UserError, match=f"embed.{key}='?{value}"):
         EmbedConfig(**options)
 
 

@@ -128,19 +128,16 @@ def test_another_column_is_another_source(saved: Path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("folder", "options", "key", "value"),
     [
-        ({"column": "txt"}, "no such column; did you mean 'text'"),
-        ({"item": "ids"}, "no such column"),
-        ({"splits": {"tset": "test"}}, "none of tset"),
+        ("dict", {"column": "txt"}, "column", "txt"),
+        ("dict", {"item": "ids"}, "column", "ids"),
+        ("dict", {"splits": {"tset": "test"}}, "splits", ["tset"]),
+        (".", {}, "path", ...),
     ],
 )
-def test_a_mistake_is_named(saved: Path, options: dict[str, Any], message: str):
-    with pytest.raises(UserError, match=message):
-        HuggingFaceDataset(saved / "dict", "text", **options)
-
-
-def test_another_folder_is_named(saved: Path):
-    (saved / "other").mkdir()
-    with pytest.raises(UserError, match="not a dataset saved by save_to_disk"):
-        HuggingFaceDataset(saved / "other", "text")
+def test_a_mistake_is_named(saved: Path, folder: str, options: dict, key: str, value: object):
+    with pytest.raises(UserError) as caught:
+        HuggingFaceDataset(saved / folder, "text", **options)
+    assert caught.value.key == key
+    assert caught.value.value == (str(saved) if value is ... else value)

@@ -51,25 +51,18 @@ def test_librispeech_utterances(librispeech: Path):
         ("26-495-0001", "no transcript"),
         ("61-70968-0001", "no transcript"),
     ]
-    assert corpus.raw(found.rows.iloc[3]) == librispeech / "test-clean/61/70968/61-70968-0000.flac"
-    assert LibriSpeech(librispeech, "text").raw(found.rows.iloc[3]) == "HE BEGAN"
 
 
 def test_librispeech_sets_of_one_side_give_no_split(librispeech: Path):
-    assert (
-        "split"
-        not in LibriSpeech(librispeech, "text", sets=["train-clean-100", "dev-clean"])
-        .listing()
-        .rows
-    )
+    corpus = LibriSpeech(librispeech, "text", sets=["train-clean-100", "dev-clean"])
+    assert "split" not in corpus.listing().rows
     assert LibriSpeech(librispeech, "text").sets == ["dev-clean", "test-clean", "train-clean-100"]
 
 
 def test_an_unknown_set_is_named(librispeech: Path):
-    with pytest.raises(
-        UserError, match=r"no folder 'train-clean-10'.*did you mean 'train-clean-100'"
-    ):
+    with pytest.raises(UserError, match="did you mean 'train-clean-100'") as caught:
         LibriSpeech(librispeech, "text", sets=["train-clean-10"])
+    assert (caught.value.key, caught.value.value) == ("sets", "train-clean-10")
 
 
 def coco(path: Path, numbers: list[int]) -> Path:
@@ -127,16 +120,20 @@ def test_coco_without_splits_and_with_a_stray_caption(tmp_path: Path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"images": [{"id": 1}], "annotations": []}'])
 def test_another_json_is_named(tmp_path: Path, content: str):
     (tmp_path / "c.json").write_text(content)
-    with pytest.raises(UserError, match="not captions in COCO's format"):
+    with pytest.raises(UserError) as caught:
         CocoCaptions(tmp_path / "c.json", tmp_path, "image").listing()
+    assert caught.value.key == str(tmp_path / "c.json")
 
 
 def test_coco_splits_must_agree(tmp_path: Path):
     path = coco(tmp_path / "c.json", [1])
-    with pytest.raises(UserError, match="images: splits"):
-        CocoCaptions({"train": path}, tmp_path, "image")
-    with pytest.raises(UserError, match=r"captions.test='nowhere.json'"):
-        CocoCaptions({"test": "nowhere.json"}, tmp_path, "text")
+    for captions, modality, key in (
+        ({"train": path}, "image", "images"),
+        ({"test": "nowhere.json"}, "text", "captions.test"),
+    ):
+        with pytest.raises(UserError) as caught:
+            CocoCaptions(captions, tmp_path, modality)
+        assert caught.value.key == key
 
 
 FLICKR = {
@@ -216,17 +213,6 @@ def test_webdataset_tars(tmp_path: Path):
         b"the first picture",
         b"the second picture",
         b"another",
-    ]
-
-
-def test_webdataset_texts(tmp_path: Path):
-    tar_of(tmp_path / "00000.tar", MEMBERS)
-    corpus = WebDataset(tmp_path, "text")
-    rows = corpus.listing().rows
-    assert rows["item"].tolist() == ["00000/000000003", "00000/sub/000000009"]
-    assert [corpus.raw(row) for row in rows.to_dict("records")] == [
-        "caf\u00e9 in the rain",
-        "a text without a picture",
     ]
 
 

@@ -13,7 +13,7 @@ WIDTH, UNITS, DIM, NEAREST = 6, 24, 10, 3
 
 
 def utterances(count: int = 60, seed: int = 0, width: int = WIDTH) -> list[np.ndarray]:
-    """Frames with unequal scales and lengths, so that whitening and the sum over time both matter."""
+    """Frames of unequal scales and lengths: whitening and the sum over time both matter."""
     rng = np.random.default_rng(seed)
     scales = 3.0 ** np.arange(width)
     return [

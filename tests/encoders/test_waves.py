@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.encoders.waves import frames_of, receptive_field
+from gera_lightning.encoders.waves import frame_counts, receptive_field
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from gera_lightning.encoders.waves import frames_of, receptive_field
 def test_receptive_field_is_the_shortest_audio_with_a_frame(kernels, strides):
     field = receptive_field(kernels, strides)
     lengths = torch.tensor([field - 1, field, field + int(np.prod(strides))])
-    assert frames_of(lengths, kernels, strides).tolist() == [0, 1, 2]
+    assert frame_counts(lengths, kernels, strides).tolist() == [0, 1, 2]
     stack = torch.nn.Sequential(
         *(torch.nn.Conv1d(1, 1, k, s) for k, s in zip(kernels, strides, strict=True))
     )

@@ -156,14 +156,9 @@ def test_a_budget_beyond_a_given_reserve_is_refused(experiment):
 
 
 def test_a_reserve_beyond_the_items_is_named_not_the_budgets(experiment):
-    with pytest.raises(
-        UserError,
-        match=(
-            r"^data\.reserved_pairs=5000 items set aside for pairs .* are more than the"
-            rf" {items(experiment)} train items"
-        ),
-    ):
+    with pytest.raises(UserError, match=f"{items(experiment)} train items") as caught:
         plan(experiment(data__reserved_pairs=5000))
+    assert (caught.value.key, caught.value.value) == ("data.reserved_pairs", 5000)
 
 
 def test_choices_of_filters_count_as_settings(experiment):

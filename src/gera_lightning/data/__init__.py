@@ -1,3 +1,1 @@
-"""Embedding stores, item splits with budgets and pools, the LightningDataModule, and synthetic
-stores.
-"""
+"""Embedding stores: reading, writing, importing and inspecting them; item splits and samples."""

@@ -1,4 +1,4 @@
-"""The rows that a finished aligner is evaluated on: the test side of a split.
+"""The rows that an aligner is evaluated on: the test side of a split.
 
 Legend: `n` rows, `D` width.
 """
@@ -18,12 +18,12 @@ from gera_lightning.data.store import EmbeddingStore
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One modality's evaluated rows.
+    """The evaluated rows of one modality.
 
     Attributes:
-        rows: their table; `family` is that of the split.
+        rows: their table; `family` is the family that the split uses.
         x: frozen embeddings `[n, D]`.
-        unseen: rows whose `group` (voice, renderer) has no training row, bool `[n]`.
+        unseen: rows whose `group` (voice, renderer) has no train row, bool `[n]`.
     """
 
     rows: pd.DataFrame
@@ -34,21 +34,32 @@ class HeldOut:
     def load(
         cls, store: EmbeddingStore, test: np.ndarray, train: np.ndarray, families: pd.Series
     ) -> HeldOut:
-        """From row numbers of the two sides of the split, and the family of every item."""
+        """Read the rows `test` of a store.
+
+        Args:
+            store: the store.
+            test, train: row numbers of the two sides of the split.
+            families: family of every item.
+        """
         rows = store.rows.iloc[test].reset_index(drop=True)
         rows["family"] = families[rows["item"].to_numpy(dtype=str)].to_numpy()
         unseen = np.zeros(len(rows), dtype=bool)
         if "group" in rows:
-            unseen = (
-                rows["group"].notna()
-                & ~rows["group"].isin(store.rows["group"].iloc[train].unique())
-            ).to_numpy(copy=True)
+            seen_groups = store.rows["group"].iloc[train].unique()
+            new_group = rows["group"].notna() & ~rows["group"].isin(seen_groups)
+            unseen = new_group.to_numpy(copy=True)
         return cls(rows, torch.from_numpy(store.read(test)), unseen)
 
 
 @dataclass(frozen=True)
 class HeldOutItems:
-    """The evaluated rows of both modalities, items numbered alike."""
+    """The evaluated rows of both modalities.
+
+    Attributes:
+        a, b: the rows.
+        item_a, item_b: number of each row's item `[n]`; rows of one item have the same number in
+            both.
+    """
 
     a: HeldOut
     b: HeldOut
@@ -59,7 +70,7 @@ class HeldOutItems:
     def load(
         cls, store_a: EmbeddingStore, store_b: EmbeddingStore, split: ItemSplit
     ) -> HeldOutItems:
-        """The test side of a split."""
+        """Read the test side of a split."""
         a = HeldOut.load(store_a, split.test_a, split.train_a, split.families)
         b = HeldOut.load(store_b, split.test_b, split.train_b, split.families)
         names = np.concatenate([side.rows["item"].to_numpy(dtype=str) for side in (a, b)])

@@ -1,5 +1,7 @@
-"""Embeddings that people have already, as stores: `.npy`, `.npz` and safetensors with a file of
-ids, tables with a column of vectors, and clip-retrieval folders.
+"""Make stores of embeddings that exist already.
+
+Reads `.npy`, `.npz` and safetensors files with a file of ids, tables with a column of vectors, and
+clip-retrieval folders.
 """
 
 from __future__ import annotations
@@ -15,24 +17,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning.data.records import COLUMNS, Skipped, read_records, text_of
+from gera_lightning.data.records import COLUMNS, Skipped, one_line, read_records, text_of
 from gera_lightning.data.store import (
     DTYPES,
     EmbeddingStore,
     StoreWriter,
-    as_kept,
+    cast_vectors,
     check_rows,
-    left_out,
+    with_row_names,
 )
 from gera_lightning.data.vector_tables import is_vector_table, table_records
 from gera_lightning.utils.errors import UserError, check_one_of, did_you_mean
 from gera_lightning.utils.files import replace_atomically
 
 Folder = str | os.PathLike[str]
+Part = tuple[np.ndarray, pd.DataFrame]
+"""Vectors `[n, D]` and their rows."""
 IDS = ("ids", "items", "item", "keys", "names", "filenames")
 """Names under which an `.npz` file's ids are found."""
 CLIP_COLUMNS = {"item": "key", "path": "image_path", "text": "caption"}
-"""Our column to clip-retrieval's."""
+"""Column of a store to column of clip-retrieval's metadata."""
+CLIP_FOLDERS = {"image": "img_emb", "text": "text_emb"}
+"""Side of a clip-retrieval folder to the folder of its vectors."""
 
 
 def import_store(
@@ -47,297 +53,337 @@ def import_store(
     dtype: str | None = None,
     shard_rows: int = 100_000,
 ) -> EmbeddingStore:
-    """Write vectors that are there already as a store.
+    """Write vectors that exist already as a store.
 
     Args:
         source: a `.npy`, `.npz` or `.safetensors` file of `[n, D]` vectors; a Parquet file, a
-            folder of them, or a dataset that the library `datasets` saved to disk, with a column of
-            vectors; or a folder that clip-retrieval wrote.
+            folder of them, or a dataset saved by `datasets`, with a column of vectors; or a folder
+            that clip-retrieval wrote.
         target: the new store's folder.
-        ids: table (.csv, .tsv, .jsonl, .parquet) with a row a vector in the same order, `item` and
-            what else a store has; or a `.txt` file, an item a line. Without it an `.npz` file's own
-            ids are taken, or else the position (`0`, `1`, ...) is the item.
-        key: array of an `.npz` or safetensors file, or column of a table; by default its only one
-            of vectors.
-        side: of a clip-retrieval folder: `image` or `text`.
-        columns: our column to that of the table.
-        encoder: what made the vectors, for the manifest.
+        ids: a table (.csv, .tsv, .jsonl, .parquet) with one row per vector in the same order: a
+            column `item` and the optional columns of a store; or a `.txt` file with one item per
+            line. Without it, an `.npz` file's own ids are the items, or else the positions `0`,
+            `1`, ... are.
+        key: name of the array in an `.npz` or safetensors file, or of the column of vectors in a
+            table; not needed where there is only one.
+        side: of a clip-retrieval folder, `image` or `text`.
+        columns: column of the store to column of the table.
+        encoder: what made the vectors, for the manifest; the file's name by default.
         dtype: `float16` or `float32`; the source's own by default.
-        shard_rows: rows a file.
+        shard_rows: rows per file.
 
     Raises:
-        UserError: nothing readable there, ids that do not fit the vectors, or a store at `target`.
+        UserError: nothing readable at `source`, ids that do not fit the vectors, or a store at
+            `target`.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> np.save(f"{folder.name}/vectors.npy", np.eye(3))
+    >>> store = import_store(f"{folder.name}/vectors.npy", f"{folder.name}/store")
+    >>> store.rows["item"].tolist(), store.encoder
+    (['0', '1', '2'], {'name': 'vectors'})
     """
     path = Path(source)
-    record: dict[str, Any] = {"imported_from": path.name}
+    columns = columns or {}
+    if shard_rows < 1:
+        raise UserError("must be at least 1", key="shard_rows", value=shard_rows)
+    origin: dict[str, Any] = {"imported_from": path.name}
     if is_vector_table(path):
         if ids is not None:
             raise UserError(
-                f"ids={str(ids)!r}: {path} is a table and brings its own: name its columns,"
-                " columns.item=THEIRS"
+                f"is not read: the table {path} has its own columns",
+                key="ids",
+                value=str(ids),
+                remedy="name its column of items, columns.item=THEIRS",
             )
         parts = _table_parts(path, key, columns, shard_rows)
     elif path.is_dir():
         parts = clip_retrieval_parts(path, side, columns)
-        record["side"] = side
+        origin["side"] = side
     elif path.is_file():
-        vectors, own = _vectors_of(path, key)
-        parts = iter([(vectors, _rows_of(ids, own, len(vectors), columns, path))])
+        vectors, own_ids = _read_vectors(path, key)
+        parts = iter([(vectors, _rows_of(path, len(vectors), ids, own_ids, columns))])
     else:
-        raise UserError(f"{path}: there is no such file or folder: check the path")
-    return _write(
-        parts, Path(target), path, {"name": encoder or path.stem}, record, dtype, shard_rows
-    )
+        raise UserError("does not exist", key=str(path), remedy="check the path")
+    writer, skipped = _write_parts(parts, Path(target), path, dtype, shard_rows)
+    lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in skipped]
+    replace_atomically(writer.path / "skipped.jsonl", "".join(lines).encode())
+    return writer.finish({"name": encoder or path.stem}, {**origin, "skipped": len(skipped)})
 
 
-def _write(
-    parts: Iterator[tuple[np.ndarray, pd.DataFrame]],
-    target: Path,
-    path: Path,
-    encoder: dict[str, Any],
-    source: dict[str, Any],
-    dtype: str | None,
-    shard_rows: int,
-) -> EmbeddingStore:
-    if shard_rows < 1:
-        raise UserError(f"shard_rows={shard_rows} must be at least 1")
+def _write_parts(
+    parts: Iterator[Part], target: Path, source: Path, dtype: str | None, shard_rows: int
+) -> tuple[StoreWriter, list[Skipped]]:
+    """Write all parts; nothing is left of them where one is refused."""
     writer: StoreWriter | None = None
-    skipped, seen = list[Skipped](), set[str]()
+    skipped, names = list[Skipped](), set[str]()
     try:
         for vectors, rows in parts:
-            if twice := seen.intersection(rows["row"]):
+            if repeated := names.intersection(rows["row"]):
                 raise UserError(
-                    f"{path}: row {min(twice)!r} stands there twice; `row` must be unique"
+                    f"has the row {min(repeated)!r} twice",
+                    key=str(source),
+                    remedy="make `row` unique",
                 )
-            seen.update(rows["row"])
+            names.update(rows["row"])
             if writer is None:
-                kept_as = dtype or (
-                    vectors.dtype.name if vectors.dtype.name in DTYPES else "float32"
-                )
-                writer = StoreWriter(target, kept_as, resume=False)
+                own = vectors.dtype.name if vectors.dtype.name in DTYPES else "float32"
+                writer = StoreWriter(target, dtype or own, resume=False)
             for start in range(0, len(rows), shard_rows):
-                skipped += _append(
-                    writer,
-                    vectors[start : start + shard_rows],
-                    rows.iloc[start : start + shard_rows],
-                )
+                shard = slice(start, start + shard_rows)
+                skipped += _append_usable(writer, vectors[shard], rows.iloc[shard])
+        if writer is None or not writer.shards:
+            raise UserError("has no vectors that a store can hold", key=str(source))
     except BaseException:  # also Ctrl+C: half an import is of no use
         if writer is not None:
-            writer.withdraw()
+            writer.remove()
         raise
-    if writer is None or not writer.shards:
-        raise UserError(f"{path}: holds no vectors that can be kept")
-    lines = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in skipped]
-    replace_atomically(target / "skipped.jsonl", "".join(lines).encode())
-    return writer.finish(encoder, {**source, "skipped": len(skipped)})
+    return writer, skipped
 
 
-def _append(writer: StoreWriter, vectors: np.ndarray, rows: pd.DataFrame) -> list[Skipped]:
-    """Write one shard of what can be kept; returns the rest."""
-    part, odd, lost = as_kept(np.asarray(vectors), writer.dtype)
-    whole = ~(odd | lost)
-    if whole.any():
-        writer.append(part[whole], rows[whole])
-    left = rows.loc[~whole, ["row", "item"]].itertuples(index=False)
+def _append_usable(writer: StoreWriter, vectors: np.ndarray, rows: pd.DataFrame) -> list[Skipped]:
+    """Write the rows that the store can hold as one shard; return the others."""
+    cast = cast_vectors(np.asarray(vectors), writer.dtype)
+    if cast.usable.any():
+        writer.append(cast.vectors[cast.usable], rows[cast.usable])
+    refused = rows.loc[~cast.usable, ["row", "item"]].itertuples(index=False)
     return [
-        Skipped(row, item, "", left_out(infinite, writer.dtype))
-        for (row, item), infinite in zip(left, odd[~whole], strict=True)
+        Skipped(row, item, "", reason)
+        for (row, item), reason in zip(refused, cast.reasons, strict=True)
     ]
 
 
-def _vectors_of(path: Path, key: str | None) -> tuple[np.ndarray, list[Any] | None]:
-    """Vectors `[n, D]` of a file, and ids where it holds them; a `.npy` file stays on disk."""
+# ---- files of vectors ----
+
+
+def _read_vectors(path: Path, key: str | None) -> tuple[np.ndarray, list[Any] | None]:
+    """Vectors `[n, D]` of a file, and the ids in it, if any; a `.npy` file stays on disk."""
     suffix = path.suffix.lower()
     try:
         if suffix == ".npy":
             return _matrix(np.load(path, mmap_mode="r", allow_pickle=False), path), None
         if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                chosen = _chosen(key, {name: arrays[name].ndim for name in arrays.files}, path)
-                own = next(
-                    (
-                        arrays[name]
-                        for name in IDS
-                        if name in arrays.files and arrays[name].ndim == 1
-                    ),
-                    None,
-                )
-                return _matrix(arrays[chosen], path), None if own is None else own.tolist()
+            return _read_npz(path, key)
         if suffix == ".safetensors":
-            return _matrix(_tensor(path, key), path), None
+            return _matrix(_read_tensor(path, key), path), None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({' '.join(str(error).split())[:200]}): check the file"
-        ) from error
-    raise UserError(f"{path}: a file of vectors ends in .npy, .npz, .safetensors or .parquet")
+        raise _unreadable(path, error) from error
+    raise UserError(
+        "is no file of vectors", key=str(path), remedy="give .npy, .npz, .safetensors or .parquet"
+    )
 
 
-def _tensor(path: Path, key: str | None) -> np.ndarray:
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"cannot be read ({one_line(error)[:200]})", key=str(path), remedy="check the file"
+    )
+
+
+def _read_npz(path: Path, key: str | None) -> tuple[np.ndarray, list[Any] | None]:
+    with np.load(path, allow_pickle=False) as arrays:
+        dimensions = {name: arrays[name].ndim for name in arrays.files}
+        vectors = _matrix(arrays[_array_name(key, dimensions, path)], path)
+        own_ids = next((arrays[name].tolist() for name in IDS if dimensions.get(name) == 1), None)
+    return vectors, own_ids
+
+
+def _read_tensor(path: Path, key: str | None) -> np.ndarray:
+    import torch
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            shapes = {name: len(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  it is no mapping
-            tensor = file.get_tensor(_chosen(key, shapes, path))
+            names = list(file.keys())
+            dimensions = {name: len(file.get_slice(name).get_shape()) for name in names}
+            tensor = file.get_tensor(_array_name(key, dimensions, path))
     except SafetensorError as error:
-        raise UserError(f"{path}: cannot be read ({error}): check the file") from error
-    return (
-        tensor.float()
-        if tensor.dtype.itemsize != 2 or str(tensor.dtype) == "torch.bfloat16"
-        else tensor
-    ).numpy()
+        raise _unreadable(path, error) from error
+    is_half = tensor.dtype.itemsize == 2 and tensor.dtype != torch.bfloat16  # unknown to NumPy
+    return (tensor if is_half else tensor.float()).numpy()
 
 
-def _chosen(key: str | None, dimensions: Mapping[str, int], path: Path) -> str:
+def _array_name(key: str | None, dimensions: Mapping[str, int], path: Path) -> str:
+    """The array that `key` names, by default the only one of two dimensions."""
     if key is not None:
         if key not in dimensions:
-            raise UserError(f"key={key!r}: {path} has no such array{did_you_mean(key, dimensions)}")
+            raise UserError(
+                f"is no array of {path}{did_you_mean(key, dimensions)}", key="key", value=key
+            )
         return key
-    found = [name for name, count in dimensions.items() if count == 2]
-    if len(found) != 1:
+    matrices = [name for name, count in dimensions.items() if count == 2]
+    if len(matrices) != 1:
         raise UserError(
-            f"{path} holds {len(found)} arrays of two dimensions ({', '.join(dimensions)}): name"
-            " one, key=..."
+            f"has {len(matrices)} arrays of two dimensions ({', '.join(dimensions)})",
+            key=str(path),
+            remedy="name one, key=...",
         )
-    return found[0]
+    return matrices[0]
 
 
 def _matrix(vectors: np.ndarray, path: Path) -> np.ndarray:
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-        raise UserError(f"{path}: holds {vectors.dtype} {vectors.shape}, not vectors [n, D]")
+        found = f"{vectors.dtype} {vectors.shape}"
+        raise UserError(f"holds {found}, not vectors [n, D]", key=str(path))
     return vectors
 
 
+# ---- rows ----
+
+
 def _rows_of(
-    ids: Folder | None,
-    own: Sequence[Any] | None,
-    count: int,
-    columns: Mapping[str, str] | None,
     path: Path,
+    count: int,
+    ids: Folder | None,
+    own_ids: Sequence[Any] | None,
+    columns: Mapping[str, str],
 ) -> pd.DataFrame:
-    if ids is None:
-        records: list[dict[str, Any]] = [
-            {"item": item} for item in (own if own is not None else map(str, range(count)))
-        ]
-        where = str(path)
+    """Rows of the `count` vectors of a file: of a file of ids, its own ids, or their positions."""
+    where = str(path if ids is None else ids)
+    records: list[dict[str, Any]]
+    if ids is not None:
+        records = _read_ids(Path(ids))
     else:
-        where = str(ids)
-        if not Path(ids).is_file():
-            raise UserError(f"ids={where!r}: there is no such file: check the path")
-        text = Path(ids).suffix.lower() == ".txt"
-        records = (
-            [{"item": line} for line in Path(ids).read_text().splitlines()]
-            if text
-            else list(read_records(Path(ids)))
-        )
+        items = map(str, range(count)) if own_ids is None else own_ids
+        records = [{"item": item} for item in items]
     if len(records) != count:
         raise UserError(
-            f"{where}: {len(records)} ids for {count} vectors of {path}: one each, in the same"
-            " order"
+            f"has {len(records)} ids for {count} vectors of {path}",
+            key=where,
+            remedy="give one per vector, in the same order",
         )
-    return rows_from(records, {} if columns is None else columns, where)
+    return rows_from(records, columns, where)
+
+
+def _read_ids(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError("does not exist", key="ids", value=str(path), remedy="check the path")
+    if path.suffix.lower() == ".txt":
+        return [{"item": line} for line in path.read_text().splitlines()]
+    return list(read_records(path))
 
 
 def rows_from(
     records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], where: str
 ) -> pd.DataFrame:
-    """A store's table, one row a record, in order; `row` is made of the item where it is not given.
+    """A store's table, one row per record, in order; `row` is made of the item where it is missing.
+
+    Args:
+        records: rows as mappings.
+        columns: column of the store to key of the records; by default the same name.
+        where: what a message begins with.
 
     Raises:
-        UserError: no `item` column, or rows that break the contract of stores.
+        UserError: no `item` column, or rows that a store cannot have.
+
+    >>> rows_from([{"id": 7, "caption": "a cat"}], {"item": "id", "text": "caption"}, "here")
+       row item   text
+    0  7-0    7  a cat
     """
     if not records:
-        raise UserError(f"{where}: holds no rows")
+        raise UserError("has no rows", key=where)
     known = set().union(*(record.keys() for record in records[:1000]))
-    chosen = {
-        column: columns.get(column, column)
-        for column in COLUMNS
-        if columns.get(column, column) in known
-    }
+    chosen = {column: columns.get(column, column) for column in COLUMNS}
+    chosen = {column: theirs for column, theirs in chosen.items() if theirs in known}
     for column in ("item", *columns):
         if column not in chosen:
+            has = ", ".join(sorted(known))
             raise UserError(
-                f"{where}: no column {columns.get(column, column)!r} for {column} (has"
-                f" {', '.join(sorted(known))}): name it, columns.{column}=THEIRS"
+                f"has no column {columns.get(column, column)!r} for {column} (it has {has})",
+                key=where,
+                remedy=f"name it, columns.{column}=THEIRS",
             )
-    table = pd.DataFrame(
-        {
-            column: [text_of(record.get(theirs)) for record in records]
-            for column, theirs in chosen.items()
-        }
-    )
-    if "row" not in table:
-        table.insert(
-            0,
-            "row",
-            table["item"].astype(str)
-            + "-"
-            + table.groupby("item", dropna=False).cumcount().astype(str),
+    table = with_row_names(
+        pd.DataFrame(
+            {
+                column: [text_of(record.get(theirs)) for record in records]
+                for column, theirs in chosen.items()
+            }
         )
+    )
     check_rows(table, where)
     return table
 
 
+# ---- tables and clip-retrieval folders ----
+
+
 def _table_parts(
-    path: Path, key: str | None, columns: Mapping[str, str] | None, shard_rows: int
-) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    path: Path, key: str | None, columns: Mapping[str, str], shard_rows: int
+) -> Iterator[Part]:
     """Vectors and rows of a table, its small batches joined to shards."""
     records, batches = table_records(path, key, columns)
-    rows, start, waiting = rows_from(records, columns or {}, str(path)), 0, list[np.ndarray]()
+    rows = rows_from(records, columns, str(path))
+    start, waiting = 0, list[np.ndarray]()
     for batch in batches:
         waiting.append(batch)
-        count = sum(map(len, waiting))
-        if count >= shard_rows or start + count == len(rows):
-            yield np.concatenate(waiting), rows.iloc[start : start + count]
-            start, waiting = start + count, []
+        end = start + sum(map(len, waiting))
+        if end - start >= shard_rows or end == len(rows):
+            yield np.concatenate(waiting), rows.iloc[start:end]
+            start, waiting = end, []
 
 
-def clip_retrieval_parts(
-    folder: Path, side: str, columns: Mapping[str, str] | None = None
-) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
-    """Vectors and rows of each part of a clip-retrieval folder: `img_emb/img_emb_0.npy`,
-    `metadata/metadata_0.parquet`.
+def clip_retrieval_parts(folder: Path, side: str, columns: Mapping[str, str]) -> Iterator[Part]:
+    """Vectors and rows of each part of a clip-retrieval folder.
+
+    A part is a pair of files such as `img_emb/img_emb_0.npy` and `metadata/metadata_0.parquet`.
 
     Args:
         folder: what `clip-retrieval inference` wrote.
         side: `image` or `text`.
-        columns: our column to theirs; by default the item is `key`, or else `image_path`.
+        columns: column of the store to theirs; by default the item is `key`, or else `image_path`.
 
     Raises:
-        UserError: no vectors of that side, or parts whose metadata are missing or of another
+        UserError: no vectors of that side, or a part whose metadata are missing or of another
             length.
     """
-    names = {"image": "img_emb", "text": "text_emb"}
-    check_one_of("side", side, list(names))
-    parts = {_number(path): path for path in (folder / names[side]).glob("*.npy")}
-    if not parts:
+    check_one_of("side", side, list(CLIP_FOLDERS))
+    files = {_number(path): path for path in (folder / CLIP_FOLDERS[side]).glob("*.npy")}
+    if not files:
         raise UserError(
-            f"{folder}: no {names[side]}/*.npy, so no clip-retrieval folder with {side} vectors:"
-            " check side= and the path"
+            f"has no {CLIP_FOLDERS[side]}/*.npy, so it is no clip-retrieval folder with {side}"
+            " vectors",
+            key=str(folder),
+            remedy="check side= and the path",
         )
-    for number, path in sorted(parts.items()):
-        table = folder / "metadata" / f"metadata_{number}.parquet"
-        padded = [
-            p for p in (folder / "metadata").glob("metadata_*.parquet") if _number(p) == number
-        ]
-        if not table.is_file() and not padded:
-            raise UserError(
-                f"{table}: missing, so the rows of {path.name} have no names: restore it"
-            )
-        records = list(read_records(table if table.is_file() else padded[0]))
-        vectors, _ = _vectors_of(path, None)
+    for number, path in sorted(files.items()):
+        metadata = _metadata_of(folder / "metadata", number)
+        records = list(read_records(metadata))
+        vectors, _ = _read_vectors(path, None)
         if len(records) != len(vectors):
             raise UserError(
-                f"{table}: {len(records)} rows for {len(vectors)} vectors of {path.name}: run"
-                " clip-retrieval again"
+                f"has {len(records)} rows for {len(vectors)} vectors of {path.name}",
+                key=str(metadata),
+                remedy="run clip-retrieval again",
             )
-        known = set(records[0]) if records else set()
-        names_of = {ours: theirs for ours, theirs in CLIP_COLUMNS.items() if theirs in known}
-        names_of = {"item": "image_path", **names_of} if "image_path" in known else names_of
-        rows = rows_from(records, {**names_of, **(columns or {})}, str(table))
-        if "row" not in (columns or {}) and "row" not in known and rows["item"].duplicated().any():
-            rows["row"] = [f"{number}-{row}" for row in rows["row"]]
-        yield vectors, rows
+        yield vectors, _clip_rows(records, number, columns, str(metadata))
+
+
+def _metadata_of(folder: Path, number: int) -> Path:
+    """Metadata of a part; its number may be padded with zeros, the vectors' not."""
+    exact = folder / f"metadata_{number}.parquet"
+    padded = [path for path in folder.glob("metadata_*.parquet") if _number(path) == number]
+    if not exact.is_file() and not padded:
+        raise UserError(
+            "is missing, so the rows of this part have no names",
+            key=str(exact),
+            remedy="restore it",
+        )
+    return exact if exact.is_file() else padded[0]
+
+
+def _clip_rows(
+    records: Sequence[Mapping[str, Any]], number: int, columns: Mapping[str, str], where: str
+) -> pd.DataFrame:
+    known = set(records[0]) if records else set()
+    theirs = {column: name for column, name in CLIP_COLUMNS.items() if name in known}
+    if "image_path" in known:
+        theirs.setdefault("item", "image_path")
+    rows = rows_from(records, {**theirs, **columns}, where)
+    has_names = "row" in columns or "row" in known
+    if not has_names and rows["item"].duplicated().any():
+        # numbered within this part only: another part may hold the same item
+        rows["row"] = [f"{number}-{row}" for row in rows["row"]]
+    return rows
 
 
 def _number(path: Path) -> int:

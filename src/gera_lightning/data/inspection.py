@@ -1,5 +1,4 @@
-"""What is in a store, for people: counts, norms, duplicates, damage, and whether neighbours make
-sense.
+"""What a store holds, for people to read: counts, norms, copies, damage, and nearest neighbours.
 
 Legend: `N` rows, `D` width.
 """
@@ -17,17 +16,22 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.utils.errors import UserError
 
 CHUNK = 16_384
+"""Rows read at a time."""
 BINS = 10
+"""Bars of the histogram of norms."""
 BAR = 30
+"""Characters of the longest bar."""
+TEXT_WIDTH = 90
+"""Characters shown of a row's text."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One pass over a store's vectors.
+    """What one pass over a store's vectors finds.
 
     Attributes:
         norms: L2 norm of each row `[N]`, not finite where a value is not.
-        codes: a number of each row's values `[N]`, the same for exact copies.
+        codes: hash of each row's values `[N]`, the same for exact copies.
     """
 
     norms: np.ndarray
@@ -45,76 +49,83 @@ class Scan:
 
 
 def chunks(store: EmbeddingStore, size: int = CHUNK) -> Iterator[tuple[int, np.ndarray]]:
-    """First row and vectors `[n, D]` float32 of each part of a store, unlike `read` also those that
-    are not finite.
+    """First row and vectors `[n, D]` float32 of each part of a store.
+
+    Unlike `EmbeddingStore.read` it also gives vectors that are not finite.
     """
-    start = 0
+    first = 0
     for shard in store.shards:
         vectors = np.load(store.path / shard.vectors, mmap_mode="r", allow_pickle=False)
-        for at in range(0, len(vectors), size):
-            part = np.asarray(vectors[at : at + size], dtype=np.float32)
-            yield start + at, part
-        start += len(vectors)
+        for start in range(0, len(vectors), size):
+            part = np.asarray(vectors[start : start + size], dtype=np.float32)
+            yield first + start, part
+        first += len(vectors)
 
 
 def scan(store: EmbeddingStore) -> Scan:
-    """Norms and exact copies."""
-    norms, hashes = [], []
+    """Norms and exact copies of a store's rows.
+
+    >>> import tempfile
+    >>> from gera_lightning.data.store import write_store
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> x = np.array([[3.0, 4.0], [0.0, 1.0], [3.0, 4.0]])
+    >>> found = scan(write_store(f"{folder.name}/x", x, {"item": ["a", "b", "c"]}))
+    >>> found.norms.tolist(), found.copies, len(found.damaged)
+    ([5.0, 1.0, 5.0], 1, 0)
+    """
+    norms, codes = [np.empty(0)], [np.empty(0, dtype=np.int64)]
     for _, part in chunks(store):
         with np.errstate(invalid="ignore", over="ignore"):
             norms.append(np.linalg.norm(part.astype(np.float64), axis=1))
-        hashes.append(
-            np.array([hash(row.tobytes()) for row in part + 0.0], dtype=np.int64)
-        )  # -0.0 and 0.0 are the same
-    if not norms:
-        return Scan(np.empty(0), np.empty(0, dtype=np.int64))
-    return Scan(np.concatenate(norms), np.concatenate(hashes))
+        same_zeros = part + 0.0  # -0.0 becomes 0.0
+        codes.append(np.array([hash(row.tobytes()) for row in same_zeros], dtype=np.int64))
+    return Scan(np.concatenate(norms), np.concatenate(codes))
 
 
-def largest_difference(fresh: EmbeddingStore, kept: EmbeddingStore) -> float:
-    """`max |x - y| / |y|` over the rows of `fresh`, against the rows of the same name of `kept`:
-    1e-3 or so is float16's rounding.
+def largest_difference(store: EmbeddingStore, reference: EmbeddingStore) -> float:
+    """`max |x - y| / |y|` over the rows x of a store and the rows y of the same name in another.
+
+    The rounding of float16 gives about 1e-3.
 
     Raises:
-        UserError: a row that `kept` does not have, or another width.
+        UserError: a row that `reference` does not have, or another width.
     """
-    number = pd.Series(range(len(kept)), index=kept.rows["row"])
-    missing = fresh.rows["row"][~fresh.rows["row"].isin(number.index)]
-    if len(missing) or fresh.dim != kept.dim:
-        what = (
-            f"row {missing.iloc[0]!r} is not in {kept.path}"
+    names = store.rows["row"]
+    number_of = pd.Series(range(len(reference)), index=reference.rows["row"])
+    missing = names[~names.isin(number_of.index)]
+    if len(missing) or store.dim != reference.dim:
+        difference = (
+            f"has the row {missing.iloc[0]!r}, which is not in {reference.path}"
             if len(missing)
-            else f"width {fresh.dim}, but {kept.path} has {kept.dim}"
+            else f"has width {store.dim}, but {reference.path} has {reference.dim}"
         )
-        raise UserError(f"{fresh.path}: {what}: other data or another encoder")
-    y = kept.read(number[fresh.rows["row"]].to_numpy())
-    return float((np.linalg.norm(fresh.read() - y, axis=1) / np.linalg.norm(y, axis=1)).max())
+        raise UserError(
+            difference, key=str(store.path), remedy="compare stores of one corpus and encoder"
+        )
+    y = reference.read(number_of[names].to_numpy())
+    return float((np.linalg.norm(store.read() - y, axis=1) / np.linalg.norm(y, axis=1)).max())
 
 
 def nearest(store: EmbeddingStore, rows: list[int], k: int) -> list[list[tuple[int, float]]]:
-    """The k nearest other rows of some rows by cosine, with it, best first; rows that are not
-    finite are passed over.
+    """The k nearest other rows of each of some rows, with their cosine, best first.
+
+    Rows that are not finite are no neighbours.
     """
     queries = _unit(store.read(rows))
     best_score = np.full((len(rows), k), -np.inf, dtype=np.float32)
     best_row = np.full((len(rows), k), -1, dtype=np.int64)
     for start, part in chunks(store):
         with np.errstate(invalid="ignore"):
-            scores = queries @ _unit(part).T
-        scores = np.where(np.isfinite(scores), scores, -np.inf)
+            score = queries @ _unit(part).T
+        score = np.where(np.isfinite(score), score, -np.inf)
         for position, row in enumerate(rows):
             if start <= row < start + len(part):
-                scores[position, row - start] = -np.inf
-        numbers = np.broadcast_to(np.arange(start, start + len(part)), scores.shape)
-        every, names = (
-            np.concatenate([best_score, scores], 1),
-            np.concatenate([best_row, numbers], 1),
-        )
-        order = np.argsort(-every, axis=1, kind="stable")[:, :k]
-        best_score, best_row = (
-            np.take_along_axis(every, order, 1),
-            np.take_along_axis(names, order, 1),
-        )
+                score[position, row - start] = -np.inf  # a row is not its own neighbour
+        number = np.broadcast_to(np.arange(start, start + len(part)), score.shape)
+        scores, numbers = np.hstack([best_score, score]), np.hstack([best_row, number])
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        best_score = np.take_along_axis(scores, order, 1)
+        best_row = np.take_along_axis(numbers, order, 1)
     return [
         [(int(row), float(score)) for row, score in zip(*pair, strict=True) if np.isfinite(score)]
         for pair in zip(best_row, best_score, strict=True)
@@ -128,32 +139,31 @@ def _unit(x: np.ndarray) -> np.ndarray:
 def inspect_store(
     path: str | os.PathLike[str], *, examples: int = 3, neighbors: int = 3, seed: int = 0
 ) -> str:
-    """A page about a store.
+    """A page of text about a store: the output of `gera inspect`.
 
     Args:
         path: the store's folder.
-        examples: rows whose neighbours are shown, drawn by `seed`.
-        neighbors: how many of them.
-        seed: see `examples`.
+        examples: number of rows whose neighbours are shown.
+        neighbors: number of neighbours shown for each.
+        seed: which rows are drawn as examples.
 
     Raises:
         UserError: no store there, or one that cannot be opened.
     """
     for key, value, low in (("examples", examples, 0), ("neighbors", neighbors, 1)):
         if not isinstance(value, int) or value < low:
-            raise UserError(f"{key}={value!r} must be a whole number of at least {low}")
+            raise UserError(f"must be a whole number of at least {low}", key=key, value=value)
     store = EmbeddingStore(path)
     found = scan(store)
     lines = [
-        (
-            f"{store.path}: {len(store):,} rows of width {store.dim},"
-            f" {store.manifest.get('dtype')}, {len(store.shards)} shards"
-        ),
-        *_sources(store),
+        f"{store.path}: {len(store):,} rows of width {store.dim},"
+        f" {store.manifest.get('dtype')}, {len(store.shards)} shards",
+        f"encoder      {_as_text(store.encoder)}",
+        f"source       {_as_text(store.manifest.get('source') or {})}",
         f"checksums    {_checksums(store)}",
         *_table_lines(store.rows),
-        f"not finite   {_named(store.rows, found.damaged)}",
-        f"zero         {_named(store.rows, np.flatnonzero(found.norms == 0))}",
+        f"not finite   {_count(store.rows, found.damaged)}",
+        f"zero         {_count(store.rows, np.flatnonzero(found.norms == 0))}",
         f"copies       {found.copies:,} rows are exact copies of an earlier one",
         *_histogram(found.norms),
         *_neighbor_lines(store, found, examples, neighbors, seed),
@@ -161,17 +171,9 @@ def inspect_store(
     return "\n".join(lines)
 
 
-def _sources(store: EmbeddingStore) -> list[str]:
-    def words(record: dict[str, object]) -> str:
-        return (
-            ", ".join(f"{key} {value}" for key, value in record.items() if value not in (None, ""))
-            or "not recorded"
-        )
-
-    return [
-        f"encoder      {words(store.encoder)}",
-        f"source       {words(store.manifest.get('source') or {})}",
-    ]
+def _as_text(record: dict[str, object]) -> str:
+    known = [f"{key} {value}" for key, value in record.items() if value not in (None, "")]
+    return ", ".join(known) or "not recorded"
 
 
 def _checksums(store: EmbeddingStore) -> str:
@@ -196,19 +198,17 @@ def _table_lines(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _named(rows: pd.DataFrame, numbers: np.ndarray) -> str:
-    return (
-        "none"
-        if not len(numbers)
-        else f"{len(numbers):,} rows, the first is {rows['row'].iloc[numbers[0]]!r}"
-    )
+def _count(rows: pd.DataFrame, numbers: np.ndarray) -> str:
+    if not len(numbers):
+        return "none"
+    return f"{len(numbers):,} rows, the first is {rows['row'].iloc[numbers[0]]!r}"
 
 
 def _histogram(norms: np.ndarray) -> list[str]:
     norms = norms[np.isfinite(norms)]
     if not len(norms):
         return []
-    if np.ptp(norms) <= 2e-3 * norms.max():  # the rounding of float16 is no spread
+    if np.ptp(norms) <= 2e-3 * norms.max():  # no wider than the rounding of float16
         return [f"norms        all {norms.mean():.4g}"]
     counts, edges = np.histogram(norms, BINS)
     return [
@@ -238,10 +238,11 @@ def _neighbor_lines(
 
 
 def row_words(rows: pd.DataFrame, number: int) -> str:
-    """A row in words: its text, else its path, else its item."""
+    """A row as people know it: its text, else its path, then its name."""
     record = rows.iloc[number]
     for column in ("text", "path"):
         if column in rows and isinstance(record[column], str) and record[column]:
             text = " ".join(str(record[column]).split())
-            return f"{text[:90]}{'...' if len(text) > 90 else ''}  [{record['row']}]"
+            more = "..." if len(text) > TEXT_WIDTH else ""
+            return f"{text[:TEXT_WIDTH]}{more}  [{record['row']}]"
     return str(record["row"])

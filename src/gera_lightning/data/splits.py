@@ -1,14 +1,13 @@
-"""Which items are for training, which for test, which are paired, and which rows are the unpaired
-pools.
+"""Which items are train or test, which of them are pairs, and which rows are the unpaired pools.
 
-Everything here is about tables of rows, never about vectors:
+Everything here reads tables of rows, never vectors:
 
-1. `split_items`: families of near-duplicates go whole to train or to test, fixed by a hash, the
-  same in every run.
-2. `draw`: for one seed, the nested budgets (the first 100 items are in the first 300), one row a
-   modality an item, and the two pools of unpaired rows, drawn from the items outside the reserve of
-       pairs: the same pools at every budget.
-3. `folds`: a budget's items in parts for tuning inside it, families kept whole.
+1. `split_items`: families of near-duplicates go whole to train or to test. A hash of the family's
+   name decides, so the split is the same in every run.
+2. `sample_pairs`: the pairs and the two pools of one seed and budget. Budgets are nested (the first
+   100 items are among the first 300). Pools come from the items outside `reserved_pairs`, so they
+   are the same at every budget.
+3. `folds`: the pairs of a budget in parts, for tuning inside it; families stay whole.
 """
 
 from __future__ import annotations
@@ -24,48 +23,72 @@ from scipy.sparse.csgraph import connected_components
 
 from gera_lightning.utils.errors import UserError
 
+ITEMS, ROWS_A, ROWS_B, POOL_A, POOL_B, FOLDS = range(6)
+"""Random streams of a seed, one per purpose: more draws from one leave the others as they were."""
+
 
 def unit_hash(word: str) -> float:
-    """A number in [0, 1) fixed by the word alone."""
+    """A number in [0, 1) that depends on the word alone.
+
+    >>> round(unit_hash("abc"), 4)
+    0.7284
+    """
     return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") / 2**64
 
 
+# ---- families ----
+
+
 def item_families(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.Series:
-    """A family name for every item of two stores: items that share a `family` in either store are
-    joined.
+    """The family of every item; items that share a `family` in either store are joined.
+
+    Args:
+        rows_a, rows_b: the stores' tables.
 
     Returns:
-        families, indexed by item, in sorted order of items.
+        Name of the family, indexed by item, items sorted. An item without a family is its own.
+
+    >>> a = pd.DataFrame({"item": ["x", "y", "z"], "family": ["f", "f", None]})
+    >>> b = pd.DataFrame({"item": ["x", "w"]})
+    >>> item_families(a, b).to_dict()
+    {'w': 'w', 'x': 'f', 'y': 'f', 'z': 'z'}
     """
-    tables = [
-        table[["item", *(["family"] if "family" in table else [])]].drop_duplicates()
-        for table in (rows_a, rows_b)
-    ]
-    items = np.unique(np.concatenate([table["item"].to_numpy(dtype=str) for table in tables]))
-    edges_item, edges_name = [], []
-    for table in tables:
-        if "family" in table:
-            named = table[table["family"].notna()]
-            edges_item.append(named["item"].to_numpy(dtype=str))
-            edges_name.append(named["family"].to_numpy(dtype=str))
-    if not edges_item:
+    items = np.unique(np.concatenate([_distinct(rows["item"]) for rows in (rows_a, rows_b)]))
+    members = pd.concat(
+        [rows[["item", "family"]].dropna() for rows in (rows_a, rows_b) if "family" in rows]
+        or [pd.DataFrame({"item": [], "family": []}, dtype=str)]
+    ).drop_duplicates()
+    if members.empty:
         return pd.Series(items, index=items)
-    names, name_number = np.unique(np.concatenate(edges_name), return_inverse=True)
-    item_number = np.searchsorted(items, np.concatenate(edges_item))
-    size = len(items) + len(names)
-    joined = coo_array(
-        (np.ones(len(item_number)), (item_number, len(items) + name_number)), shape=(size, size)
-    )
-    _, component = connected_components(joined, directed=False)
-    # a component is named by its first family, which does not depend on what else the stores hold;
-    # without one, by the item
-    family_of = {}
-    for name, number in zip(names[::-1], component[len(items) :][::-1], strict=True):
-        family_of[number] = name
+    names, name_of_member = np.unique(members["family"].to_numpy(dtype=str), return_inverse=True)
+    item_of_member = np.searchsorted(items, members["item"].to_numpy(dtype=str))
+
+    # A graph whose nodes are the items, then the family names; each member row is an edge. Its
+    # connected components are the families.
+    nodes = len(items) + len(names)
+    edges = (item_of_member, len(items) + name_of_member)
+    graph = coo_array((np.ones(len(members)), edges), shape=(nodes, nodes))
+    _, component = connected_components(graph, directed=False)
+
+    # A component takes the first of its family names: that name does not change when a store gets
+    # more items.
+    name_of_component: dict[int, str] = {}
+    for name, number in zip(names, component[len(items) :], strict=True):
+        name_of_component.setdefault(number, name)
     return pd.Series(
-        [family_of.get(c, item) for item, c in zip(items, component[: len(items)], strict=True)],
+        [
+            name_of_component.get(number, item)
+            for item, number in zip(items, component[: len(items)], strict=True)
+        ],
         index=items,
     )
+
+
+def _distinct(column: pd.Series) -> np.ndarray:
+    return column.drop_duplicates().to_numpy(dtype=str)
+
+
+# ---- train and test ----
 
 
 @dataclass(frozen=True)
@@ -75,7 +98,7 @@ class ItemSplit:
     Attributes:
         train_a, train_b: rows that training may see.
         test_a, test_b: rows of the evaluated items.
-        families: family of every item.
+        families: family of every item, indexed by item, sorted.
     """
 
     train_a: np.ndarray
@@ -85,108 +108,136 @@ class ItemSplit:
     families: pd.Series
 
 
-def _given_split(rows: pd.DataFrame) -> pd.Series:
-    """Split of each item as a store's table gives it; items without one are absent."""
+def split_items(
+    rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float = 0.15, dev: bool = False
+) -> ItemSplit:
+    """Split the items of two stores into train and test.
+
+    Where a store's `split` column names an item's side, that side holds for the item's whole
+    family. All other families are split by a hash of their name.
+
+    Args:
+        rows_a, rows_b: the stores' tables.
+        test_share: share of the families that the hash sends to test.
+        dev: for design work: drop the test items, and split the train items by another hash.
+
+    Raises:
+        UserError: the two stores disagree, or the given split cuts a family.
+
+    >>> rows = pd.DataFrame({"item": ["x", "y", "z"], "split": ["train", "test", "both"]})
+    >>> split = split_items(rows, rows)
+    >>> split.train_a.tolist(), split.test_a.tolist()
+    ([0, 2], [1, 2])
+    """
+    families = item_families(rows_a, rows_b)
+    side_of = _sides(families, _given_sides(rows_a, rows_b), test_share)
+    if dev:
+        side_of = _dev_sides(families, side_of, test_share)
+    train_a, test_a = _train_and_test(rows_a, side_of)
+    train_b, test_b = _train_and_test(rows_b, side_of)
+    return ItemSplit(train_a, train_b, test_a, test_b, families)
+
+
+def _given_sides(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.Series:
+    """The `split` of each item that has one in either store, indexed by item."""
+    given_a, given_b = _given_sides_of(rows_a), _given_sides_of(rows_b)
+    common = given_a.index.intersection(given_b.index)
+    differ = common[given_a[common].to_numpy() != given_b[common].to_numpy()]
+    if len(differ):
+        item = differ[0]
+        raise UserError(
+            f"is {given_a[item]!r} in store a and {given_b[item]!r} in store b",
+            key="item",
+            value=item,
+            remedy="make the split columns agree",
+        )
+    return given_a.combine_first(given_b)
+
+
+def _given_sides_of(rows: pd.DataFrame) -> pd.Series:
     if "split" not in rows:
         return pd.Series(dtype=object)
     per_item = rows[["item", "split"]].dropna().drop_duplicates()
-    twice = per_item["item"].duplicated()
-    if twice.any():
+    repeated = per_item["item"].duplicated()
+    if repeated.any():
         raise UserError(
-            f"item {per_item['item'][twice].iloc[0]!r} has rows of different splits: an item"
-            " belongs to one side"
+            "has rows of different splits",
+            key="item",
+            value=per_item["item"][repeated].iloc[0],
+            remedy="give all rows of an item one split",
         )
     return per_item.set_index("item")["split"]
 
 
-def split_items(
-    rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float = 0.15, dev: bool = False
-) -> ItemSplit:
-    """Split the items of two stores: a given `split` decides, also for the rest of the item's
-    family; elsewhere a hash of the family.
+def _sides(families: pd.Series, given: pd.Series, test_share: float) -> pd.Series:
+    """Side of every item: train, test, both or unused."""
+    side = given.reindex(families.index).astype(object)
+    side_of_family = _sides_of_families(families, side)
+    undecided = side.isna()
+    for family in families[undecided].unique():
+        if family not in side_of_family:
+            in_test = unit_hash(f"test:{family}") < test_share
+            side_of_family[family] = "test" if in_test else "train"
+    side[undecided] = [side_of_family[family] for family in families[undecided]]
+    return side
 
-    Args:
-        rows_a, rows_b: the stores' tables.
-        test_share: share of families that the hash sends to test.
-        dev: for design work: the test items are dropped, and the train items split again by another
-            hash.
+
+def _sides_of_families(families: pd.Series, side: pd.Series) -> dict[str, str]:
+    """Side of each family with an item that is given to train or to test.
 
     Raises:
-        UserError: the two stores disagree, or a given split cuts a family.
+        UserError: a family with items of both.
     """
-    families = item_families(rows_a, rows_b)
-    given_a, given_b = _given_split(rows_a), _given_split(rows_b)
-    given = given_a.combine_first(given_b)
-    common = given_a.index.intersection(given_b.index)
-    differ = common[given_a[common].to_numpy() != given_b[common].to_numpy()]
-    if len(differ):
-        raise UserError(
-            f"item {differ[0]!r} is {given_a[differ[0]]!r} in store a and {given_b[differ[0]]!r} in"
-            " store b: make the split columns agree"
-        )
-    side = pd.Series(index=families.index, dtype=object)
-    side.update(given)
     decided = side[side.isin(["train", "test"])]
-    cut = (
-        pd.DataFrame({"family": families[decided.index], "side": decided})
-        .groupby("family")["side"]
-        .nunique()
-    )
-    if (cut > 1).any():
+    family = families[decided.index]
+    per_family = decided.groupby(family.to_numpy()).nunique()
+    if (per_family > 1).any():
         raise UserError(
-            f"family {cut.idxmax()!r} has items of train and of test in the `split` column:"
-            " near-duplicates must stay on one side"
+            "has items of train and of test in the `split` column",
+            key="family",
+            value=per_family.idxmax(),
+            remedy="keep near-duplicates on one side",
         )
-    side_of = dict(zip(families[decided.index], decided, strict=True))
-    open_items = side.isna()
-    hashed = {
-        f: "test" if unit_hash(f"test:{f}") < test_share else "train"
-        for f in families[open_items].unique()
-    }
-    side[open_items] = [side_of.get(f, hashed[f]) for f in families[open_items]]
-    if dev:
-        was_train = side.isin(["train", "both"])
-        is_dev = np.array([unit_hash(f"dev:{f}") < test_share for f in families])
-        side = side.where(
-            side == "both", np.where(was_train, np.where(is_dev, "test", "train"), "unused")
-        )
-    side_a, side_b = side[rows_a["item"]].to_numpy(), side[rows_b["item"]].to_numpy()
-    parts = [
-        np.flatnonzero(np.isin(s, [want, "both"]))
-        for want in ("train", "test")
-        for s in (side_a, side_b)
-    ]
-    return ItemSplit(parts[0], parts[1], parts[2], parts[3], families)
+    return dict(zip(family, decided, strict=True))
+
+
+def _dev_sides(families: pd.Series, side: pd.Series, test_share: float) -> pd.Series:
+    """The train items split again; test items become unused, `both` stays."""
+    in_test = np.array([unit_hash(f"dev:{family}") < test_share for family in families])
+    again = np.where(in_test, "test", "train")
+    return side.where(side == "both", np.where(side == "train", again, "unused"))
+
+
+def _train_and_test(rows: pd.DataFrame, side_of: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of a store on each side; rows of `both` are on both."""
+    side = side_of[rows["item"]].to_numpy()
+    train, test = (np.flatnonzero(np.isin(side, [name, "both"])) for name in ("train", "test"))
+    return train, test
 
 
 def check_sides(split: ItemSplit, test_share: float) -> None:
-    """Refuse a split that nothing can be measured on.
+    """Refuse a split that nothing can be trained or measured on.
 
     Raises:
-        UserError: nothing is left on a side.
+        UserError: a store has no train rows, or no test rows.
     """
-    parts = {
-        f"{part} rows in store {side}": getattr(split, f"{part}_{side}")
-        for part in ("train", "test")
-        for side in "ab"
-    }
-    for name, rows in parts.items():
-        if len(rows) == 0:
-            items, groups = len(split.families), split.families.nunique()
-            joined = (
-                f", and the `family` column ({groups} families, never cut)"
-                if groups < items
-                else ""
-            )
-            raise UserError(
-                f"the split leaves no {name} of {items} items: check the `split` column,"
-                f" data.test_share={test_share}{joined}"
-            )
+    for part in ("train_a", "train_b", "test_a", "test_b"):
+        if len(getattr(split, part)):
+            continue
+        side, store = part.split("_")
+        items, families = len(split.families), split.families.nunique()
+        column = f", and the `family` column ({families} families, never cut)"
+        raise UserError(
+            f"the split leaves no {side} rows in store {store} of {items} items",
+            remedy=f"check the `split` column, data.test_share={test_share}"
+            f"{column if families < items else ''}",
+        )
 
 
 def everything(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
-    """All rows for training and none for test, but for items that a store calls `unused`: for an
-    aligner that is put to use.
+    """All rows for training and none for test: the split of an aligner that is put to use.
+
+    Items that a store calls `unused` are left out.
     """
     unused = {
         item
@@ -195,8 +246,21 @@ def everything(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
         for item in rows["item"][rows["split"] == "unused"]
     }
     train_a, train_b = (np.flatnonzero(~rows["item"].isin(unused)) for rows in (rows_a, rows_b))
-    nothing = np.empty(0, dtype=np.int64)
-    return ItemSplit(train_a, train_b, nothing, nothing, item_families(rows_a, rows_b))
+    no_rows = np.empty(0, dtype=np.int64)
+    return ItemSplit(train_a, train_b, no_rows, no_rows, item_families(rows_a, rows_b))
+
+
+def matched_items(
+    rows_a: pd.DataFrame, rows_b: pd.DataFrame, split: ItemSplit, *, test: bool = False
+) -> np.ndarray:
+    """Train items (or test items) with a row in both stores, sorted."""
+    numbers_a, numbers_b = (split.test_a, split.test_b) if test else (split.train_a, split.train_b)
+    return np.intersect1d(
+        rows_a["item"].to_numpy(dtype=str)[numbers_a], rows_b["item"].to_numpy(dtype=str)[numbers_b]
+    )
+
+
+# ---- pairs and pools ----
 
 
 @dataclass(frozen=True)
@@ -204,7 +268,7 @@ class Sample:
     """What one seed and budget train on: row numbers of the stores.
 
     Attributes:
-        pairs_a, pairs_b: paired rows, `[n]` each, row i of one with row i of the other.
+        pairs_a, pairs_b: paired rows, `[n]` each; row i of one is paired with row i of the other.
         items: item of each pair.
         pool_a, pool_b: unpaired rows of each modality.
     """
@@ -214,19 +278,6 @@ class Sample:
     items: np.ndarray
     pool_a: np.ndarray
     pool_b: np.ndarray
-
-
-def matched_items(
-    rows_a: pd.DataFrame, rows_b: pd.DataFrame, split: ItemSplit, *, test: bool = False
-) -> np.ndarray:
-    """Train items (or test items) with a row in both stores, sorted."""
-    sides = (split.test_a, split.test_b) if test else (split.train_a, split.train_b)
-    return np.intersect1d(
-        *(
-            rows["item"].to_numpy(dtype=str)[side]
-            for rows, side in zip((rows_a, rows_b), sides, strict=True)
-        )
-    )
 
 
 def sample_pairs(
@@ -241,142 +292,180 @@ def sample_pairs(
     pool_size: int | None = None,
     extra_views: bool = False,
 ) -> Sample:
-    """Pairs and pools of one seed and budget.
+    """The pairs and pools of one seed and budget.
+
+    Matched items (train items with a row in both stores) are put in an order that the seed fixes.
+    The first `budget` are the pairs. Those behind the first `reserved_pairs` fill the pools, half
+    of them each, together with all items that have no partner.
 
     Args:
         rows_a, rows_b: the stores' tables.
         split: which rows training may see.
-        budget: n items, exactly one row a modality each.
-        reserve: items set aside for pairs (the largest budget); pools come from the items outside.
-        seed: fixes the order of items, their rows and the pools.
-        shared_pools: both pools from all items outside the reserve (holds hidden pairs).
-        pool_size: rows a pool at most; all by default.
+        budget: number of paired items, one row per modality each.
+        reserved_pairs: matched items that are kept for pairs (the largest budget).
+        seed: fixes the order of the items, of the rows of each, and of the pools.
+        shared_pools: give both pools all items outside `reserved_pairs`, so that they hold
+            hidden pairs.
+        pool_size: most rows per pool; all by default.
         extra_views: use all rows of a paired item, not one.
 
     Raises:
-        UserError: a budget beyond the reserve, or a reserve beyond the items.
+        UserError: a budget beyond `reserved_pairs`, or more reserved than there are.
+
+    >>> rows = pd.DataFrame({"item": ["u", "v", "w", "x", "y", "z"], "split": "train"})
+    >>> sample = sample_pairs(rows, rows, split_items(rows, rows),
+    ...                       budget=2, reserved_pairs=2, seed=0)
+    >>> sample.items.tolist(), sample.pairs_a.tolist(), len(sample.pool_a), len(sample.pool_b)
+    (['x', 'w'], [3, 2], 2, 2)
     """
-    names = split.families.index  # sorted, so that numbers of items sort as their names do
-    by_item_a = _RowsByItem.of(rows_a, split.train_a, names, seed, 1)
-    by_item_b = _RowsByItem.of(rows_b, split.train_b, names, seed, 2)
-    items = np.intersect1d(by_item_a.items, by_item_b.items, assume_unique=True)
-    _check_reserve(budget, reserved_pairs, len(items))
-    order = np.random.default_rng([seed, 0]).permutation(items)
-    paired, views = order[:budget], np.ones(budget, dtype=np.int64)
+    item_names = split.families.index
+    store_a = _RowsByItem.of(rows_a, split.train_a, item_names, _stream(seed, ROWS_A))
+    store_b = _RowsByItem.of(rows_b, split.train_b, item_names, _stream(seed, ROWS_B))
+    matched = np.intersect1d(store_a.items, store_b.items)
+    _check_budget(budget, reserved_pairs, len(matched))
+    ordered = _stream(seed, ITEMS).permutation(matched)
+
+    # pairs: each item once, or as often as the modality with more rows of it has rows
+    paired = ordered[:budget]
+    views = np.ones(budget, dtype=np.int64)
     if extra_views:
-        views = np.maximum(by_item_a.count(paired), by_item_b.count(paired))
-    paired, view = np.repeat(paired, views), _numbers_within(views)
-    rest = order[reserved_pairs:]
-    half = len(rest) // 2
-    outside_a, outside_b = (rest, rest) if shared_pools else (rest[:half], rest[half:])
+        views = np.maximum(store_a.counts[paired], store_b.counts[paired])
+    item_of_pair, view_of_pair = np.repeat(paired, views), _count_up(views)
+
+    # pools: halves of what is not reserved, so that no item is in both of them
+    outside = ordered[reserved_pairs:]
+    half = len(outside) // 2
+    outside_a, outside_b = (outside, outside) if shared_pools else (outside[:half], outside[half:])
+    unmatched_a, unmatched_b = (np.setdiff1d(store.items, matched) for store in (store_a, store_b))
+    pool_a = store_a.all_rows(np.concatenate([outside_a, unmatched_a]))
+    pool_b = store_b.all_rows(np.concatenate([outside_b, unmatched_b]))
+
     return Sample(
-        pairs_a=by_item_a.views(paired, view),
-        pairs_b=by_item_b.views(paired, view),
-        items=names[paired].to_numpy(dtype=str),
-        pool_a=_pool(by_item_a, outside_a, items, pool_size, seed, 3),
-        pool_b=_pool(by_item_b, outside_b, items, pool_size, seed, 4),
+        pairs_a=store_a.rows_of(item_of_pair, view_of_pair),
+        pairs_b=store_b.rows_of(item_of_pair, view_of_pair),
+        items=item_names[item_of_pair].to_numpy(dtype=str),
+        pool_a=_stream(seed, POOL_A).permutation(pool_a)[:pool_size],
+        pool_b=_stream(seed, POOL_B).permutation(pool_b)[:pool_size],
     )
 
 
-def _check_reserve(budget: int, reserved_pairs: int, matched: int) -> None:
-    beyond = f"more than the {matched} train items with a row in both stores"
+def _stream(seed: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng([seed, purpose])
+
+
+def _check_budget(budget: int, reserved_pairs: int, matched: int) -> None:
+    available = f"the {matched} train items with a row in both stores"
     if budget > matched:
-        raise UserError(f"budgets: {budget} pairs are {beyond}: lower the budget")
+        raise UserError(
+            f"asks for more pairs than {available}",
+            key="budgets",
+            value=budget,
+            remedy="lower the budget",
+        )
     if reserved_pairs > matched:
         raise UserError(
-            f"data.reserved_pairs={reserved_pairs} items set aside for pairs (the file's largest"
-            f" budget by default) are {beyond}: lower it, such as data.reserved_pairs={budget}"
+            f"(the largest budget by default) is more than {available}",
+            key="data.reserved_pairs",
+            value=reserved_pairs,
+            remedy=f"lower it, such as data.reserved_pairs={budget}",
         )
     if not 1 < budget <= reserved_pairs:
         raise UserError(
-            f"budgets: {budget} must lie between 2 and data.reserved_pairs={reserved_pairs}, the"
-            " items set aside for pairs: change one of them"
+            f"must lie between 2 and data.reserved_pairs={reserved_pairs}",
+            key="budgets",
+            value=budget,
+            remedy="change one of them",
         )
 
 
 @dataclass(frozen=True)
 class _RowsByItem:
-    """Row numbers of each train item, an item's in an order drawn from the seed.
+    """The train rows of one store, grouped by item.
+
+    An item is a number: its position in the sorted list of all items of both stores. Its rows are
+    `rows[start : start + count]`, in an order drawn at random.
 
     Attributes:
-        items: numbers of the items, ascending.
-        starts: where the rows of each begin in `rows`, and their end.
-        rows: row numbers of the store, item by item.
+        rows: row numbers of the store, item after item.
+        starts, counts: of each item, where its rows begin and how many there are (0 for an item
+            without a train row here).
     """
 
-    items: np.ndarray
-    starts: np.ndarray
     rows: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
 
     @classmethod
     def of(
-        cls, table: pd.DataFrame, train: np.ndarray, names: pd.Index, seed: int, salt: int
+        cls,
+        table: pd.DataFrame,
+        train: np.ndarray,
+        item_names: pd.Index,
+        stream: np.random.Generator,
     ) -> _RowsByItem:
-        """The train rows of a store by the numbers of their items among all items' sorted `names`."""
-        shuffled = np.random.default_rng([seed, salt]).permutation(train)
-        number = names.get_indexer(pd.Index(table["item"]))[shuffled]
-        order = np.argsort(number, kind="stable")  # an item's rows stay in the drawn order
-        number = number[order]
-        starts = np.flatnonzero(np.diff(number, prepend=-1))
-        return cls(number[starts], np.append(starts, len(order)), shuffled[order])
+        shuffled = stream.permutation(train)
+        item_of_row = item_names.get_indexer(pd.Index(table["item"]))[shuffled]
+        by_item = np.argsort(item_of_row, kind="stable")  # rows of an item stay in the drawn order
+        counts = np.bincount(item_of_row, minlength=len(item_names))
+        return cls(shuffled[by_item], np.cumsum(counts) - counts, counts)
 
-    def count(self, items: np.ndarray) -> np.ndarray:
-        """How many rows each of these items has."""
-        at = np.searchsorted(self.items, items)
-        return self.starts[at + 1] - self.starts[at]
+    @property
+    def items(self) -> np.ndarray:
+        """Items with a row, ascending."""
+        return np.flatnonzero(self.counts)
 
-    def views(self, items: np.ndarray, view: np.ndarray) -> np.ndarray:
-        """Row number `view` of each of these items, counted round where an item has fewer."""
-        return self.rows[self.starts[np.searchsorted(self.items, items)] + view % self.count(items)]
+    def rows_of(self, items: np.ndarray, view: np.ndarray) -> np.ndarray:
+        """One row per item, its `view`-th; an item with fewer rows starts again at its first."""
+        return self.rows[self.starts[items] + view % self.counts[items]]
 
-    def all(self, items: np.ndarray) -> np.ndarray:
-        """All rows of these items, item by item."""
-        count = self.count(items)
-        return self.views(np.repeat(items, count), _numbers_within(count))
+    def all_rows(self, items: np.ndarray) -> np.ndarray:
+        """All rows of these items, item after item."""
+        counts = self.counts[items]
+        return self.rows_of(np.repeat(items, counts), _count_up(counts))
 
 
-def _numbers_within(count: np.ndarray) -> np.ndarray:
-    """`0 .. c - 1` for each c of `count`, one after the other."""
-    return np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
+def _count_up(counts: np.ndarray) -> np.ndarray:
+    """`0 .. c - 1` for each c of `counts`, one after the other: [2, 3] gives [0, 1, 0, 1, 2]."""
+    return np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
 
 
-def _pool(
-    by_item: _RowsByItem,
-    outside: np.ndarray,
-    matched: np.ndarray,
-    size: int | None,
-    seed: int,
-    salt: int,
-) -> np.ndarray:
-    """Rows of the given items and of all that have no partner, shuffled, at most `size`."""
-    alone = np.setdiff1d(by_item.items, matched, assume_unique=True)
-    return np.random.default_rng([seed, salt]).permutation(
-        by_item.all(np.concatenate([outside, alone]))
-    )[:size]
+# ---- folds ----
 
 
 def folds(
     items: Sequence[str] | np.ndarray, families: pd.Series, count: int, seed: int
 ) -> list[np.ndarray]:
-    """Positions of `items` in `count` parts of nearly equal size, families whole, shuffled by the
-    seed.
+    """Positions of `items` in `count` folds of nearly equal size; families stay whole.
+
+    Args:
+        items: item of each pair.
+        families: family of every item, indexed by item.
+        count: number of folds.
+        seed: fixes which families share a fold.
 
     Raises:
-        UserError: fewer families than parts.
+        UserError: fewer families than folds.
+
+    >>> [fold.tolist() for fold in folds(["x", "y", "z"], pd.Series({"x": "f", "y": "g", "z": "f"}),
+    ...                                  count=2, seed=0)]
+    [[0, 2], [1]]
     """
-    groups = families[np.asarray(items)].to_numpy()
-    names = np.unique(groups)
+    family = families[np.asarray(items)].to_numpy()
+    names = np.unique(family)
     if len(names) < count:
         raise UserError(
-            f"tuning.folds={count}: the pairs hold only {len(names)} families of items: use fewer"
-            " folds or more pairs"
+            f"is more than the {len(names)} families of items among the pairs",
+            key="tuning.folds",
+            value=count,
+            remedy="use fewer folds or more pairs",
         )
-    sizes = pd.Series(groups).value_counts()
-    order = np.random.default_rng([seed, 5]).permutation(names)
-    load = np.zeros(count, dtype=int)
-    part_of = {}
-    for name in sorted(order, key=lambda n: -sizes[n]):  # stable: ties keep the shuffled order
-        part_of[name] = int(load.argmin())
-        load[part_of[name]] += sizes[name]
-    part = np.array([part_of[name] for name in groups])
-    return [np.flatnonzero(part == number) for number in range(count)]
+    # the largest family first, each to the fold that is smallest so far; ties keep the drawn order
+    family_size = pd.Series(family).value_counts()
+    drawn = _stream(seed, FOLDS).permutation(names)
+    fold_size = np.zeros(count, dtype=int)
+    fold_of = {}
+    for name in sorted(drawn, key=lambda name: -family_size[name]):
+        fold_of[name] = int(fold_size.argmin())
+        fold_size[fold_of[name]] += family_size[name]
+    fold = np.array([fold_of[name] for name in family])
+    return [np.flatnonzero(fold == number) for number in range(count)]

@@ -1,15 +1,15 @@
-"""Embedding stores: folders of memory-mapped vectors with one table row a vector.
+"""Embedding stores: folders of memory-mapped vectors, with one table row per vector.
 
 A store is a folder (the layout that clip-retrieval and autofaiss read)::
 
     emb_0000.npy, emb_0001.npy, ...            float16 or float32, [n, D], C order
     rows_0000.parquet, rows_0001.parquet, ...  same order; `row` (unique) and `item` are required
     manifest.json                              format, version, dim, dtype, count, shards + sha256,
-    encoder, source
+                                               encoder, source
 
 Rows of two stores with the same `item` are a pair. Optional columns: `text`, `path`, `group`
-(source of nuisance: voice, renderer), `family` (never cut by a split), `label`, `split` (train,
-test, both, unused).
+(source of nuisance: voice, renderer), `family` (near-duplicates, never cut by a split), `label`,
+`split` (train, test, both, unused).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ SPLITS = ("train", "test", "both", "unused")
 DTYPES = ("float16", "float32")
 SCRATCH = ".embed"
 """Folder that an unfinished run of `gera embed` keeps beside its shards."""
-PARTS = ("emb_*.npy", "rows_*.parquet")
+SHARD_FILES = ("emb_*.npy", "rows_*.parquet")
 """Files of a store's shards."""
-BEGUN = ".begun"
-"""File that a writer keeps until its store is finished: files of vectors beside it are the
+UNFINISHED = ".begun"
+"""File that a writer keeps until its store is finished. It says that the shards beside it are a
 writer's, and may be written over.
 """
 
@@ -63,101 +63,97 @@ class EmbeddingStore:
     Args:
         path: the store's folder.
 
+    Attributes:
+        count, dim: number of rows, and width of a vector.
+        manifest: the content of `manifest.json`.
+
     Raises:
-        UserError: no store there, an unknown format, or rows that break the contract.
+        UserError: no store there, an unknown format, or files that do not match the manifest.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> _ = write_store(f"{folder.name}/text", np.eye(3), {"item": ["cat", "dog", "owl"]})
+    >>> store = EmbeddingStore(f"{folder.name}/text")
+    >>> len(store), store.dim, store.rows["item"].tolist()
+    (3, 3, ['cat', 'dog', 'owl'])
+    >>> store.read([2, 0])
+    array([[0., 0., 1.],
+           [1., 0., 0.]], dtype=float32)
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         manifest_path = self.path / "manifest.json"
         if not manifest_path.is_file():
-            inside = [folder.name for folder in store_folders(self.path)]
-            there = "" if self.path.is_absolute() else f" in {Path.cwd()}"
-            remedy = (
-                f"it holds {', '.join(inside)}: name one of them"
-                if inside
-                else "check the path, or build it"
-            )
-            raise UserError(
-                f"no embedding store at {str(self.path)!r} (manifest.json is missing{there}):"
-                f" {remedy}"
-            )
+            raise _no_store(self.path)
         try:
             self.manifest: dict[str, Any] = json.loads(manifest_path.read_text())
             self.dim = int(self.manifest["dim"])
             self.count = int(self.manifest["count"])
             self.shards = [Shard(**shard) for shard in self.manifest["shards"]]
-            kind = (self.manifest["format"], self.manifest["version"])
+            written_as = (self.manifest["format"], self.manifest["version"])
         except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(manifest_path, f"is not a readable manifest ({error!r})") from error
+        if written_as != (FORMAT, VERSION):
             raise UserError(
-                f"{manifest_path}: not a readable manifest ({error!r}): rebuild the store"
-            ) from error
-        if kind != (FORMAT, VERSION):
-            raise UserError(
-                f"{manifest_path}: format {kind[0]!r} version {kind[1]!r}; this version reads"
-                f" {FORMAT!r} version {VERSION}"
+                f"has format {written_as[0]!r} version {written_as[1]!r}; this version reads"
+                f" {FORMAT!r} version {VERSION}",
+                key=str(manifest_path),
             )
         self._vectors = [self._open_shard(shard) for shard in self.shards]
-        self._starts = np.cumsum([0, *(len(v) for v in self._vectors)])
+        self._starts = np.cumsum([0, *(len(vectors) for vectors in self._vectors)])
         if self._starts[-1] != self.count:
-            raise UserError(
-                f"{manifest_path}: count is {self.count} but the shards hold {self._starts[-1]}"
-                " vectors: rebuild the store"
-            )
+            found = f"{self._starts[-1]} vectors"
+            raise _damaged(manifest_path, f"counts {self.count}, but the shards hold {found}")
 
     def _open_shard(self, shard: Shard) -> np.ndarray:
         path = self.path / shard.vectors
         try:
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: cannot be read as a .npy array ({error}): rebuild the store"
-            ) from error
+            raise _damaged(path, f"cannot be read as a .npy array ({error})") from error
         if vectors.shape != (shard.count, self.dim) or vectors.dtype.name not in DTYPES:
-            raise UserError(
-                f"{path}: holds {vectors.dtype} {vectors.shape}, the manifest says"
-                f" {(shard.count, self.dim)} of {' or '.join(DTYPES)}: rebuild the store"
-            )
+            expected = f"{(shard.count, self.dim)} of {' or '.join(DTYPES)}"
+            found = f"holds {vectors.dtype} {vectors.shape}, the manifest says {expected}"
+            raise _damaged(path, found)
         return vectors
 
     def __len__(self) -> int:
         return self.count
 
     def __repr__(self) -> str:
-        return f"EmbeddingStore({str(self.path)!r}, count={self.count}, dim={self.dim})"
+        return (
+            f"EmbeddingStore({str(self.path)!r}, rows={self.count}, width={self.dim},"
+            f" encoder={self.encoder.get('name', 'unknown')!r})"
+        )
 
     @cached_property
     def rows(self) -> pd.DataFrame:
         """The table of rows, in the order of the vectors, index 0..count-1."""
-        parts = []
-        for shard in self.shards:
-            try:
-                part = pd.read_parquet(self.path / shard.rows)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{self.path / shard.rows}: cannot be read as a table ({error}): rebuild the"
-                    " store"
-                ) from error
-            if len(part) != shard.count:
-                raise UserError(
-                    f"{self.path / shard.rows}: {len(part)} rows for {shard.count} vectors: rebuild"
-                    " the store"
-                )
-            if file_sha256(self.path / shard.rows) != shard.rows_sha256:
-                log.warning(
-                    "%s is not what the manifest says: finished runs and caches of the store as it"
-                    " was are taken for its own; write it anew",
-                    self.path / shard.rows,
-                )
-            parts.append(part)
-        table = pd.concat(parts, ignore_index=True)
+        table = pd.concat([self._read_rows(shard) for shard in self.shards], ignore_index=True)
         check_rows(table, str(self.path))
         return table
+
+    def _read_rows(self, shard: Shard) -> pd.DataFrame:
+        path = self.path / shard.rows
+        try:
+            rows = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, f"cannot be read as a table ({error})") from error
+        if len(rows) != shard.count:
+            raise _damaged(path, f"holds {len(rows)} rows for {shard.count} vectors")
+        if file_sha256(path) != shard.rows_sha256:
+            log.warning(
+                "%s has changed since the store was written: finished runs and caches of the store"
+                " as it was are still used for it; write the store again",
+                path,
+            )
+        return rows
 
     @cached_property
     def data_hash(self) -> str:
         """Hash of the shards' checksums: equal for stores with equal vectors and rows, wherever
-        they lie.
+        they are.
         """
         sums = "".join(shard.vectors_sha256 + shard.rows_sha256 for shard in self.shards)
         return hashlib.sha256(sums.encode()).hexdigest()[:16]
@@ -168,29 +164,30 @@ class EmbeddingStore:
         return self.manifest.get("encoder") or {}
 
     def read(self, indices: np.ndarray | Sequence[int] | slice = slice(None)) -> np.ndarray:
-        """Vectors at `indices`, row numbers, a slice or a mask of all rows, as float32 `[n, D]`.
+        """Vectors as float32 `[n, D]`.
+
+        Args:
+            indices: row numbers in any order, a slice, or a mask of all rows; all by default.
 
         Raises:
             UserError: a vector that is not finite (named by its row).
             IndexError: an index beyond the store, or a mask of another length.
         """
-        if isinstance(indices, slice):
-            index = np.arange(*indices.indices(self.count))
-        else:
-            given = np.asarray(indices)
-            index = np.arange(self.count)[given if given.dtype == bool else given.astype(np.int64)]
+        index = np.arange(self.count)[_as_index(indices)]
         out = np.empty((len(index), self.dim), dtype=np.float32)
         shard_of = np.searchsorted(self._starts, index, side="right") - 1
         for number, vectors in enumerate(self._vectors):
-            here = np.flatnonzero(shard_of == number)
-            if len(here):
-                out[here] = vectors[index[here] - self._starts[number]]
-        if not np.isfinite(out).all():
-            bad = index[~np.isfinite(out).all(axis=1)]
-            name = self.rows["row"].iloc[bad[0]]
+            in_shard = np.flatnonzero(shard_of == number)
+            if len(in_shard):
+                out[in_shard] = vectors[index[in_shard] - self._starts[number]]
+        finite = np.isfinite(out)
+        if not finite.all():
+            not_finite = index[~finite.all(axis=1)]
+            name = self.rows["row"].iloc[not_finite[0]]
             raise UserError(
-                f"{self.path}: {len(bad)} vectors are not finite, the first is row {name!r}: embed"
-                " them again or leave them out"
+                f"has {len(not_finite)} vectors that are not finite, the first is row {name!r}",
+                key=str(self.path),
+                remedy="embed them again, or remove them",
             )
         return out
 
@@ -208,13 +205,36 @@ class EmbeddingStore:
                 path = self.path / name
                 if not path.is_file() or file_sha256(path) != expected:
                     raise UserError(
-                        f"{path}: missing, or its checksum differs from the manifest: restore or"
-                        " rebuild the store"
+                        "is missing, or its checksum is not that of the manifest",
+                        key=str(path),
+                        remedy="restore or rebuild the store",
                     )
 
 
+def _as_index(indices: np.ndarray | Sequence[int] | slice) -> np.ndarray | slice:
+    if isinstance(indices, slice):
+        return indices
+    index = np.asarray(indices)
+    return index if index.dtype == bool else index.astype(np.int64)  # an empty list is of floats
+
+
+def _no_store(path: Path) -> UserError:
+    stores_inside = [folder.name for folder in store_folders(path)]
+    searched = "" if path.is_absolute() else f" in {Path.cwd()}"
+    return UserError(
+        f"no embedding store at {str(path)!r} (manifest.json is missing{searched})",
+        remedy=f"it holds {', '.join(stores_inside)}: name one of them"
+        if stores_inside
+        else "check the path, or build the store",
+    )
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError(problem, key=str(path), remedy="rebuild the store")
+
+
 def is_whole(path: str | os.PathLike[str]) -> bool:
-    """Whether a store is there and every file of it is as its manifest says."""
+    """Whether there is a store whose files are all as its manifest says."""
     try:
         EmbeddingStore(path).verify()
     except (UserError, OSError):
@@ -223,81 +243,141 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
 
 
 def store_folders(path: str | os.PathLike[str]) -> list[Path]:
-    """The folder itself where it is a store, else those of its folders that are: one a layer, as
-    `embed` writes several of them.
+    """The folder itself if it is a store, else the stores in it (`gera embed` writes one per
+    layer).
     """
-    whole = Path(path)
-    return (
-        [whole]
-        if (whole / "manifest.json").is_file()
-        else sorted(file.parent for file in whole.glob("*/manifest.json"))
-    )
+    folder = Path(path)
+    if (folder / "manifest.json").is_file():
+        return [folder]
+    return sorted(manifest.parent for manifest in folder.glob("*/manifest.json"))
 
 
 def check_rows(table: pd.DataFrame, where: str) -> None:
-    """Check a table of rows against the contract.
+    """Check the table of rows of a store.
+
+    Args:
+        table: the rows.
+        where: what the message begins with.
 
     Raises:
-        UserError: a missing column, a `row` or `item` that is null or not text, a repeated `row`,
+        UserError: a missing column, a `row` or `item` that is empty or not text, a repeated `row`,
             an unknown `split`.
     """
     for column in REQUIRED_COLUMNS:
         if column not in table:
-            raise UserError(
-                f"{where}: column {column!r} is missing (has {', '.join(table.columns)})"
-            )
+            has = ", ".join(map(str, table.columns))
+            raise UserError(f"has no column {column!r} (it has {has})", key=where)
         if table[column].isna().any():
+            position = int(table[column].isna().argmax())
+            raise UserError(f"has an empty {column!r} at position {position}", key=where)
+        no_text = next((value for value in table[column] if not isinstance(value, str)), None)
+        if no_text is not None:
             raise UserError(
-                f"{where}: column {column!r} has empty values at position"
-                f" {int(table[column].isna().argmax())}"
+                f"has {no_text} in column {column!r}, which is not text",
+                key=where,
+                remedy=f"write it as {str(no_text)!r}",
             )
-        odd = next((value for value in table[column] if not isinstance(value, str)), None)
-        if odd is not None:
-            raise UserError(
-                f"{where}: column {column!r} holds {odd}, not text: write it as {str(odd)!r}"
-            )
-    if table["row"].duplicated().any():
-        raise UserError(
-            f"{where}: row {table['row'][table['row'].duplicated()].iloc[0]!r} stands there twice;"
-            " `row` must be unique"
-        )
+    repeated = table["row"].duplicated()
+    if repeated.any():
+        name = table["row"][repeated].iloc[0]
+        raise UserError(f"has the row {name!r} twice", key=where, remedy="make `row` unique")
     if "split" in table:
         unknown = set(table["split"].dropna().unique()) - set(SPLITS)
         if unknown:
-            raise UserError(
-                f"{where}: split {sorted(map(str, unknown))[0]!r} is not one of {', '.join(SPLITS)}"
-            )
+            name = sorted(map(str, unknown))[0]
+            known = ", ".join(SPLITS)
+            raise UserError(f"has the split {name!r}, which is not one of {known}", key=where)
 
 
-def left_out(infinite: bool, dtype: str) -> str:
-    """Why a vector of one of `as_kept`'s masks is left out."""
-    return f"values that are {'not finite in' if infinite else 'too small for'} {dtype}"
+def with_row_names(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column `row`, made of the item and a number where there is none.
+
+    >>> with_row_names(pd.DataFrame({"item": ["cat", "dog", "cat"]}))["row"].tolist()
+    ['cat-0', 'dog-0', 'cat-1']
+    """
+    if "row" in rows or "item" not in rows:
+        return rows
+    number = rows.groupby("item", dropna=False).cumcount().astype(str)
+    names = rows["item"].astype(str) + "-" + number
+    return pd.concat([names.rename("row"), rows], axis=1)
 
 
-def as_kept(vectors: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors `[..., D]` as a store keeps them, and two masks `[...]` of what it cannot keep.
+# ---- number formats ----
 
-    Returns:
-        the vectors in `dtype`; those that are not finite in it; those that are too small for it and
-        would be zero.
+
+@dataclass(frozen=True)
+class CastVectors:
+    """Vectors in the number format of a store, and which of them it cannot hold.
+
+    Attributes:
+        vectors: the vectors in that format, `[n, D]` or `[n, L, D]`.
+        not_finite: rows with a value that is infinite or NaN in it, `[n]`.
+        underflows: rows that are not zero, and would become zero, `[n]`.
+    """
+
+    vectors: np.ndarray
+    not_finite: np.ndarray
+    underflows: np.ndarray
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Rows that a store can hold, `[n]`."""
+        return ~(self.not_finite | self.underflows)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why a store cannot hold each row that is not `usable`, in their order."""
+        return [
+            f"values that are {'not finite in' if not_finite else 'too small for'}"
+            f" {self.vectors.dtype}"
+            for not_finite in self.not_finite[~self.usable]
+        ]
+
+
+def cast_vectors(vectors: np.ndarray, dtype: str) -> CastVectors:
+    """Cast vectors to a store's number format, and find those that it cannot hold.
+
+    Args:
+        vectors: `[n, D]`, or `[n, L, D]` of L layers. A row that one layer cannot hold counts as
+            one that none can hold.
+        dtype: `float16` or `float32`.
+
+    >>> cast_vectors(np.array([[1.0, 2.0], [1e6, 0.0], [1e-9, 0.0]]), "float16").reasons
+    ['values that are not finite in float16', 'values that are too small for float16']
     """
     with np.errstate(over="ignore"):
-        kept = np.ascontiguousarray(vectors, dtype=dtype)
-    return kept, ~np.isfinite(kept).all(-1), np.any(vectors, axis=-1) & ~np.any(kept, axis=-1)
+        cast = np.ascontiguousarray(vectors, dtype=dtype)
+    not_finite = ~np.isfinite(cast).all(axis=-1)
+    underflows = np.any(vectors, axis=-1) & ~np.any(cast, axis=-1)
+    if cast.ndim == 3:
+        not_finite, underflows = np.any(not_finite, axis=1), np.any(underflows, axis=1)
+    return CastVectors(cast, not_finite, underflows)
+
+
+# ---- writing ----
 
 
 class StoreWriter:
-    """Append shards to a store; `finish` makes it readable. An interrupted writer goes on after its
-    last whole shard.
+    """Write a store shard by shard; `finish` makes it readable.
+
+    An interrupted writer goes on after its last whole shard.
 
     Args:
         path: folder to make or to go on in.
-        dtype: `float16` or `float32`, how vectors are kept.
+        dtype: `float16` or `float32`, the format of the vectors on disk.
         resume: keep the whole shards of an interrupted writer; False drops them.
 
     Raises:
         UserError: an unknown dtype, a store at `path`, or with `resume=False` an unfinished run of
-            `gera embed` or vectors of no writer.
+            `gera embed` or files of vectors that no writer left.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> writer = StoreWriter(f"{folder.name}/text")
+    >>> writer.append(np.eye(2), pd.DataFrame({"row": ["r0", "r1"], "item": ["cat", "dog"]}))
+    >>> writer.append(np.ones((1, 2)), pd.DataFrame({"row": ["r2"], "item": ["owl"]}))
+    >>> len(writer.finish({"name": "my-encoder"}, {"name": "my-corpus"}))
+    3
     """
 
     def __init__(
@@ -306,89 +386,107 @@ class StoreWriter:
         check_one_of("dtype", dtype, DTYPES)
         self.path = Path(path)
         self.dtype = dtype
-        if (self.path / "manifest.json").exists():
-            raise UserError(
-                f"{str(path)!r} holds a store already: remove it, or choose another folder"
-            )
-        if not resume and (self.path / SCRATCH).exists():
-            raise UserError(
-                f"{str(path)!r} holds an unfinished run of gera embed: finish or remove it, or"
-                " choose another folder"
-            )
         records = sorted(self.path.glob("shard_*.json"))  # kept only until `finish`
-        files = [file for pattern in PARTS for file in self.path.glob(pattern)]
-        if not resume and files and not records and not (self.path / BEGUN).exists():
-            raise UserError(
-                f"{str(path)!r} holds {files[0].name}, which is of no store: choose another folder"
-            )
+        self._check_folder(resume, has_records=bool(records))
         self.shards: list[Shard] = []
         if resume:
             self.shards += [Shard(**json.loads(record.read_text())) for record in records]
         else:
-            self.withdraw()
+            self.remove()
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / BEGUN).touch()
+        (self.path / UNFINISHED).touch()
+
+    def _check_folder(self, resume: bool, has_records: bool) -> None:
+        """Refuse a folder whose files are not this writer's to replace."""
+        if (self.path / "manifest.json").exists():
+            raise UserError(
+                "holds a store already",
+                key=str(self.path),
+                remedy="remove it, or choose another folder",
+            )
+        if resume:
+            return
+        if (self.path / SCRATCH).exists():
+            raise UserError(
+                "holds an unfinished run of gera embed",
+                key=str(self.path),
+                remedy="finish or remove it, or choose another folder",
+            )
+        files = [file for pattern in SHARD_FILES for file in self.path.glob(pattern)]
+        if files and not has_records and not (self.path / UNFINISHED).exists():
+            raise UserError(
+                f"holds {files[0].name}, which belongs to no store",
+                key=str(self.path),
+                remedy="choose another folder",
+            )
 
     @property
     def count(self) -> int:
         """Rows in whole shards."""
         return sum(shard.count for shard in self.shards)
 
+    @property
+    def dim(self) -> int:
+        """Width of the vectors in the first shard."""
+        first = self.path / self.shards[0].vectors
+        return int(np.load(first, mmap_mode="r", allow_pickle=False).shape[1])
+
     def append(self, vectors: np.ndarray, rows: pd.DataFrame) -> None:
-        """Write one shard: `vectors` [n, D] and its `rows` (n rows).
+        """Write one shard.
+
+        Args:
+            vectors: `[n, D]`.
+            rows: their n rows, with `row` and `item`.
 
         Raises:
-            UserError: rows that break the contract, another width than before, or values beyond
-                float16.
+            UserError: rows that a store cannot have, another width than before, or values that do
+                not fit the writer's dtype.
         """
         vectors = np.asarray(vectors)
-        if (
-            vectors.ndim != 2
-            or not vectors.shape[1]
-            or vectors.dtype.kind not in "fiub"
-            or len(vectors) != len(rows)
+        self._check(vectors, rows)
+        cast = cast_vectors(vectors, self.dtype)
+        overflows = cast.not_finite & np.isfinite(vectors).all(axis=1)
+        for refused, problem in (
+            (overflows, f"with values beyond {np.finfo(self.dtype).max:g}"),
+            (cast.underflows, "whose values are so small that they would become zero"),
         ):
-            raise UserError(
-                f"{self.path}: vectors must be real numbers [n, D], one for each of {len(rows)}"
-                f" rows, got {vectors.dtype} {vectors.shape}"
-            )
-        check_rows(rows, str(self.path))
-        if self.shards:
-            width = int(
-                np.load(
-                    self.path / self.shards[0].vectors, mmap_mode="r", allow_pickle=False
-                ).shape[1]
-            )
-            if vectors.shape[1] != width:
+            if refused.any():
+                name = rows["row"].iloc[refused.argmax()]
                 raise UserError(
-                    f"{self.path}: vectors of width {vectors.shape[1]} after a shard of width"
-                    f" {width}: one encoder a store"
+                    f"cannot hold row {name!r} of {self.path}, {problem}",
+                    key="dtype",
+                    value=self.dtype,
+                    remedy="write it with dtype=float32",
                 )
-        kept, odd, lost = as_kept(vectors, self.dtype)
-        beyond = odd & np.isfinite(vectors).all(1)
-        if beyond.any():
-            name = rows["row"].iloc[beyond.argmax()]
-            raise UserError(
-                f"{self.path}: row {name!r} has values beyond {self.dtype}'s"
-                f" {np.finfo(kept.dtype).max:g}: write it with dtype=float32"
-            )
-        if lost.any():
-            name = rows["row"].iloc[lost.argmax()]
-            raise UserError(
-                f"{self.path}: row {name!r} is too small for {self.dtype} and would be zero: write"
-                " it with dtype=float32"
-            )
         number = len(self.shards)
         names = f"emb_{number:04d}.npy", f"rows_{number:04d}.parquet"
-        np.save(self.path / names[0], kept)
+        np.save(self.path / names[0], cast.vectors)
         rows.reset_index(drop=True).to_parquet(self.path / names[1], index=False)
         shard = Shard(*names, len(rows), *(file_sha256(self.path / name) for name in names))
+        # the record comes last: a shard without one was cut off, and is written again
         replace_atomically(self.path / f"shard_{number:04d}.json", json.dumps(vars(shard)).encode())
         self.shards.append(shard)
 
-    def withdraw(self) -> None:
+    def _check(self, vectors: np.ndarray, rows: pd.DataFrame) -> None:
+        numeric = vectors.dtype.kind in "fiub"
+        is_matrix = vectors.ndim == 2 and vectors.shape[1] > 0
+        if not numeric or not is_matrix or len(vectors) != len(rows):
+            raise UserError(
+                f"needs vectors of real numbers [n, D], one for each of {len(rows)} rows, got"
+                f" {vectors.dtype} {vectors.shape}",
+                key=str(self.path),
+            )
+        check_rows(rows, str(self.path))
+        if self.shards and vectors.shape[1] != self.dim:
+            raise UserError(
+                f"has vectors of width {self.dim}, got some of width {vectors.shape[1]}",
+                key=str(self.path),
+                remedy="write one store per encoder",
+            )
+
+    def remove(self) -> None:
         """Remove what was written."""
-        for pattern in ("shard_*.json", *PARTS, BEGUN):
+        for pattern in ("shard_*.json", *SHARD_FILES, UNFINISHED):
             for file in self.path.glob(pattern):
                 file.unlink()
         self.shards.clear()
@@ -399,14 +497,16 @@ class StoreWriter:
         Args:
             encoder: name, revision, pooling and preprocessing of what made the vectors.
             source: where the raw data came from, with its licence.
+
+        Raises:
+            UserError: nothing was written.
         """
         if not self.shards:
-            raise UserError(f"{self.path}: nothing was written, so there is no store to finish")
-        dim = int(np.load(self.path / self.shards[0].vectors, mmap_mode="r").shape[1])
+            raise UserError("has no rows: nothing was written", key=str(self.path))
         manifest = {
             "format": FORMAT,
             "version": VERSION,
-            "dim": dim,
+            "dim": self.dim,
             "dtype": self.dtype,
             "count": self.count,
             "shards": [vars(shard) for shard in self.shards],
@@ -417,7 +517,7 @@ class StoreWriter:
             self.path / "manifest.json",
             (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode(),
         )
-        for file in (*self.path.glob("shard_*.json"), self.path / BEGUN):
+        for file in (*self.path.glob("shard_*.json"), self.path / UNFINISHED):
             file.unlink(missing_ok=True)
         return EmbeddingStore(self.path)
 
@@ -425,37 +525,53 @@ class StoreWriter:
 def write_store(
     path: str | os.PathLike[str],
     vectors: np.ndarray,
-    rows: pd.DataFrame,
+    rows: pd.DataFrame | Mapping[str, Sequence[Any]],
     *,
-    encoder: Mapping[str, Any],
-    source: Mapping[str, Any],
+    encoder: Mapping[str, Any] | None = None,
+    source: Mapping[str, Any] | None = None,
     dtype: str = "float16",
     shard_rows: int = 100_000,
 ) -> EmbeddingStore:
-    """Write `vectors` [n, D] and `rows` as a new store, in shards of `shard_rows`.
+    """Write vectors and their rows as a new store.
+
+    Args:
+        path: the new store's folder.
+        vectors: `[n, D]`, real numbers.
+        rows: n rows, a DataFrame or lists by column. `item` alone is enough: rows of two stores
+            with the same item are a pair. `row` is made of it; see the module for other columns.
+        encoder: what made the vectors: `name`, and what else is known of it.
+        source: where the raw data came from.
+        dtype: `float16` or `float32`, the format of the vectors on disk.
+        shard_rows: rows per file.
 
     Raises:
-        UserError: a store is there already, the rows break the contract or are not as many as the
-            vectors, or values beyond `dtype`.
+        UserError: a store is there already, rows that a store cannot have, or that are not as many
+            as the vectors, or values that do not fit `dtype`.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> rows = {"item": ["cat", "dog", "cat"], "text": ["a cat", "a dog", "the cat"]}
+    >>> store = write_store(f"{folder.name}/text", np.ones((3, 8)), rows)
+    >>> store.rows["row"].tolist()
+    ['cat-0', 'dog-0', 'cat-1']
     """
-    if (
-        not isinstance(rows, pd.DataFrame)
-        or not isinstance(encoder, Mapping)
-        or not isinstance(source, Mapping)
-    ):
-        raise UserError(
-            'rows must be a pandas DataFrame, encoder and source mappings, such as {"name":'
-            ' "my-encoder"}'
-        )
-    check_rows(rows, str(path))
+    encoder = {} if encoder is None else encoder
+    source = {"name": "unknown"} if source is None else source
+    for key, value in (("encoder", encoder), ("source", source)):
+        if not isinstance(value, Mapping):
+            example = f'write {{"name": "my-{key}"}}'
+            raise UserError("is no mapping", key=key, value=value, remedy=example)
     if shard_rows < 1:
-        raise UserError(f"shard_rows={shard_rows} must be at least 1")
-    if len(vectors) != len(rows):
+        raise UserError("must be at least 1", key="shard_rows", value=shard_rows)
+    table = with_row_names(pd.DataFrame(rows))
+    check_rows(table, str(path))
+    if len(vectors) != len(table):
         raise UserError(
-            f"{str(path)!r}: {len(vectors)} vectors for {len(rows)} rows: one each, in the same"
-            " order"
+            f"gets {len(vectors)} vectors for {len(table)} rows",
+            key=str(path),
+            remedy="give one row per vector, in the same order",
         )
     writer = StoreWriter(path, dtype, resume=False)
-    for start in range(0, len(rows), shard_rows):
-        writer.append(vectors[start : start + shard_rows], rows.iloc[start : start + shard_rows])
+    for start in range(0, len(table), shard_rows):
+        writer.append(vectors[start : start + shard_rows], table.iloc[start : start + shard_rows])
     return writer.finish(encoder, source)

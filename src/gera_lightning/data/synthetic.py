@@ -1,7 +1,6 @@
-"""Two noisy random nonlinear views of one known manifold: stores of any size whose geometry is
-known.
+"""Two noisy nonlinear views of one manifold: stores of any size whose geometry is known.
 
-Legend: `N` items, `d` latent dimension, `D` width of a view.
+Legend: `N` items, `d` latent dimension, `F` random features, `D` width of a view.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import shutil
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,27 +20,36 @@ from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import register
 
 SHARD = 50_000
+"""Items per shard of a store."""
+POINTS, MAP_A, NOISE_A, ORDER_A = 0, 1, 3, 5
+"""Random streams of a seed; those of view b follow on those of view a."""
 
 
 @register("synthetic_views")
 @dataclass(frozen=True)
 class SyntheticViews:
-    """Settings of the two views.
+    """Two noisy random nonlinear views of a torus.
 
     Latent points `u` are uniform on a `d`-dimensional torus. Each view is a random smooth embedding
     of it, `x = sqrt(2 / F) cos(phi(u) W + c) R + noise * e`, with `phi` the sines and cosines of
-    the angles, W ~ N(0, frequency^2), and R a random projection to the view's width; e is Gaussian
-    noise of unit norm. Views share `u` and nothing else.
+    the angles, W ~ N(0, frequency^2), R a random projection to the view's width, and e Gaussian
+    noise whose norm is 1 on average. The views share `u` and nothing else.
 
     Attributes:
         items: N.
         latent_dim: d.
         dim_a, dim_b: widths of the views.
-        features: F, random features of each view.
+        features: F.
         frequency: how strongly the views bend.
         noise: norm of the noise relative to the signal.
         classes: arcs that the first angle is cut into, kept as `label`.
         seed: fixes everything.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> a, b = SyntheticViews(items=50, dim_a=8, dim_b=6).stores(folder.name)
+    >>> a.read().shape, b.read().shape, set(a.rows["item"]) == set(b.rows["item"])
+    ((50, 8), (50, 6), True)
     """
 
     items: int = 4000
@@ -57,63 +64,61 @@ class SyntheticViews:
 
     def __post_init__(self) -> None:
         for key in ("items", "latent_dim", "dim_a", "dim_b", "features", "classes"):
-            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
-                raise UserError(
-                    f"data.synthetic.{key}={getattr(self, key)} must be a whole number of at"
-                    " least 1"
-                )
-        if self.noise < 0 or self.frequency <= 0:
-            raise UserError(
-                f"data.synthetic.noise={self.noise} must be 0 or more and"
-                f" frequency={self.frequency} above 0"
-            )
+            value = getattr(self, key)
+            if not isinstance(value, int) or value < 1:
+                raise UserError("must be a whole number of at least 1", key=key, value=value)
+        if self.noise < 0:
+            raise UserError("must be 0 or more", key="noise", value=self.noise)
+        if self.frequency <= 0:
+            raise UserError("must be above 0", key="frequency", value=self.frequency)
 
     def stores(self, cache_dir: str | Path) -> tuple[EmbeddingStore, EmbeddingStore]:
-        """The two stores, made under `cache_dir` unless they are there; safe with several processes
-        at once.
+        """The two stores; they are made under `cache_dir` unless they are there already.
+
+        Several processes may call this at once.
         """
-        digest = sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
-        folder = Path(cache_dir) / "synthetic" / digest
+        settings = json.dumps(asdict(self), sort_keys=True)
+        folder = Path(cache_dir) / "synthetic" / sha256(settings.encode()).hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             for view, dim in enumerate((self.dim_a, self.dim_b)):
-                if not (folder / "ab"[view] / "manifest.json").exists():
-                    shutil.rmtree(
-                        folder / "ab"[view], ignore_errors=True
-                    )  # of a writer that was cut off
-                    self._write(folder / "ab"[view], view, dim)
+                path = folder / "ab"[view]
+                if not (path / "manifest.json").exists():
+                    shutil.rmtree(path, ignore_errors=True)  # of a writer that was cut off
+                    self._write(path, view, dim)
         return EmbeddingStore(folder / "a"), EmbeddingStore(folder / "b")
 
     def _write(self, path: Path, view: int, dim: int) -> None:
-        rng = np.random.default_rng([self.seed, 1 + view])
+        rng = np.random.default_rng([self.seed, MAP_A + view])
         weight = rng.normal(0, self.frequency, (2 * self.latent_dim, self.features))
         phase = rng.uniform(0, 2 * np.pi, self.features)
         project = rng.normal(0, 1 / np.sqrt(dim), (self.features, dim))
         writer = StoreWriter(path, "float32", resume=False)
         for shard, start in enumerate(range(0, self.items, SHARD)):
-            number = np.arange(start, min(start + SHARD, self.items))
-            u = np.random.default_rng([self.seed, 0, shard]).uniform(
-                0, 2 * np.pi, (len(number), self.latent_dim)
-            )
-            signal = (
-                np.sqrt(2 / self.features)
-                * np.cos(np.hstack([np.sin(u), np.cos(u)]) @ weight + phase)
-                @ project
-            )
-            error = np.random.default_rng([self.seed, 3 + view, shard]).normal(
-                0, 1 / np.sqrt(dim), signal.shape
-            )
-            order = np.random.default_rng([self.seed, 5 + view, shard]).permutation(len(number))
-            rows = pd.DataFrame(
-                {
-                    "item": [f"point-{i:07d}" for i in number],
-                    "label": (u[:, 0] / (2 * np.pi) * self.classes).astype(int).astype(str),
-                }
-            )
-            rows.insert(0, "row", rows["item"] + "-" + "ab"[view])
-            writer.append((signal + self.noise * error)[order], rows.iloc[order])
-        settings: dict[str, Any] = asdict(self)
+            numbers = np.arange(start, min(start + SHARD, self.items))
+            u = self._points(shard, len(numbers))
+            phi = np.hstack([np.sin(u), np.cos(u)])
+            signal = np.sqrt(2 / self.features) * np.cos(phi @ weight + phase) @ project
+            noise = self._stream(NOISE_A + view, shard).normal(0, 1 / np.sqrt(dim), signal.shape)
+            # the order of rows tells nothing: rows of the two stores are paired by item alone
+            order = self._stream(ORDER_A + view, shard).permutation(len(numbers))
+            rows = self._rows(numbers, u, "ab"[view])
+            writer.append((signal + self.noise * noise)[order], rows.iloc[order])
         writer.finish(
             {"name": f"synthetic-view-{'ab'[view]}", "dim": dim},
-            {"name": "synthetic torus", **settings},
+            {"name": "synthetic torus", **asdict(self)},
+        )
+
+    def _stream(self, purpose: int, shard: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, purpose, shard])
+
+    def _points(self, shard: int, count: int) -> np.ndarray:
+        """Angles `[count, d]` of a shard's points, the same for both views."""
+        return self._stream(POINTS, shard).uniform(0, 2 * np.pi, (count, self.latent_dim))
+
+    def _rows(self, numbers: np.ndarray, u: np.ndarray, view: str) -> pd.DataFrame:
+        items = [f"point-{number:07d}" for number in numbers]
+        arc = (u[:, 0] / (2 * np.pi) * self.classes).astype(int)
+        return pd.DataFrame(
+            {"row": [f"{item}-{view}" for item in items], "item": items, "label": arc.astype(str)}
         )

@@ -1,4 +1,4 @@
-"""The rows that a run may see: each modality's paired and unpaired rows, preprocessed.
+"""The rows that a run may see: the paired and unpaired rows of each modality, preprocessed.
 
 Legend: `n` pairs, `N` pool rows, `D` width.
 """
@@ -37,23 +37,28 @@ class Modality:
     pool_items: np.ndarray
 
     def to(self, device: torch.device) -> Modality:
-        """The same rows on another device; the preprocessing stays where it is."""
+        """The rows on another device; the preprocessing stays where it is."""
         return replace(self, pairs=self.pairs.to(device), pool=self.pool.to(device))
 
-    def pool_subset(self, kept: np.ndarray) -> Modality:
-        """The same with some of the pool's rows, `kept` a mask `[N]`."""
-        subset = f"{self.key.get('pool', '')}/{digest(kept)}"  # of a subset, too
+    def pool_subset(self, mask: np.ndarray) -> Modality:
+        """The modality with the rows of its pool that `mask` `[N]` marks."""
+        subset = f"{self.key.get('pool', '')}/{digest(mask)}"  # a subset of a subset has both
         return replace(
             self,
-            pool=self.pool[torch.from_numpy(kept)],
-            pool_items=self.pool_items[kept],
+            pool=self.pool[torch.from_numpy(mask)],
+            pool_items=self.pool_items[mask],
             key={**self.key, "pool": subset},
         )
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """What a run may see: both modalities and the item of each pair."""
+    """The rows that a run may see.
+
+    Attributes:
+        a, b: the rows of each modality.
+        items: item of each pair `[n]`.
+    """
 
     a: Modality
     b: Modality
@@ -65,7 +70,7 @@ class TrainingRows:
         return torch.from_numpy(np.unique(self.items, return_inverse=True)[1])
 
     def to(self, device: torch.device) -> TrainingRows:
-        """The same on another device."""
+        """The rows on another device."""
         return replace(self, a=self.a.to(device), b=self.b.to(device))
 
 
@@ -77,15 +82,20 @@ def digest(array: np.ndarray) -> str:
 def modality_of(
     x: Tensor, count: int, pool_items: np.ndarray, key: Mapping[str, str], *, center: bool = True
 ) -> Modality:
-    """One modality of frozen rows, the preprocessing fitted on them.
+    """One modality of frozen rows; its preprocessing is fitted on them.
 
     Args:
-        x: `[n + N, D]`, the `count` paired rows first; overwritten by what the preprocessing makes
-            of them.
+        x: `[n + N, D]`, the `count` paired rows first. The preprocessed rows overwrite them.
         count: n.
         pool_items: item of each unpaired row `[N]`.
-        key: what identifies the rows.
+        key: what identifies the rows, for caches.
         center: see `Preprocessing`.
+
+    >>> x = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 4.0]])
+    >>> modality = modality_of(x, 1, np.array(["y", "z"]), {"data": "mine"}, center=False)
+    >>> modality.pairs, modality.pool
+    (tensor([[1., 0.]]), tensor([[0., 1.],
+            [0., 1.]]))
     """
     preprocess = Preprocessing.fit(x, center)
     for rows in x.split(CHUNK):  # in place: a copy of a large pool may not fit
@@ -97,22 +107,25 @@ def modality_of(
 def load_modality(
     store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *, center: bool = True
 ) -> Modality:
-    """Read one modality's paired and unpaired rows and fit its preprocessing on them, and on
-    nothing else.
+    """Read the paired and unpaired rows of one modality; its preprocessing sees no others.
+
+    Args:
+        store: the store.
+        pairs, pool: row numbers.
+        center: see `Preprocessing`.
     """
     x = torch.from_numpy(store.read(np.concatenate([pairs, pool])))
     key = {"data": store.data_hash, "rows": digest(np.concatenate([pairs, [-1], pool]))}
-    return modality_of(
-        x, len(pairs), store.rows["item"].to_numpy(dtype=str)[pool], key, center=center
-    )
+    pool_items = store.rows["item"].to_numpy(dtype=str)[pool]
+    return modality_of(x, len(pairs), pool_items, key, center=center)
 
 
 def load_rows(
-    store_a: EmbeddingStore, store_b: EmbeddingStore, draw: Sample, *, center: bool = True
+    store_a: EmbeddingStore, store_b: EmbeddingStore, sample: Sample, *, center: bool = True
 ) -> TrainingRows:
-    """The training rows of one draw."""
+    """Read the training rows of a sample."""
     return TrainingRows(
-        a=load_modality(store_a, draw.pairs_a, draw.pool_a, center=center),
-        b=load_modality(store_b, draw.pairs_b, draw.pool_b, center=center),
-        items=draw.items,
+        a=load_modality(store_a, sample.pairs_a, sample.pool_a, center=center),
+        b=load_modality(store_b, sample.pairs_b, sample.pool_b, center=center),
+        items=sample.items,
     )

@@ -16,15 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gera_lightning.data.records import COLUMNS
+from gera_lightning.data.records import COLUMNS, one_line
 from gera_lightning.utils.errors import UserError, did_you_mean
 
 BATCH = 10_000
-"""Rows of a Parquet file that are read at once."""
-KEPT_SPLITS = ("train", "test")
-"""Of a dataset's splits; what else there is (`validation`) is left out, as it is no side of a
-store.
-"""
+"""Rows of a Parquet file that are read at a time."""
+SPLITS_READ = ("train", "test")
+"""Splits of a dataset that are read; others (`validation`) are no side of a store."""
 
 
 def is_vector_table(path: Path) -> bool:
@@ -39,92 +37,95 @@ def is_vector_table(path: Path) -> bool:
 def table_records(
     path: Path, key: str | None, columns: Mapping[str, str] | None
 ) -> tuple[list[dict[str, Any]], Iterator[np.ndarray]]:
-    """Everything but the vectors, a record a row, and the vectors `[n, D]`, part by part in the
-    same order.
+    """The rows of a table as records, and its vectors.
 
     Args:
         path: see `is_vector_table`.
         key: the column of vectors; by default the only one that holds lists of numbers.
-        columns: our column to the table's.
+        columns: column of a store to column of the table.
 
     Returns:
-        Records with the columns that a store has, `item` the position in the split where the table
-        has none; rows whose vector is missing are rows of NaN.
+        One record per row with the columns that a store may have; where the table has no `item`, it
+        is the position in the split. Then the vectors in the same order, in parts `[n, D]`; a row
+        without a vector is a row of NaN.
 
     Raises:
         UserError: no such column, several, or vectors of several widths.
     """
     columns = columns or {}
-    files = _files(path)
-    schema = _schema(next(iter(files.values()))[0])
-    chosen = _vector_column(schema, key, path)
-    wanted = [
+    files_of_split = _files_by_split(path)
+    schema = _schema(next(iter(files_of_split.values()))[0])
+    vector_column = _vector_column(schema, key, path)
+    read = [
         name
         for name in dict.fromkeys([*COLUMNS, *columns.values()])
-        if name in schema.names and name != chosen
+        if name in schema.names and name != vector_column
     ]
-    unnamed = "item" not in columns and "item" not in schema.names
+    has_items = "item" in columns or "item" in schema.names
     records: list[dict[str, Any]] = []
-    for split, parts in files.items():
-        # without a column that is wanted a batch of the vectors' own still says how many rows there
-        # are
-        batches = (batch for file in parts for batch in _batches(file, wanted or [chosen]))
-        rows = [
-            record
-            for batch in batches
-            for record in (batch.to_pylist() if wanted else [{} for _ in range(len(batch))])
-        ]
+    for split, files in files_of_split.items():
+        rows = _records(files, read, vector_column)
         for number, record in enumerate(rows):
-            if unnamed:
+            if not has_items:
                 record["item"] = f"{split}/{number}" if split else str(number)
-            if len(files) > 1 and "split" not in wanted:
+            if len(files_of_split) > 1 and "split" not in read:
                 record["split"] = split
         records += rows
-    return records, _all_vectors((file for parts in files.values() for file in parts), chosen)
+    every_file = (file for files in files_of_split.values() for file in files)
+    return records, _all_vectors(every_file, vector_column)
+
+
+def _records(files: list[Path], columns: list[str], vector_column: str) -> list[dict[str, Any]]:
+    # with no other column to read, the vectors still say how many rows there are
+    batches = (batch for file in files for batch in _batches(file, columns or [vector_column]))
+    return [
+        record
+        for batch in batches
+        for record in (batch.to_pylist() if columns else [{} for _ in range(len(batch))])
+    ]
 
 
 def _parquets(path: Path) -> list[Path]:
-    return (
-        sorted(path.glob("*.parquet"))
-        if path.is_dir() and not (path / "manifest.json").exists()
-        else []
-    )
+    is_store = (path / "manifest.json").exists()  # its own tables have no vectors
+    return sorted(path.glob("*.parquet")) if path.is_dir() and not is_store else []
 
 
-def _files(path: Path) -> dict[str, list[Path]]:
-    """Files by split, in order; one split without a name where the source has none.
+def _files_by_split(path: Path) -> dict[str, list[Path]]:
+    """Files of each split, in order; a source without splits has the one split "".
 
     Raises:
-        UserError: a dataset without a split that is kept, or one that is not whole.
+        UserError: a dataset without one of `SPLITS_READ`, or one that is not whole.
     """
     if path.is_file():
         return {"": [path]}
     try:
         if (path / "dataset_dict.json").is_file():
             names = json.loads((path / "dataset_dict.json").read_text())["splits"]
-            kept = {name: _saved(path / name) for name in names if name in KEPT_SPLITS}
-            if not kept:
+            files = {name: _saved_files(path / name) for name in names if name in SPLITS_READ}
+            if not files:
                 raise UserError(
-                    f"{path}: holds the splits {', '.join(names)}, none of"
-                    f" {', '.join(KEPT_SPLITS)}: import the folder of one, {path}/{names[0]}"
+                    f"has the splits {', '.join(names)}, none of {', '.join(SPLITS_READ)}",
+                    key=str(path),
+                    remedy=f"import the folder of one, {path}/{names[0]}",
                 )
-            return kept
+            return files
         if (path / "state.json").is_file():
-            return {"": _saved(path)}
+            return {"": _saved_files(path)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: the saved dataset is damaged ({error!r}): save it again"
+            f"is a damaged dataset ({error!r})", key=str(path), remedy="save it again"
         ) from error
     return {"": _parquets(path)}
 
 
-def _saved(folder: Path) -> list[Path]:
+def _saved_files(folder: Path) -> list[Path]:
     """Arrow files of one saved split."""
     state = json.loads((folder / "state.json").read_text())
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise UserError(
-            f"{folder}: its rows are a choice of its files' rows: save it with"
-            " dataset.flatten_indices().save_to_disk(...)"
+            "holds a selection of its files' rows",
+            key=str(folder),
+            remedy="save it with dataset.flatten_indices().save_to_disk(...)",
         )
     return [folder / entry["filename"] for entry in state["_data_files"]]
 
@@ -140,9 +141,13 @@ def _open(file: Path) -> Any:
             return pq.ParquetFile(file)
         return pa.ipc.open_stream(pa.memory_map(str(file)))
     except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{file}: cannot be read ({' '.join(str(error).split())[:200]}): check the file"
-        ) from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(
+        f"cannot be read ({one_line(error)[:200]})", key=str(file), remedy="check the file"
+    )
 
 
 def _batches(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -154,33 +159,32 @@ def _batches(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
                 yield batch.select(names)
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise UserError(
-                f"{file}: cannot be read ({' '.join(str(error).split())[:200]}): check the file"
-            ) from error
+            raise _unreadable(file, error) from error
 
 
 def _vector_column(schema: pa.Schema, key: str | None, path: Path) -> str:
-    def holds_vectors(kind: pa.DataType) -> bool:
-        lists = (
-            pa.types.is_list(kind)
-            or pa.types.is_large_list(kind)
-            or pa.types.is_fixed_size_list(kind)
-        )
-        return lists and (
-            pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
-        )
-
-    found = [field.name for field in schema if holds_vectors(field.type)]
+    """The column of vectors that `key` names, by default the only one."""
+    found = [field.name for field in schema if _holds_vectors(field.type)]
     if key is not None and key not in found:
         raise UserError(
-            f"key={key!r}: {path} has no such column of vectors{did_you_mean(key, found)}"
+            f"is no column of vectors in {path}{did_you_mean(key, found)}", key="key", value=key
         )
     if key is None and len(found) != 1:
         raise UserError(
-            f"{path} holds {len(found)} columns of vectors ({', '.join(found or schema.names)}):"
-            " name one, key=..."
+            f"has {len(found)} columns of vectors ({', '.join(found or schema.names)})",
+            key=str(path),
+            remedy="name one, key=...",
         )
     return key or found[0]
+
+
+def _holds_vectors(kind: pa.DataType) -> bool:
+    is_list = (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+    return is_list and (
+        pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+    )
 
 
 def _all_vectors(files: Iterable[Path], name: str) -> Iterator[np.ndarray]:
@@ -193,22 +197,36 @@ def _all_vectors(files: Iterable[Path], name: str) -> Iterator[np.ndarray]:
     for file in files:
         for batch in _batches(file, [name]):
             column = batch.column(0)
-            there = column.is_valid()
-            kept = column.filter(there)
-            widths = {*pc.list_value_length(kept).unique().to_pylist(), *([width] if width else [])}
-            if len(widths) != 1:
-                raise UserError(
-                    f"{file}: column {name} holds vectors of several widths, {min(widths)} and"
-                    f" {max(widths)}: keep those of one encoder"
-                    if widths
-                    else f"{file}: the first {len(column)} rows have no vector: leave them out"
-                )
-            [width] = widths
-            values = kept.flatten().to_numpy(zero_copy_only=False).reshape(len(kept), width)
-            if len(kept) < len(column):
-                every = np.full(
-                    (len(column), width), np.nan, dtype=np.result_type(values.dtype, np.float16)
-                )
-                every[there.to_numpy(zero_copy_only=False)] = values
-                values = every
-            yield values
+            width = _width(column, width, file, name)
+            yield _matrix(column, width)
+
+
+def _width(column: pa.Array, width: int, file: Path, name: str) -> int:
+    """Width of the vectors in a part, which must be that of the parts before (0 for none)."""
+    lengths = pc.list_value_length(column.drop_null()).unique().to_pylist()
+    widths = {*lengths, *([width] if width else [])}
+    if not widths:
+        raise UserError(
+            f"has no vector in its first {len(column)} rows",
+            key=str(file),
+            remedy="remove rows without one",
+        )
+    if len(widths) > 1:
+        raise UserError(
+            f"has vectors of several widths in column {name}, {min(widths)} and {max(widths)}",
+            key=str(file),
+            remedy="import those of one encoder",
+        )
+    return int(widths.pop())
+
+
+def _matrix(column: pa.Array, width: int) -> np.ndarray:
+    present = column.drop_null()
+    vectors = present.flatten().to_numpy(zero_copy_only=False).reshape(len(present), width)
+    if len(present) == len(column):
+        return vectors
+    with_gaps = np.full(
+        (len(column), width), np.nan, dtype=np.result_type(vectors.dtype, np.float16)
+    )
+    with_gaps[column.is_valid().to_numpy(zero_copy_only=False)] = vectors
+    return with_gaps

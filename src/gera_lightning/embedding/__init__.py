@@ -1,1 +1,1 @@
-"""From raw items to embedding stores."""
+"""From raw files to embedding stores: corpora, reading, and encoding with resume."""

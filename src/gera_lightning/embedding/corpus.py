@@ -1,16 +1,16 @@
-"""Corpora: where raw items lie, and the rows of a store that they become. Tables only; nothing is
-decoded here.
+"""Corpora: where raw items are, and the rows of a store that they become.
 
 A corpus lists its rows (`row`, `item`, `path` or `text`, optional `group family label split`) in a
-fixed order, and says where an item's raw form is: a text, a path, bytes, or what is read already.
-Rows of two corpora with the same `item` are a pair. An entry that cannot become a row is kept with
-the reason, so that nothing is dropped in silence.
+fixed order, and gives the raw form of each: a text, a path, bytes, or an array. Rows of two corpora
+with the same `item` are a pair. An entry that cannot become a row is listed as skipped, with the
+reason. Nothing is decoded here.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning.data.records import COLUMNS, Skipped, read_records, text_of
+from gera_lightning.data.records import COLUMNS, Skipped, one_line, read_records, text_of
 from gera_lightning.data.splits import unit_hash
 from gera_lightning.data.store import check_rows
 from gera_lightning.utils.errors import UserError, check_one_of, did_you_mean
@@ -29,18 +29,30 @@ from gera_lightning.utils.instantiate import register
 Folder = str | os.PathLike[str]
 MODALITIES = ("text", "audio", "image")
 Raw = str | Path | bytes | np.ndarray
-"""A text, a file, its bytes, or what is read already."""
+"""A text, a file, its bytes, or an array that the encoder takes as it is."""
 SUFFIXES = {
     "text": (".txt",),
     "audio": (".wav", ".flac", ".mp3", ".ogg", ".aiff", ".opus"),
     "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
 }
-"""File names that a folder's items of a modality end in."""
+"""What the file names of a modality end in."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Rows of a corpus, index 0..n-1, and what could not become one."""
+    """The rows of a corpus, and the entries that could not become one.
+
+    Attributes:
+        rows: table of the rows, index 0..n-1.
+        skipped: the other entries, with the reason.
+
+    >>> entries = [{"item": "1", "text": "a cat"}, {"item": "1", "text": "the cat"}, {"item": "2"}]
+    >>> listing = Listing.of(entries, "text", where="captions")
+    >>> listing.rows.to_dict("list")
+    {'row': ['1-0', '1-1'], 'item': ['1', '1'], 'text': ['a cat', 'the cat']}
+    >>> listing.skipped
+    [Skipped(row='2-0', item='2', path='', reason='no text')]
+    """
 
     rows: pd.DataFrame
     skipped: list[Skipped]
@@ -53,76 +65,85 @@ class Listing:
         where: str,
         skipped: Sequence[Skipped] = (),
     ) -> Listing:
-        """From entries with `item`, and `text` or `path`; `row` is made where it is not given;
-        empty entries are left out.
+        """List entries with `item`, and `text` or `path`; entries without are skipped.
 
-        A sound or image that stands there twice under one item (once a caption) is one row.
+        `row` is made of the item where it is missing. A sound or image that is listed twice under
+        one item (once per caption) becomes one row.
 
         Args:
-            entries: in order; from a generator, so that a long corpus is held once only.
-            modality: whether `text` or `path` is needed.
-            where: for messages.
-            skipped: what is left out already; may grow while `entries` are drawn.
+            entries: in order; a generator is best for a long corpus, which is then held once only.
+            modality: decides whether `text` or `path` is needed.
+            where: what a message begins with.
+            skipped: entries that were skipped already; may grow while `entries` are drawn.
 
         Raises:
-            UserError: no entry, or rows that break the contract of stores.
+            UserError: no usable entry, or rows that a store cannot have.
         """
         raw = "text" if modality == "text" else "path"
         columns: dict[str, list[str | None]] = {column: [] for column in COLUMNS}
-        left_out, seen, count = list[Skipped](), set[tuple[str, str]](), dict[str, int]()
+        unusable, listed, rows_per_item = list[Skipped](), set[tuple[str, str]](), Counter[str]()
         for entry in entries:
-            values = {
-                key: words
-                for key, value in entry.items()
-                if key in COLUMNS and (words := text_of(value)) is not None
-            }
-            item = values.get("item", "")
-            number = count.get(item, 0)
+            values = _texts(entry)
+            item, path = values.get("item", ""), values.get("path", "")
+            name = values.setdefault("row", f"{item}-{rows_per_item[item]}")
             if not item or raw not in values:
-                missing = "no item" if not item else f"no {raw}"
-                left_out.append(
-                    Skipped(
-                        values.get("row", f"{item}-{number}"), item, values.get("path", ""), missing
-                    )
-                )
+                reason = "no item" if not item else f"no {raw}"
+                unusable.append(Skipped(name, item, path, reason))
                 continue
             if raw == "path":
-                if (item, values["path"]) in seen:
+                if (item, path) in listed:
                     continue
-                seen.add((item, values["path"]))
-            count[item] = number + 1
-            values.setdefault("row", f"{item}-{number}")
-            for column, held in columns.items():
-                held.append(values.get(column))
-        left_out = [*skipped, *left_out]
+                listed.add((item, path))
+            rows_per_item[item] += 1
+            for column, value_of_row in columns.items():
+                value_of_row.append(values.get(column))
+        unusable = [*skipped, *unusable]
         if not columns["row"]:
-            reason = (
-                f" ({len(left_out)} are left out, the first: {left_out[0].reason})"
-                if left_out
-                else ""
-            )
-            raise UserError(f"{where}: no {modality} items{reason}: check the path and the columns")
-        rows = pd.DataFrame(
-            {
-                column: held
-                for column, held in columns.items()
-                if any(value is not None for value in held)
-            },
-            dtype="str",
-        )
+            raise _no_items(modality, where, unusable)
+        used = {
+            column: values
+            for column, values in columns.items()
+            if any(value is not None for value in values)
+        }
+        rows = pd.DataFrame(used, dtype="str")
         check_rows(rows, where)
-        return cls(rows, left_out)
+        return cls(rows, unusable)
+
+
+def _texts(entry: Mapping[str, Any]) -> dict[str, str]:
+    """The values of an entry that a store keeps, as text."""
+    texts = {column: text_of(value) for column, value in entry.items() if column in COLUMNS}
+    return {column: text for column, text in texts.items() if text is not None}
+
+
+def _no_items(modality: str, where: str, skipped: list[Skipped]) -> UserError:
+    reason = f" ({len(skipped)} are skipped, the first: {skipped[0].reason})" if skipped else ""
+    return UserError(
+        f"has no {modality} items{reason}", key=where, remedy="check the path and the columns"
+    )
 
 
 class Corpus(ABC):
     """A source of raw items of one modality.
 
-    One whose items are files says so by `file` too: batches of sounds are formed by size, and a
-        file that changed is noticed.
+    Your own corpus needs `listing` and `raw`. Where its items are files, define `file` too: batches
+    of sounds are then formed by size, and a file that changed during an interrupted run is noticed.
 
     Attributes:
         modality: `text`, `audio` or `image`.
         where: its main file or folder, for messages and the manifest.
+
+    >>> class Numbers(Corpus):
+    ...     modality, where = "text", "numbers"
+    ...     def listing(self):
+    ...         names = ["one", "two", "three"]
+    ...         entries = [{"item": str(n), "text": name} for n, name in enumerate(names)]
+    ...         return Listing.of(entries, self.modality, self.where)
+    ...     def raw(self, row):
+    ...         return row["text"]
+    >>> corpus = Numbers()
+    >>> [corpus.raw(row) for _, row in corpus.listing().rows.iterrows()]
+    ['one', 'two', 'three']
     """
 
     modality: str
@@ -134,19 +155,16 @@ class Corpus(ABC):
 
     @abstractmethod
     def raw(self, row: Mapping[str, Any]) -> Raw:
-        """The item of a listed row: its text, path or bytes, or an array that the encoder takes as
-        it is.
-        """
+        """The raw item of a listed row."""
 
     def file(self, row: Mapping[str, Any]) -> Path | None:  # noqa: ARG002
-        """The file that a listed row's item is read from; None where the table itself holds it, or
-        it is not known.
-        """
+        """The file that a listed row is read from; None for a text of the table itself."""
         return None
 
     def length(self, row: Mapping[str, Any]) -> int:
-        """By which batches are formed: characters of a text, bytes of a sound; images are all of
-        one size.
+        """Length of a row's item, by which batches are formed.
+
+        Characters of a text, bytes of a sound, 0 for images: they are all resized.
         """
         if self.modality == "text":
             return len(str(row["text"]))
@@ -154,8 +172,10 @@ class Corpus(ABC):
         return file.stat().st_size if file is not None and file.is_file() else 0
 
     def describe(self) -> dict[str, Any]:
-        """What a store's manifest records of its source: all that decides the raw items beside the
-        rows, for by it a run is told from others.
+        """What a store's manifest records of its source.
+
+        It must name everything beside the rows that decides the raw items: an interrupted run goes
+        on only where this is the same.
         """
         return {"corpus": type(self).__name__, "modality": self.modality, "where": self.where}
 
@@ -171,28 +191,40 @@ def check_modality(modality: str) -> str:
 
 
 def existing(key: str, path: Folder, kind: str = "file") -> Path:
-    """A path that is there.
+    """A path that must exist.
+
+    Args:
+        key: argument that gave it, for the message.
+        path: the path.
+        kind: `file` or `folder`.
 
     Raises:
         UserError: naming the key.
     """
     found = Path(path)
     if not (found.is_dir() if kind == "folder" else found.is_file()):
-        raise UserError(f"{key}={str(path)!r}: there is no such {kind}: check the path")
+        raise UserError(
+            f"is not an existing {kind}", key=key, value=str(path), remedy="check the path"
+        )
     return found
 
 
 class TableCorpus(Corpus):
-    """A table of rows that is made already, as the builds of the shipped data make one.
+    """A corpus from a table in memory.
 
     Args:
         rows: columns of a store.
         modality: `text`, `audio` or `image`.
-        source: what the store's manifest says of where it comes from.
-        raw: the item of a row; its text by default.
+        source: what the store's manifest records of where it comes from.
+        raw: gives the raw item of a row; its text by default.
 
     Raises:
-        UserError: rows that break the contract of stores.
+        UserError: rows that a store cannot have.
+
+    >>> rows = pd.DataFrame({"row": ["r1"], "item": ["1"], "text": ["a cat"]})
+    >>> corpus = TableCorpus(rows, "text", {"name": "my-corpus"})
+    >>> corpus.raw(corpus.listing().rows.iloc[0])
+    'a cat'
     """
 
     def __init__(
@@ -203,11 +235,9 @@ class TableCorpus(Corpus):
         raw: Callable[[Mapping[str, Any]], Raw] | None = None,
     ) -> None:
         check_rows(rows, "rows")
-        self.rows, self.modality, self.source = (
-            rows.reset_index(drop=True),
-            check_modality(modality),
-            dict(source),
-        )
+        self.rows = rows.reset_index(drop=True)
+        self.modality = check_modality(modality)
+        self.source = dict(source)
         self._raw = raw or (lambda row: str(row["text"]))
 
     def listing(self) -> Listing:
@@ -215,7 +245,7 @@ class TableCorpus(Corpus):
         return Listing(self.rows, [])
 
     def raw(self, row: Mapping[str, Any]) -> Raw:
-        """As the function that was given says."""
+        """What the function `raw` gives."""
         return self._raw(row)
 
     def describe(self) -> dict[str, Any]:
@@ -224,16 +254,19 @@ class TableCorpus(Corpus):
 
 
 def shuffled(rows: pd.DataFrame, salt: str) -> pd.DataFrame:
-    """Rows in the order of a hash of `salt` and their names, which tells nothing of them and is the
-    same on every machine.
+    """Rows in an order that tells nothing of them: that of a hash of `salt` and their names.
+
+    It is the same on every machine.
+
+    >>> shuffled(pd.DataFrame({"row": ["r0", "r1", "r2"]}), "salt")["row"].tolist()
+    ['r0', 'r2', 'r1']
     """
-    return rows.iloc[
-        rows["row"].map(lambda name: unit_hash(f"{salt}:{name}")).argsort(kind="stable")
-    ].reset_index(drop=True)
+    rank = rows["row"].map(lambda name: unit_hash(f"{salt}:{name}"))
+    return rows.iloc[rank.argsort(kind="stable")].reset_index(drop=True)
 
 
 class RowsAndFiles(Corpus):
-    """A corpus whose raw items are texts of the table, or files below a folder."""
+    """A corpus whose raw items are texts of its table, or files below the folder `root`."""
 
     root: Path
 
@@ -242,28 +275,37 @@ class RowsAndFiles(Corpus):
         return str(row["text"]) if self.modality == "text" else self.root / str(row["path"])
 
     def file(self, row: Mapping[str, Any]) -> Path | None:
-        """The path that `raw` gives."""
+        """The row's file; None for a text."""
         return None if self.modality == "text" else self.root / str(row["path"])
 
     def describe(self) -> dict[str, Any]:
-        """Also the folder of the files: the same table names other files below another."""
+        """Also the folder of the files: the same table below another folder names other files."""
         return super().describe() | ({} if self.modality == "text" else {"root": str(self.root)})
 
 
 @register("manifest")
 class Manifest(RowsAndFiles):
-    """A table in a CSV, TSV, JSONL or Parquet file, one row an item.
+    """A table in a CSV, TSV, JSONL or Parquet file, one row per item.
 
     Args:
-        path: the table; or split (`train`, `test`, ...) to table.
-        modality: `text`, `audio` or `image`: which of `text` and `path` is embedded.
-        root: folder that `path` is relative to; the table's own by default.
-        columns: our column to theirs, or to a pattern of theirs such as `"audio/{youtube_id}.wav"`;
-            by default the same names.
-        splits: their word for a split to ours (`train`, `test`, `both`, `unused`).
+        path: the table; or a mapping of split (`train`, `test`, ...) to table.
+        modality: `text`, `audio` or `image`: which of the columns `text` and `path` is embedded.
+        root: folder that `path` of a row is relative to; that of the table by default.
+        columns: column of the store to column of the table, or to a pattern of its columns such as
+            `"audio/{youtube_id}.wav"`; by default the same names.
+        splits: name of a split in the table to that of the store (`train`, `test`, `both`,
+            `unused`).
 
     Raises:
         UserError: no such file, another format, or a column that is not there.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> table = Path(folder.name, "captions.csv")
+    >>> _ = table.write_text("id,caption\\n7,a cat\\n8,a dog\\n")
+    >>> corpus = Manifest(table, "text", columns={"item": "id", "text": "caption"})
+    >>> corpus.listing().rows["text"].tolist()
+    ['a cat', 'a dog']
     """
 
     def __init__(
@@ -275,70 +317,76 @@ class Manifest(RowsAndFiles):
         columns: Mapping[str, str] | None = None,
         splits: Mapping[str, str] | None = None,
     ) -> None:
-        self.paths, self.modality, self.where = (
-            by_split("path", path, "file"),
-            check_modality(modality),
-            words_of(path),
-        )
-        self.root = (
-            next(iter(self.paths.values())).parent
-            if root is None
-            else existing("root", root, "folder")
-        )
+        self.tables = paths_by_split("path", path, "file")
+        self.modality, self.where = check_modality(modality), paths_as_text(path)
+        first_table = next(iter(self.tables.values()))
+        self.root = first_table.parent if root is None else existing("root", root, "folder")
         self.columns, self.splits = dict(columns or {}), dict(splits or {})
         for column in self.columns:
             if column not in COLUMNS:
                 raise UserError(
-                    f"columns.{column} is not a column of a store{did_you_mean(column, COLUMNS)}"
+                    f"is not a column of a store{did_you_mean(column, COLUMNS)}",
+                    key=f"columns.{column}",
                 )
 
     def listing(self) -> Listing:
         """All rows of the tables, in their order."""
         entries = (
-            entry for split, path in self.paths.items() for entry in self._entries(split, path)
+            entry for split, table in self.tables.items() for entry in self._entries(split, table)
         )
         return Listing.of(entries, self.modality, self.where)
 
-    def _entries(self, split: str, path: Path) -> Iterator[dict[str, Any]]:
-        records = read_records(path)
-        head = list(islice(records, 1000))
+    def _entries(self, split: str, table: Path) -> Iterator[dict[str, Any]]:
+        records = read_records(table)
+        head = list(islice(records, 1000))  # JSONL has no header: any of these may name a column
         known = list(dict.fromkeys(key for record in head for key in record))
-        raw = "text" if self.modality == "text" else "path"
-        chosen = {
-            column: self.columns.get(column, column)
-            for column in COLUMNS
-            if column in self.columns or column in known
-        }
-        for column in ("item", raw):
-            if column not in chosen:
-                raise UserError(
-                    f"{path} has no column {column!r} (has {', '.join(known)}): name it,"
-                    f" columns.{column}=THEIRS"
-                )
-        for column, theirs in chosen.items():
-            if "{" not in theirs and theirs not in known:
-                raise UserError(
-                    f"columns.{column}={theirs!r}: {path} has no such"
-                    f" column{did_you_mean(theirs, known)}"
-                )
+        source_of = self._source_columns(known, table)
         for record in chain(head, records):
             entry = {
-                column: _value(record, theirs, column, path) for column, theirs in chosen.items()
+                column: _value(record, source, column, table)
+                for column, source in source_of.items()
             }
             entry["split"] = split or self.splits.get(str(entry.get("split")), entry.get("split"))
             yield entry
 
+    def _source_columns(self, known: Sequence[str], table: Path) -> dict[str, str]:
+        """Column of the store to column of the table, or to a pattern of its columns."""
+        source_of = {
+            column: self.columns.get(column, column)
+            for column in COLUMNS
+            if column in self.columns or column in known
+        }
+        for column in ("item", "text" if self.modality == "text" else "path"):
+            if column not in source_of:
+                raise UserError(
+                    f"has no column {column!r} (it has {', '.join(known)})",
+                    key=str(table),
+                    remedy=f"name it, columns.{column}=THEIRS",
+                )
+        for column, source in source_of.items():
+            if "{" not in source and source not in known:
+                raise UserError(
+                    f"is no column of {table}{did_you_mean(source, known)}",
+                    key=f"columns.{column}",
+                    value=source,
+                )
+        return source_of
 
-def _value(record: Mapping[str, Any], theirs: str, column: str, path: Path) -> Any:
-    if "{" not in theirs:
-        return record.get(theirs)
+
+def _value(record: Mapping[str, Any], source: str, column: str, table: Path) -> Any:
+    if "{" not in source:
+        return record.get(source)
     try:
-        return theirs.format_map(record)
+        return source.format_map(record)
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"columns.{column}={theirs!r}: {error} is no column of {path}") from error
+        raise UserError(
+            f"asks for {error}, which is no column of {table}",
+            key=f"columns.{column}",
+            value=source,
+        ) from error
 
 
-def by_split(key: str, paths: Folder | Mapping[str, Folder], kind: str) -> dict[str, Path]:
+def paths_by_split(key: str, paths: Folder | Mapping[str, Folder], kind: str) -> dict[str, Path]:
     """Split to path; one path alone has the split "", which stands for none.
 
     Raises:
@@ -351,69 +399,60 @@ def by_split(key: str, paths: Folder | Mapping[str, Folder], kind: str) -> dict[
     }
 
 
-def words_of(paths: Folder | Mapping[str, Folder]) -> str:
-    """One path, or several, in words."""
-    return (
-        ", ".join(str(path) for path in paths.values())
-        if isinstance(paths, Mapping)
-        else str(paths)
-    )
+def paths_as_text(paths: Folder | Mapping[str, Folder]) -> str:
+    """One path, or several with commas between them."""
+    several = paths.values() if isinstance(paths, Mapping) else [paths]
+    return ", ".join(map(str, several))
 
 
 @register("folder")
 class FolderOfFiles(RowsAndFiles):
-    """Every file of a folder and its folders; the name without its suffix is the item, so `7.wav`
-    and `7.txt` are a pair.
+    """Every file of a modality in a folder and its subfolders.
 
-    A sound or image beside a text keeps that text in its row, for people to read.
+    A file's name without its suffix is the item, so `7.wav` and `7.txt` are a pair. A sound or
+    image beside a text of its name keeps that text in its row, for people to read.
 
     Args:
         root: the folder.
-        modality: `audio`, `image`, or `text` (a file a text).
-        group: take the name of the folder that a file lies in as its `group` (speaker, renderer).
+        modality: `audio`, `image`, or `text` (one text per file).
+        group: use the name of the folder that a file is in as its `group` (speaker, renderer).
 
     Raises:
         UserError: no such folder.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> _ = Path(folder.name, "7.txt").write_text("a cat")
+    >>> FolderOfFiles(folder.name, "text").listing().rows.to_dict("records")
+    [{'row': '7.txt', 'item': '7', 'path': '7.txt', 'text': 'a cat'}]
     """
 
     def __init__(self, root: Folder, modality: str, *, group: bool = False) -> None:
-        self.root, self.modality, self.where = (
-            existing("root", root, "folder"),
-            check_modality(modality),
-            str(root),
-        )
+        self.root = existing("root", root, "folder")
+        self.modality, self.where = check_modality(modality), str(root)
         self.group = group
 
     def listing(self) -> Listing:
         """All files of the modality's kinds, sorted by path."""
-        entries, skipped = [], list[Skipped]()
-        for path in sorted(
-            p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES[self.modality]
-        ):
-            name, item = (
-                path.relative_to(self.root).as_posix(),
-                path.relative_to(self.root).with_suffix("").as_posix(),
-            )
-            entry = {
-                "row": name,
-                "item": item,
-                "path": name,
-                "group": path.parent.name if self.group else None,
-            }
-            words = path if self.modality == "text" else path.with_suffix(".txt")
-            if self.modality == "text" or words.is_file():
-                try:
-                    entry["text"] = words.read_text(encoding="utf-8").strip()
-                except (OSError, UnicodeDecodeError) as error:
-                    if self.modality == "text":
-                        skipped.append(
-                            Skipped(
-                                name,
-                                item,
-                                name,
-                                f"not readable as text ({' '.join(str(error).split())})",
-                            )
-                        )
-                        continue
-            entries.append(entry)
+        suffixes, skipped = SUFFIXES[self.modality], list[Skipped]()
+        files = sorted(path for path in self.root.rglob("*") if path.suffix.lower() in suffixes)
+        entries = (entry for path in files if (entry := self._entry(path, skipped)))
         return Listing.of(entries, self.modality, str(self.root), skipped)
+
+    def _entry(self, path: Path, skipped: list[Skipped]) -> dict[str, Any] | None:
+        """A file's entry; None for a text that cannot be read, which is then in `skipped`."""
+        relative = path.relative_to(self.root)
+        name, item = relative.as_posix(), relative.with_suffix("").as_posix()
+        entry = {"row": name, "item": item, "path": name}
+        if self.group:
+            entry["group"] = path.parent.name
+        text_file = path.with_suffix(".txt") if self.modality != "text" else path
+        try:
+            if self.modality == "text" or text_file.is_file():
+                entry["text"] = text_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            if self.modality == "text":
+                reason = f"not readable as text ({one_line(error)})"
+                skipped.append(Skipped(name, item, name, reason))
+                return None
+        return entry

@@ -1,6 +1,7 @@
-"""Raw items to an embedding store: Lightning predicts, shards are appended as they are whole.
+"""Encode the raw items of a corpus into an embedding store.
 
-A run that was stopped, however hard, goes on after its last whole shard and ends in the same bytes.
+A run that was stopped, even by a kill, goes on after its last whole shard. Its store has the same
+bytes as that of a run that was not.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from gera_lightning.utils.instantiate import build, check_part
 
 Folder = str | os.PathLike[str]
 BATCH_SIZE = 32
-"""Of encoders that state none."""
+"""Batch size for encoders that state none."""
 
 
 def run_plan(corpus: Corpus, listing: Listing, encoder: Encoder, settings: EmbedConfig) -> str:
-    """Hash of all that decides a store's bytes: rows, encoder, batches and number formats."""
+    """Hash of everything that decides a store's bytes: rows, encoder, batches, number formats."""
     table = pd.util.hash_pandas_object(listing.rows, index=False).to_numpy().tobytes()
     about = {
         "encoder": encoder.describe(),
@@ -54,26 +55,42 @@ def embed_corpus(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> list[EmbeddingStore]:
-    """Embed all items of a corpus into a store, or go on where an interrupted run stopped; a
-    finished one is left as it is.
+    """Encode all items of a corpus into a store.
 
-    All processes of a multi-process run call this together.
+    An interrupted run goes on where it stopped; a finished store is left as it is. All processes of
+    a multi-process run call this together.
 
     Args:
         corpus: raw items.
         encoder: frozen encoder.
-        path: the store's folder; of an encoder that gives several layers the folder that gets a
+        path: the store's folder; for an encoder that gives several layers, the folder that gets a
             store for each.
         settings: shards, precision, hardware, limits; `a` and `b` are not read.
         overwrite: replace a store that is there.
-        console: where a progress bar and what was done go.
+        console: where a progress bar and a summary go.
 
     Returns:
-        The store, or one for each layer.
+        The store, or one per layer.
 
     Raises:
-        UserError: a store that was made otherwise, too many items that cannot be read, or refused
-            settings.
+        UserError: a store with other settings is there, too many items cannot be read, or the
+            settings are refused.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from gera_lightning.embedding.corpus import FolderOfFiles
+    >>> class Lengths:
+    ...     name, dim = "lengths", 1
+    ...     def describe(self):
+    ...         return {"name": self.name, "dim": self.dim}
+    ...     def encode(self, items):
+    ...         return np.array([[len(item)] for item in items], dtype=np.float32)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> _ = Path(folder.name, "7.txt").write_text("a cat")
+    >>> corpus = FolderOfFiles(folder.name, "text")
+    >>> [store] = embed_corpus(corpus, Lengths(), f"{folder.name}/store")
+    >>> store.read()
+    array([[5.]], dtype=float32)
     """
     settings, path = settings or EmbedConfig(), Path(path)
     listing = corpus.listing()
@@ -87,33 +104,24 @@ def embed_corpus(
     if finished := _finished(path, folders, plan):
         if rank == 0:
             remove_scratch(path, folders)
-        _say(
-            console,
-            f"{path}: {len(finished[0]):,} rows, finished before (overwrite=true embeds them"
-            " again)",
-        )
+        again = "finished before (overwrite=true embeds them again)"
+        _print(console, f"{path}: {len(finished[0]):,} rows, {again}")
         return finished
     shards = Shards(path, folders, corpus, listing, settings, plan) if rank == 0 else None
-    done = int(distributed.broadcast_object(shards.done if shards else 0))
     batches = BatchPlan(
-        len(listing.rows),
-        settings.shard_rows,
-        getattr(encoder, "batch_size", BATCH_SIZE),
-        done,
-        rank,
-        size,
+        count=len(listing.rows),
+        shard_rows=settings.shard_rows,
+        batch_size=getattr(encoder, "batch_size", BATCH_SIZE),
+        first=int(distributed.broadcast_object(shards.done if shards else 0)),
+        rank=rank,
+        size=size,
     )
     try:
-        predict(
-            ItemBatches(corpus, listing.rows, encoder, batches), settings, shards, path, console
-        )
+        items = ItemBatches(corpus, listing.rows, encoder, batches)
+        predict(items, settings, shards, path, console)
         if shards is not None:
             stores = shards.finish(encoder, {**corpus.describe(), "plan": plan})
-            where = f", see {path / SKIPPED}" if shards.skipped else ""
-            where += f", {len(shards.cut):,} cut, see {path / CUT}" if shards.cut else ""
-            layers = f", {len(stores)} layers" if folders != [path] else ""
-            told = f"{len(stores[0]):,} rows of width {stores[0].dim}{layers}"
-            _say(console, f"{path}: {told}, {len(shards.skipped):,} items skipped{where}")
+            _print(console, _summary(shards, stores))
     finally:
         if shards is not None:
             shards.lock.release()
@@ -122,34 +130,48 @@ def embed_corpus(
 
 
 def _finished(path: Path, folders: list[Path], plan: str) -> list[EmbeddingStore]:
-    """The stores of this very run where all of them are finished, else none.
+    """The stores of this very run if all of them are finished, else none.
 
     Raises:
         UserError: finished stores of another run.
     """
-    there = [
+    found = [
         EmbeddingStore(folder)
         for folder in (path, *path.glob("layer_*"))
         if (folder / "manifest.json").is_file()
     ]
-    if any((store.manifest.get("source") or {}).get("plan") != plan for store in there):
+    if any((store.manifest.get("source") or {}).get("plan") != plan for store in found):
         raise UserError(
-            f"{path} holds a store that was made otherwise: choose another folder, or replace it"
-            " with overwrite=true"
+            "holds a store of other settings, items or encoder",
+            key=str(path),
+            remedy="choose another folder, or replace it with overwrite=true",
         )
-    return [EmbeddingStore(folder) for folder in folders] if len(there) == len(folders) else []
+    return [EmbeddingStore(folder) for folder in folders] if len(found) == len(folders) else []
 
 
-def _say(console: Console | None, line: str) -> None:
+def _summary(shards: Shards, stores: list[EmbeddingStore]) -> str:
+    """What a run made, in one line."""
+    path, skipped, cut = shards.path, len(shards.skipped), len(shards.cut)
+    layers = f", {len(stores)} layers" if shards.folders != [path] else ""
+    line = f"{path}: {len(stores[0]):,} rows of width {stores[0].dim}{layers}"
+    line += f", {skipped:,} items skipped" + (f", see {path / SKIPPED}" if skipped else "")
+    return line + (f", {cut:,} cut, see {path / CUT}" if cut else "")
+
+
+def _print(console: Console | None, line: str) -> None:
     if console is not None:
         console.print(line, soft_wrap=True, highlight=False)
 
 
 def embed_experiment(config: Config, console: Console | None = None) -> list[EmbeddingStore]:
-    """Make the stores that the `embed` section of an experiment describes, at `data.a` and
-    `data.b`.
+    """Make the two stores of an experiment, as its `embed` section says.
 
-    All that can be checked without loading a network is checked first, for both.
+    They go to `data.a` and `data.b`. What can be checked without loading a network is checked
+    first, for both.
+
+    Args:
+        config: the experiment's settings.
+        console: where a progress bar and a summary go.
 
     Raises:
         UserError: no such section, a part that is refused, or as `embed_corpus`.
@@ -161,8 +183,8 @@ def embed_experiment(config: Config, console: Console | None = None) -> list[Emb
     }
     if not sides:
         raise UserError(
-            "the experiment has no embed section: name embed.a.corpus and embed.a.encoder (and b),"
-            " see docs/embedding.md"
+            "the experiment has no embed section",
+            remedy="set embed.a.corpus and embed.a.encoder (and b), see docs/embedding.md",
         )
     corpora: dict[str, Corpus] = {}
     for key, side in sides.items():
@@ -170,7 +192,9 @@ def embed_experiment(config: Config, console: Console | None = None) -> list[Emb
             check_part(part or {}, f"embed.{key}.{name}")
         if not getattr(config.data, key):
             raise UserError(
-                f"data.{key} is empty: name the folder that the store of embed.{key} goes to"
+                "is empty",
+                key=f"data.{key}",
+                remedy=f"name the folder that the store of embed.{key} goes to",
             )
         corpora[key] = build(side.corpus, f"embed.{key}.corpus")
     distributed.initialize()

@@ -1,9 +1,8 @@
-"""Lightning predicts with an encoder: batches go in, rows go to the store shard by shard."""
+"""Encode with Lightning's `Trainer.predict`; rows go to the store shard by shard."""
 
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from rich.text import Text
 from torch.utils.data import DataLoader
 
 from gera_lightning.config.embed_schema import EmbedConfig
+from gera_lightning.data.records import Skipped
 from gera_lightning.embedding.batches import REFUSALS, Batch, ItemBatches, sift
 from gera_lightning.embedding.shards import Encoded, Shards
 from gera_lightning.encoders.base import Encoder, NetworkEncoder, row_shape
@@ -36,10 +36,11 @@ from gera_lightning.utils.trainer import make_trainer, quiet_lightning
 
 
 class EncoderModule(LightningModule):
-    """An encoder as Lightning predicts with it.
+    """An encoder as a LightningModule.
 
     Args:
-        encoder: a network is moved to the device and runs under the trainer's precision.
+        encoder: its network, where it has one, is moved to the device and runs under the trainer's
+            precision.
         rows: the listed rows, to name what is skipped.
     """
 
@@ -50,17 +51,20 @@ class EncoderModule(LightningModule):
             self.network = encoder.model
 
     def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:  # noqa: ARG002
-        """A network's inputs move, everything else stays."""
+        self,
+        batch: Batch,
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> Batch:
+        """Move the inputs of a network; everything else stays."""
         if not isinstance(batch.inputs, dict):
             return batch
         inputs = {name: value.to(device, non_blocking=True) for name, value in batch.inputs.items()}
         return replace(batch, inputs=inputs)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Encoded:  # noqa: ARG002
-        """Rows of one batch; an item that an encoder without a network refuses is skipped."""
-        positions, skipped = batch.positions, batch.skipped
+        """Rows of one batch."""
+        positions, refused = batch.positions, list[Skipped]()
         if not positions:
             rows = np.empty((0, *row_shape(self.encoder)), dtype=np.float32)
         elif isinstance(self.encoder, NetworkEncoder):
@@ -68,54 +72,63 @@ class EncoderModule(LightningModule):
             rows = self.encoder.pooled(batch.inputs).float().cpu().numpy()
         else:
             assert isinstance(batch.inputs, list)
-            try:
-                rows = self.encoder.encode(batch.inputs)
-            except REFUSALS:
-                positions, items, more = sift(
-                    self.encoder.encode, positions, batch.inputs, self.table
-                )
-                rows, skipped = self.encoder.encode(items), skipped + more
+            positions, rows, refused = self._encode(positions, batch.inputs)
+        skipped = batch.skipped + refused
         return Encoded(batch.shard, batch.last, positions, rows, skipped, batch.cut)
+
+    def _encode(
+        self, positions: list[int], items: list[Any]
+    ) -> tuple[list[int], np.ndarray, list[Skipped]]:
+        """Rows of an encoder without a network, with their positions, and the items it refuses."""
+        try:
+            return positions, self.encoder.encode(items), []
+        except REFUSALS:  # one item is at fault: take them one by one
+            positions, items, refused = sift(self.encoder.encode, positions, items, self.table)
+            return positions, self.encoder.encode(items), refused
 
 
 class ShardWriter(BasePredictionWriter):
-    """Keeps one shard's rows, and hands them to the first process's store when all processes have
-    theirs.
+    """Collects the rows of a shard from all processes, and writes them on the first one.
 
     Args:
-        shards: the store; None on the other processes.
-        advance: told how many items each batch of this process had.
+        shards: the growing store; None on the other processes.
+        advance: called with the number of items in each batch of this process.
     """
 
     def __init__(self, shards: Shards | None, advance: Any) -> None:
         super().__init__("batch")
         self.shards, self.advance = shards, advance
-        self.parts: list[Encoded] = []
+        self.batches: list[Encoded] = []
 
     def write_on_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, prediction: Encoded, *_: Any
-    ) -> None:  # noqa: ARG002
-        """Keep a batch; at a shard's last one, write the shard."""
-        self.parts.append(prediction)
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        prediction: Encoded,
+        *_: Any,
+    ) -> None:
+        """Keep a batch; after the last one of a shard, write the shard."""
+        self.batches.append(prediction)
         self.advance(len(prediction.positions) + len(prediction.skipped))
         if not prediction.last:
             return
-        everyone = self._gathered()
-        self.parts = []
+        batches = self._of_all_processes()
+        self.batches = []
         if self.shards is not None:
-            self.shards.commit(prediction.shard, everyone)
+            self.shards.commit(prediction.shard, batches)
 
-    def _gathered(self) -> list[Encoded]:
+    def _of_all_processes(self) -> list[Encoded]:
+        """The batches of every process on the first one, none on the others."""
         rank, size = distributed.world()
         if size == 1:
-            return self.parts
-        box: list[Any] | None = [None] * size if rank == 0 else None
-        dist.gather_object(self.parts, box)
-        return [part for parts in box or [] for part in parts]
+            return self.batches
+        gathered: list[Any] | None = [None] * size if rank == 0 else None
+        dist.gather_object(self.batches, gathered)
+        return [batch for of_process in gathered or [] for batch in of_process]
 
 
 class RowsPerSecond(ProgressColumn):
-    """Speed of the items of this run, not of those that were there before."""
+    """Speed of this run; rows of an earlier, interrupted one are not counted."""
 
     def render(self, task: Task) -> Text:
         """`123 rows/s`."""
@@ -129,48 +142,46 @@ def predict(
     path: Path,
     console: Console | None,
 ) -> None:
-    """Encode all batches and commit their shards.
+    """Encode all batches and write their shards.
 
     Args:
-        items: this process's batches.
+        items: the batches of this process.
         settings: precision and hardware.
-        shards: the store; None on the other processes.
-        path: its folder, the word beside the progress bar.
+        shards: the growing store; None on the other processes.
+        path: its folder, shown beside the progress bar.
         console: where the bar goes.
 
     Raises:
         UserError: settings that Lightning refuses, or as `Shards.commit`.
     """
     plan = items.plan
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM", "false"
-    )  # its threads do not survive the fork of loader processes
-    loader = DataLoader(items, batch_size=None, num_workers=settings.workers, collate_fn=_as_it_is)
-    shown = console is not None and shards is not None
-    columns = (
+    # the threads of the tokenizers do not survive the fork of loader processes
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    loader = DataLoader(items, batch_size=None, num_workers=settings.workers, collate_fn=_identity)
+    bar = _progress_bar(console if shards is not None else None)
+    with bar, quiet_lightning():
+        done = min(plan.first * plan.shard_rows, plan.count)
+        task = bar.add_task(str(path), total=plan.count, completed=done)
+        writer = ShardWriter(shards, lambda count: bar.advance(task, count * plan.size))
+        if len(plan):
+            predictor = make_trainer(settings, "embed", logger=False, callbacks=[writer])
+            module = EncoderModule(items.encoder, items.rows)
+            predictor.predict(module, loader, return_predictions=False)
+
+
+def _progress_bar(console: Console | None) -> Progress:
+    """A bar of the rows; it shows nothing without a console, or where that is no terminal."""
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         RowsPerSecond(),
         TimeRemainingColumn(),
-    )
-    bar = Progress(
-        *columns,
         console=console,
         transient=True,
-        disable=not (shown and console is not None and console.is_terminal),
+        disable=console is None or not console.is_terminal,
     )
-    with bar if shown else nullcontext(), quiet_lightning():
-        task = bar.add_task(
-            str(path), total=plan.count, completed=min(plan.first * plan.shard_rows, plan.count)
-        )
-        writer = ShardWriter(shards, lambda count: bar.advance(task, count * plan.size))
-        if len(plan):
-            predictor = make_trainer(settings, "embed", logger=False, callbacks=[writer])
-            predictor.predict(
-                EncoderModule(items.encoder, items.rows), loader, return_predictions=False
-            )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

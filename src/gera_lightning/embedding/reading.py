@@ -1,6 +1,4 @@
-"""Raw files to what encoders take: audio to mono float32 arrays, images to RGB. A file that cannot
-be used says why.
-"""
+"""Read raw files for encoders: audio as mono float32 arrays, images as RGB."""
 
 from __future__ import annotations
 
@@ -19,17 +17,30 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | bytes
 """A file's path, or its bytes."""
-STREAMED = 2**31 - 1
-"""Sizes from here on stand for "unknown" in the header of a WAV file that was written to a pipe."""
+UNKNOWN_SIZE = 2**31 - 1
+"""From here on a size in the header of a WAV file means "unknown": it was written to a pipe."""
 
 
 class Unreadable(Exception):
-    """An item that cannot be used; the message is the reason, as `skipped.jsonl` names it."""
+    """An item that cannot be used; the message is the reason that `skipped.jsonl` states."""
 
 
 def read_audio(source: Source, sample_rate: int, max_seconds: float | None = None) -> np.ndarray:
-    """Mono audio `[samples]`, float32, at `sample_rate`, cut to `max_seconds`: the first value of
-    `read_sound`.
+    """Read mono audio `[samples]`, float32, as an encoder of that sample rate takes it.
+
+    Args:
+        source: a file's path, or its bytes.
+        sample_rate: in Hz.
+        max_seconds: longer audio is cut.
+
+    Raises:
+        Unreadable: as `read_sound`.
+
+    >>> import soundfile
+    >>> file = io.BytesIO()
+    >>> soundfile.write(file, np.zeros((800, 2)), 8_000, format="WAV")
+    >>> read_audio(file.getvalue(), sample_rate=16_000).shape
+    (1600,)
     """
     return read_sound(source, sample_rate, max_seconds)[0]
 
@@ -37,11 +48,15 @@ def read_audio(source: Source, sample_rate: int, max_seconds: float | None = Non
 def read_sound(
     source: Source, sample_rate: int, max_seconds: float | None = None
 ) -> tuple[np.ndarray, float | None]:
-    """Mono audio `[samples]`, float32, at `sample_rate` (channels averaged, resampled by
-    torchaudio), cut to `max_seconds`.
+    """Read audio, average its channels, resample it and cut it.
+
+    Args:
+        source: a file's path, or its bytes.
+        sample_rate: in Hz.
+        max_seconds: longer audio is cut.
 
     Returns:
-        The audio, and where it was cut its full length in seconds, else None.
+        Mono audio `[samples]`, float32; and its full length in seconds where it was cut, else None.
 
     Raises:
         Unreadable: no file, an empty or truncated one, no audio, no samples, or samples that are
@@ -53,9 +68,8 @@ def read_sound(
     try:
         with soundfile.SoundFile(raw) as file:
             rate, expected, header = int(file.samplerate), int(file.frames), str(file.extra_info)
-            wanted = (
-                expected if max_seconds is None else min(expected, int(np.ceil(max_seconds * rate)))
-            )
+            most = expected if max_seconds is None else int(np.ceil(max_seconds * rate))
+            wanted = min(expected, most)
             audio = file.read(wanted, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise Unreadable(f"not audio that can be decoded ({_one_line(error)})") from error
@@ -70,23 +84,28 @@ def read_sound(
 
 
 def resampled(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """`[samples]` at `rate` Hz as `[samples * sample_rate / rate]` at `sample_rate` Hz."""
+    """Audio `[samples]` at `rate` Hz as `[samples * sample_rate / rate]` at `sample_rate` Hz."""
+    audio = np.ascontiguousarray(audio, dtype=np.float32)
     if rate == sample_rate:
-        return np.ascontiguousarray(audio, dtype=np.float32)
+        return audio
     import torch
     from torchaudio.functional import resample
 
-    return resample(
-        torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32)), rate, sample_rate
-    ).numpy()
+    return resample(torch.from_numpy(audio), rate, sample_rate).numpy()
 
 
 def read_image(source: Source) -> Image:
-    """An image as RGB, upright as its EXIF orientation says; what is transparent shows white.
+    """Read an image as RGB, turned upright by its EXIF orientation; transparent parts become white.
 
     Raises:
-        Unreadable: no file, an empty or truncated one, no image, or one of more than 8 bits a
+        Unreadable: no file, an empty or truncated one, no image, or one of more than 8 bits per
             channel, which Pillow would clip to white.
+
+    >>> from PIL import Image
+    >>> file = io.BytesIO()
+    >>> Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(file, "PNG")
+    >>> read_image(file.getvalue()).getpixel((0, 0))
+    (255, 255, 255)
     """
     from PIL import Image as images
     from PIL import ImageOps
@@ -116,11 +135,9 @@ def _opened(source: Source) -> str | io.BytesIO:
 
 
 def _cut_off(header: str) -> bool:
-    """Whether libsndfile's log of a WAV or AIFF header says that its audio chunk ends beyond the
-    file.
-    """
+    """Whether the file ends before its audio does, by libsndfile's log of a WAV or AIFF header."""
     sizes = re.findall(r"(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", header)
-    return any(int(actual) < int(declared) < STREAMED for declared, actual in sizes)
+    return any(int(actual) < int(declared) < UNKNOWN_SIZE for declared, actual in sizes)
 
 
 def _one_line(error: Exception) -> str:

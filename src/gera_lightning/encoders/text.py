@@ -1,5 +1,6 @@
-"""Text encoders: any `transformers` checkpoint or sentence-transformers folder, pooled over its
-tokens.
+"""Text encoders: any text model of `transformers`, or a sentence-transformers folder.
+
+Legend: `n` texts, `T` tokens, `L` layers, `D` width.
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ from torch import Tensor
 
 from gera_lightning.encoders.base import Inputs, NetworkEncoder, check_batch_size, masked_mean
 from gera_lightning.encoders.layers import Layer, Layers
-from gera_lightning.encoders.loading import Checkpoint, guarded, load_model, located, revision_of
+from gera_lightning.encoders.loading import (
+    Checkpoint,
+    checkpoint_folder,
+    load_model,
+    load_or_explain,
+    revision_of,
+)
 from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.instantiate import register
 
 POOLINGS = ("mean", "cls", "last", "max")
+MAX_TOKENS = 256
+"""Longest text by default; less for a network with fewer positions."""
 SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -29,14 +38,24 @@ POOLING_FLAGS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-"""Key of a sentence-transformers pooling module to pooling."""
+"""Setting of a sentence-transformers pooling module to pooling."""
 
 
 def pool_tokens(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """Pool token states `[n, T, D]` to `[n, D]`, padding (`mask` 0, `[n, T]`) left out.
+    """Pool token states to one row per text.
 
-    `mean` averages the real tokens, `cls` takes the first, `last` the last real one, `max` the
-    largest value of each column.
+    Args:
+        states: `[n, T, D]`.
+        mask: `[n, T]`, 1 for tokens and 0 for padding.
+        pooling: `mean` of the tokens, `cls` (the first), `last`, or `max` (the largest value of
+            each column).
+
+    Returns:
+        Rows `[n, D]`.
+
+    >>> states = torch.tensor([[[1.0], [3.0], [9.0]]])
+    >>> pool_tokens(states, torch.tensor([[1, 1, 0]]), "mean")
+    tensor([[2.]])
     """
     if pooling == "mean":
         return masked_mean(states, mask)
@@ -45,20 +64,18 @@ def pool_tokens(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     if pooling == "last":
         last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
         return states[torch.arange(len(states), device=states.device), last]
-    if pooling == "max":
-        return states.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)
-    raise UserError(f"pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
+    return states.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)
 
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """What a sentence-transformers folder says beside its network.
+    """Settings that a sentence-transformers folder has beside its network.
 
     Attributes:
-        pooling: None where it says nothing.
-        normalize: whether it ends in a Normalize module; None outside such a folder.
-        max_tokens: longest text; None where it says nothing.
-        include_prompt: whether the prefix's tokens are pooled.
+        pooling: None where there is no such setting.
+        normalize: whether it ends in a Normalize module; None in another folder.
+        max_tokens: longest text; None where there is no such setting.
+        include_prompt: whether the tokens of the prefix are pooled.
     """
 
     pooling: str | None = None
@@ -68,47 +85,54 @@ class SentenceSettings:
 
 
 def sentence_settings(checkpoint: Checkpoint, revision: str | None = None) -> SentenceSettings:
-    """Read `modules.json`, the Pooling module's `config.json` and `sentence_bert_config.json`,
-    where the checkpoint has them.
+    """Read the settings of a sentence-transformers folder, if it is one.
+
+    They are in `modules.json`, the Pooling module's `config.json` and `sentence_bert_config.json`.
 
     Raises:
-        UserError: a module that is not read here, or a pooling that is not one of `POOLINGS`.
+        UserError: a module that is not supported here, or a pooling that is not one of `POOLINGS`.
     """
     modules = _optional_json(checkpoint, "modules.json", revision)
     if modules is None:
         return SentenceSettings()
-    kinds = {str(module["type"]).rpartition(".")[2]: module["path"] for module in modules}
-    strange = [kind for kind in kinds if kind not in SENTENCE_MODULES]
-    if strange:
+    path_of = {str(module["type"]).rpartition(".")[2]: module["path"] for module in modules}
+    unsupported = [name for name in path_of if name not in SENTENCE_MODULES]
+    if unsupported:
         raise UserError(
-            f"checkpoint={str(checkpoint)!r} has a module {strange[0]!r}; only"
-            f" {', '.join(SENTENCE_MODULES)} are read"
+            f"has a module {unsupported[0]!r}; only {', '.join(SENTENCE_MODULES)} are supported",
+            key="checkpoint",
+            value=str(checkpoint),
         )
-    pooling = (
-        (_optional_json(checkpoint, f"{kinds['Pooling']}/config.json", revision) or {})
-        if "Pooling" in kinds
-        else {}
-    )
-    given = pooling.get("pooling_mode")
-    modes = (
-        [str(given)] if given else [mode for key, mode in POOLING_FLAGS.items() if pooling.get(key)]
-    )
-    modes = ["last" if mode == "lasttoken" else mode for mode in modes]
-    if len(modes) > 1 or any(mode not in POOLINGS for mode in modes):
-        raise UserError(
-            f"checkpoint={str(checkpoint)!r} pools by {'+'.join(modes)}; one of"
-            f" {', '.join(POOLINGS)} is read: set pooling="
-        )
+    config: dict[str, Any] = {}
+    if "Pooling" in path_of:
+        config = _optional_json(checkpoint, f"{path_of['Pooling']}/config.json", revision) or {}
     limits = _optional_json(checkpoint, "sentence_bert_config.json", revision) or {}
     return SentenceSettings(
-        modes[0] if modes else None,
-        "Normalize" in kinds,
-        limits.get("max_seq_length"),
-        bool(pooling.get("include_prompt", True)),
+        pooling=_pooling_of(config, checkpoint),
+        normalize="Normalize" in path_of,
+        max_tokens=limits.get("max_seq_length"),
+        include_prompt=bool(config.get("include_prompt", True)),
     )
+
+
+def _pooling_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> str | None:
+    """The pooling of a Pooling module: newer ones name it, older ones have a flag for each."""
+    named = config.get("pooling_mode")
+    flagged = [pooling for flag, pooling in POOLING_FLAGS.items() if config.get(flag)]
+    found = [str(named)] if named else flagged
+    found = ["last" if pooling == "lasttoken" else pooling for pooling in found]
+    if len(found) > 1 or any(pooling not in POOLINGS for pooling in found):
+        raise UserError(
+            f"pools by {'+'.join(found)}; only one of {', '.join(POOLINGS)} is supported",
+            key="checkpoint",
+            value=str(checkpoint),
+            remedy="set pooling=",
+        )
+    return found[0] if found else None
 
 
 def _optional_json(checkpoint: Checkpoint, name: str, revision: str | None) -> Any:
+    """Content of a file of the checkpoint; None where it has no such file."""
     from transformers.utils import cached_file
 
     if Path(checkpoint).is_dir():
@@ -119,7 +143,7 @@ def _optional_json(checkpoint: Checkpoint, name: str, revision: str | None) -> A
             "_raise_exceptions_for_missing_entries": False,
             "_raise_exceptions_for_connection_errors": True,
         }
-        found = guarded(
+        found = load_or_explain(
             name,
             checkpoint,
             lambda: cached_file(str(checkpoint), name, revision=revision, **missing_is_fine),
@@ -130,7 +154,9 @@ def _optional_json(checkpoint: Checkpoint, name: str, revision: str | None) -> A
         return json.loads(Path(found).read_text())
     except ValueError as error:
         raise UserError(
-            f"{found}: not readable as JSON ({error}): download the checkpoint again"
+            f"is not readable as JSON ({error})",
+            key=str(found),
+            remedy="download the checkpoint again",
         ) from error
 
 
@@ -139,23 +165,28 @@ class TextEncoder(NetworkEncoder):
     """A `transformers` checkpoint as a frozen text encoder.
 
     Args:
-        checkpoint: hub name, local folder or `package:MODULE/FOLDER`; a sentence-transformers
-            folder says itself how it pools, normalises and cuts.
-        name: how the store's manifest names it; the checkpoint's own name by default.
-        layer: whose states are pooled: a number, -1, several `[6, 9, 12]` or `all`, see
+        checkpoint: hub name, local folder or `package:MODULE/FOLDER`. A sentence-transformers
+            folder has its own `pooling`, `normalize` and `max_tokens`, the defaults of those below.
+        name: name in the store's manifest; the checkpoint's own by default.
+        layer: layer whose states are pooled: a number, -1, several `[6, 9, 12]` or `all`, see
             `encoders.layers`.
-        pooling: `mean`, `cls`, `last` or `max`; by default the folder's own, else `mean`.
-        normalize: L2-normalise the rows; by default as the folder says, else True.
-        max_tokens: longer texts are cut; by default the folder's own, else 256.
-        prefix: instruction put before each text, such as `"query: "`.
-        batch_size: texts a forward pass.
+        pooling: `mean`, `cls`, `last` or `max`; `mean` by default.
+        normalize: L2-normalise the rows; True by default.
+        max_tokens: longer texts are cut; 256 by default.
+        prefix: instruction before each text, such as `"query: "`.
+        batch_size: texts per forward pass.
         revision: hub revision.
         trust_remote_code: run code that the checkpoint brings.
         device: torch device.
 
     Raises:
-        UserError: a checkpoint that cannot be loaded, a layer it does not have, or a value that is
-            refused.
+        UserError: a checkpoint that cannot be loaded, a layer it does not have, or an unknown
+            pooling.
+
+    Example::
+
+        encoder = TextEncoder("intfloat/e5-base-v2", prefix="query: ")
+        rows = encoder.encode(["a cat", "a dog"])  # [2, 768], unit rows
     """
 
     layers: Layers
@@ -177,34 +208,33 @@ class TextEncoder(NetworkEncoder):
     ) -> None:
         from transformers import AutoTokenizer
 
-        named, checkpoint = str(checkpoint), located(checkpoint)
+        given_name, checkpoint = str(checkpoint), checkpoint_folder(checkpoint)
         if pooling is not None:
             check_one_of("pooling", pooling, POOLINGS)
-        own = (
-            sentence_settings(checkpoint, revision)
-            if pooling is None or normalize is None or max_tokens is None
-            else SentenceSettings()
-        )
-        self.tokenizer = guarded(
+        own = SentenceSettings()
+        if None in (pooling, normalize, max_tokens):
+            own = sentence_settings(checkpoint, revision)
+        self.tokenizer = load_or_explain(
             "its tokenizer",
             checkpoint,
             lambda: AutoTokenizer.from_pretrained(
                 checkpoint, revision=revision, trust_remote_code=trust_remote_code
             ),
         )
-        # positions count from the left: with padding there, a text's row would depend on its batch
+        # positions count from the left: padding there would make a row depend on its batch
         self.tokenizer.padding_side = "right"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model: Any = load_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         self.model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(device)
-        self.name = name or named
+        self.name = name or given_name
         self.revision = revision_of(checkpoint, model.config, revision)
         self.dim = int(model.config.hidden_size)
         self.layers = Layers.of(layer, int(model.config.num_hidden_layers))
         self.pooling = pooling or own.pooling or "mean"
         self.normalize = normalize if normalize is not None else own.normalize is not False
-        self.max_tokens = max_tokens or own.max_tokens or 256
+        positions = getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS
+        self.max_tokens = max_tokens or own.max_tokens or min(MAX_TOKENS, positions)
         self.prefix, self.include_prompt = prefix, own.include_prompt
         self.preprocessing = (
             f"tokens of {type(self.tokenizer).__name__}, the first {self.max_tokens}"
@@ -212,24 +242,23 @@ class TextEncoder(NetworkEncoder):
         self.batch_size = check_batch_size(batch_size)
 
     def settings(self) -> Mapping[str, Any]:
-        """What else changes the rows."""
+        """The other settings that change the rows."""
         return {
-            "layer": self.layers.record,
+            "layer": self.layers.numbers,
             "normalize": self.normalize,
             "max_tokens": self.max_tokens,
             "prefix": self.prefix,
         }
 
     def size(self, item: str) -> int:
-        """Characters."""
+        """Number of characters."""
         return len(item)
 
     def prepare(self, items: Sequence[str]) -> Inputs:
         """Token ids and masks `[n, T]`; `pooled_mask` marks the tokens that are pooled."""
-        texts = [self.prefix + text for text in items]
         tokens = dict(
             self.tokenizer(
-                texts,
+                [self.prefix + text for text in items],
                 padding=True,
                 truncation=True,
                 max_length=self.max_tokens,
@@ -237,19 +266,24 @@ class TextEncoder(NetworkEncoder):
             )
         )
         mask = tokens["attention_mask"]
-        if (
-            self.prefix and not self.include_prompt
-        ):  # the prefix's tokens, and the first special one, are read but not pooled
-            prompt = len(self.tokenizer(self.prefix)["input_ids"]) - 1
-            kept = mask * (mask.cumsum(1) > prompt)
-            mask = torch.where(kept.any(1, keepdim=True), kept, mask)
+        if self.prefix and not self.include_prompt:
+            mask = self._without_prefix(mask)
         return {**tokens, "pooled_mask": mask}
 
+    def _without_prefix(self, mask: Tensor) -> Tensor:
+        """The mask without the first special token and the tokens of the prefix.
+
+        A text that was cut before the prefix ends keeps all its tokens.
+        """
+        prefix_tokens = len(self.tokenizer(self.prefix)["input_ids"]) - 1
+        behind_prefix = mask * (mask.cumsum(1) > prefix_tokens)
+        return torch.where(behind_prefix.any(1, keepdim=True), behind_prefix, mask)
+
     def pooled(self, inputs: Inputs) -> Tensor:
-        """Rows `[n, dim]`, or `[n, L, dim]`, of prepared texts."""
-        read = {key: value for key, value in inputs.items() if key != "pooled_mask"}
-        out = self.model(**read, output_hidden_states=self.layers.inner)
-        rows = self.layers.joined(
+        """Rows `[n, dim]`, or `[n, L, dim]` of several layers."""
+        tokens = {key: value for key, value in inputs.items() if key != "pooled_mask"}
+        out = self.model(**tokens, output_hidden_states=self.layers.needs_hidden_states)
+        rows = self.layers.stack(
             [
                 pool_tokens(states.float(), inputs["pooled_mask"], self.pooling)
                 for states in self.layers.states(out)

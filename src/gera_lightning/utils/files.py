@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their checksums."""
+"""Write files so that a reader sees the whole file or none, and compute checksums."""
 
 from __future__ import annotations
 
@@ -11,17 +11,31 @@ from pathlib import Path
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Hex sha256 of a file's bytes.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> _ = Path(folder.name, "x").write_bytes(b"abc")
+    >>> file_sha256(Path(folder.name, "x"))[:12]
+    'ba7816bf8f01'
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A scratch file to write, which is `path` afterwards: a reader sees the old file or the whole
-    new one, never a part.
+    """Give a scratch file to write; at the end it replaces `path` in one step.
 
-    Its name is that of no other writer, on this machine or another one of the same file system.
+    A reader sees the old file or the new one, never a part. Several writers may be at work, also on
+    other machines of one file system: each has a scratch file of its own.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with atomic_write(Path(folder.name, "x.txt")) as scratch:
+    ...     _ = scratch.write_text("new")
+    >>> [(path.name, path.read_text()) for path in Path(folder.name).iterdir()]
+    [('x.txt', 'new')]
     """
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -34,14 +48,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def replace_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, as `atomic_write`."""
+    """Write `data` to `path` in one step, see `atomic_write`."""
     with atomic_write(path) as scratch:
         scratch.write_bytes(data)
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove what `atomic_write` of processes that were killed left under a folder, in which nobody
-    may be writing.
+    """Remove the scratch files that killed processes left under a folder.
+
+    No process may be writing there.
     """
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)

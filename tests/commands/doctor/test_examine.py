@@ -176,7 +176,7 @@ def broken(make_store, how: str) -> EmbeddingStore:
         ("no manifest", "b: no embedding store"),
         ("cut vectors", "b: "),
         ("cut rows", "rows_0000.parquet"),
-        ("same row twice", "'same' stands there twice"),
+        ("same row twice", "row 'same' twice"),
         ("other items", "pairs: 0 train items"),
         ("one direction", "b: all rows point the same way"),
     ],
