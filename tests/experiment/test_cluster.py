@@ -168,7 +168,7 @@ def test_a_sweep_as_two_jobs_runs_each_run_once_and_shows_the_table(project, cap
     ]
     assert sorted(sum(ran, [])) == sorted(
         f"{m} b{b}" for m in ("procrustes", "ridge") for b in (10, 20)
-    )  # noqa: RUF017
+    )
     assert all(len(runs) == 2 for runs in ran)
 
 

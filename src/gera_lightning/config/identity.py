@@ -42,6 +42,8 @@ def identity(config: Config) -> dict[str, Any]:
             values["trainer"].pop(key)
         values["trainer"].pop("min_epochs")  # a run's `max_steps` holds them
     values["evaluation"].pop("chunk")
+    if not config.evaluation.metrics:
+        values["evaluation"].pop("metrics")
     for key in ("a", "b", "synthetic"):  # the data's own hash stands for them
         values["data"].pop(key)
     return values
