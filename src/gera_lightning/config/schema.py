@@ -187,7 +187,7 @@ class EvaluationConfig:
     """Query rows scored at once; changes memory, not results."""
     metrics: list[Any] = field(default_factory=list)
     """Metrics of your own, such as `[{class: my_package.MyMetric, k: 3}]`: each object is called
-    with an `evaluation.evaluate.Evaluated` and returns names and numbers, which join the result row.
+    with an `evaluation.evaluate.Evaluated` and returns names and numbers for the result row.
     """
 
     def __post_init__(self) -> None:

@@ -205,7 +205,7 @@ MAX_PAIRS = 4096
 
 
 def debiased_cka(x: Tensor, y: Tensor) -> float:
-    """Debiased CKA of paired rows under the cosine kernel: 1 for the same cosines, near 0 by chance.
+    """Debiased CKA of paired rows under the cosine kernel: 1 for the same cosines, 0 by chance.
 
     `<K_x, K_y> / (|K_x| |K_y|)` of both matrices of cosines, U-centred (without the diagonal, rows
     and columns centred), so unrelated spaces have 0 on average however few the pairs. It uses all
