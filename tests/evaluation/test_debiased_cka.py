@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from gera_lightning.evaluation import similarity
 from gera_lightning.evaluation.similarity import debiased_cka
-from gera_lightning.geometry import alignment
 
 
 def rows(n, width, seed, dtype=torch.float32):
@@ -55,12 +55,6 @@ def test_the_same_similarities_agree_fully_and_unrelated_ones_not_at_all_on_aver
     assert abs(np.mean(chance)) < 3 * np.std(chance) / np.sqrt(len(chance))
 
 
-def test_noise_lowers_it():
-    x = rows(50, 8, 0)
-    found = [debiased_cka(x, x + noise * rows(50, 8, 1)) for noise in (0.0, 0.3, 1.0, 3.0)]
-    assert found == sorted(found, reverse=True)
-
-
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_fewer_than_four_pairs_say_nothing(n):
     assert debiased_cka(rows(n, 3, 0), rows(n, 3, 1)) == 0
@@ -71,6 +65,6 @@ def test_rows_that_are_all_alike_agree_with_nothing():
 
 
 def test_of_many_pairs_the_first_are_taken(monkeypatch):
-    monkeypatch.setattr(alignment, "MOST", 20)
+    monkeypatch.setattr(similarity, "MAX_PAIRS", 20)
     x, y = rows(50, 6, 0), rows(50, 4, 1)
     assert debiased_cka(x, y) == debiased_cka(x[:20], y[:20])

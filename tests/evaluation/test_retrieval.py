@@ -80,21 +80,11 @@ def test_a_collapsed_map_ranks_as_chance_does():
     found = retrieval.retrieval(retrieval.rank_positives(z, z, item, item), item, item)
     assert found["r@1"] == found["r@10"] == 0.0
     assert found["median_rank"] == 51.0
-    assert retrieval.foscttm(z, z, item, item) == pytest.approx(0.5)
-
-
-def test_ranks_do_not_see_the_order_of_rows():
-    z_q, z_g, item_q, item_g = CASES["ties"]
-    order = torch.randperm(len(z_g), generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(
-        best_ranks(z_q, z_g[order], item_q, item_g[order]), best_ranks(z_q, z_g, item_q, item_g)
-    )
-    ranks = best_ranks(z_q, z_g, item_q, item_g)
-    torch.testing.assert_close(best_ranks(z_q.flip(0), z_g, item_q.flip(0), item_g), ranks.flip(0))
+    assert both_ways(z, z, item, item) == pytest.approx(0.5)
 
 
 def test_a_large_gallery_is_scored_in_parts(monkeypatch):
-    monkeypatch.setattr(retrieval, "CELLS", 50)  # two queries of 25 gallery rows
+    monkeypatch.setattr(retrieval, "MAX_SCORES", 50)  # two queries of 25 gallery rows
     case = CASES["ties"]
     np.testing.assert_array_equal(best_ranks(*case), slow_ranks(*case))
 
@@ -191,6 +181,11 @@ def test_chance_of_one_positive_is_the_share_of_the_gallery():
 # ---- FOSCTTM ----
 
 
+def both_ways(z_a, z_b, item_a, item_b, **settings):
+    ways = ((z_a, z_b, item_a, item_b), (z_b, z_a, item_b, item_a))
+    return np.mean([retrieval.foscttm(retrieval.rank_positives(*w, **settings)) for w in ways])
+
+
 def slow_foscttm(z_a, z_b, item_a, item_b):
     means = []
     for z_q, z_g, item_q, item_g in ((z_a, z_b, item_a, item_b), (z_b, z_a, item_b, item_a)):
@@ -208,15 +203,15 @@ def slow_foscttm(z_a, z_b, item_a, item_b):
 @pytest.mark.parametrize("chunk", [3, 100])
 @pytest.mark.parametrize("case", CASES)
 def test_foscttm_equals_slow_loops(case, chunk):
-    assert retrieval.foscttm(*CASES[case], chunk=chunk) == pytest.approx(
+    assert both_ways(*CASES[case], chunk=chunk) == pytest.approx(
         slow_foscttm(*CASES[case]), abs=1e-12
     )
 
 
 def test_foscttm_of_a_perfect_and_of_the_worst_map():
     z, item = rows(9), torch.arange(9)
-    assert retrieval.foscttm(z, z, item, item) == 0.0
-    assert retrieval.foscttm(z, -z, item, item) == pytest.approx(1.0)
+    assert both_ways(z, z, item, item) == 0.0
+    assert both_ways(z, -z, item, item) == pytest.approx(1.0)
 
 
 # ---- hubness ----
@@ -353,14 +348,6 @@ def test_average_precision_equals_scikit_learns():
     assert retrieval.mean_average_precision(
         retrieval.rank_positives(z_q, z_g, item_q, item_g)
     ) == pytest.approx(np.mean(theirs))
-
-
-@pytest.mark.parametrize("case", ["one positive", "collapsed"])
-def test_average_precision_of_one_positive_is_the_reciprocal_rank(case):
-    ranks = slow_ranks(*CASES[case])
-    assert retrieval.mean_average_precision(
-        retrieval.rank_positives(*CASES[case])
-    ) == pytest.approx(np.nanmean(1 / ranks))
 
 
 @pytest.mark.parametrize("chunk", [3, 100])

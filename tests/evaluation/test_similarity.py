@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gera_lightning import cli
-from gera_lightning.evaluation.similarity import Space, affinity, linear_cka, mutual_knn
+from gera_lightning.evaluation.similarity import _Layer, affinity, linear_cka, mutual_knn
 from gera_lightning.utils.errors import UserError
 
 
@@ -35,7 +35,7 @@ def kernel_cka(a: np.ndarray, b: np.ndarray) -> float:
 def test_mutual_knn_equals_a_loop():
     a, b = cloud(40, 5), cloud(40, 7, 1)
     b[:, :5] += 2 * a
-    assert mutual_knn(Space.of(3 * a, 4), Space.of(b, 4)) == pytest.approx(
+    assert mutual_knn(3 * a, b, 4) == pytest.approx(
         slow_mutual_knn(a.numpy(), b.numpy(), 4), abs=1e-9
     )
 
@@ -43,7 +43,7 @@ def test_mutual_knn_equals_a_loop():
 def test_linear_cka_equals_its_definition_by_kernels():
     a, b = cloud(30, 5) + 3, cloud(30, 8, 1)
     b[:, :5] += a
-    assert linear_cka(Space.of(a, 4), Space.of(b, 4)) == pytest.approx(
+    assert linear_cka(a, b) == pytest.approx(
         kernel_cka(a.double().numpy(), b.double().numpy()), abs=1e-9
     )
 
@@ -51,18 +51,9 @@ def test_linear_cka_equals_its_definition_by_kernels():
 def test_rotation_scale_and_shift_change_no_cka():
     a = cloud(30, 6)
     rotation = torch.linalg.qr(cloud(6, 6, 1))[0]
-    space = Space.of(a, 5)
-    assert linear_cka(space, Space.of(5 * a @ rotation + 2, 5)) == pytest.approx(1, abs=1e-6)
-    assert mutual_knn(space, Space.of(5 * a @ rotation, 5)) == pytest.approx(1)
-    assert linear_cka(space, Space.of(torch.ones(30, 3), 5)) == 0
-
-
-def test_a_reordered_space_is_that_of_the_reordered_rows():
-    x, order = cloud(30, 4), torch.randperm(30, generator=torch.Generator().manual_seed(0))
-    given, expected = Space.of(x, 5).reordered(order), Space.of(x[order], 5)
-    assert [set(row) for row in given.near.tolist()] == [set(row) for row in expected.near.tolist()]
-    torch.testing.assert_close(given.centred, expected.centred)
-    assert given.scale == pytest.approx(expected.scale)
+    assert linear_cka(a, 5 * a @ rotation + 2) == pytest.approx(1, abs=1e-6)
+    assert mutual_knn(a, 5 * a @ rotation, 5) == pytest.approx(1)
+    assert linear_cka(a, torch.ones(30, 3)) == 0
 
 
 def test_pairs_of_stores_are_found_and_test_items_left_out(make_store):
@@ -104,11 +95,21 @@ def test_of_an_item_with_several_rows_one_is_taken(make_store):
     assert 3 <= affinity([c], [d], test_share=0.3).pairs < 15
 
 
-@pytest.mark.parametrize(("options", "message"), [({"k": 0}, "k=0"), ({"most": 2}, "most=2")])
-def test_a_value_that_means_nothing_is_refused(make_store, options, message):
+@pytest.mark.parametrize(("key", "value"), [("k", 0), ("most", 2)])
+def test_a_value_that_means_nothing_is_refused(make_store, key, value):
     a = make_store("a", cloud(9, 3).numpy())
-    with pytest.raises(UserError, match=message):
-        affinity([a], [a], **options)
+    with pytest.raises(UserError) as error:
+        affinity([a], [a], **{key: value})
+    assert (error.value.key, error.value.value) == (key, value)
+
+
+def test_shuffled_pairs_are_measured_as_the_reordered_rows_are(make_store):
+    """What is computed once per store and then reordered equals the measures of reordered rows."""
+    x, y, order = cloud(30, 4), cloud(30, 5, 1), torch.randperm(30)
+    y[:, :4] += x
+    given, plain = _Layer.of(y, 5).reordered(order), _Layer.of(y[order], 5)
+    assert [set(row) for row in given.near.tolist()] == [set(row) for row in plain.near.tolist()]
+    torch.testing.assert_close(given.centered, plain.centered)
 
 
 def test_stores_without_common_items_are_refused(make_store):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, norm
 
-from gera_lightning.evaluation.evaluate import statistics
+from gera_lightning.evaluation import statistics
 from gera_lightning.utils.errors import UserError
 
 

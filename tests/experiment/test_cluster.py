@@ -1,4 +1,4 @@
-"""Jobs of this machine stand for those of a cluster: submitit runs both through the same interface."""
+"""Jobs of this machine stand for those of a cluster: submitit runs both in the same way."""
 
 from __future__ import annotations
 
@@ -166,9 +166,9 @@ def test_a_sweep_as_two_jobs_runs_each_run_once_and_shows_the_table(project, cap
         )
         for log in logs
     ]
-    assert sorted(sum(ran, [])) == sorted(
+    assert sorted(line for lines in ran for line in lines) == sorted(
         f"{m} b{b}" for m in ("procrustes", "ridge") for b in (10, 20)
-    )  # noqa: RUF017
+    )
     assert all(len(runs) == 2 for runs in ran)
 
 

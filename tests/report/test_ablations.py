@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gera_lightning.report.ablations import _word, ablations
+from gera_lightning.report.ablations import _in_words, ablations
 
 
 def trained(**changes):
@@ -53,7 +53,7 @@ def test_a_section_that_one_lacks_is_one_change_with_its_weight():
 
 
 def test_what_is_tuned_is_no_fixed_value():
-    grid = {"grid": {"geometric_weight": [1, 10]}, "settings": 8}
+    grid = {"grid": {"geometric_weight": [1, 10]}, "max_trials": 8}
     settings = {
         "plain": trained(tuning=grid),
         "also": trained(tuning=grid, geometric_weight=5.0),
@@ -82,7 +82,7 @@ def test_another_closed_form_is_another_method():
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "words"),
     [
         (None, "none"),
         ([], "none"),
@@ -96,5 +96,5 @@ def test_another_closed_form_is_another_method():
         ),
     ],
 )
-def test_a_setting_is_said_in_a_line(value, said):
-    assert _word(value) == said
+def test_a_setting_in_words(value, words):
+    assert _in_words(value) == words

@@ -68,7 +68,7 @@ def test_without_ranks_nothing_is_marked_and_a_method_may_lack_a_budget_or_seeds
     uneven = headline.table(
         Findings(Sweep("e", findings.sweep.folder, runs), None, "gera", "gera_off")
     )
-    assert "as many seeds as stand in its row" in uneven.caption
+    assert "as many seeds as its row says" in uneven.caption
     assert uneven.header[-1] == "seeds"
     assert {row[0]: row[-1] for row in uneven.rows} == {
         "gera": "3",
@@ -79,8 +79,8 @@ def test_without_ranks_nothing_is_marked_and_a_method_may_lack_a_budget_or_seeds
     assert not any(mark in cell for row in shown.rows for cell in row for mark in "*†")
 
 
-def test_the_markdown_can_be_pasted(findings):
-    text = headline.pasted(headline.table(findings), "docs/results/e.png")
+def test_the_markdown_for_a_readme(findings):
+    text = headline.for_readme(headline.table(findings), "docs/results/e.png")
     lines = text.splitlines()
     assert lines[:3] == [
         "| R@10 at | 50 pairs | 100 |",

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import re
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from gera_lightning.report.figures import recall_curve
-from gera_lightning.report.terminal import results_table
+from gera_lightning.report.figures import _recall_panel, recall_curve, styles
+from gera_lightning.report.terminal import chance_line, results_table
 
 
 def frame(seeds=2, unseen=False):
@@ -52,7 +54,21 @@ def test_one_seed_gives_plain_numbers_budgets_in_order_and_methods_as_given():
         ["300", "zeta", "0.030", "0.015", "0.300", "0.150", "7", "7", "1.0"],
         ["alpha", "0.036", "0.018", "0.360", "0.180", "7", "7", "1.0"],
     ]
-    assert lines[-1] == ["chance", "0.032", "0.016"]
+    chance = results_table(frame(seeds=1), ("speech", "text"), 1231).splitlines()[-1]
+    assert re.findall(r"[\d.,]*\d", chance) == ["10", "0.032", "0.016", "1,231"]
+
+
+def test_directions_carry_the_names_of_the_modalities():
+    header = results_table(frame(seeds=1), ("speech", "text")).splitlines()[:3]
+    assert header[1].split()[-6:] == ["speech", "text"] * 3
+    assert header[2].split() == ["→", "text", "→", "speech"] * 3
+
+
+def test_where_chance_finds_half_the_items_the_table_says_that_recall_says_little():
+    assert "says little" not in chance_line(frame(), ("a", "b"))
+    few = frame().assign(**{"ab/chance@10": 0.5})
+    assert "R@10 says little" in chance_line(few, ("a", "b"))
+    assert "R@10 says little" in " ".join(results_table(few).split())
 
 
 def test_several_seeds_give_mean_and_sample_deviation():
@@ -75,42 +91,25 @@ def test_no_line_is_wider_than_asked(width):
     assert max(len(line) for line in results_table(frame(), width=width).splitlines()) <= width
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Figures as they are saved."""
-    kept, honest = [], Figure.savefig
-    monkeypatch.setattr(
-        Figure,
-        "savefig",
-        lambda self, *args, **kwargs: (kept.append(self), honest(self, *args, **kwargs))[1],
+def test_the_curve_shows_every_methods_mean_against_the_pairs():
+    figure = Figure()
+    axis = figure.add_subplot()
+    _recall_panel(axis, frame(), "ba", styles(["zeta", "alpha"]))
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    assert list(lines) == ["zeta", "alpha", "chance"]
+    for method, step in (("zeta", 0.0), ("alpha", 0.06)):
+        np.testing.assert_array_equal(lines[method].get_xdata(), [100, 300])
+        expected = 0.5 * (np.array([0.1, 0.3]) + step + 0.005)
+        np.testing.assert_allclose(lines[method].get_ydata(), expected)
+    np.testing.assert_allclose(lines["chance"].get_ydata(), 0.016)
+    assert axis.get_xscale() == "log"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["100", "300"]
+    band = axis.collections[0].get_paths()[0].vertices
+    at_300 = band[np.isclose(band[:, 0], 300), 1]
+    deviation = 0.5 * np.std([0.3, 0.31], ddof=1)
+    np.testing.assert_allclose(
+        [at_300.min(), at_300.max()], 0.1525 + np.array([-1, 1]) * deviation, rtol=1e-6
     )
-    return kept
-
-
-def test_the_curve_shows_every_methods_mean_against_the_pairs(tmp_path, figures):
-    path = tmp_path / "new" / "curve.png"
-    recall_curve(frame(), path, "an experiment")
-    assert path.read_bytes().startswith(b"\x89PNG\r\n")
-    assert [p.name for p in path.parent.iterdir()] == ["curve.png"]
-    [figure] = figures
-    assert figure.get_suptitle() == "an experiment"
-    for axis, share in zip(figure.axes, (1.0, 0.5), strict=True):
-        lines = {line.get_label(): line for line in axis.get_lines()}
-        assert list(lines) == ["zeta", "alpha", "chance"]
-        for method, step in (("zeta", 0.0), ("alpha", 0.06)):
-            np.testing.assert_array_equal(lines[method].get_xdata(), [100, 300])
-            np.testing.assert_allclose(
-                lines[method].get_ydata(), share * (np.array([0.1, 0.3]) + step + 0.005)
-            )
-        np.testing.assert_allclose(lines["chance"].get_ydata(), 0.032 * share)
-        assert axis.get_xscale() == "log"
-        assert [label.get_text() for label in axis.get_xticklabels()] == ["100", "300"]
-        band = axis.collections[0].get_paths()[0].vertices
-        deviation = np.std([0.3, 0.31], ddof=1) * share
-        at_300 = band[np.isclose(band[:, 0], 300), 1]
-        np.testing.assert_allclose(
-            [at_300.min(), at_300.max()], share * 0.305 + np.array([-1, 1]) * deviation, rtol=1e-6
-        )
 
 
 def test_a_curve_replaces_the_former_and_leaves_no_figure_open(tmp_path):
@@ -118,7 +117,9 @@ def test_a_curve_replaces_the_former_and_leaves_no_figure_open(tmp_path):
 
     path = tmp_path / "curve.png"
     path.write_text("an old file")
-    recall_curve(frame(seeds=1), path, "t")
+    recall_curve(frame(seeds=1), path, "t", ("speech", "text"), 40)
+    recall_curve(frame(seeds=1), tmp_path / "new" / "curve.png", "t")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["curve.png"]
     assert path.read_bytes().startswith(b"\x89PNG")
     assert not plt.get_fignums()
     assert mpl.get_backend().lower() == "agg"

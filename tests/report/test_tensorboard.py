@@ -19,6 +19,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import load
 from gera_lightning.experiment.runner import plan, run_experiment
+from gera_lightning.report.outcome import summarize
 from gera_lightning.report.tensorboard import COLUMNS, curves, shared_rows
 
 SETTINGS = {
@@ -43,7 +44,7 @@ def experiment(tmp_path_factory):
         )
     )
     loaded = load("tiny", folder=folder)
-    run_experiment(loaded, Console(file=StringIO()))
+    summarize(loaded, run_experiment(loaded, Console(file=StringIO())))
     return loaded
 
 
@@ -122,7 +123,7 @@ def test_of_wide_spaces_the_leading_directions_are_kept(experiment):
 
 
 def test_the_summary_is_written_anew_not_added_to(experiment, written):
-    run_experiment(experiment, Console(file=StringIO()))
+    summarize(experiment, run_experiment(experiment, Console(file=StringIO())))
     assert len(list(written.glob("events.*"))) == 1
     assert len(list((written / "00000").iterdir())) == 2
 

@@ -71,14 +71,11 @@ def test_every_trained_method_has_a_figure_with_a_line_a_budget(findings):
     assert lines["20 pairs"].get_xdata().tolist() == [2, 8]
     assert lines["20 pairs"].get_ydata().tolist() == [-1, 0]
     [facts] = [block for block in section.blocks if isinstance(block, Facts)]
-    assert facts.items == [
-        "m: 1 of 2 runs were still getting better at their last step, where the learning rate falls"
-        " to 0: more steps may help it."
-    ]
+    [fact] = facts.items
+    assert fact.startswith("m: 1 of 2 runs still improved")
 
 
-def test_without_curves_it_says_so(findings, tmp_path):
+def test_without_curves_the_section_is_empty(findings, tmp_path):
     for path in tmp_path.rglob("tuning.json"):
         path.unlink()
-    [text] = tuning.section(findings).blocks
-    assert "closed forms have none" in text.text
+    assert not tuning.section(findings).blocks

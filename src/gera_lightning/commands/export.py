@@ -2,9 +2,8 @@
 
     gera export EXPERIMENT [out=FOLDER method=gera budget=300 key=value ...]
 
-autofaiss and clip-retrieval read the stores.
-The dot product of a row of a and a row of b is the aligner's score, whichever of the two is
-searched with.
+The stores `a` and `b` can be read by autofaiss and clip-retrieval. The dot product of a row of one
+and a row of the other is the aligner's score.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from gera_lightning.aligners.aligner import Aligner, Rows
 from gera_lightning.config.overrides import split_overrides, split_target
-from gera_lightning.data.store import StoreWriter
+from gera_lightning.data.store import EmbeddingStore, StoreWriter
 from gera_lightning.evaluation.neighborhoods import evenly_spaced_indices
 from gera_lightning.experiment.load_run import LoadedRun, load_run
 from gera_lightning.geometry.neighbors import GrowingIndex
@@ -27,16 +26,15 @@ from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
 
 MAX_TRAINING_ROWS = 200_000
-"""Rows, spread evenly, that an index which learns from rows (`IVF...`, `PQ...`) sees at most."""
+"""Rows, spread evenly, that an index (`IVF...`, `PQ...`) is trained on at most."""
 
 
 @torch.inference_mode()
 def score_rows(aligner: Aligner, side: str, x: Rows) -> Tensor:
-    """Rows whose dot products with those of the other modality are scores.
+    """Rows whose dot products with those of the other modality are the aligner's scores.
 
-    `z` where the aligner scores by cosine; under a correction `[z_a; 1; -p_a]` and `[z_b; -p_b;
-    1]`, p what a row's hubness takes from its scores, so that `[z_a; 1; -p_a] . [z_b; -p_b; 1] =
-    cos(z_a, z_b) - p_a - p_b`.
+    Unit rows `z` where it scores by cosine. With a correction, `p` being a row's hubness penalty,
+    `[z_a; 1; -p_a]` and `[z_b; -p_b; 1]`: their dot product is `cos(z_a, z_b) - p_a - p_b`.
 
     Args:
         aligner: of a finished run.
@@ -68,33 +66,35 @@ def export(
     dtype: str = "float32",
     index: str = "Flat",
 ) -> Path:
-    """Write `out/a`, `out/b` (stores) and `out/a.index`, `out/b.index` (FAISS, inner product;
-    numbers are rows of the store).
+    """Write both modalities in the shared space: stores `a`, `b` and indices `a.index`, `b.index`.
+
+    The indices are FAISS's, for inner products; their numbers are rows of the store.
 
     Args:
         target, overrides, method, budget: see `load_run`.
-        out: folder; by default `export` in the run's folder.
+        out: the folder to write; by default `export` in the run's folder.
         dtype: of the stores, `float32` or `float16`.
         index: FAISS index factory string.
 
     Raises:
-        UserError: something is there already, an index or a dtype that is refused, or as
+        UserError: the folder is not empty, FAISS cannot make the index, another dtype, or as
             `load_run`.
     """
     run = load_run(target, overrides, method=method, budget=budget)
     folder = Path(out) if out else run.folder / "export"
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(
-            f"{str(folder)!r} holds a store or other files already: remove it, or choose another"
-            " folder by out=..."
+            "holds a store or other files already",
+            key="out",
+            value=str(folder),
+            remedy="remove it, or choose another folder by out=...",
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write(device: torch.device) -> None:
         run.aligner.to(device)
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f".{folder.name}."
-        ) as scratch:  # a whole export or none
+        # in a scratch folder first: a whole export or none
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
             whole = Path(scratch) / "export"
             whole.mkdir()
             for side in "ab":
@@ -106,9 +106,7 @@ def export(
 
 
 def _write_side(run: LoadedRun, side: str, folder: Path, dtype: str, index: str) -> None:
-    """One modality's store and index, part by part: of the rows in the shared space only the index
-    is in memory as a whole.
-    """
+    """Write one modality's store and index, part by part: only the index is in memory as a whole."""
     store, aligner = getattr(run, side), run.aligner
     name = (
         f"{store.encoder.get('name')} in the shared space of"
@@ -123,15 +121,19 @@ def _write_side(run: LoadedRun, side: str, folder: Path, dtype: str, index: str)
         writer.append(rows.numpy(), store.rows.iloc[writer.count : writer.count + len(rows)])
     assert growing is not None
     growing.write(folder / f"{side}.index")
-    writer.finish({"name": name, "metric": "dot product"}, store.manifest.get("source") or {})
+    modality = run.modalities["ab".index(side)]
+    encoder = {"name": name, "modality": modality, "metric": "dot product"}
+    writer.finish(encoder, store.manifest.get("source") or {})
 
 
 def _empty_index(run: LoadedRun, side: str, index: str, dim: int) -> GrowingIndex:
-    """The index that one modality's rows are added to, trained where it has something to learn."""
+    """The index to add one modality's rows to, trained where it needs training."""
     store = getattr(run, side)
     refusal = UserError(
-        f"index={index!r}: FAISS cannot make it of {len(store)} rows of width {dim}; 'Flat' is"
-        " exact"
+        f"cannot be made by FAISS of {len(store)} rows of width {dim}",
+        key="index",
+        value=index,
+        remedy="'Flat' is exact",
     )
     try:
         growing = GrowingIndex(dim, index)
@@ -153,8 +155,9 @@ def run(words: Sequence[str]) -> None:
     target, rest = split_target(words)
     options, overrides = split_overrides(rest, export)
     folder = export(target, overrides, **options)
+    names = [EmbeddingStore(folder / side).encoder["modality"] for side in "ab"]
+    print(f"{names[0]:<12} {folder / 'a'}, {folder / 'a.index'}")
+    print(f"{names[1]:<12} {folder / 'b'}, {folder / 'b.index'}")
     print(
-        f"stores       {folder / 'a'}, {folder / 'b'}   (the dot product of their rows is the"
-        " score)"
+        "             the dot product of their rows is the score; faiss.read_index reads an index"
     )
-    print(f"indices      {folder / 'a.index'}, {folder / 'b.index'}   (faiss.read_index)")

@@ -2,7 +2,7 @@
 
     gera keep EXPERIMENT [key=value ...]
 
-Where an experiment has no runs, `gera report` makes its report from the kept results.
+`gera report` makes its report from them where the experiment has no runs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from gera_lightning.config.overrides import split_target
 from gera_lightning.report.write import keep_results
 
+keep = keep_results
+
 
 def run(words: Sequence[str]) -> None:
     """The command line's `gera keep`."""
-    path = keep_results(*split_target(words))
+    path = keep(*split_target(words))
     print(
         f"kept         {path}   ({path.stat().st_size / 1e6:.1f} MB; the curve is"
         f" {path.with_suffix('.png')})"

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from gera_lightning.config.overrides import split_overrides, split_target
 from gera_lightning.report.write import write_report
 
+report = write_report
+
 
 def run(words: Sequence[str]) -> None:
     """The command line's `gera report`."""
     experiment, rest = split_target(words)
-    options, overrides = split_overrides(rest, write_report)
-    path = write_report(experiment, overrides, **options)
+    options, overrides = split_overrides(rest, report)
+    path = report(experiment, overrides, **options)
     print(path.with_name("headline.md").read_text())
     print(f"report       {path}")
     print(
-        f"Markdown     {path.with_name('report.md')}   (with a CSV for each table, a PNG and an SVG"
-        " for each figure)"
+        f"Markdown     {path.with_name('report.md')}   (with a CSV per table, a PNG and an SVG per"
+        " figure)"
     )

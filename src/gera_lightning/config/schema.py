@@ -9,7 +9,7 @@ from typing import Any
 
 from gera_lightning.config.embed_schema import PRECISIONS, EmbedConfig
 from gera_lightning.utils.errors import UserError, check_one_of
-from gera_lightning.utils.instantiate import ClassSpec
+from gera_lightning.utils.instantiate import ClassSpec, check_part
 
 
 def runtime(default: Any) -> Any:
@@ -199,9 +199,15 @@ class EvaluationConfig:
     """Neighbours compared before and after the map."""
     chunk: int = runtime(4096)
     """Query rows scored at once; changes memory, not results."""
+    metrics: list[Any] = field(default_factory=list)
+    """Metrics of your own, such as `[{class: my_package.MyMetric, k: 3}]`: each object is called
+    with an `evaluation.evaluate.Evaluated` and returns names and numbers for the result row.
+    """
 
     def __post_init__(self) -> None:
         _at_least("evaluation.", 1, overlap_k=self.overlap_k, chunk=self.chunk)
+        for number, metric in enumerate(self.metrics):
+            check_part(metric, f"evaluation.metrics[{number}]")
 
 
 @dataclass

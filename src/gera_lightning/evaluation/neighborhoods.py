@@ -11,33 +11,37 @@ from numpy.typing import NDArray
 from sklearn import manifold
 from torch import Tensor
 
-from gera_lightning.evaluation.retrieval import _count
+from gera_lightning.evaluation.retrieval import count_true
 from gera_lightning.geometry.neighbors import NeighborGraph, search
 
 
 def knn_overlap(x: Tensor, z: Tensor, k: int = 10) -> float:
-    """Mean share of each point's k nearest neighbours that it keeps: `mean_i |N_k(x_i) & N_k(z_i)|
-    / k`, self left out.
+    """Mean share of each row's k nearest neighbours that the map keeps.
+
+    `mean_i |N_k(x_i) & N_k(z_i)| / k`; a row is no neighbour of itself.
 
     Args:
         x, z: unit rows before and after the map, `[n, D_in]`, `[n, D]`.
         k: neighbours, cut to n - 1.
+
+    >>> x = torch.nn.functional.normalize(torch.randn(50, 8), dim=1)
+    >>> knn_overlap(x, -x, k=5)  # a reflection moves no neighbour
+    1.0
     """
     k = min(k, len(x) - 1)
     return overlap(nearest_others(x, k), nearest_others(z, k))
 
 
 def nearest_others(x: Tensor, k: int) -> Tensor:
-    """Numbers `[n, k]` of each row's k nearest others, on the CPU; the row itself is taken out
-    (among exact copies, the last found).
+    """Numbers `[n, k]` of each row's k nearest other rows, on the CPU.
+
+    Where a row has exact copies, the last one found stands for the row itself and is dropped.
     """
     return NeighborGraph.of_search(*search(x, x, k + 1)).indices.cpu()
 
 
 def overlap(near: Tensor, other: Tensor) -> float:
-    """Mean share of the numbers in a list that the other list of the same row has: lists `[n, k]`
-    without repeats.
-    """
+    """Mean share of common numbers in each pair of lists, both `[n, k]` and without repeats."""
     shared = (near.unsqueeze(2) == other.unsqueeze(1)).any(2).sum(1)
     return float(shared.double().mean() / near.shape[1])
 
@@ -48,12 +52,11 @@ def evenly_spaced_indices(count: int, most: int) -> NDArray[np.int64]:
 
 
 def trustworthiness(x: Tensor, z: Tensor, k: int = 10, *, most: int = 2000) -> float:
-    """How far new neighbours were away before: `1 - 2/(n k (2n - 3k - 1)) sum_i sum_(j in N_k(z_i)
-    - N_k(x_i)) (r_x(i, j) - k)`.
+    """How far away new neighbours were before the map; 1: no row came near that was not.
 
-    `r_x(i, j)` is j's rank by distance from i before the map. 1: no point came near that was not;
-    0.5 or so: a random map. Continuity, how far old neighbours have gone, is the same with `x` and
-        `z` exchanged.
+    `1 - 2/(n k (2n - 3k - 1)) sum_i sum_(j in N_k(z_i) - N_k(x_i)) (r_x(i, j) - k)`, where `r_x(i,
+    j)` is j's rank by distance from i before the map. A random map has about 0.5. Continuity, how
+    far old neighbours have gone, is the same with `x` and `z` exchanged.
 
     Args:
         x, z: unit rows before and after the map, `[n, D_in]`, `[n, D]`.
@@ -81,52 +84,69 @@ def _best_ranks(scores: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     float64.
     """
     best = scores.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
-    above, equal = _count((scores > best) & negative), _count((scores == best) & negative)
+    above, equal = count_true((scores > best) & negative), count_true((scores == best) & negative)
     return 1 + above.double() + equal.double() / 2
 
 
 def label_precision(
     z: Tensor, item: Tensor, label: Tensor, k: int = 10, *, chunk: int = 4096
 ) -> float:
-    """Share of each row's k nearest rows of other items that have its label; where scores tie at
-    the k-th place, the expected share.
+    """Share of each row's k nearest rows of other items that have its label.
+
+    Where scores tie at the k-th place, the expected share of a random choice among them.
 
     Args:
         z: unit rows of one modality `[n, D]`.
-        item, label: numbers of items and labels `[n]`; a negative label is none, and the row does
-            not take part.
-        k: neighbours, cut to what there is.
+        item, label: numbers of items and labels `[n]`; rows with a negative label have none and
+            are left out.
+        k: neighbours, cut to the number of other items' rows.
+        chunk: rows compared at once; changes memory, not the result.
 
     Returns:
         the mean over rows that share their label with another item's row; NaN where none does.
+
+    >>> label = torch.tensor([0, 0, 1, 1])
+    >>> label_precision(torch.eye(2)[label], torch.arange(4), label, k=1)
+    1.0
     """
-    kept = label >= 0
-    z, item, label = z[kept], item[kept], label[kept]
+    labelled = label >= 0
+    z, item, label = z[labelled], item[labelled], label[labelled]
     shares = [torch.empty(0, dtype=torch.float64)]
     for start in range(0, len(z), chunk):
-        own = slice(start, start + chunk)
-        other = item[own].unsqueeze(1) != item.unsqueeze(0)
-        same = (label[own].unsqueeze(1) == label.unsqueeze(0)) & other
-        scores = (z[own] @ z.T).masked_fill(~other, -torch.inf)
-        cut = other.sum(1).clamp(max=k)
-        last = scores.topk(min(k, len(z)), dim=1).values.gather(
-            1, (cut - 1).clamp(min=0).unsqueeze(1)
-        )
-        above, level = scores > last, (scores == last) & other
-        free = (cut - _count(above)) / _count(level)  # places left for the rows that tie, a row
-        found = _count(above & same) + _count(level & same) * free.double()
-        shares.append((found / cut)[same.any(1)].cpu())
+        part = slice(start, start + chunk)
+        candidate = item[part].unsqueeze(1) != item.unsqueeze(0)
+        same_label = (label[part].unsqueeze(1) == label.unsqueeze(0)) & candidate
+        scores = (z[part] @ z.T).masked_fill(~candidate, -torch.inf)
+        n_neighbors = candidate.sum(1).clamp(max=k)
+        share = _share_in_top(scores, candidate, same_label, n_neighbors)
+        shares.append(share[same_label.any(1)].cpu())
     return float(torch.cat(shares).mean())
+
+
+def _share_in_top(scores: Tensor, candidate: Tensor, wanted: Tensor, top: Tensor) -> Tensor:
+    """Share of wanted columns among each row's `top` best candidates, `[n]` float64.
+
+    Args:
+        scores: `[n, N]`, -inf where no candidate.
+        candidate, wanted: masks `[n, N]`, the second part of the first.
+        top: places of each row `[n]`, at most its candidates.
+    """
+    best = scores.topk(max(1, int(top.max())), dim=1).values
+    last = best.gather(1, (top - 1).clamp(min=0).unsqueeze(1))  # the score at the last place
+    above, tied = scores > last, (scores == last) & candidate
+    # Of the candidates that tie at the last place, only some have room. Each has the same chance.
+    chance_of_tied = (top - count_true(above)) / count_true(tied)
+    found = count_true(above & wanted) + count_true(tied & wanted) * chance_of_tied.double()
+    return found / top
 
 
 def group_recall(
     z: Tensor, item: Tensor, group: Tensor, top: int = 10, *, chunk: int = 4096
 ) -> float:
-    """Share of rows that have a row of the same item and another group among their `top` nearest;
-    ties at the mean rank.
+    """Share of rows that find their item in another group among their `top` nearest rows.
 
-    Rows of the same item and group are left out of the gallery; all other items' rows, of the row's
-    own group too, are in it.
+    Ties count at the mean rank. The gallery holds the rows of all other items, whatever their
+    group, and the same item's rows of other groups.
 
     Args:
         z: unit rows of one modality `[n, D]`.

@@ -1,4 +1,4 @@
-"""The finished run that a name stands for: an experiment's best one, or that of a folder."""
+"""Load a finished run: an experiment's default one, or that of a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from gera_lightning import config
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config.merging import merge, parse_overrides, read_yaml, typed
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.experiment.paired_stores import joint_hash, open_stores, wanted_results
+from gera_lightning.experiment.paired_stores import (
+    joint_hash,
+    modality_names,
+    open_stores,
+    wanted_results,
+)
 from gera_lightning.experiment.results import load_sweep
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
@@ -23,7 +28,14 @@ PREFERRED = "gera"
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A finished run's aligner, the stores it is of, its folder, and the device to compute on."""
+    """A finished run's aligner with the stores that it was fitted on.
+
+    Attributes:
+        aligner: the artefact.
+        a, b: the stores.
+        folder: of the run.
+        device: to compute on.
+    """
 
     aligner: Aligner
     a: EmbeddingStore
@@ -31,34 +43,33 @@ class LoadedRun:
     folder: Path
     device: torch.device
 
+    @property
+    def modalities(self) -> tuple[str, str]:
+        """Names of a and b, as the aligner recorded them, or else the stores' own."""
+        a, b = self.aligner.about.get("modalities") or modality_names(self.a, self.b)
+        return str(a), str(b)
+
 
 def load_run(
     target: str, overrides: Sequence[str] = (), *, method: str = "", budget: int | None = None
 ) -> LoadedRun:
-    """What `target` stands for.
+    """Load the run that `target` names, with its stores.
 
     Args:
-        target: an experiment, whose run of the largest budget and least seed is taken; or a folder
-            with an `aligner` in it, such as a run's, or that folder.
+        target: an experiment, of which the run with the largest budget and smallest seed is taken;
+            or the folder of a run, or of an aligner.
         overrides: `key=value` words of the experiment, such as `runs_dir=...` or
             `trainer.accelerator=cpu`.
-        method, budget: of an experiment's runs; by default `gera`, or where it was not run the
-            method of the best recall, and the largest.
+        method: of an experiment's runs; by default `gera`, else the method with the best recall.
+        budget: of an experiment's runs; by default the largest.
 
     Raises:
         UserError: no such experiment or run, or stores that hold other data than the run had.
     """
-    found = next(
-        (
-            path
-            for path in (Path(target), Path(target) / "aligner")
-            if target and (path / "aligner.json").is_file()
-        ),
-        None,
-    )
-    if found is not None:
-        folder = found.parent if found.name == "aligner" else found
-        aligner = Aligner.load(found)
+    place = _aligner_folder(target)
+    if place is not None:
+        folder = place.parent if place.name == "aligner" else place
+        aligner = Aligner.load(place)
         settings = _recorded(folder, aligner, overrides)
         a, b = open_stores(settings)
     else:
@@ -74,16 +85,23 @@ def load_run(
         aligner = Aligner.load(folder / "aligner")
     if joint_hash(a, b) != aligner.about.get("data_hash"):
         raise UserError(
-            f"{folder}: {a.path} and {b.path} hold other data than this run had: name its stores by"
-            " data.a=... and data.b=..., or train it again"
+            f"had other data than {a.path} and {b.path} hold now",
+            key=str(folder),
+            remedy="name its stores by data.a=... and data.b=..., or train it again",
         )
     return LoadedRun(aligner, a, b, folder, distributed.device(settings.trainer.accelerator))
 
 
+def _aligner_folder(target: str) -> Path | None:
+    """The aligner's folder, where `target` is one or holds one."""
+    if not target:
+        return None
+    places = (Path(target), Path(target) / "aligner")
+    return next((place for place in places if (place / "aligner.json").is_file()), None)
+
+
 def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> config.Config:
-    """Settings with the data that a run was of, as its folder says; its experiment's, where the
-    folder does not name the stores.
-    """
+    """Settings that name a run's stores: as its folder records them, or else its experiment."""
     stores = aligner.about.get("stores")
     if stores is None:
         return config.load(str(aligner.about.get("experiment", "")), overrides).common
@@ -93,15 +111,17 @@ def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> confi
 
 
 def _best(folder: Path, method: str, budget: int | None, wanted: Mapping[str, Any]) -> Path:
+    """The folder of an experiment's run to load."""
     sweep = load_sweep(folder, wanted)
     name = method or (PREFERRED if PREFERRED in sweep.methods else sweep.methods[0])
     runs = sweep.runs[sweep.runs["method"] == name]
     if budget is not None:
         runs = runs[runs["budget"] == budget]
     if not len(runs):
-        asked = f"method={name}" + (f" budget={budget}" if budget is not None else "")
         raise UserError(
-            f"{asked}: {folder} holds no such run (methods {', '.join(sweep.methods)}; budgets"
-            f" {sweep.budgets})"
+            f"names no finished run of {name} in {folder}",
+            key="method" if budget is None else "budget",
+            value=name if budget is None else budget,
+            remedy=f"there are methods {', '.join(sweep.methods)}; budgets {sweep.budgets}",
         )
     return Path(runs.sort_values(["budget", "seed"], ascending=[False, True])["folder"].iloc[0])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from gera_lightning.aligners.aligner import ENCODED_BY
@@ -18,7 +21,7 @@ from gera_lightning.utils.instantiate import build, check_part
 
 
 def open_stores(config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
-    """The stores that `config.data` names, or made ones.
+    """The stores that `config.data` names, or those of `data.synthetic`.
 
     Raises:
         UserError: a missing or damaged store.
@@ -31,7 +34,9 @@ def open_stores(config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
         return views.stores(config.cache_dir)
     for key in ("a", "b"):
         if not getattr(data, key):
-            raise UserError(f"data.{key} is empty: name the folder of an embedding store")
+            raise UserError(
+                "is empty", key=f"data.{key}", remedy="name the folder of an embedding store"
+            )
     return EmbeddingStore(data.a), EmbeddingStore(data.b)
 
 
@@ -51,11 +56,50 @@ def wanted_results(config: Config, data_hash: str) -> dict[str, Any]:
     }
 
 
+def modality_names(
+    a: EmbeddingStore | str | os.PathLike[str], b: EmbeddingStore | str | os.PathLike[str]
+) -> tuple[str, str]:
+    """What a person calls the two modalities, such as `("speech", "text")`.
+
+    A store's name is `modality` in its encoder's record where it is there, else its folder's name.
+    Names that do not tell the two apart (two views of one kind) become `a` and `b`.
+
+    Args:
+        a, b: stores, or their folders, which need not be there.
+
+    >>> modality_names("data/emoji/image", "data/emoji/text")
+    ('image', 'text')
+    >>> modality_names("left/views", "right/views")
+    ('a', 'b')
+    """
+    name_a, name_b = _modality_name(a), _modality_name(b)
+    told_apart = name_a and name_b and name_a != name_b
+    return (name_a, name_b) if told_apart else ("a", "b")
+
+
+def _modality_name(store: EmbeddingStore | str | os.PathLike[str]) -> str:
+    if isinstance(store, EmbeddingStore):
+        return str(store.encoder.get("modality") or store.path.name)
+    return Path(store).name
+
+
+def direction_names(modalities: Sequence[str]) -> dict[str, str]:
+    """What a person calls the two directions of retrieval.
+
+    >>> direction_names(("speech", "text"))
+    {'ab': 'speech → text', 'ba': 'text → speech'}
+    """
+    a, b = modalities
+    return {"ab": f"{a} → {b}", "ba": f"{b} → {a}"}
+
+
 def store_metadata(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
     """What an aligner keeps about the stores it was fitted on."""
-    known: dict[str, Any] = {"data_hash": joint_hash(a, b)}
-    # made data may be made anew from the experiment's settings, so its cached stores are no place
-    # to name
+    known: dict[str, Any] = {
+        "data_hash": joint_hash(a, b),
+        "modalities": list(modality_names(a, b)),
+    }
+    # Made data is made again from the experiment's settings: its stores in the cache may be gone.
     if not config.data.synthetic:
         known["stores"] = {"a": str(a.path), "b": str(b.path)}
     for side, store in (("a", a), ("b", b)):
@@ -94,8 +138,7 @@ class Stores:
         return joint_hash(self.a, self.b)
 
     def check_finite(self) -> None:
-        """Read every vector once: what is not finite is told before anything runs, not after an
-        hour.
+        """Read every vector once, so that one that is not finite is reported before anything runs.
 
         Raises:
             UserError: naming the store and the first such row.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ NEEDED = (*KEY, "config_hash", "data_hash", "ab/r@10", "ba/r@10")
 
 
 def finished_records(folder: Path) -> list[Path]:
-    """`metrics.json` of every finished run under an experiment's folder, in order of their paths."""
+    """`metrics.json` of every finished run under an experiment's folder, in order of paths."""
     return [
         path for path in sorted(folder.glob("*/*/metrics.json")) if path.parent.suffix != ".partial"
     ]
@@ -40,10 +40,10 @@ def finished_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_row(record: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """A finished run's result row, with these columns at least.
+    """A finished run's result row.
 
     Raises:
-        UserError: a damaged record.
+        UserError: a damaged record, or one without the `needed` columns.
     """
     try:
         row: dict[str, Any] = json.loads(record.read_text())
@@ -51,9 +51,23 @@ def read_row(record: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
             row[name]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{record}: is no result ({error!r}): remove {record.parent} and run that again"
+            f"is no result ({error!r})",
+            key=str(record),
+            remedy=f"remove {record.parent} and run that again",
         ) from error
     return row
+
+
+def count_test_items(folders: Iterable[Path]) -> int | None:
+    """How many items runs were evaluated on, by the ranks of the first that left them; else None.
+
+    Only items with a row in both stores count: the others have nothing to find.
+    """
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            ranks = pd.read_parquet(folder / "ranks.parquet", columns=["item"])
+            return int(ranks["item"].nunique())
+    return None
 
 
 def collect(folder: Path) -> Path:
@@ -67,14 +81,13 @@ def collect(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Finished runs that may be compared: one data set, one split, one run a method, budget and
-    seed.
+    """Finished runs that may be compared: of one data set and split, one per method, budget, seed.
 
     Attributes:
         name: of the experiment.
         folder: where its runs lie.
-        runs: one row a run, the columns of results.jsonl and `folder`.
-        notes: what was left out, and why.
+        runs: one row per run, the columns of results.jsonl and `folder`.
+        notes: which runs do not count, and why.
     """
 
     name: str
@@ -89,15 +102,13 @@ class Sweep:
 
     @cached_property
     def compared(self) -> list[int]:
-        """Budgets at which methods can be compared: those of two methods or more, or all where each
-        has its own.
-        """
+        """Budgets at which methods can be compared: those of two methods or more, or else all."""
         counts = self.runs.groupby("budget")["method"].nunique()
         return [int(n) for n in counts.index[counts > 1]] or self.budgets
 
     @cached_property
     def extra_budgets(self) -> dict[str, list[int]]:
-        """The other budgets, by method: those of one method alone."""
+        """The budgets that one method alone has, by method."""
         alone = self.runs[~self.runs["budget"].isin(self.compared)]
         return {
             str(name): sorted({int(n) for n in rows["budget"]})
@@ -111,9 +122,7 @@ class Sweep:
 
     @property
     def methods(self) -> list[str]:
-        """The best recall first, at the largest budget that all methods have (each at its own
-        largest where they share none).
-        """
+        """Best recall first, at the largest budget that all have (or else each at its largest)."""
         runs = self.runs.assign(recall=(self.runs["ab/r@10"] + self.runs["ba/r@10"]) / 2)
         shared = set.intersection(*(set(rows["budget"]) for _, rows in runs.groupby("method")))
         most = max(shared) if shared else runs.groupby("method")["budget"].transform("max")
@@ -127,10 +136,23 @@ class Sweep:
 
     @cached_property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """What each method's runs were set to, where their config.yaml is there."""
+        """Each method's settings, from the config.yaml of its first run."""
         first = self.runs.drop_duplicates("method").set_index("method")["folder"]
         paths = {str(name): folder / "config.yaml" for name, folder in first.items()}
         return {name: _read_settings(path) for name, path in paths.items() if path.is_file()}
+
+    @cached_property
+    def modalities(self) -> tuple[str, str] | None:
+        """Names of the two modalities as the runs recorded them; None where no run did."""
+        if "modalities" not in self.runs:
+            return None
+        known = self.runs["modalities"].dropna()
+        return (str(known.iloc[0][0]), str(known.iloc[0][1])) if len(known) else None
+
+    @cached_property
+    def test_items(self) -> int | None:
+        """How many items were evaluated; None where no run left its ranks."""
+        return count_test_items(self.runs["folder"])
 
     @property
     def split(self) -> str:
@@ -148,23 +170,22 @@ DIFFERS = {
     "split": "another data.split",
     "test_share": "another data.test_share",
 }
-"""What runs to compare have in common, and what is said of the others."""
+"""Columns in which comparable runs agree, and how runs that differ in one are described."""
 
 
 def load_sweep(folder: Path, wanted: Mapping[str, Any] | None = None) -> Sweep:
-    """Read the finished runs of an experiment, also of one that is still running.
+    """Read the finished runs of an experiment that may be compared; it may still be running.
 
-    Where runs of other data, of another split or of older settings lie there too, those of the data
-    and the split that are `wanted` count, and else the newest run decides: its data and split, and
-        for each method and budget the settings of its newest run.
+    The folder may also hold runs of other data, another split or older settings. Runs that agree
+    with `wanted` count; where none does, those that agree with the newest run. Of each method and
+    budget, the settings of its newest run count.
 
     Args:
         folder: the experiment's.
-        wanted: values of the columns of `DIFFERS`; of those that no run has, the newest run's are
-            taken.
+        wanted: values of the columns of `DIFFERS`.
 
     Raises:
-        UserError: nothing finished there, or a record that is no result.
+        UserError: no finished run there, or a record that cannot be read.
     """
     table = pd.DataFrame([_row(path) for path in finished_records(folder)])
     if not len(table):
@@ -175,17 +196,17 @@ def load_sweep(folder: Path, wanted: Mapping[str, Any] | None = None) -> Sweep:
         whose = "experiment's" if same.any() else "newest run's"
         if not same.any():
             same = table[column] == table[column].iloc[int(table["time"].to_numpy().argmax())]
-        table = _left_out(table, same, f"{differs} than the {whose}", notes)
+        table = _keep(table, same, f"{differs} than the {whose}", notes)
     latest = (
         table.sort_values("time")
         .groupby(["method", "budget"])["settings_key"]
         .transform("last")
         .reindex(table.index)
     )
-    table = _left_out(
+    table = _keep(
         table, table["settings_key"] == latest, "older settings of their method and budget", notes
     )
-    table = _left_out(
+    table = _keep(
         table,
         ~table.sort_values("time").duplicated(KEY, keep="last"),
         "older than a run of the same seed",
@@ -198,40 +219,41 @@ def load_sweep(folder: Path, wanted: Mapping[str, Any] | None = None) -> Sweep:
 
 
 def no_runs(folder: Path) -> UserError:
-    """That nothing is finished in an experiment's folder."""
+    """The mistake of asking for results where no run is finished."""
     return UserError(
-        f"{folder}: holds no finished run: run `make train EXP={folder.name}` first, or give"
-        " runs_dir=..."
+        "holds no finished run",
+        key=str(folder),
+        remedy=f"run `make train EXP={folder.name}` first, or give runs_dir=...",
     )
 
 
 def _row(record: Path) -> dict[str, Any]:
-    """A run's result row with its folder, when it was finished, and its settings and code without
-    budget and seed.
-    """
+    """A run's result row with its folder, the time it finished, and a key of its settings."""
     run, row = record.parent, read_row(record, NEEDED)
     settings = _read_settings(run / "config.yaml") if (run / "config.yaml").is_file() else {}
-    own = {name: value for name, value in settings.items() if name not in ("budget", "seed")}
-    key = json.dumps({**own, "results": row.get("results", 1)}, sort_keys=True, default=str)
-    about = {"folder": run, "time": record.stat().st_mtime, "settings_key": key}
+    shared = {name: value for name, value in settings.items() if name not in ("budget", "seed")}
+    shared["results"] = row.get("results", 1)  # the code's version counts as a setting
     return {
         **row,
-        **about,
+        "folder": run,
+        "time": record.stat().st_mtime,
+        "settings_key": json.dumps(shared, sort_keys=True, default=str),
         "split": row.get("split", "test"),
         "test_share": settings.get("data", {}).get("test_share", "unknown"),
     }
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    # a sweep has a thousand of them: libyaml is ten times as fast where PyYAML was built with it
+    # A sweep has a thousand of them, and libyaml is ten times as fast where PyYAML has it.
     settings: dict[str, Any] = yaml.load(
         path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     )
     return settings
 
 
-def _left_out(table: pd.DataFrame, kept: pd.Series, why: str, notes: list[str]) -> pd.DataFrame:
-    gone = int((~kept).sum())
-    if gone:
-        notes.append(f"{gone} {'run is' if gone == 1 else 'runs are'} left out: {why}.")
+def _keep(table: pd.DataFrame, kept: pd.Series, why: str, notes: list[str]) -> pd.DataFrame:
+    """The rows to keep; a note says how many others there are, and why they do not count."""
+    dropped = int((~kept).sum())
+    if dropped:
+        notes.append(f"{dropped} {'run is' if dropped == 1 else 'runs are'} left out: {why}.")
     return table[kept.reindex(table.index)]

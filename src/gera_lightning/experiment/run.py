@@ -204,6 +204,7 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         "seed": run.seed,
         "config_hash": run.hash,
         "data_hash": stores.data_hash,
+        "modalities": about["modalities"],
         **measures,
         "seconds": round(seconds, 3),
         "steps": fitted.steps,

@@ -1,10 +1,8 @@
-"""The section on what each choice is worth: methods that differ from `gera` or `gera_plain` in a
-setting or a few, found by their settings.
-"""
+"""The section on ablations: methods that differ from a base method in a few settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,60 +10,63 @@ import yaml
 
 from gera_lightning.config.merging import flat
 from gera_lightning.evaluation.comparisons import Comparison, compare
-from gera_lightning.report.document import Block, Section, Table, Text
+from gera_lightning.report.document import Block, Section, Table
 from gera_lightning.report.findings import Findings, number
 
 BASES = ("gera", "gera_plain")
-MOST = 3
-"""Settings that an ablation changes at most: more make another method."""
+MAX_CHANGES = 3
+"""An ablation changes at most so many settings: more make another method."""
 METHOD_KEYS = ("closed_form", "closed_form.class", "pair_loss.class", "unpaired_loss", "mixup")
-"""Settings of which one alone makes another method."""
-ABOUT_A_RUN = ("experiment", "method", "budget", "seed", "data.reserved_pairs")
+"""To change one of these makes another method."""
+RUN_KEYS = ("experiment", "method", "budget", "seed", "data.reserved_pairs")
+"""Settings that differ between runs of one method."""
 
 
 def section(findings: Findings) -> Section:
-    """A table for each base: what was changed, recall at each budget, the difference to the base
-    with its interval.
-    """
+    """A table per base: the changed settings, recall, and the difference to the base."""
     blocks: list[Block] = []
     for base in dict.fromkeys((findings.reference, *BASES)):
         changed = ablations(findings.sweep.settings, base)
         if changed:
             blocks.append(_table(findings, base, changed))
-    if not blocks:
-        blocks.append(
-            Text(f"No method that ran differs from {findings.reference} in only a few settings.")
-        )
     return Section("Ablations", blocks)
 
 
 def ablations(settings: Mapping[str, Mapping[str, Any]], base: str) -> dict[str, dict[str, Any]]:
-    """Methods that differ from `base` in `MOST` settings or fewer, none of `METHOD_KEYS`, with
-    their values; what only the base has is None.
+    """Methods that differ from `base` in a few settings, with their values of these settings.
 
-    What `tuning.grid` names is tuned, so its fixed value counts for nothing.
+    At most `MAX_CHANGES` settings, none of `METHOD_KEYS`. The value of a setting that only the base
+    has is None. A setting that is tuned counts by its choices.
+
+    Args:
+        settings: method to its settings, as a run's config.yaml has them.
+        base: one of the methods; where it did not run there are no ablations.
     """
     if base not in settings:
         return {}
-    mine, out = flat_settings(settings[base]), {}
+    base_settings, found = flat_settings(settings[base]), {}
     for name, other in settings.items():
-        theirs = flat_settings(other)
-        changes = dict(_changes(mine, theirs))
+        changes = dict(_changes(base_settings, flat_settings(other)))
         if "geometric_loss" in changes:  # a weight belongs to its loss
             changes.pop("geometric_weight", None)
-        if name != base and 0 < len(changes) <= MOST and not changes.keys() & set(METHOD_KEYS):
-            out[name] = changes
-    return out
+        if (
+            name != base
+            and 0 < len(changes) <= MAX_CHANGES
+            and not changes.keys() & set(METHOD_KEYS)
+        ):
+            found[name] = changes
+    return found
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings by dotted key, what was tuned as `tuned: values`, what a run does not read
-    left out.
+    """A run's settings by dotted key, without those that it does not read.
+
+    The value of a tuned setting is `tuned: ` and its choices.
     """
     values = {
         key: value
         for key, value in flat(settings).items()
-        if key not in ABOUT_A_RUN and not key.startswith("tuning.grid")
+        if key not in RUN_KEYS and not key.startswith("tuning.grid")
     }
     for key, choices in (settings.get("tuning", {}).get("grid") or {}).items():
         values[key] = f"tuned: {', '.join(map(str, choices))}"
@@ -74,85 +75,68 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _changes(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys of `theirs` that differ, with their values; a section that one of them lacks altogether
-    is one key.
-    """
-    sections = [
-        {key.partition(".")[0] for key, value in side.items() if "." in key}
-        for side in (mine, theirs)
-    ]
-    one_sided = sections[0] ^ sections[1]
+def _changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys whose values differ, with those of `other`; a section that only one has is one key."""
+    base_sections, other_sections = (
+        {key.partition(".")[0] for key in settings if "." in key} for settings in (base, other)
+    )
+    one_sided = base_sections ^ other_sections
     for name in sorted(one_sided):
         inside = {
             key.partition(".")[2]: value
-            for key, value in theirs.items()
+            for key, value in other.items()
             if key.startswith(f"{name}.")
         }
         yield name, inside or None
-    for key in sorted({*mine, *theirs}):
-        if key.partition(".")[0] not in one_sided and mine.get(key) != theirs.get(key):
-            yield key, theirs.get(key)
+    for key in sorted({*base, *other}):
+        if key.partition(".")[0] not in one_sided and base.get(key) != other.get(key):
+            yield key, other.get(key)
 
 
 def _table(findings: Findings, base: str, changed: Mapping[str, Mapping[str, Any]]) -> Table:
     budgets = [n for n in findings.sweep.compared if not pd.isna(_recall(findings, base, n))]
-    found: dict[tuple[str, int], Comparison] = {}
-    for budget in budgets if findings.bootstrap else []:
-        assert findings.bootstrap is not None
-        for one in compare(findings.bootstrap, base, budget, sign=-1, peers=list(changed)):
-            found[one.difference.method, budget] = one
+    differences = _differences(findings, base, list(changed), budgets)
     rows, numbers, strong = [], [], set()
     for place, name in enumerate((base, *changed)):
-        said = (
-            "; ".join(f"{key}: {_word(value)}" for key, value in changed[name].items())
-            if name != base
-            else "as it is"
-        )
-        cells = [name, said]
+        changes = changed.get(name, {})
+        words = "; ".join(f"{key}: {_in_words(value)}" for key, value in changes.items())
+        cells = [name, words or "–"]
         for budget in budgets:
-            its, recall = found.get((name, budget)), _recall(findings, name, budget)
-            cells += [number(recall), _difference(its)]
-            if (
-                its is not None
-                and findings.bootstrap is not None
-                and its.p_holm <= findings.bootstrap.level
-            ):
+            difference, recall = differences.get((name, budget)), _recall(findings, name, budget)
+            cells += [number(recall), _difference(difference)]
+            if difference and findings.bootstrap and difference.p_holm <= findings.bootstrap.level:
                 strong.add((place, len(cells) - 1))
-            ends = (
-                {
-                    "difference": its.difference.estimate.value,
-                    "low": its.low,
-                    "high": its.high,
-                    "p_holm": its.p_holm,
-                }
-                if its
-                else {}
-            )
-            numbers.append(
-                {
-                    "method": name,
-                    "of": base,
-                    "changed": said,
-                    "budget": budget,
-                    "both/r@10": recall,
-                    **ends,
-                }
-            )
+            record = {"method": name, "of": base, "changed": words, "budget": budget}
+            numbers.append({**record, "both/r@10": recall, **_difference_numbers(difference)})
         rows.append(cells)
     caption = (
-        f"{base} with one or a few settings changed: R@10 (mean of both directions) at each number"
-        f" of pairs, and the difference to {base} with Holm's interval (over the rows of this"
-        " table); bold where it leaves 0 out."
+        f"{base} with a few settings changed: R@10 (mean of both directions) at each number of"
+        f" pairs, and the difference to {base} with Holm's interval (over the rows of this table);"
+        " bold where 0 lies outside it."
     )
-    header = [
-        "method",
-        "changed",
-        *(title for n in budgets for title in (f"{n} pairs", "difference")),
-    ]
+    titles = [title for n in budgets for title in (f"{n} pairs", "difference")]
     return Table(
-        f"ablations_{base}", caption, header, rows, pd.DataFrame(numbers), 2, frozenset(strong)
+        f"ablations_{base}",
+        caption,
+        ["method", "changed", *titles],
+        rows,
+        pd.DataFrame(numbers),
+        2,
+        frozenset(strong),
     )
+
+
+def _differences(
+    findings: Findings, base: str, methods: Sequence[str], budgets: Sequence[int]
+) -> dict[tuple[str, int], Comparison]:
+    """The methods' differences to the base, by method and budget."""
+    if findings.bootstrap is None:
+        return {}
+    return {
+        (comparison.difference.method, budget): comparison
+        for budget in budgets
+        for comparison in compare(findings.bootstrap, base, budget, sign=-1, peers=methods)
+    }
 
 
 def _recall(findings: Findings, method: str, budget: int) -> float:
@@ -161,23 +145,32 @@ def _recall(findings: Findings, method: str, budget: int) -> float:
     return float(rows["both/r@10"].iloc[0]) if len(rows) else float("nan")
 
 
-def _difference(one: Comparison | None) -> str:
-    return (
-        ""
-        if one is None
-        else f"{one.difference.estimate.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
-    )
+def _difference(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    value = comparison.difference.estimate.value
+    return f"{value:+.3f} ({comparison.low:+.3f} to {comparison.high:+.3f})"
 
 
-def _word(value: Any) -> str:
+def _difference_numbers(comparison: Comparison | None) -> dict[str, float]:
+    if comparison is None:
+        return {}
+    return {
+        "difference": comparison.difference.estimate.value,
+        "low": comparison.low,
+        "high": comparison.high,
+        "p_holm": comparison.p_holm,
+    }
+
+
+def _in_words(value: Any) -> str:
     """A setting in a line, classes by their names alone."""
     if value is None or value == []:
         return "none"
     if isinstance(value, Mapping):
-        inside = [str(value["class"]).rpartition(".")[2]] if "class" in value else []
-        return " ".join(
-            [*inside, *(f"{key} {_word(inner)}" for key, inner in value.items() if key != "class")]
-        )
+        class_name = [str(value["class"]).rpartition(".")[2]] if "class" in value else []
+        arguments = [f"{k} {_in_words(inner)}" for k, inner in value.items() if k != "class"]
+        return " ".join([*class_name, *arguments])
     if isinstance(value, list):
-        return " | ".join(_word(inner) or "none" for inner in value)
+        return " | ".join(_in_words(inner) or "none" for inner in value)
     return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()

@@ -37,10 +37,10 @@ class Table:
     Attributes:
         name: stem of its CSV file.
         caption: what it shows.
-        header: titles of columns; the first `words` are words, the others numbers.
+        header: titles of columns.
         rows: cells as text.
-        numbers: the same unrounded.
-        words: leading columns of words.
+        numbers: the same unrounded, for the CSV file.
+        words: the first so many columns hold words, the others numbers.
         strong: (row, column) of cells to stand out.
         breaks: rows that begin a new group.
     """
@@ -73,7 +73,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Answer:
-    """A retrieved row: its text, its score, and whether it is of the query's item."""
+    """A retrieved row: its text, its score, and whether it is a right one (of the query's item)."""
 
     text: str
     score: float
@@ -86,7 +86,7 @@ class Example:
 
     Attributes:
         query: its text.
-        note: where the right answer stands.
+        note: the rank of the right answer.
         answers: best first.
     """
 
@@ -100,7 +100,7 @@ Block = Text | Facts | Code | Table | Pictures | Example
 
 @dataclass(frozen=True)
 class Section:
-    """A title and what stands under it."""
+    """A title and the blocks below it."""
 
     title: str
     blocks: Sequence[Block]

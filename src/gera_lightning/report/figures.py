@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gera_lightning.experiment.paired_stores import direction_names
 from gera_lightning.utils.files import atomic_write
 
 INK = "#1f2329"
@@ -58,8 +59,9 @@ Style = Mapping[str, Mapping[str, Any]]
 
 
 def styles(methods: Sequence[str], faint: Sequence[str] = ()) -> Style:
-    """A colour, marker and line for each method, the same in every figure; those of `faint` are
-    thin and grey, one entry of a legend.
+    """A colour, marker and line for each method, the same in every figure.
+
+    Those of `faint` are thin and grey, and share one entry of the legend.
     """
     looks = {
         name: {
@@ -76,7 +78,7 @@ def styles(methods: Sequence[str], faint: Sequence[str] = ()) -> Style:
 
 
 def _label(name: str, style: Style) -> str:
-    """What a legend calls a method."""
+    """A method's entry in a legend."""
     return OTHERS if style[name]["color"] == FAINT else name
 
 
@@ -119,9 +121,8 @@ def _finish(
     entries |= {label: entries.pop(label) for label in (OTHERS, CHANCE) if label in entries}  # last
     if legend and entries:
         rows = (len(entries) + 1) // 2
-        figure.set_figheight(
-            figure.get_figheight() + 0.2 * max(0, rows - 2)
-        )  # a long legend does not squeeze the axes
+        # a long legend makes the figure higher, not the axes smaller
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 2))
         figure.legend(
             entries.values(),
             entries.keys(),
@@ -151,8 +152,9 @@ def lines(
     level: float | None = None,
     from_zero: bool = True,
 ) -> Figure:
-    """Values against the number of pairs, intervals as bands (as bars where a method has one
-    budget), `level` dotted as chance.
+    """Values against the number of pairs.
+
+    Intervals are bands, or bars where a method has one budget; `level` is dotted as chance.
     """
     figure, axes = _panel()
     for one in series:
@@ -180,8 +182,9 @@ def lines(
 def forest(
     series: Sequence[Series], style: Style, title: str, xlabel: str, span: tuple[float, float]
 ) -> Figure:
-    """A row a method: `x` its difference with the interval `low`, `high`; a filled marker where the
-    interval leaves 0 out.
+    """One row per method: its difference `x` with the interval `low`, `high`.
+
+    The marker is filled where 0 lies outside the interval.
 
     `span` are the ends of the axis, so that several figures can share it.
     """
@@ -207,11 +210,10 @@ def forest(
 
 
 def multipliers(series: Sequence[Series], style: Style, title: str) -> Figure:
-    """Label multipliers against pairs on a log axis; `y` is clipped to what could be measured,
-    arrows show that it lies beyond.
+    """Label multipliers against pairs, on a log axis; arrows: beyond what was measured.
 
-    `low`, `high` are `-inf`, `inf` where the interval is open; `y` likewise where the estimate
-    itself is censored.
+    `low` and `high` are `-inf` and `inf` where the interval is open, `y` where the estimate itself
+    lies beyond.
     """
     figure, axes = _panel()
     finite = np.concatenate([np.asarray([*one.y, *one.low, *one.high]) for one in series])
@@ -220,10 +222,8 @@ def multipliers(series: Sequence[Series], style: Style, title: str) -> Figure:
         (min(finite.min(), 1) / 1.5, max(finite.max(), 1) * 1.5) if len(finite) else (0.5, 2.0)
     )
     for number, one in enumerate(series):
-        look, shift = (
-            style[one.label],
-            1.05 ** (number - (len(series) - 1) / 2),
-        )  # side by side, not on top of each other
+        look = style[one.label]
+        shift = 1.05 ** (number - (len(series) - 1) / 2)  # side by side, not on top of each other
         x, y = np.asarray(one.x) * shift, np.clip(one.y, bottom, top)
         axes.vlines(
             x,
@@ -256,8 +256,8 @@ def multipliers(series: Sequence[Series], style: Style, title: str) -> Figure:
 
 
 def cost(series: Sequence[Series], style: Style, title: str, ylabel: str) -> Figure:
-    """Quality against seconds on a log axis, a line a method from its least to its most pairs,
-    markers growing with them.
+    """Quality against seconds on a log axis, one line per method from its least to its most
+    pairs, markers growing with them.
     """
     figure, axes = _panel()
     for one in series:
@@ -272,12 +272,12 @@ def cost(series: Sequence[Series], style: Style, title: str, ylabel: str) -> Fig
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylim(bottom=0)
-    return _finish(figure, axes, title, "seconds a run (tuning included)", ylabel)
+    return _finish(figure, axes, title, "seconds per run (tuning included)", ylabel)
 
 
 def tuning_curves(series: Sequence[Series], title: str) -> Figure:
-    """Held-out scores against steps, spaced as the stopping steps are: a line a budget, darker with
-    more pairs.
+    """Held-out scores against steps, spaced as the stopping steps are: one line per budget,
+    darker with more pairs.
     """
     figure, axes = _panel(2.9)
     for number, one in enumerate(series):
@@ -298,55 +298,57 @@ def tuning_curves(series: Sequence[Series], title: str) -> Figure:
     return _finish(figure, axes, title, "steps", "held-out score less its best")
 
 
-def recall_curve(results: pd.DataFrame, path: Path, title: str) -> None:
-    """R@10 against the number of pairs, one line a method, one panel a direction, chance dotted; a
-    band is one standard deviation.
+def recall_curve(
+    results: pd.DataFrame,
+    path: Path,
+    title: str,
+    modalities: Sequence[str] = ("a", "b"),
+    test_items: int | None = None,
+) -> None:
+    """R@10 against the number of pairs, one line per method, one panel per direction.
+
+    Bands are one standard deviation over seeds; chance is dotted.
+
+    Args:
+        results: one row per run, the columns of results.jsonl.
+        path: of the PNG file.
+        title: of the figure; the number of test items is added.
+        modalities: names of a and b.
+        test_items: how many items were evaluated, where that is known.
     """
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     style = styles([str(name) for name in results["method"].unique()])
-    figure, axes = plt.subplots(
-        1,
-        2,
-        figsize=(9 if len(style) <= 6 else 11, 4 + 0.1 * max(0, len(style) - 18)),
-        sharey=True,
-        layout="constrained",
-    )
-    for axis, direction, name in ((axes[0], "ab", "a → b"), (axes[1], "ba", "b → a")):
-        for method, rows in results.groupby("method", sort=False):
-            look = style[str(method)]
-            at = rows.groupby("budget")[f"{direction}/r@10"].agg(["mean", "std"]).fillna(0)
-            axis.plot(at.index, at["mean"], markersize=4, label=str(method), **look)
-            axis.fill_between(
-                at.index,
-                at["mean"] - at["std"],
-                at["mean"] + at["std"],
-                color=look["color"],
-                alpha=0.12,
-                linewidth=0,
-            )
-        axis.axhline(
-            results[f"{direction}/chance@10"].mean(), color="grey", linestyle=":", label="chance"
-        )
-        axis.set_xscale("log")
-        budgets = sorted(results["budget"].unique())
-        axis.set_xticks(budgets, [str(b) for b in budgets])
-        axis.minorticks_off()
+    width, height = 9 if len(style) <= 6 else 11, 4 + 0.1 * max(0, len(style) - 18)
+    figure, axes = plt.subplots(1, 2, figsize=(width, height), sharey=True, layout="constrained")
+    for axis, (direction, name) in zip(axes, direction_names(modalities).items(), strict=True):
+        _recall_panel(axis, results, direction, style)
         axis.set(title=name, xlabel="pairs")
-        axis.grid(alpha=0.25)
     axes[0].set(ylabel="R@10", ylim=(0, None))
     if len(style) <= 6:
         axes[1].legend(frameon=False)
     else:
-        figure.legend(
-            *axes[1].get_legend_handles_labels(),
-            loc="outside right upper",
-            frameon=False,
-            fontsize=8,
-        )
-    figure.suptitle(title)
+        handles = axes[1].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=8)
+    figure.suptitle(title if test_items is None else f"{title}, {test_items:,} test items")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as scratch:  # several workers may end at once
         figure.savefig(scratch, dpi=130, format="png")
     plt.close(figure)
+
+
+def _recall_panel(axis: Axes, results: pd.DataFrame, direction: str, style: Style) -> None:
+    for method, rows in results.groupby("method", sort=False):
+        look = style[str(method)]
+        at = rows.groupby("budget")[f"{direction}/r@10"].agg(["mean", "std"]).fillna(0)
+        axis.plot(at.index, at["mean"], markersize=4, label=str(method), **look)
+        low, high = at["mean"] - at["std"], at["mean"] + at["std"]
+        axis.fill_between(at.index, low, high, color=look["color"], alpha=0.12, linewidth=0)
+    chance = results[f"{direction}/chance@10"].mean()
+    axis.axhline(chance, color="grey", linestyle=":", label=CHANCE)
+    axis.set_xscale("log")
+    budgets = sorted(results["budget"].unique())
+    axis.set_xticks(budgets, [str(b) for b in budgets])
+    axis.minorticks_off()
+    axis.grid(alpha=0.25)

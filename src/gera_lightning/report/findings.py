@@ -1,6 +1,4 @@
-"""What all sections of a report read: means, intervals, looks, and how tables by budget are put
-together.
-"""
+"""What all sections of a report share: means, intervals, colours, and tables grouped by budget."""
 
 from __future__ import annotations
 
@@ -14,10 +12,12 @@ import pandas as pd
 
 from gera_lightning.evaluation import statistics
 from gera_lightning.evaluation.comparisons import Bootstrap, compare
+from gera_lightning.experiment.paired_stores import direction_names
 from gera_lightning.experiment.results import Sweep
 from gera_lightning.report import figures
 from gera_lightning.report.document import Table
 from gera_lightning.report.figures import Series
+from gera_lightning.report.terminal import chance_line
 
 MEASURES = (
     "r@1",
@@ -30,9 +30,9 @@ MEASURES = (
     "unseen/r@10",
     "zero_shot",
 )
-SHOWN = 8
+MAX_SHOWN = 8
+"""Methods that have a colour of their own in figures, at most."""
 PLAIN_FORM = ("gera_plain", "gera_off")
-WAYS = {"ab": "a → b", "ba": "b → a"}
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,32 @@ class Findings:
         sweep: the runs.
         bootstrap: over them; None where no run left ranks.
         reference: the method that others are compared with.
-        baseline: the method whose labels are counted.
+        baseline: the method that label multipliers are relative to.
+        modalities: names of a and b.
     """
 
     sweep: Sweep
     bootstrap: Bootstrap | None
     reference: str
     baseline: str
+    modalities: tuple[str, str] = ("a", "b")
+
+    @cached_property
+    def ways(self) -> dict[str, str]:
+        """Names of the two directions, such as `{"ab": "speech → text", ...}`."""
+        return direction_names(self.modalities)
+
+    @cached_property
+    def chance(self) -> str:
+        """A sentence to end a caption with: chance R@10 and the number of test items."""
+        line = chance_line(self.sweep.runs, self.modalities, self.sweep.test_items)
+        return f" {line[0].upper()}{line[1:]}." if line else ""
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Mean and deviation of every measure, a row a budget and method, the mean of both
-        directions as `both/r@10` and the like.
+        """Mean and standard deviation of every measure, one row per budget and method.
+
+        Means of both directions are named `both/r@10` and so on.
         """
         runs = self.sweep.runs.copy()
         for name in MEASURES:
@@ -65,21 +79,19 @@ class Findings:
 
     @cached_property
     def style(self) -> figures.Style:
-        """Looks of the methods, the reference first; of many methods only the shown ones stand out."""
+        """Colours and markers of the methods; those that are not `shown` are grey."""
         return figures.styles(self.order, [name for name in self.order if name not in self.shown])
 
     @cached_property
     def shown(self) -> list[str]:
-        """Methods that stand out in figures: the reference, the baseline, and the best others,
-        eight at most.
-        """
+        """Methods that stand out in figures: reference, baseline, and the best of the others."""
         wanted = [
             self.reference,
             self.baseline,
             *(name for name in PLAIN_FORM if name in self.sweep.methods),
             *self.sweep.methods,
         ]
-        return list(dict.fromkeys(wanted))[:SHOWN]
+        return list(dict.fromkeys(wanted))[:MAX_SHOWN]
 
     @cached_property
     def order(self) -> list[str]:
@@ -93,47 +105,44 @@ class Findings:
         )
 
     def series(self, column: str, bootstrap: Bootstrap | None = None) -> list[Series]:
-        """A measure against pairs for every method that has it, intervals from a bootstrap or else
-        one deviation.
+        """A measure against the number of pairs, for every method that has it.
+
+        Intervals come from the bootstrap, or else are one standard deviation.
         """
-        out = []
+        series = []
         for method in self.order:
             rows = self.table[(self.table["method"] == method) & self.table[column].notna()]
-            if len(rows):
-                found = [
-                    bootstrap.recall(method, int(n)) if bootstrap else None for n in rows["budget"]
-                ]
-                spread = rows[f"{column}/sd"].to_numpy()
-                low = (
-                    [e.low if e else np.nan for e in found]
-                    if bootstrap
-                    else (rows[column] - spread).to_list()
-                )
-                high = (
-                    [e.high if e else np.nan for e in found]
-                    if bootstrap
-                    else (rows[column] + spread).to_list()
-                )
-                out.append(
-                    Series(method, rows["budget"].to_list(), rows[column].to_list(), low, high)
-                )
-        return out
+            if not len(rows):
+                continue
+            if bootstrap:
+                found = [bootstrap.recall(method, int(n)) for n in rows["budget"]]
+                low = [estimate.low if estimate else np.nan for estimate in found]
+                high = [estimate.high if estimate else np.nan for estimate in found]
+            else:
+                deviation = rows[f"{column}/sd"]
+                low = (rows[column] - deviation).to_list()
+                high = (rows[column] + deviation).to_list()
+            series.append(
+                Series(method, rows["budget"].to_list(), rows[column].to_list(), low, high)
+            )
+        return series
 
     @cached_property
     def near_best(self) -> dict[int, dict[str, float]]:
-        """For each budget the best method and those not significantly worse (Holm over all others),
-        with their p-values.
+        """The best method of each budget and those not significantly worse, with p-values.
+
+        Holm-corrected over all other methods.
         """
-        out = {}
+        near = {}
         for budget in self.sweep.budgets:
             best = str(self.rows(budget)["method"].iloc[0])
             found = compare(self.bootstrap, best, budget) if self.bootstrap else []
             level = self.bootstrap.level if self.bootstrap else 0.05
-            out[budget] = {
+            near[budget] = {
                 best: 1.0,
                 **{c.difference.reference: c.p_holm for c in found if c.p_holm > level},
             }
-        return out
+        return near
 
 
 def number(value: float, form: str = "{:.3f}") -> str:
@@ -142,7 +151,7 @@ def number(value: float, form: str = "{:.3f}") -> str:
 
 
 def with_sd(row: pd.Series, name: str, form: str = "{:.3f}") -> str:
-    """Mean ± standard deviation, the latter where seeds differ."""
+    """Mean ± standard deviation; without the latter where all seeds agree."""
     if name not in row or pd.isna(row[name]):
         return "–"
     sd = row[f"{name}/sd"]
@@ -151,7 +160,7 @@ def with_sd(row: pd.Series, name: str, form: str = "{:.3f}") -> str:
 
 @dataclass
 class Lines:
-    """A table by budget as it grows: the budget stands before the first of its rows."""
+    """A table grouped by budget, row by row; only the first row of a budget shows it."""
 
     rows: list[list[str]] = field(default_factory=list)
     numbers: list[Mapping[str, Any]] = field(default_factory=list)
@@ -166,7 +175,7 @@ class Lines:
         numbers: Mapping[str, Any],
         strong: Sequence[int] = (),
     ) -> None:
-        """One more row; `strong` are columns to stand out, the budget's is 0."""
+        """Add a row; `strong` are the columns to stand out, counting the budget's as 0."""
         if self.budget not in (None, budget):
             self.breaks.add(len(self.rows))
         self.strong |= {(len(self.rows), column) for column in strong}
@@ -175,7 +184,7 @@ class Lines:
         self.budget = budget
 
     def table(self, name: str, caption: str, header: Sequence[str]) -> Table:
-        """The whole."""
+        """The finished table."""
         return Table(
             name,
             caption,

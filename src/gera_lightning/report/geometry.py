@@ -1,13 +1,13 @@
-"""The sections of a report on what else the maps do: each modality's geometry, hubness, cost."""
+"""Sections of a report on each modality's geometry, on hubness, and on cost."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from gera_lightning.report import figures
-from gera_lightning.report.document import Picture, Pictures, Section, Text
+from gera_lightning.report.document import Picture, Pictures, Section
 from gera_lightning.report.figures import Series
-from gera_lightning.report.findings import WAYS, Findings, Lines, number, with_sd
+from gera_lightning.report.findings import Findings, Lines, number, with_sd
 
 UNIMODAL = {
     "knn_overlap": "kNN overlap",
@@ -20,20 +20,21 @@ SAME_MODALITY = {"label_p@10": "label P@10", "group_r@10": "group R@10"}
 def unimodal(findings: Findings) -> Section:
     """Each modality's own neighbourhoods before and after the map."""
     table, title = findings.table, "Geometry of each modality"
+    sides = dict(zip("ab", findings.modalities, strict=True))
     kept = {
-        f"{side}/{name}": f"{head} {side}"
-        for side in "ab"
+        f"{side}/{name}": f"{head} {modality}"
+        for side, modality in sides.items()
         for name, head in UNIMODAL.items()
         if f"{side}/{name}" in table
     }
     moved = {
-        f"{s}/{name}": f"{head} {s}"
-        for s in "ab"
+        f"{side}/{name}": f"{head} {modality}"
+        for side, modality in sides.items()
         for name, head in SAME_MODALITY.items()
-        if f"{s}/{name}/after" in table
+        if f"{side}/{name}/after" in table
     }
     if not kept and not moved:
-        return Section(title, [Text("These runs did not measure it.")])
+        return Section(title, [])
     lines = Lines()
     columns = [*kept, *(f"{name}/{when}" for name in moved for when in ("before", "after"))]
     for budget in findings.sweep.budgets:
@@ -49,43 +50,39 @@ def unimodal(findings: Findings) -> Section:
                 {name: row[name] for name in ("method", *columns)},
             )
     caption = (
-        "What the maps kept of the frozen neighbourhoods (1: all of them), and retrieval within a"
-        " modality, before → after the map: the share of the 10 nearest rows of other items with"
-        " the same label, and how often the same item's row of another group is among the 10"
-        " nearest."
+        "How much of the frozen neighbourhoods the maps keep (1: all), and retrieval within a"
+        " modality, before → after the map. Label P@10: share of the 10 nearest rows of other items"
+        " that have the row's label. Group R@10: how often the item's row of another group is among"
+        " the 10 nearest."
     )
     shown = lines.table("geometry", caption, ["method", *kept.values(), *moved.values()])
     pictures = [
         Picture(
             f"overlap_{side}",
-            f"Share of the nearest neighbours in modality {side} that the map keeps.",
+            f"Share of the nearest neighbours in {modality} that the map keeps.",
             figures.lines(
-                findings.series(f"{side}/knn_overlap"),
-                findings.style,
-                f"modality {side}",
-                "kNN overlap",
+                findings.series(f"{side}/knn_overlap"), findings.style, modality, "kNN overlap"
             ),
         )
-        for side in "ab"
+        for side, modality in sides.items()
         if f"{side}/knn_overlap" in table
     ]
     return Section(title, [Pictures(pictures), shown])
 
 
 def hubs(findings: Findings) -> Section:
-    """How uneven the answers are."""
+    """How unevenly the rows are found."""
     if "both/hubness" not in findings.table:
-        return Section("Hubness", [Text("These runs did not measure it.")])
+        return Section("Hubness", [])
     pictures = [
         Picture(
             f"hubness_{way}",
-            f"Skewness of how often a row of {way[1]} is among the 10 answers, {name}. 0: all rows"
-            " alike.",
+            f"{name}: skewness of how often a row is among the 10 best. 0: all rows alike.",
             figures.lines(
                 findings.series(f"{way}/hubness"), findings.style, name, "hubness", from_zero=False
             ),
         )
-        for way, name in WAYS.items()
+        for way, name in findings.ways.items()
     ]
     return Section("Hubness", [Pictures(pictures)])
 
@@ -94,20 +91,15 @@ def cost(findings: Findings) -> Section:
     """Seconds and memory against recall."""
     table = findings.table
     if "seconds" not in table:
-        return Section("Cost", [Text("These runs did not measure it.")])
+        return Section("Cost", [])
     series = []
     for method in findings.order:
         rows = table[(table["method"] == method) & table["seconds"].notna()]
         if len(rows):
-            nothing = [np.nan] * len(rows)
+            seconds, recall = rows["seconds"].clip(lower=1e-3), rows["both/r@10"]
+            no_interval = [np.nan] * len(rows)
             series.append(
-                Series(
-                    method,
-                    rows["seconds"].clip(lower=1e-3).to_list(),
-                    rows["both/r@10"].to_list(),
-                    nothing,
-                    nothing,
-                )
+                Series(method, seconds.to_list(), recall.to_list(), no_interval, no_interval)
             )
     names = {"seconds": ("seconds", "{:.1f}"), "peak_rss_mb": ("peak memory, MiB", "{:.0f}")}
     names |= {"steps": ("steps", "{:.0f}"), "n_trials": ("settings tried", "{:.0f}")}
@@ -129,7 +121,7 @@ def cost(findings: Findings) -> Section:
         "cost", "Mean ± standard deviation over seeds of one run, its tuning included.", header
     )
     caption = (
-        "Recall against time, a line a method from its least to its most pairs (growing markers)."
+        "Recall against time, one line per method, markers growing with the number of pairs."
         " Timings of one machine."
     )
     picture = Picture(

@@ -1,5 +1,5 @@
-"""The one table to show first: recall by method and budget, with what is significant, as the page's
-opening and as Markdown to paste.
+"""The one table to show first: recall by method and budget, with what is significant, for the page
+and as Markdown for a README.
 """
 
 from __future__ import annotations
@@ -15,77 +15,77 @@ BETTER, WORSE = "*", "†"
 
 
 def table(findings: Findings) -> Table:
-    """Mean R@10 over seeds and directions, a row a method, a column a budget, the reference first.
+    """Mean R@10 over seeds and directions, one row per method, one column per budget.
 
-    Behind a method's value: a star where the reference is significantly better, a dagger where it
-    is significantly worse (Holm over the methods of a column).
+    The reference comes first. A star behind another method's value says that the reference is
+    significantly better, a dagger that it is significantly worse (Holm over a column's methods).
     """
-    sweep, level = findings.sweep, findings.bootstrap.level if findings.bootstrap else 0.05
-    marks: dict[tuple[str, int], str] = {}
-    for budget in sweep.compared:
-        for found in (
-            compare(findings.bootstrap, findings.reference, budget) if findings.bootstrap else []
-        ):
-            if found.p_holm <= level:
-                marks[found.difference.reference, budget] = (
-                    BETTER if found.difference.estimate.value > 0 else WORSE
-                )
+    sweep, marks = findings.sweep, _marks(findings)
     values = findings.table.pivot_table(index="method", columns="budget", values="both/r@10")
+    others = [name for name in sweep.methods if name != findings.reference]
     rows, numbers, strong = [], [], set()
-    for place, method in enumerate(
-        [findings.reference, *(name for name in sweep.methods if name != findings.reference)]
-    ):
+    for place, method in enumerate([findings.reference, *others]):
         cells = [method]
         for column, budget in enumerate(sweep.compared, start=1):
-            value, mark = (
-                float(values[budget].get(method, float("nan"))),
-                marks.get((method, budget), ""),
-            )
-            cells.append(
-                "–"
-                if pd.isna(value)
-                else f"{value:.3f}".removeprefix("0") + (f" {mark}" if mark else "")
-            )
+            value = float(values[budget].get(method, float("nan")))
+            mark = marks.get((method, budget), "")
+            cells.append(_cell(value, mark))
             if value == values[budget].max():
                 strong.add((place, column))
             numbers.append({"method": method, "budget": budget, "both/r@10": value, "mark": mark})
         rows.append(cells)
-    counts = (
-        sweep.runs[sweep.runs["budget"].isin(sweep.compared)]
-        .groupby(["method", "budget"])["seed"]
-        .nunique()
-    )
-    few, many = int(counts.min()), int(counts.max())
-    seeds = (
-        f"{few} seed{'s' if few > 1 else ''}"
-        if few == many
-        else "as many seeds as stand in its row"
-    )
-    caption = (
-        f"R@10, mean of both directions and of {seeds}. {BETTER} {findings.reference} is"
-        f" significantly better, {WORSE} significantly worse (paired bootstrap over seeds and"
-        " families of test items, Holm over a column's methods); bold: a column's highest."
-    )
-    header = [
-        "R@10 at",
-        *(
-            f"{budget} pairs" if not number else str(budget)
-            for number, budget in enumerate(sweep.compared)
-        ),
-    ]
-    if few != many:  # a difference is of the seeds that both have, these means are not
+    header = ["R@10 at", *map(str, sweep.compared)]
+    header[1] += " pairs"
+    seeds = _seeds(findings)
+    counts = set().union(*seeds.values())
+    if len(counts) == 1:
+        of_seeds = f"{max(counts)} seed{'s' if max(counts) > 1 else ''}"
+    else:  # a difference is taken over the seeds that both methods have, these means are not
+        of_seeds = "as many seeds as its row says"
         header.append("seeds")
         for cells in rows:
-            mine = counts[counts.index.get_level_values("method") == cells[0]]
-            least, most = int(mine.min()), int(mine.max())
+            least, most = min(seeds[cells[0]]), max(seeds[cells[0]])
             cells.append(str(most) if least == most else f"{least} to {most}")
+    caption = (
+        f"R@10, mean of both directions and of {of_seeds}. {BETTER} {findings.reference} is"
+        f" significantly better, {WORSE} significantly worse (paired bootstrap over seeds and"
+        " families of test items, Holm over a column's methods); bold: a column's highest."
+        f"{findings.chance}"
+    )
     return Table("headline", caption, header, rows, pd.DataFrame(numbers), 1, frozenset(strong))
 
 
-def pasted(shown: Table, picture: str) -> str:
-    """The table and the curve as Markdown by themselves, for a README; `picture` is the curve's
-    path.
-    """
+def _marks(findings: Findings) -> dict[tuple[str, int], str]:
+    """The mark of each (method, budget) from which the reference differs significantly."""
+    marks: dict[tuple[str, int], str] = {}
+    if findings.bootstrap is None:
+        return marks
+    for budget in findings.sweep.compared:
+        for comparison in compare(findings.bootstrap, findings.reference, budget):
+            if comparison.p_holm <= findings.bootstrap.level:
+                difference = comparison.difference
+                mark = BETTER if difference.estimate.value > 0 else WORSE
+                marks[difference.reference, budget] = mark
+    return marks
+
+
+def _seeds(findings: Findings) -> dict[str, set[int]]:
+    """Numbers of seeds that a method has at its budgets."""
+    runs = findings.sweep.runs
+    runs = runs[runs["budget"].isin(findings.sweep.compared)]
+    counts = runs.groupby(["method", "budget"])["seed"].nunique()
+    return {str(name): {int(n) for n in rows} for name, rows in counts.groupby(level="method")}
+
+
+def _cell(value: float, mark: str) -> str:
+    """`.812 *`."""
+    if pd.isna(value):
+        return "–"
+    return f"{value:.3f}".removeprefix("0") + (f" {mark}" if mark else "")
+
+
+def for_readme(shown: Table, picture: str) -> str:
+    """The table and the curve as Markdown; `picture` is the path of the curve's file."""
     grid = markdown.grid(shown)
     for name, *_ in shown.rows:
         grid = grid.replace(f"| {markdown.plain(name)} |", f"| `{name}` |", 1)

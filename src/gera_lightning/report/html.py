@@ -1,6 +1,4 @@
-"""A report as one HTML file that opens anywhere: styles, figures and text inside, no scripts,
-nothing to load.
-"""
+"""A report as one HTML file that opens offline: styles and figures inside, no scripts."""
 
 from __future__ import annotations
 
@@ -22,18 +20,23 @@ from gera_lightning.report.document import (
 )
 from gera_lightning.report.figures import INK, save
 
-LONG = 40
-"""Rows beyond which a table is folded until it is asked for."""
+MAX_ROWS = 40
+"""Longer tables are folded."""
 STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --page: #ffffff; --tint: #f3f5f8; --mark: #0a7d4f; }
+:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0;
+  --page: #ffffff; --tint: #f3f5f8; --mark: #0a7d4f; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ee; --soft: #9aa4b0; --line: #39424d; --page: #12161b; --tint: #1c222a; --mark: #4cc38a; }
+  :root { --ink: #e6e9ee; --soft: #9aa4b0; --line: #39424d; --page: #12161b; --tint: #1c222a;
+  --mark: #4cc38a; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1120px; padding: 1.2rem clamp(0.8rem, 3vw, 2rem) 4rem; color: var(--ink); background: var(--page);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
+body { margin: 0 auto; max-width: 1120px; padding: 1.2rem clamp(0.8rem, 3vw, 2rem) 4rem;
+  color: var(--ink); background: var(--page);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+  overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0.6rem 0; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 0.6rem; padding-top: 0.7rem; border-top: 1px solid var(--line); }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 0.6rem; padding-top: 0.7rem;
+  border-top: 1px solid var(--line); }
 p, ul { max-width: 46rem; margin: 0.5rem 0; }
 nav { font-size: 0.9rem; margin: 0.8rem 0; }
 nav a { margin-right: 1rem; display: inline-block; }
@@ -41,7 +44,9 @@ a { color: inherit; text-decoration-color: var(--soft); }
 .lead, figcaption, caption { color: var(--soft); }
 figcaption, caption { font-size: 0.875rem; text-align: left; }
 caption { padding-bottom: 0.4rem; caption-side: top; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 1.2rem; margin: 0.8rem 0; }
+.pictures { display: grid;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 1.2rem;
+  margin: 0.8rem 0; }
 .pictures > figure { max-width: 470px; }
 figure { margin: 0; min-width: 0; }
 figure svg { width: 100%; height: auto; display: block; color: var(--ink); }
@@ -53,8 +58,10 @@ th { font-weight: 600; border-bottom: 1px solid var(--line); vertical-align: bot
 .word { text-align: left; }
 tr.new td { border-top: 1px solid var(--line); }
 td.strong { font-weight: 700; color: var(--mark); }
-pre { background: var(--tint); padding: 0.7rem 0.9rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem; }
-.example { background: var(--tint); border-radius: 6px; padding: 0.6rem 0.9rem; margin: 0.7rem 0; font-size: 0.92rem; }
+pre { background: var(--tint); padding: 0.7rem 0.9rem; border-radius: 6px; white-space: pre-wrap;
+  overflow-wrap: anywhere; font-size: 0.85rem; }
+.example { background: var(--tint); border-radius: 6px; padding: 0.6rem 0.9rem; margin: 0.7rem 0;
+  font-size: 0.92rem; }
 .example ol { margin: 0.3rem 0 0; padding-left: 1.4rem; }
 .example .note, .example .score { color: var(--soft); font-size: 0.85rem; }
 .right { font-weight: 700; color: var(--mark); }
@@ -100,37 +107,39 @@ def _block(block: Block) -> str:
         case Table():
             return _table(block)
         case Pictures(pictures):
-            shown = (
-                f"<figure>{inline_svg(p.figure, p.name, p.caption)}<figcaption>{escape(p.caption)}</figcaption></figure>"
+            shown = "".join(
+                f"<figure>{inline_svg(p.figure, p.name, p.caption)}"
+                f"<figcaption>{escape(p.caption)}</figcaption></figure>"
                 for p in pictures
             )
-            return f'<div class="pictures">{"".join(shown)}</div>'
+            return f'<div class="pictures">{shown}</div>'
         case Example():
             return _example(block)
 
 
 def _table(table: Table) -> str:
-    def cell(tag: str, at: int, text: str, strong: bool = False) -> str:
-        names = [name for name, there in (("word", at < table.words), ("strong", strong)) if there]
-        return f"<{tag}{f' class={chr(34)}{chr(32).join(names)}{chr(34)}' if names else ''}>{escape(text)}</{tag}>"
-
-    head = "".join(cell("th", at, title) for at, title in enumerate(table.header))
+    head = "".join(_cell("th", title, at < table.words) for at, title in enumerate(table.header))
     lines = []
     for number, row in enumerate(table.rows):
         cells = "".join(
-            cell("td", at, text, (number, at) in table.strong) for at, text in enumerate(row)
+            _cell("td", text, at < table.words, (number, at) in table.strong)
+            for at, text in enumerate(row)
         )
         lines.append(f"<tr{' class=new' if number in table.breaks else ''}>{cells}</tr>")
-    caption, title = escape(table.caption), f"{len(table.rows)} rows"
     grid = (
-        '<div class="scroll"'
-        f' tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-    grid = (
-        f"<details><summary>{title}</summary>{grid}</details>" if len(table.rows) > LONG else grid
-    )
-    # a caption outside the scrolled box stays readable on a narrow screen
-    return f"<figure><figcaption>{caption}</figcaption>{grid}</figure>"
+    if len(table.rows) > MAX_ROWS:
+        grid = f"<details><summary>{len(table.rows)} rows</summary>{grid}</details>"
+    # A caption outside the scrolled box stays readable on a narrow screen.
+    return f"<figure><figcaption>{escape(table.caption)}</figcaption>{grid}</figure>"
+
+
+def _cell(tag: str, text: str, word: bool, strong: bool = False) -> str:
+    names = " ".join(name for name, there in (("word", word), ("strong", strong)) if there)
+    attribute = f' class="{names}"' if names else ""
+    return f"<{tag}{attribute}>{escape(text)}</{tag}>"
 
 
 def _example(example: Example) -> str:
@@ -146,8 +155,9 @@ def _example(example: Example) -> str:
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """A figure as an SVG element: its ink is the page's text colour, its names are its own, and it
-    is as wide as its place.
+    """A figure as an SVG element, as wide as its place and with the page's text colour as ink.
+
+    Names inside it begin with `name`, so that figures on one page do not clash.
     """
     buffer = StringIO()
     save(figure, buffer, "svg", name, transparent=True)

@@ -23,11 +23,11 @@ def render(report: Report) -> str:
 
 
 def plain(text: str) -> str:
-    """Text of data in a line of Markdown: no line breaks, no markup."""
-    out = " ".join(text.split())
+    """Text in a line of Markdown: line breaks become spaces, markup is escaped."""
+    line = " ".join(text.split())
     for mark in "\\`*_{}[]<>#|":
-        out = out.replace(mark, f"\\{mark}")
-    return out
+        line = line.replace(mark, f"\\{mark}")
+    return line
 
 
 def _block(block: Block) -> str:

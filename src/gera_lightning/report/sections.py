@@ -5,35 +5,21 @@ multipliers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from gera_lightning.evaluation.comparisons import Bootstrap, Comparison, compare, multipliers
 from gera_lightning.report import figures, headline
-from gera_lightning.report.document import Block, Facts, Picture, Pictures, Section, Text
+from gera_lightning.report.document import Block, Picture, Pictures, Section, Table, Text
 from gera_lightning.report.figures import Series
-from gera_lightning.report.findings import WAYS, Findings, Lines, with_sd
+from gera_lightning.report.findings import Findings, Lines, with_sd
 
 
 def short(findings: Findings) -> Section:
-    """The findings in a sentence a budget."""
-    items = []
-    for budget in findings.sweep.compared:
-        rows, near = findings.rows(budget), findings.near_best[budget]
-        best = rows.iloc[0]
-        interval = findings.bootstrap.recall(best["method"], budget) if findings.bootstrap else None
-        text = f"{budget} pairs: {best['method']} finds {best['both/r@10']:.1%} among the first 10"
-        text += f" (95 % interval {interval.low:.1%} to {interval.high:.1%})" if interval else ""
-        others = [m for m in rows["method"] if m in near and m != best["method"]]
-        if findings.bootstrap and len(rows) > 1:
-            text += (
-                f"; not significantly worse: {_named(others)}"
-                if others
-                else "; all others are significantly worse"
-            )
-        items.append(text + ".")
+    """The best methods of each budget, and the one table to show first."""
+    blocks: list[Block] = [_best_table(findings), headline.table(findings)]
     seeds = len(findings.sweep.seeds)
-    blocks: list[Block] = [Facts(items), headline.table(findings)]
     if seeds == 1:
         blocks.append(
             Text(
@@ -51,8 +37,33 @@ def short(findings: Findings) -> Section:
     return Section("In short", blocks)
 
 
+def _best_table(findings: Findings) -> Table:
+    """For each budget the best method, its recall, and which others are as good."""
+    lines = Lines()
+    for budget in findings.sweep.compared:
+        rows, near = findings.rows(budget), findings.near_best[budget]
+        best = rows.iloc[0]
+        method, recall = str(best["method"]), float(best["both/r@10"])
+        interval = findings.bootstrap.recall(method, budget) if findings.bootstrap else None
+        others = [str(m) for m in rows["method"] if m in near and m != method]
+        cells = [
+            method,
+            _named(others) if findings.bootstrap and others else "–",
+            f"{recall:.3f}",
+            f"{interval.low:.3f} to {interval.high:.3f}" if interval else "–",
+        ]
+        numbers = {"method": method, "both/r@10": recall, "not_worse": " ".join(others)}
+        lines.add(budget, cells, numbers)
+    caption = (
+        "The best method at each number of pairs by R@10, mean of both directions."
+        f"{findings.chance}"
+    )
+    header = ["best", "not significantly worse", "R@10", "95 % interval"]
+    return replace(lines.table("best", caption, header), words=3)
+
+
 def _named(methods: Sequence[str], most: int = 5) -> str:
-    """`a, b and c`, or the first and how many more there are."""
+    """`x, y and z`, or the first few and the number of others."""
     if len(methods) > most + 1:
         return f"{', '.join(methods[:most])} and {len(methods) - most} others"
     return " and ".join(part for part in (", ".join(methods[:-1]), methods[-1]) if part)
@@ -61,14 +72,14 @@ def _named(methods: Sequence[str], most: int = 5) -> str:
 def recall(findings: Findings) -> Section:
     """Recall against the number of pairs."""
     pictures = []
-    for way, name in (("both", "mean of both directions"), *WAYS.items()):
+    for way, name in (("both", "mean of both directions"), *findings.ways.items()):
         bootstrap = findings.bootstrap
         if bootstrap and way != "both":
             bootstrap = Bootstrap(
                 bootstrap.hits.only(way), bootstrap.draws, bootstrap.seed, bootstrap.level
             )
         runs = findings.sweep.runs
-        ways = [way] if way != "both" else list(WAYS)
+        ways = [way] if way != "both" else list(findings.ways)
         level = (
             float(runs[[f"{w}/chance@10" for w in ways]].mean().mean())
             if all(f"{w}/chance@10" in runs for w in ways)
@@ -101,8 +112,13 @@ def results(findings: Findings) -> Section:
         "foscttm": ("FOSCTTM", "{:.3f}"),
         "both/unseen/r@10": ("R@10 unseen groups", "{:.3f}"),
     }
-    more |= {f"{way}/median_rank": (f"median rank {name}", "{:.0f}") for way, name in WAYS.items()}
-    more |= {f"{way}/zero_shot": (f"zero-shot {name}", "{:.3f}") for way, name in WAYS.items()}
+    more |= {
+        f"{way}/median_rank": (f"median rank {name}", "{:.0f}")
+        for way, name in findings.ways.items()
+    }
+    more |= {
+        f"{way}/zero_shot": (f"zero-shot {name}", "{:.3f}") for way, name in findings.ways.items()
+    }
     more = {name: head for name, head in more.items() if name in findings.table}
     lines = Lines()
     for budget in findings.sweep.budgets:
@@ -141,8 +157,7 @@ def results(findings: Findings) -> Section:
         "R@10 both",
         "95 % interval",
         "",
-        "R@10 a → b",
-        "R@10 b → a",
+        *(f"R@10 {name}" for name in findings.ways.values()),
         "R@1 both",
         "R@5 both",
         "MRR both",
@@ -150,7 +165,7 @@ def results(findings: Findings) -> Section:
     caption = (
         "Mean ± standard deviation over seeds; the interval is of the mean R@10 of both directions."
         " best: highest; ≈ best: not significantly worse than it (paired bootstrap, Holm over the"
-        " other methods)."
+        f" other methods).{findings.chance}"
     )
     return Section(
         "Results",
@@ -162,9 +177,7 @@ def differences(findings: Findings) -> Section:
     """The reference against every other method."""
     title = f"{findings.reference} against the others"
     if findings.bootstrap is None or len(findings.sweep.methods) < 2:
-        return Section(
-            title, [Text("There is nothing to compare: one method, or no run left its ranks.")]
-        )
+        return Section(title, [])
     lines, pictures, peers = Lines(), [], {}
     for budget in findings.sweep.budgets:
         peers[budget] = sorted(
@@ -178,7 +191,7 @@ def differences(findings: Findings) -> Section:
             )
     ends = [end for found in peers.values() for c in found for end in (c.low, c.high, 0.0)]
     if not ends:
-        return Section(title, [Text("No other method shares a seed with it.")])
+        return Section(title, [])  # no other method has a seed in common with it
     margin = 0.06 * max(max(ends) - min(ends), 1e-3)
     for budget, found in peers.items():
         if found:
@@ -210,7 +223,7 @@ def differences(findings: Findings) -> Section:
     ]
     caption = (
         f"R@10 (mean of both directions) of {findings.reference} less the other's, over the seeds"
-        " that both have. Holm's interval leaves 0 out exactly when p (Holm) is at most 0.05."
+        " that both have. 0 lies outside Holm's interval exactly when p (Holm) is at most 0.05."
         " Detectable: the true difference that would be found 4 times out of 5."
     )
     return Section(title, [Pictures(pictures), lines.table("differences", caption, header)])
@@ -250,11 +263,11 @@ def _difference_numbers(comparison: Comparison) -> dict[str, object]:
 
 
 def labels(findings: Findings) -> Section:
-    """How many pairs the baseline needs."""
+    """How many times the pairs the baseline needs for the same recall."""
     title = f"Label multipliers over {findings.baseline}"
     found = multipliers(findings.bootstrap, findings.baseline) if findings.bootstrap else []
     if not found:
-        return Section(title, [Text("There is no other method, or no run left its ranks.")])
+        return Section(title, [])
     budgets = [
         n
         for n in findings.sweep.budgets
@@ -270,9 +283,10 @@ def labels(findings: Findings) -> Section:
             )
             series.append(Series(method, *columns))
     note = (
-        f"Pairs that {findings.baseline} needs for the method's R@10, over the method's pairs: 2 is"
-        f" half the labels. Its curve runs from {budgets[0]} to {budgets[-1]} pairs (isotonic,"
-        " linear in log n) and is never extrapolated: beyond its ends it says > or <."
+        f"How many times the method's pairs {findings.baseline} needs for the same R@10: at 2 the"
+        f" method needs half the labels. {findings.baseline} was run at {budgets[0]} to"
+        f" {budgets[-1]} pairs; between them its curve is isotonic and linear in log n, and beyond"
+        " them a value is given as > or <."
     )
     lines = Lines()
     for m in sorted(found, key=lambda m: m.budget):
@@ -293,7 +307,7 @@ def labels(findings: Findings) -> Section:
     )
     picture = Picture(
         "multipliers",
-        "Label multipliers; hollow arrows: beyond what the baseline's curve can tell.",
+        f"Label multipliers; hollow arrows lie beyond the budgets of {findings.baseline}.",
         figure,
     )
     return Section(title, [Text(note), Pictures([picture]), table])

@@ -1,8 +1,7 @@
-"""What TensorBoard shows of an experiment as a whole: curves against the budget, and the shared
-space of a run of each method.
+"""TensorBoard's summary of an experiment: curves against the number of pairs, and shared spaces.
 
-It lies in the experiment's folder `summary`, beside the runs, whose own events hold losses,
-measures and hyper-parameters.
+It lies in the folder `summary` of the experiment. The runs beside it have events of their own, with
+losses, measures and hyper-parameters.
 """
 
 from __future__ import annotations
@@ -21,28 +20,29 @@ from torch.utils.tensorboard import SummaryWriter
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.data.held_out import HeldOut, HeldOutItems
 from gera_lightning.evaluation.statistics import summary
+from gera_lightning.experiment.paired_stores import direction_names, modality_names
 from gera_lightning.experiment.run import Run
 from gera_lightning.report.figures import Series, lines, styles
-from gera_lightning.report.findings import WAYS
 from gera_lightning.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 MEASURES = ("r@1", "r@10")
 ITEMS = 200
-"""Test items in the projector: a row of each modality each."""
+"""Test items in the projector, one row of each modality."""
 WIDTH = 128
-"""Dimensions kept for the projector, which reads them as text: the leading singular directions, so
-that inner products change least.
+"""Dimensions in the projector at most, which reads them as text.
+
+The leading singular directions are kept: they change inner products least.
 """
-COLUMNS = ["modality", "item", "words", "group"]
+COLUMNS = ["modality", "item", "text", "group"]
 
 
-def write_board(runs: Sequence[Run], results: pd.DataFrame, folder: Path) -> Path:
-    """Write the summary of finished runs anew.
+def write_summary(runs: Sequence[Run], results: pd.DataFrame, folder: Path) -> Path:
+    """Write the summary of finished runs; one written before is replaced.
 
     Args:
         runs: finished, at least one.
-        results: one row a run, the columns of results.jsonl.
+        results: one row per run, the columns of results.jsonl.
         folder: of the experiment.
 
     Returns:
@@ -52,7 +52,8 @@ def write_board(runs: Sequence[Run], results: pd.DataFrame, folder: Path) -> Pat
     shutil.rmtree(target, ignore_errors=True)
     with SummaryWriter(str(target)) as writer:
         style = styles(list(results["method"].unique()))
-        for direction, name in WAYS.items():
+        modalities = modality_names(runs[0].stores.a, runs[0].stores.b)
+        for direction, name in direction_names(modalities).items():
             for measure in MEASURES:
                 chance = (
                     float(results[f"{direction}/chance@10"].mean()) if measure == "r@10" else None
@@ -68,10 +69,10 @@ def write_board(runs: Sequence[Run], results: pd.DataFrame, folder: Path) -> Pat
         for run in _shown(runs):
             try:
                 aligner = Aligner.load(run.folder / "aligner")
-            except UserError as error:  # a map of a class that is not ours
+            except UserError as error:  # a map of the user's own class
                 log.warning("%s is not in the projector: %s", run.method, error)
                 continue
-            z, rows = shared_rows(aligner, run.stores.held_out)
+            z, rows = shared_rows(aligner, run.stores.held_out, modalities)
             writer.add_embedding(
                 z,
                 metadata=rows.to_numpy().tolist(),
@@ -102,19 +103,24 @@ def curves(results: pd.DataFrame, measure: str) -> list[Series]:
 
 
 def _shown(runs: Sequence[Run]) -> list[Run]:
-    """One run a method: the largest budget, of those the least seed."""
+    """One run per method, that of the largest budget and the smallest seed."""
     first = sorted(runs, key=lambda run: (-run.budget, run.seed))
     return list({run.method: run for run in reversed(first)}.values())
 
 
 def shared_rows(
-    aligner: Aligner, held_out: HeldOutItems, items: int = ITEMS, width: int = WIDTH
+    aligner: Aligner,
+    held_out: HeldOutItems,
+    modalities: Sequence[str] = ("a", "b"),
+    items: int = ITEMS,
+    width: int = WIDTH,
 ) -> tuple[Tensor, pd.DataFrame]:
-    """Rows of both modalities in the shared space, one each of some test items.
+    """Rows of both modalities in the shared space: one row of each for some test items.
 
     Args:
         aligner: of a finished run.
         held_out: the evaluated rows.
+        modalities: names of a and b.
         items: how many, at most.
         width: dimensions kept, at most.
 
@@ -124,30 +130,26 @@ def shared_rows(
     common = np.intersect1d(held_out.item_a.numpy(), held_out.item_b.numpy())
     chosen = np.sort(np.random.default_rng(0).permutation(common)[:items])
     parts, tables = [], []
-    for side, held, numbers in (
-        ("a", held_out.a, held_out.item_a),
-        ("b", held_out.b, held_out.item_b),
+    for side, name, held, numbers in (
+        ("a", modalities[0], held_out.a, held_out.item_a),
+        ("b", modalities[1], held_out.b, held_out.item_b),
     ):
-        first = (
-            pd.Series(np.arange(len(numbers)), index=numbers.numpy())
-            .groupby(level=0)
-            .first()[chosen]
-            .to_numpy(copy=True)
-        )  # writable, for torch
-        parts.append(aligner.encode(side, held.x[torch.from_numpy(first)]).cpu())
-        tables.append(_words(held, first, side))
+        # np.unique gives the first row of each item; copied, so that torch may write to it
+        present, first = np.unique(numbers.numpy(), return_index=True)
+        rows = first[np.searchsorted(present, chosen)].copy()
+        parts.append(aligner.encode(side, held.x[torch.from_numpy(rows)]).cpu())
+        tables.append(_metadata(held, rows, name))
     z = torch.cat(parts)
     if z.shape[1] > width:
         z = z @ torch.linalg.svd(z, full_matrices=False).Vh[:width].T
     return z, pd.concat(tables, ignore_index=True)
 
 
-def _words(held: HeldOut, numbers: np.ndarray, side: str) -> pd.DataFrame:
-    """The rows' metadata; tabs and line ends would break the projector's table."""
+def _metadata(held: HeldOut, numbers: np.ndarray, modality: str) -> pd.DataFrame:
+    """What the projector shows of rows; tabs and line ends would break its table."""
     rows = held.rows.iloc[numbers]
-    words = rows["text"].fillna(rows["item"]) if "text" in rows else rows["item"]
+    text = rows["text"].fillna(rows["item"]) if "text" in rows else rows["item"]
     group = rows["group"] if "group" in rows else pd.Series("", index=rows.index)
-    table = pd.DataFrame(
-        {"modality": side, "item": rows["item"], "words": words, "group": group}, columns=COLUMNS
-    )
-    return table.fillna("").astype(str).map(lambda text: " ".join(text.split())[:160])
+    table = pd.DataFrame({"item": rows["item"], "text": text, "group": group})
+    table.insert(0, "modality", modality)
+    return table[COLUMNS].fillna("").astype(str).map(lambda cell: " ".join(cell.split())[:160])

@@ -2,52 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import StringIO
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = {
-    "ab/r@1": ("R@1", "a→b", "{:.3f}"),
-    "ba/r@1": ("R@1", "b→a", "{:.3f}"),
-    "ab/r@10": ("R@10", "a→b", "{:.3f}"),
-    "ba/r@10": ("R@10", "b→a", "{:.3f}"),
-    "ab/median_rank": ("median rank", "a→b", "{:.0f}"),
-    "ba/median_rank": ("median rank", "b→a", "{:.0f}"),
-    "seconds": ("seconds", "", "{:.1f}"),
-}
-UNSEEN = {
-    "ab/unseen/r@10": ("R@10 unseen", "a→b", "{:.3f}"),
-    "ba/unseen/r@10": ("R@10 unseen", "b→a", "{:.3f}"),
+from gera_lightning.experiment.paired_stores import direction_names
+
+MEASURES = {
+    "r@1": ("R@1", "{:.3f}"),
+    "r@10": ("R@10", "{:.3f}"),
+    "median_rank": ("median rank", "{:.0f}"),
+    "unseen/r@10": ("R@10 unseen", "{:.3f}"),
 }
 
 
-def results_table(results: pd.DataFrame, width: int = 120) -> str:
-    """One row a budget and method; over several seeds the mean and, behind it, the standard
-    deviation.
+def results_table(
+    results: pd.DataFrame,
+    modalities: Sequence[str] = ("a", "b"),
+    test_items: int | None = None,
+    width: int = 120,
+) -> str:
+    """One row per budget and method, chance and the number of test items below.
+
+    Over several seeds each cell holds the mean and the standard deviation.
+
+    Args:
+        results: one row per run, the columns of results.jsonl.
+        modalities: names of a and b, for the header.
+        test_items: how many items were evaluated, where that is known.
+        width: characters of a line at most.
     """
-    columns = {**COLUMNS, **{name: head for name, head in UNSEEN.items() if name in results}}
+    columns = _columns(results, modalities)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("pairs", justify="right")
     table.add_column("method")
-    for measure, direction, _ in columns.values():
-        table.add_column(f"{measure}\n{direction}", justify="right")
+    for head, _ in columns.values():
+        table.add_column(head, justify="right")
     for budget, at_budget in results.groupby("budget", sort=True):
         groups = list(at_budget.groupby("method", sort=False))
         for number, (method, rows) in enumerate(groups):
-            cells = [_cell(rows[name], form) for name, (_, _, form) in columns.items()]
+            cells = [_cell(rows[name], form) for name, (_, form) in columns.items()]
             table.add_row(
                 str(budget) if number == 0 else "",
                 str(method),
                 *cells,
                 end_section=number == len(groups) - 1,
             )
-    chance = results[["ab/chance@10", "ba/chance@10"]].mean()
-    table.add_row("", "chance", "", "", f"{chance.iloc[0]:.3f}", f"{chance.iloc[1]:.3f}")
     buffer = StringIO()
-    Console(file=buffer, width=width).print(table)
+    console = Console(file=buffer, width=width)
+    console.print(table)
+    console.print(chance_line(results, modalities, test_items), highlight=False)
     return buffer.getvalue().rstrip()
+
+
+def _columns(results: pd.DataFrame, modalities: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Columns of results to their heads and number formats."""
+    columns = {}
+    for name, (measure, form) in MEASURES.items():
+        for way, words in direction_names(modalities).items():
+            narrow = words.replace(" → ", "\n→ ")
+            columns[f"{way}/{name}"] = (f"{measure}\n{narrow}", form)
+    columns["seconds"] = ("seconds", "{:.1f}")
+    # those of unseen groups last, and only where there are such groups
+    unseen = [name for name in columns if "unseen" in name]
+    columns |= {name: columns.pop(name) for name in unseen}
+    return {name: column for name, column in columns.items() if name in results}
+
+
+def chance_line(
+    results: pd.DataFrame, modalities: Sequence[str], test_items: int | None = None
+) -> str:
+    """What R@10 a random order has, on how many items, and whether R@10 says anything then.
+
+    Args:
+        results: rows of runs, with `ab/chance@10` and `ba/chance@10`.
+        modalities: names of a and b.
+        test_items: how many items were evaluated, where that is known.
+
+    >>> rows = pd.DataFrame({"ab/chance@10": [0.05], "ba/chance@10": [0.04]})
+    >>> chance_line(rows, ("speech", "text"), 250)
+    'chance R@10: speech → text 0.050, text → speech 0.040; 250 test items'
+    """
+    known = {
+        words: float(results[f"{way}/chance@10"].mean())
+        for way, words in direction_names(modalities).items()
+        if f"{way}/chance@10" in results
+    }
+    if not known:
+        return "" if test_items is None else f"{test_items:,} test items"
+    line = "chance R@10: " + ", ".join(f"{words} {value:.3f}" for words, value in known.items())
+    if test_items is not None:
+        line += f"; {test_items:,} test items"
+    if max(known.values()) >= 0.5:
+        line += "; with so few rows to search, R@10 says little: look at R@1 and the median rank"
+    return line
 
 
 def _cell(values: pd.Series, form: str) -> str:

@@ -1,4 +1,4 @@
-"""The section on tuning: the held-out curves by which trained methods chose their stopping steps."""
+"""The section on tuning: held-out curves, by which trained methods choose their stopping steps."""
 
 from __future__ import annotations
 
@@ -11,58 +11,60 @@ import numpy as np
 import pandas as pd
 
 from gera_lightning.report import figures
-from gera_lightning.report.document import Block, Facts, Picture, Pictures, Section, Text
+from gera_lightning.report.document import Facts, Picture, Pictures, Section, Text
 from gera_lightning.report.figures import Series
 from gera_lightning.report.findings import Findings
 
+TITLE = "Tuning of trained methods"
+
 
 def section(findings: Findings) -> Section:
-    """A small figure a trained method: the held-out score at each stopping step, a line a budget,
-    mean over seeds.
+    """Held-out score against stopping step: a figure per trained method, one line per budget.
+
+    Empty where no method was trained.
     """
-    title = "Tuning of trained methods"
-    pictures, facts = [], []
+    pictures, undertrained = [], []
     runs = findings.sweep.runs
     for method in findings.order:
-        mine = runs[runs["method"] == method]
-        budgets = sorted({int(n) for n in mine["budget"]})
-        found = {
-            n: mean_curve(_record(folder) for folder in mine["folder"][mine["budget"] == n])
-            for n in budgets
-        }
-        curves = {n: curve for n, curve in found.items() if curve is not None}
-        if not curves:
+        of_method = runs[runs["method"] == method]
+        series = _series(of_method)
+        if not series:
             continue
-        empty = [np.nan]
-        series = [
-            Series(
-                f"{n} pairs",
-                steps,
-                [score - max(scores) for score in scores],
-                empty * len(steps),
-                empty * len(steps),
-            )
-            for n, (steps, scores) in curves.items()
-        ]
         caption = (
-            f"{method}: held-out score of its chosen settings at each stopping step less the best"
-            " step's, mean over seeds."
+            f"{method}: held-out score of its chosen settings at each stopping step less that of"
+            " the best step, mean over seeds."
         )
         pictures.append(Picture(f"tuning_{method}", caption, figures.tuning_curves(series, method)))
-        if "converged" in mine and (rising := int((mine["converged"] == False).sum())):  # noqa: E712  a missing value is not False
-            facts.append(
-                f"{method}: {rising} of {len(mine)} runs were still getting better at their last"
-                " step, where the learning rate falls to 0: more steps may help it."
+        # A missing value is not False: the run cannot tell.
+        improving = int(of_method["converged"].eq(False).sum()) if "converged" in of_method else 0
+        if improving:
+            undertrained.append(
+                f"{method}: {improving} of {len(of_method)} runs still improved at their last step,"
+                " where the learning rate falls to 0: more steps may help it."
             )
     if not pictures:
-        return Section(title, [Text("No run kept a tuning curve: closed forms have none.")])
+        return Section(TITLE, [])
     note = (
-        "Inside each run's own pairs: minus the logarithm of the held-out partner's rank, mean over"
-        " folds, less that of the curve's best step. -0.1: ranks 10 % worse than there. A curve"
-        " that falls at its end has over-fitted, one that still rises had too few steps."
+        "The score is minus the logarithm of the held-out partner's rank, in cross-validation"
+        " inside each run's own pairs, less that of the curve's best step: -0.1 means ranks 10 %"
+        " worse. A curve that falls at its end has over-fitted, one that still rises had too few"
+        " steps."
     )
-    blocks: list[Block] = [Text(note), *([Facts(facts)] if facts else []), Pictures(pictures)]
-    return Section(title, blocks)
+    facts = [Facts(undertrained)] if undertrained else []
+    return Section(TITLE, [Text(note), *facts, Pictures(pictures)])
+
+
+def _series(runs: pd.DataFrame) -> list[Series]:
+    """The mean curve of each budget of one method, less its best score."""
+    series = []
+    for budget, folders in runs.groupby("budget")["folder"]:
+        curve = mean_curve(_record(folder) for folder in folders)
+        if curve is not None:
+            steps, scores = curve
+            no_interval = [np.nan] * len(steps)
+            less_best = [score - max(scores) for score in scores]
+            series.append(Series(f"{budget} pairs", steps, less_best, no_interval, no_interval))
+    return series
 
 
 def _record(folder: Path) -> Mapping[str, Any]:
@@ -71,11 +73,11 @@ def _record(folder: Path) -> Mapping[str, Any]:
 
 
 def mean_curve(records: Iterable[Mapping[str, Any]]) -> tuple[list[float], list[float]] | None:
-    """Steps and mean scores over runs of the curves that belong to the chosen values; None where no
-    record has one.
+    """Steps and mean scores of the curves of the chosen values; None where there are none.
 
     Args:
-        records: of `tuning.json`: `values`, and `curves` of `values`, `steps`, `scores`.
+        records: what `tuning.json` holds of each run: the chosen `values`, and `curves` of
+            `values`, `steps`, `scores`.
     """
     curves = [
         pd.Series(curve["scores"], index=curve["steps"])

@@ -16,7 +16,12 @@ from gera_lightning.experiment.archive import (
     picture_path,
     unpack,
 )
-from gera_lightning.experiment.paired_stores import joint_hash, open_stores, wanted_results
+from gera_lightning.experiment.paired_stores import (
+    joint_hash,
+    modality_names,
+    open_stores,
+    wanted_results,
+)
 from gera_lightning.experiment.results import Sweep, finished_records, load_sweep, no_runs
 from gera_lightning.report import (
     ablations,
@@ -37,11 +42,11 @@ from gera_lightning.utils.files import replace_atomically
 
 BASELINES = ("contrastive", "contrastive_linear", "contrastive_siglip", "ridge")
 DRAWS = 20_000
-"""Resamples of a report: a p-value is at least 2 / (draws + 1), and Holm multiplies it by the
+"""Resamples of a report. A p-value is at least 2 / (draws + 1), and Holm multiplies it by the
 number of comparisons, some thirty.
 """
 CURVE = "recall_both.png"
-"""The report's picture that is kept, and shown in its `headline.md`: see `sections.recall`."""
+"""The picture of `sections.recall` that is kept, and shown in `headline.md`."""
 
 
 def write_report(
@@ -54,24 +59,26 @@ def write_report(
     kept: str | Path | None = None,
     folder: str | Path = "experiments",
 ) -> Path:
-    """Write `runs/<experiment>/report/`: `index.html` (one file, opens offline), `report.md`, a CSV
-    a table, a PNG and an SVG a figure, and `headline.md`, the first table for a README.
+    """Write the report of an experiment's finished runs, in `runs/<experiment>/report/`.
+
+    `index.html` is one file that opens offline. Beside it lie `report.md`, a CSV per table, a PNG
+    and an SVG per figure, and `headline.md`, the first table for a README.
 
     Args:
-        experiment: name of a file in `folder`, or a path to one; its finished runs are reported,
-            whatever methods it names now.
+        experiment: name of a file in `folder`, or a path to one; all its finished runs are
+            reported, also of methods that it does not name.
         overrides: `key=value` words as for `gera train`, such as `runs_dir=...`.
-        reference: method that the others are compared with; `gera` where it ran, else the best at
-            the largest budget.
-        baseline: method whose labels are counted; a contrastive one where it ran, else `ridge`,
-            else the reference's weakest peer.
+        reference: method that the others are compared with; by default `gera`, or where it did not
+            run the best at the largest budget.
+        baseline: method that label multipliers are relative to; by default a contrastive one, else
+            `ridge`, else the weakest.
         draws: resamples of the bootstrap.
-        kept: report these kept results; by default the experiment's in `docs/results`, where it has
-            no finished runs here.
+        kept: report these kept results; by default those in `docs/results`, where the experiment
+            has no finished runs.
         folder: where experiments lie.
 
     Returns:
-        path of the HTML file.
+        the path of `index.html`.
 
     Raises:
         UserError: no finished runs, or a reference or baseline that did not run.
@@ -79,9 +86,7 @@ def write_report(
     loaded = config.load(experiment, overrides, folder=folder)
     with tempfile.TemporaryDirectory() as scratch:
         sweep = _finished(loaded, kept, Path(scratch))
-        return _write(
-            loaded, sweep, _findings(sweep, reference, baseline, draws), experiment, folder
-        )
+        return _write(loaded, _findings(loaded, sweep, reference, baseline, draws), experiment)
 
 
 def _runs(loaded: config.Experiment) -> Path:
@@ -89,39 +94,36 @@ def _runs(loaded: config.Experiment) -> Path:
     return Path(loaded.common.runs_dir) / loaded.name
 
 
-def _write(
-    loaded: config.Experiment, sweep: Sweep, findings: Findings, experiment: str, folder: str | Path
-) -> Path:
+def _write(loaded: config.Experiment, findings: Findings, experiment: str) -> Path:
     """The report's files, in the experiment's folder of runs."""
-    parts = (
-        sections.recall,
-        sections.results,
-        sections.differences,
-        sections.labels,
-        ablations.section,
-        tuning_curves.section,
-    )
-    report = Report(
-        sweep.name,
-        _lead(sweep),
-        [
-            sections.short(findings),
-            *(part(findings) for part in (*parts, geometry.unimodal, geometry.hubs, geometry.cost)),
-            examples.section(sweep, findings.reference, loaded.common),
-            Section("Where this comes from", provenance.blocks(sweep, experiment, folder)),
-        ],
-    )
+    sweep = findings.sweep
+    found = [
+        sections.short(findings),
+        sections.recall(findings),
+        sections.results(findings),
+        sections.differences(findings),
+        sections.labels(findings),
+        ablations.section(findings),
+        tuning_curves.section(findings),
+        geometry.unimodal(findings),
+        geometry.hubs(findings),
+        geometry.cost(findings),
+        examples.section(findings, loaded.common),
+        # last: the others may leave notes
+        Section("Where this comes from", provenance.blocks(sweep, experiment, loaded)),
+    ]
+    report = Report(sweep.name, _lead(findings), [one for one in found if one.blocks])
     page = save(report, _runs(loaded) / "report")
-    curve = (
-        page.with_name(CURVE) if sweep.folder == _runs(loaded) else picture_path(loaded.name)
-    )  # of runs that lie here, or of kept ones
-    pasted = headline.pasted(headline.table(findings), curve.as_posix())
-    replace_atomically(page.with_name("headline.md"), pasted.encode())
+    # of kept results, the picture beside them
+    of_runs = sweep.folder == _runs(loaded)
+    curve = page.with_name(CURVE) if of_runs else picture_path(loaded.name)
+    text = headline.for_readme(headline.table(findings), curve.as_posix())
+    replace_atomically(page.with_name("headline.md"), text.encode())
     return page
 
 
 def _data_hash(loaded: config.Experiment) -> str:
-    """Hash of the experiment's stores; empty where they are not there, as kept results need none."""
+    """Hash of the experiment's stores; empty where they are not there."""
     try:
         return joint_hash(*open_stores(loaded.common))
     except UserError:
@@ -129,50 +131,60 @@ def _data_hash(loaded: config.Experiment) -> str:
 
 
 def _finished(loaded: config.Experiment, kept: str | Path | None, scratch: Path) -> Sweep:
-    """The finished runs of an experiment, or those of its kept results, laid out in `scratch`."""
-    runs, data = _runs(loaded), _data_hash(loaded)
-    wanted, usual = wanted_results(loaded.common, data), kept_path(runs.name)
-    if kept is None and not finished_records(runs) and usual.is_file():
-        kept = usual
+    """The finished runs of an experiment, or those of its kept results, unpacked into `scratch`."""
+    runs, data_hash = _runs(loaded), _data_hash(loaded)
+    wanted = wanted_results(loaded.common, data_hash)
+    if kept is None and not finished_records(runs) and kept_path(runs.name).is_file():
+        kept = kept_path(runs.name)
     if kept is None:
         return load_sweep(runs, wanted)
     unpack(Path(kept), scratch / runs.name)
     sweep = load_sweep(scratch / runs.name, wanted)
-    other = (
-        " They are of other data than the experiment's stores hold now."
-        if data and data not in set(sweep.runs["data_hash"])
-        else ""
-    )
-    sweep.notes.append(f"Read from the kept results {kept}, which hold no aligners.{other}")
+    note = f"Read from the kept results {kept}, which hold no aligners."
+    if data_hash and data_hash != sweep.data_hash:
+        note += " They are of other data than the experiment's stores hold now."
+    sweep.notes.append(note)
     return sweep
 
 
-def _findings(sweep: Sweep, reference: str | None, baseline: str | None, draws: int) -> Findings:
-    """Comparisons of the runs, reference and baseline chosen where none is given."""
-    methods = sweep.methods
+def _findings(
+    loaded: config.Experiment,
+    sweep: Sweep,
+    reference: str | None = None,
+    baseline: str | None = None,
+    draws: int = DRAWS,
+) -> Findings:
+    """Comparisons of the runs; reference and baseline are chosen where none is given."""
+    methods, data = sweep.methods, loaded.common.data
     for key, value in (("reference", reference), ("baseline", baseline)):
         if value is not None and value not in methods:
-            raise UserError(f"{key}={value!r} has no finished run{did_you_mean(value, methods)}")
-    reference = reference or ("gera" if "gera" in methods else methods[0])
-    longest = sorted(
-        (name for name in BASELINES if name in methods),
-        key=lambda name: name not in sweep.extra_budgets,
-    )
+            problem = f"has no finished run{did_you_mean(value, methods)}"
+            raise UserError(problem, key=key, value=value)
+    if reference is None:
+        reference = "gera" if "gera" in methods else methods[0]
+    if baseline is None:
+        # those with the longest curve first
+        known = [name for name in BASELINES if name in methods]
+        known.sort(key=lambda name: name not in sweep.extra_budgets)
+        baseline = [*known, methods[-1]][0]
     ranked = any((run / "ranks.parquet").exists() for run in sweep.runs["folder"])
     bootstrap = Bootstrap(load_hits(sweep.runs), draws) if ranked else None
-    return Findings(sweep, bootstrap, reference, baseline or [*longest, methods[-1]][0])
+    # older runs did not record their modalities
+    modalities = sweep.modalities or modality_names(data.a, data.b)
+    return Findings(sweep, bootstrap, reference, baseline, modalities)
 
 
 def keep_results(
     experiment: str, overrides: Sequence[str] = (), *, folder: str | Path = "experiments"
 ) -> Path:
-    """Keep an experiment's finished results, ranks included, in `docs/results/<experiment>.zip`, of
-    which the report can be made again, and its curve beside them. Results kept before stay where no
-    newer run takes their place (`results.load_sweep` says which are comparable), so a sweep may be
-    kept part by part.
+    """Keep an experiment's finished results in `docs/results/<experiment>.zip`, and its curve.
+
+    The report can be made again from the file. Results that were kept before stay where no newer
+    run takes their place (`results.load_sweep` says which may be compared), so a sweep may be kept
+    part by part.
 
     Args:
-        experiment, overrides, folder: as for `write_report`, which this calls.
+        experiment, overrides, folder: as for `write_report`.
 
     Raises:
         UserError: no finished runs, runs without ranks, or results of other data that were kept
@@ -188,36 +200,38 @@ def keep_results(
             unpack(path, every)
         overlay(runs, every)
         sweep = load_sweep(every, wanted_results(loaded.common, _data_hash(loaded)))
-        if {(row["data_hash"], row.get("split", "test")) for row in kept_rows(path)} - {
-            (sweep.data_hash, sweep.split)
-        }:
+        before = {(row["data_hash"], row.get("split", "test")) for row in kept_rows(path)}
+        if before - {(sweep.data_hash, sweep.split)}:
             raise UserError(
-                f"{path}: holds results of other data or of another split, which would be lost:"
-                " move it away, or give the experiment another name"
+                "holds results of other data or of another split, which would be lost",
+                key=str(path),
+                remedy="move it away, or give the experiment another name",
             )
         pack(sweep, path)
-        page = _write(loaded, sweep, _findings(sweep, None, None, DRAWS), experiment, folder)
+        page = _write(loaded, _findings(loaded, sweep), experiment)
     replace_atomically(picture_path(loaded.name), page.with_name(CURVE).read_bytes())
     return path
 
 
-def _lead(sweep: Sweep) -> str:
-    what = {
-        "test": "sealed test items",
-        "dev": "dev items, split off the train items for design work",
-    }.get(sweep.split, sweep.split)
-    numbers = [
-        (len(sweep.methods), "method"),
-        (len(sweep.budgets), "budget"),
-        (len(sweep.seeds), "seed"),
-        (len(sweep.runs), "run"),
-    ]
-    counted = ", ".join(f"{n} {word}" if n == 1 else f"{n} {word}s" for n, word in numbers)
-    return f"{counted}, evaluated on the {what}."
+SPLITS = {"test": "sealed test items", "dev": "dev items, split off the train items for design"}
+
+
+def _lead(findings: Findings) -> str:
+    """What was run and evaluated, and what chance would give."""
+    sweep, (a, b) = findings.sweep, findings.modalities
+    numbers = {
+        "method": len(sweep.methods),
+        "budget": len(sweep.budgets),
+        "seed": len(sweep.seeds),
+        "run": len(sweep.runs),
+    }
+    counted = ", ".join(f"{n} {word}" if n == 1 else f"{n} {word}s" for word, n in numbers.items())
+    items = SPLITS.get(sweep.split, sweep.split)
+    return f"{a} and {b}: {counted}, evaluated on {items}.{findings.chance}"
 
 
 def save(report: Report, folder: Path) -> Path:
-    """Write all files; the HTML, which needs none of the others, last."""
+    """Write all files, the HTML last."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in report.tables():
         replace_atomically(folder / f"{table.name}.csv", table.numbers.to_csv(index=False).encode())

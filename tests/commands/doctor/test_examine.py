@@ -1,4 +1,4 @@
-"""The whole examination: on views of one manifold, on views of two, and on stores that are broken."""
+"""The whole examination: on views of one manifold, on wrong pairs, and on broken stores."""
 
 from __future__ import annotations
 
