@@ -1,28 +1,122 @@
 """Align two frozen embedding spaces from few pairs and many unpaired samples.
 
-The map of the package:
+The rooms of the house, each importing only from those below it:
 
-- `geometry`    neighbour graphs, kernels, diffusion operators (plain torch; `neighbors` alone
-  imports FAISS)
-- `objectives`  losses: contrastive on the pairs, geometric on the unpaired points
-- `heads`       trainable maps; `aligners` closed forms, and the `Aligner` that is saved, loaded and
-  searched with
-- `data`        embedding stores, item splits, budgets and pools, the LightningDataModule
-- `encoders`    frozen pretrained encoders: raw items to embedding stores
-- `module`      the LightningModule; `metrics` retrieval and neighbourhood metrics
-- `statistics`  intervals and corrections; `comparisons` of finished runs; `report` tables, figures
-  and the page of an experiment
-- `config`      the typed settings; `task` what a method is fitted on; `fit` closed forms;
-                `assembly` and `train` trained maps; `run` one run and its folder; `results` of
-                finished runs; `planning` and `sweep` many runs, `display` of their progress,
-                `cluster` as jobs; `cli` the command
-- `doctor`      whether two stores can be aligned; `align` the aligner to put to use, of all pairs;
-  `finished` the run that a name stands for, `search` with it, `export` it
+- `cli`, `commands`  the command `gera`, one file per verb
+- `report`           tables, figures and the page of an experiment
+- `experiment`       plan, runs, results: every method at every budget and seed
+- `training`         a config becomes objects (`method`); closed forms and trained maps are fitted;
+                     the LightningModule and the LightningDataModule
+- `evaluation`       retrieval, neighbourhoods, similarity of spaces, statistics
+- `embedding`        raw items to embedding stores
+- `aligners`         closed forms, and the `Aligner` that is saved, loaded and searched with
+- `data`             embedding stores, splits, budgets and pools
+- `losses`           one published loss per file; `filters` of frozen features
+- `encoders`         frozen networks; `config`: settings and presets; `geometry`: kernels,
+                     neighbours, diffusion operators; `models`: maps and the shared space
+- `utils`            errors, files, processes, parts from settings
+
+The names below are imported when they are used: `import gera_lightning` alone imports no torch.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-try:
-    __version__ = version("gera-lightning")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0.0.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    __version__: str
+    from gera_lightning.aligners import (
+        ASIF,
+        CCA,
+        Aligner,
+        CoupledRidge,
+        KernelRidge,
+        ManifoldRidge,
+        Procrustes,
+        Ridge,
+        SelfTraining,
+    )
+    from gera_lightning.commands.align import align
+    from gera_lightning.commands.train import train
+    from gera_lightning.data.store import EmbeddingStore, write_store
+    from gera_lightning.geometry.diffusion import DiffusionOperator
+    from gera_lightning.geometry.neighbors import knn_graph
+    from gera_lightning.losses.contrastive import CLIPLoss, SigLIPLoss
+    from gera_lightning.losses.geometric import GeometricLoss
+    from gera_lightning.training.datamodule import AlignmentDataModule
+    from gera_lightning.training.module import AlignmentModule
+    from gera_lightning.utils.errors import UserError
+
+_HOMES = {
+    "commands.align": ("align",),
+    "commands.train": ("train",),
+    "aligners.aligner": ("Aligner",),
+    "aligners.asif": ("ASIF",),
+    "aligners.cca": ("CCA",),
+    "aligners.coupled_ridge": ("CoupledRidge",),
+    "aligners.kernel_ridge": ("KernelRidge",),
+    "aligners.manifold_ridge": ("ManifoldRidge",),
+    "aligners.procrustes": ("Procrustes",),
+    "aligners.ridge": ("Ridge",),
+    "aligners.self_training": ("SelfTraining",),
+    "data.store": ("EmbeddingStore", "write_store"),
+    "geometry.diffusion": ("DiffusionOperator",),
+    "geometry.neighbors": ("knn_graph",),
+    "losses.contrastive": ("CLIPLoss", "SigLIPLoss"),
+    "losses.geometric": ("GeometricLoss",),
+    "training.datamodule": ("AlignmentDataModule",),
+    "training.module": ("AlignmentModule",),
+    "utils.errors": ("UserError",),
+}
+"""Module to the public names that it defines."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ASIF",
+    "CCA",
+    "Aligner",
+    "AlignmentDataModule",
+    "AlignmentModule",
+    "CLIPLoss",
+    "CoupledRidge",
+    "DiffusionOperator",
+    "EmbeddingStore",
+    "GeometricLoss",
+    "KernelRidge",
+    "ManifoldRidge",
+    "Procrustes",
+    "Ridge",
+    "SelfTraining",
+    "SigLIPLoss",
+    "UserError",
+    "__version__",
+    "align",
+    "knn_graph",
+    "train",
+    "write_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used (PEP 562)."""
+    if name == "__version__":
+        return _version()
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # a tenth of a second
+
+    try:
+        return version("gera-lightning")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "0.0.0"
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

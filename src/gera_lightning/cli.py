@@ -40,7 +40,7 @@ RESUMES = ("train", "sweep", "embed")
 
 
 def module_of(verb: str) -> str:
-    """Name of a verb's module; `import` is a keyword of Python, so its file is `import_vectors.py`."""
+    """Name of a verb's module; `import` is a keyword of Python, its file `import_vectors.py`."""
     return "gera_lightning.commands." + ("import_vectors" if verb == "import" else verb)
 
 

@@ -222,7 +222,7 @@ def test_a_family_of_all_items_is_named_where_it_leaves_a_side_empty():
 
 @st.composite
 def draws(data: st.DrawFn) -> dict[str, Any]:
-    """Two stores with 1-3 rows an item, some items in one store only, some for test."""
+    """Two stores with 1-3 rows per item, some items in one store only, some for test."""
     n = data(st.integers(4, 30))
     matched = [f"m{i:02d}" for i in range(n)]
     stores = []

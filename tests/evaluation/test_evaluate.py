@@ -17,7 +17,7 @@ from gera_lightning.models.shared_space import CSLS, SharedSpace
 from gera_lightning.utils.errors import UserError
 
 D_A, D_B = 5, 4
-# modality a: two rows an item, spoken by voices; modality b: one row an item, and names that are
+# modality a: two rows per item, spoken by voices; modality b: one row an item, and names that are
 # searched in test too
 ITEMS_A = [f"i{n:02d}" for n in range(24) for _ in range(2)]
 VOICES = [("v1", "v2")[n % 2] if n < 24 else ("v1", "new")[n % 2] for n in range(48)]

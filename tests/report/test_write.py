@@ -240,7 +240,7 @@ def test_the_best_and_those_near_it_are_marked(written):
     text = written / "report.md"
     table = [line for line in text.read_text().splitlines() if line.startswith("|")]
     marked = [line for line in table if "**best**" in line]
-    assert len(marked) == 2  # one a budget
+    assert len(marked) == 2  # one per budget
     assert marked[0].startswith("| 8 ")
     assert marked[1].startswith("| 20 ")
 

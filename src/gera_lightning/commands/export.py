@@ -106,7 +106,7 @@ def export(
 
 
 def _write_side(run: LoadedRun, side: str, folder: Path, dtype: str, index: str) -> None:
-    """Write one modality's store and index, part by part: only the index is in memory as a whole."""
+    """Write one modality's store and index part by part: only the index is whole in memory."""
     store, aligner = getattr(run, side), run.aligner
     name = (
         f"{store.encoder.get('name')} in the shared space of"

@@ -1,4 +1,4 @@
-"""One process a device: the same command started under torchrun."""
+"""One process per device: the same command started under torchrun."""
 
 from __future__ import annotations
 

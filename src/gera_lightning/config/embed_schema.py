@@ -43,7 +43,7 @@ class EmbedConfig:
     accelerator: str = "auto"
     """`auto`, `cpu`, `gpu`, ..."""
     devices: int = 1
-    """Processes on this machine, started by torchrun. -1: one a GPU."""
+    """Processes on this machine, started by torchrun. -1: one per GPU."""
     workers: int = 0
     """Loader processes that read and prepare items beside each of them."""
     strict: bool = False

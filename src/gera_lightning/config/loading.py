@@ -219,7 +219,7 @@ def _experiment_file(experiment: str, folder: Path) -> Traversable:
 def _preset(
     name: str, known: Mapping[str, Traversable], variants: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What a method sets: its file, or a variant's changes over the file of the preset it is `of`."""
+    """What a method sets: its file, or a variant's changes over the preset that it is `of`."""
     if name in RESERVED:
         raise UserError(
             f"methods: {name!r} is the name of a folder beside the methods' in runs/: call the"
@@ -254,7 +254,7 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
         for place in _unread(methods):
             if holds(word, place) and flat(word) != {place: None}:
                 raise UserError(
-                    f"{place}: none of the methods {names} reads it, so the override would do nothing"
+                    f"{place}: none of the methods {names} reads it, so it would do nothing"
                 )
         accelerator = list(flat(word)) == ["trainer.accelerator"]  # of closed forms, too
         if all_closed and key in TRAINED_KEYS and not accelerator:

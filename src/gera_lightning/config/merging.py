@@ -59,7 +59,7 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[dict[s
 
 
 def _plain(value: Any) -> Any:
-    """A value from Python as YAML would have it: sequences and arrays are lists, paths are words."""
+    """A value from Python as YAML has it: sequences and arrays are lists, paths are words."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | range):
@@ -96,7 +96,7 @@ def with_part_defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_parts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with every part as a mapping: `closed_form: ridge` is `closed_form: {class: ridge}`."""
+    """Settings with every part as a mapping: `init: ridge` is `init: {class: ridge}`."""
     out = dict(values)
     for key in PARTS:
         if isinstance(out.get(key), str):

@@ -123,6 +123,6 @@ def split_overrides(
 
 
 def split_target(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The first word, where it is no `key=value`, and the others: the experiment and its overrides."""
+    """The experiment and its overrides: the first word, unless it is `key=value`, and the rest."""
     first = words[:1] if words and "=" not in words[0] else []
     return "".join(first), list(words[len(first) :])

@@ -1,4 +1,4 @@
-"""The tree of typed dataclasses: every setting with its default and what it means. No torch here."""
+"""Every setting with its default and what it means, as typed dataclasses. No torch here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gera_lightning.utils.instantiate import ClassSpec, check_part
 
 
 def runtime(default: Any) -> Any:
-    """A field that decides where or how a run is done, not what it computes: no part of its hash."""
+    """A field that says where or how a run is done, not what it computes: not in its hash."""
     return _field(default, hash=False)
 
 
@@ -70,9 +70,9 @@ class DataConfig:
     shared_pools: bool = False
     """Sample both pools from the same items; they then hold hidden pairs."""
     pool_size: int | None = None
-    """Unpaired rows a modality at most; all by default."""
+    """Unpaired rows per modality at most; all by default."""
     extra_views: bool = False
-    """Train on all rows of a paired item, not one a modality."""
+    """Train on all rows of a paired item, not one per modality."""
     center: bool = True
     """Subtract the mean of the training rows between two normalisations; False: normalise only."""
 
@@ -89,9 +89,9 @@ class BatchConfig:
     """What one step sees, over all processes together."""
 
     pairs: int = 256
-    """Pairs a step; all of them where the budget is smaller."""
+    """Pairs per step; all of them where the budget is smaller."""
     anchors: int = 256
-    """Unpaired anchors a step and modality, each with its patch of neighbours."""
+    """Unpaired anchors per step and modality, each with its patch of neighbours."""
     paired_anchors: bool = False
     """Let paired rows be anchors and neighbours too."""
     unpaired: int = 256
@@ -129,7 +129,7 @@ class GraphConfig:
 
 @dataclass
 class TuningConfig:
-    """Choice of a method's free settings inside the budget, by cross-validation over its own pairs."""
+    """Choice of a method's settings inside the budget, by cross-validation over its pairs."""
 
     folds: int = 5
     """Parts of the budget's items, families kept whole."""

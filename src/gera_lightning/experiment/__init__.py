@@ -1,1 +1,1 @@
-"""Runs of an experiment: planned, executed, their results; and where stores, runs and results lie."""
+"""Runs of an experiment: planned and executed, their results, and where all of it lies."""

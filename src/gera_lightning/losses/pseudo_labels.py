@@ -36,7 +36,7 @@ def pseudo_labels(
 
 
 def caption_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy against soft labels: `-1/n sum_ij q_ij log softmax_j(s_ij)`, s and q `[n, B]`."""
+    """Cross-entropy with soft labels: `-1/n sum_ij q_ij log softmax_j(s_ij)`, both `[n, B]`."""
     return -(labels * logits.log_softmax(1)).sum(1).mean()
 
 

@@ -101,7 +101,7 @@ def converged(scores: np.ndarray, chosen: int) -> bool | None:
 
 
 def curve(scores: np.ndarray) -> dict[str, list[float]]:
-    """Mean of each stopping step's scores `[steps, n]` and its standard error over pairs, rounded."""
+    """Mean and standard error over pairs of each stopping step's scores `[steps, n]`, rounded."""
     errors = (
         scores.std(1, ddof=1) / np.sqrt(scores.shape[1])
         if scores.shape[1] > 1

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from gera_lightning.config import Config, load
+from gera_lightning.config.merging import merge, parse_overrides
 from gera_lightning.data import splits
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import Modality, TrainingRows, digest, load_rows
@@ -186,9 +187,8 @@ class AlignmentDataModule(LightningDataModule):
             s if isinstance(s, EmbeddingStore) else EmbeddingStore(s) for s in (store_a, store_b)
         ]
         paths = {"data.a": str(stores[0].path), "data.b": str(stores[1].path)}
-        config = load(
-            {}, {**paths, "budgets": [budget], "methods": ["contrastive"], **(settings or {})}
-        )
+        base = merge(parse_overrides({**(settings or {}), **paths, "budgets": [budget]}))
+        config = load(base, {"methods": ["contrastive"]})
         rows, families = _draw_rows(stores[0], stores[1], config.common, budget, seed)
         self._take(rows, families, config.common, seed)
         if val_fold is not None:

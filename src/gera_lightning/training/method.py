@@ -114,7 +114,7 @@ class Method:
         return nn.ModuleDict({name: loss.make() for name, loss in self.losses.items()})
 
     def candidates(self) -> list[tuple[dict[str, float], Method]]:
-        """The methods that `tuning.grid` chooses among, each with its values; itself without one."""
+        """The methods that `tuning.grid` chooses among, with their values; itself without one."""
         return [(v, Method.from_config(config)) for v, config in combinations(self.config)]
 
 
@@ -138,7 +138,7 @@ def _weighted(spec: Mapping[str, Any], where: str) -> WeightedLoss:
 
 
 def _filters(config: Config, side: str) -> list[list[Filter]]:
-    """The choices of filters of a modality; none is one choice, to leave the features as they are."""
+    """The choices of filters of a modality; without any, one that leaves features as they are."""
     choices = []
     for number, specs in enumerate(config.filters.get(side) or [[]]):
         filters = []

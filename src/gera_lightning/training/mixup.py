@@ -16,7 +16,7 @@ from gera_lightning.utils.instantiate import register
 
 
 def mix(x: Tensor, partner: Tensor, share: float) -> Tensor:
-    """`share x_i + (1 - share) x_partner(i)`: rows `[B, D]`, partners `[B]`; not normalised again."""
+    """`share x_i + (1 - share) x_partner(i)` of rows `[B, D]`, partners `[B]`; not normalised."""
     return torch.lerp(x[partner], x, share)
 
 

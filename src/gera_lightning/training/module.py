@@ -175,9 +175,9 @@ class AlignmentModule(LightningModule):
         metric = RetrievalRanks(sync_on_compute=False)
         metric.update(ranks.flatten())
         found = metric.compute()
-        self.log("val/score", -ranks.log().mean().float(), rank_zero_only=True)
-        for name in ("r@10", "mrr"):
-            self.log(f"val/{name}", found[name].float(), rank_zero_only=True)
+        measures = {"score": -ranks.log().mean(), "r@10": found["r@10"], "mrr": found["mrr"]}
+        for name, value in measures.items():
+            self.log(f"val/{name}", value.float(), rank_zero_only=True, batch_size=len(batch.item))
 
     def shared_space(self) -> SharedSpace:
         """The maps as they stand, scored by cosine."""
@@ -196,7 +196,8 @@ class AlignmentModule(LightningModule):
         assert module.map_a is not None
         assert module.map_b is not None
         space = shared_space(training_set, module.map_a, module.map_b)
-        return Aligner(data.rows.a.preprocess, data.rows.b.preprocess, space, {"seed": self.seed})
+        about = {"dim_a": self.widths[0], "dim_b": self.widths[1], "seed": self.seed}
+        return Aligner(data.rows.a.preprocess, data.rows.b.preprocess, space, about)
 
     def project(self, batch: Batch) -> StepBatch:
         """A step's rows and their images: all rows of a modality go through its map together, each
@@ -226,7 +227,7 @@ class AlignmentModule(LightningModule):
         )
 
     def _mixed(self, batch: Batch) -> Batch:
-        """The batch with mixed pairs: the joined batch is mixed, and each process takes its share."""
+        """The batch with mixed pairs: the joined batch is mixed, each process takes its share."""
         mixup = self.method.mixup
         if mixup is None:
             return batch

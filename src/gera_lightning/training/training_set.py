@@ -83,7 +83,7 @@ class TrainingSet:
         ]
 
     def excluding(self, held: np.ndarray) -> TrainingSet:
-        """The task of a fold: pools without rows of the families that the pairs at `held` are of."""
+        """The training set of a fold: pools without rows of the families of the pairs at `held`."""
         number, sides = self.family_numbers, {}
         families = np.unique(number["pairs"][held])
         for side in "ab":

@@ -1,4 +1,4 @@
-"""Progress of many runs on a terminal, or as a line a run."""
+"""Progress of many runs on a terminal, or as a line per run."""
 
 from __future__ import annotations
 
