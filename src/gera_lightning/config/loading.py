@@ -249,8 +249,17 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
     """
     all_closed = all(config.closed_form is not None for config in methods.values())
     names = ", ".join(methods)
+    known = {name for config in methods.values() for name in config.losses}
     for word in words:
         key = next(iter(word))
+        losses = word.get("losses")
+        for loss in losses if isinstance(losses, Mapping) else ():
+            if loss not in known or (
+                losses[loss] is not None
+                and all(config.losses.get(loss) is None for config in methods.values())
+            ):
+                near = did_you_mean(loss, known)
+                raise UserError(f"losses.{loss}: none of the methods {names} has this loss{near}")
         for place in _unread(methods):
             if holds(word, place) and flat(word) != {place: None}:
                 raise UserError(
