@@ -20,8 +20,8 @@ from gera_lightning.utils.progress import no_progress
 
 @pytest.fixture
 def stream_of(tmp_path: Path) -> Callable[..., AlignmentDataModule]:
-    """`stream_of(rows, pairs=5, anchors=8, k=3)`: of a method with a geometric loss where there is a
-    `k`, and with one of unpaired rows where `unpaired` says how many.
+    """`stream_of(rows, pairs=5, anchors=8, k=3)`: with a geometric loss where there is a `k`, and
+    with one of unpaired rows where `unpaired` says how many.
     """
 
     def make(

@@ -61,7 +61,7 @@ def make(
 
 
 def slow_preprocess(x: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Normalise, centre by the mean of the normalised training rows, normalise again: row by row."""
+    """Normalise, centre by the normalised training rows' mean, normalise again: row by row."""
     mean = sum(row / np.sqrt((row**2).sum()) for row in train.astype(np.float64)) / len(train)
     out = [row / np.sqrt((row**2).sum()) - mean for row in x.astype(np.float64)]
     return np.array([row / np.sqrt((row**2).sum()) for row in out])
