@@ -81,7 +81,7 @@ def test_a_run_on_the_device_learns_what_one_on_the_cpu_learns(tmp_path, reposit
             "runs_dir": str(tmp_path / accelerator),
             "cache_dir": str(tmp_path / "cache"),
         }
-        [run] = plan(load("synthetic", words, folder=repository / "experiments"))
+        [run] = plan(load("synthetic", words))
         found[accelerator] = execute(run)["ab/r@10"]
     assert abs(found["gpu"] - found["cpu"]) < 0.05
 
@@ -99,7 +99,7 @@ def test_a_closed_form_on_the_device_is_that_of_the_cpu(tmp_path, repository, me
             "data.synthetic.items": 1500,
             "runs_dir": str(tmp_path / accelerator),
         }
-        [run] = plan(load("synthetic", words, folder=repository / "experiments"))
+        [run] = plan(load("synthetic", words))
         found[accelerator] = execute(run)
     assert abs(found["gpu"]["ab/r@10"] - found["cpu"]["ab/r@10"]) < 0.02
     assert set(found["gpu"]["chosen"]) == set(found["cpu"]["chosen"])
@@ -112,7 +112,7 @@ def test_an_export_by_the_device_is_that_of_the_cpu(tmp_path, repository):
         "data.synthetic.items": 1500,
         "runs_dir": str(tmp_path / "runs"),
     }
-    [run] = plan(load("synthetic", words, folder=repository / "experiments"))
+    [run] = plan(load("synthetic", words))
     execute(run)
     rows, told = {}, {}
     for accelerator in ("cpu", "gpu"):

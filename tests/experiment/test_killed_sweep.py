@@ -31,7 +31,8 @@ SETTINGS = {
     "batch": {"anchors": 4},
     "graph": {"k": 3},
     "tuning": {"folds": 2, "used_folds": 1, "max_trials": 2, "distractors": 10},
-    "trainer": {"max_steps": 60, "accelerator": "cpu", "checkpoint_every_n_steps": 10},
+    "trainer": {"max_steps": 60, "accelerator": "cpu"},
+    "checkpoint_every_n_steps": 10,
     "sweep": {"seeds": [0], "methods": ["ridge", "trained"]},
 }
 COMMAND = [sys.executable, "-m", "gera_lightning", "sweep", "tiny", "sweep.workers=2"]
@@ -81,9 +82,9 @@ def test_after_sigkill_the_same_command_finishes_what_was_left_and_that_alone(pr
     assert any(r.partial_folder.exists() for r in killed)
 
     screen = Console(file=StringIO(), width=200)
-    outcome = run_sweep(load("tiny", {}, sweep=True), ["tiny"], screen)
-    assert outcome is not None
-    assert len(outcome.results) == len(runs)
+    again = run_sweep(load("tiny", {}, sweep=True), ["tiny"], screen)
+    assert again is not None
+    assert len(again) == len(runs)
     assert all(r.finished for r in runs)
     assert {folder: marks(folder / "metrics.json") for folder in finished} == finished
     redone = {

@@ -24,8 +24,8 @@ FILES: dict[str, dict[str, Any]] = {
         "sweep": {"seeds": [0, 1], "methods": ["twin", "ridge"]},
     },
     "methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
-    "methods/geometric.yaml": {"closed_form": None},
-    "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
+    "methods/geometric.yaml": {"losses": {"geometric": "geometric"}},
+    "methods/twin.yaml": {},
     "methods/filtered.yaml": {
         "closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"},
         "filters": {
@@ -126,7 +126,7 @@ def test_impossible_extra_budgets_are_refused(experiment, extra, words):
 
 
 @pytest.mark.parametrize(
-    ("method", "reader"), [("geometric", "geometric loss"), ("filtered", "filters")]
+    ("method", "reader"), [("geometric", "losses.geometric"), ("filtered", "filters")]
 )
 def test_a_method_that_reads_unpaired_rows_is_refused_where_there_are_none(
     experiment, method, reader
@@ -166,7 +166,7 @@ def test_choices_of_filters_count_as_settings(experiment):
     with pytest.raises(
         UserError,
         match=(
-            r"filters: 2 combinations are tried, more than tuning\.settings=1: .*\(method"
+            r"filters: 2 combinations are tried, more than tuning\.max_trials=1: .*\(method"
             r" filtered\)"
         ),
     ):
@@ -179,7 +179,7 @@ def test_choices_of_filters_count_as_settings(experiment):
 def test_a_variant_is_its_preset_with_some_keys_changed(experiment):
     variants = {
         "plain_k4": {"of": "geometric", "graph.k": 4, "data.shared_pools": True},
-        "off": {"of": "geometric", "geometric_loss": None},
+        "off": {"of": "geometric", "losses": {"geometric": None}},
     }
     loaded = experiment(sweep=False, methods=["geometric", "twin", *variants], variants=variants)
     assert (loaded.methods["plain_k4"].graph.k, loaded.methods["geometric"].graph.k) == (4, 16)
@@ -297,7 +297,7 @@ def test_before_the_first_run_those_elsewhere_say_how_long_it_takes(experiment):
 def test_a_run_has_steps_for_the_least_passes_over_its_pairs(experiment):
     runs = {
         run.budget: run
-        for run in plan(experiment(trainer__min_epochs=3, batch__pairs=8))
+        for run in plan(experiment(batch__min_epochs=3, batch__pairs=8))
         if run.method == "twin"
     }
     assert {budget: run.config.trainer.max_steps for budget, run in runs.items()} == {
@@ -314,14 +314,14 @@ def test_where_the_steps_are_enough_already_a_run_is_the_same(experiment):
             if run.method == "twin"
         }
 
-    plain, longer, named = hashes(), hashes(trainer__min_epochs=2), hashes(trainer__max_steps=4)
+    plain, longer, named = hashes(), hashes(batch__min_epochs=2), hashes(trainer__max_steps=4)
     assert longer[10] == plain[10]
     assert longer[20] == named[20] != plain[20]
 
 
 def test_passes_below_none_are_refused(experiment):
-    with pytest.raises(UserError, match=r"trainer\.min_epochs=-1 must be at least 0"):
-        experiment(trainer__min_epochs=-1)
+    with pytest.raises(UserError, match=r"batch\.min_epochs=-1 must be at least 0"):
+        experiment(batch__min_epochs=-1)
 
 
 def test_test_items_of_one_store_alone_are_refused_before_anything_runs(

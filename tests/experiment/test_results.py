@@ -176,5 +176,5 @@ def test_a_run_that_another_process_is_replacing_is_passed_over(folder, monkeypa
 def test_a_damaged_record_is_named(folder, text):
     add(folder)
     (folder / "m" / "b10-s0-h0" / "metrics.json").write_text(text)
-    with pytest.raises(UserError, match=r"m/b10-s0-h0/metrics\.json: is no result"):
+    with pytest.raises(UserError, match=r"m/b10-s0-h0/metrics\.json is no result"):
         load_sweep(folder)

@@ -253,8 +253,7 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
     for word in words:
         key = next(iter(word))
         for loss, value in (word.get("losses") or {}).items():
-            absent = all(config.losses.get(loss) is None for config in methods.values())
-            if loss not in known or (absent and value is not None):
+            if loss not in known and value is not None:  # null takes one out
                 near = did_you_mean(loss, known)
                 raise UserError(f"losses.{loss}: none of the methods {names} has this loss{near}")
         for place in _unread(methods):
@@ -274,7 +273,7 @@ def _unread(methods: Mapping[str, Config]) -> list[str]:
     """Places that no method has or reads: parts, losses, and settings for what no loss requires."""
     configs = list(methods.values())
     places = [key for key in PARTS if all(getattr(config, key) is None for config in configs)]
-    losses = [spec for config in configs for spec in config.losses.values() if spec is not None]
+    losses = [spec for config in configs for spec in config.losses.values()]
     required = {
         need
         for spec in losses

@@ -127,9 +127,8 @@ def check_parts(config: Config) -> None:
         if getattr(config, key) is not None:
             check_part(getattr(config, key), key, runtime)
     for name, spec in config.losses.items():
-        if spec is not None:
-            arguments = {key: value for key, value in spec.items() if key != "weight"}
-            check_part(arguments, f"losses.{name}")
+        arguments = {key: value for key, value in spec.items() if key != "weight"}
+        check_part(arguments, f"losses.{name}")
 
 
 def typed(values: dict[str, Any], where: str) -> Config:
@@ -140,6 +139,8 @@ def typed(values: dict[str, Any], where: str) -> Config:
     """
     values = with_part_defaults(name_parts(_with_trainer_flags(values)))
     _check_keys(Config, values, "")
+    if "losses" in values:  # null takes one out
+        values["losses"] = {n: spec for n, spec in values["losses"].items() if spec is not None}
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(values))
         assert isinstance(merged, DictConfig)

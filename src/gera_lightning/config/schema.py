@@ -399,8 +399,7 @@ class Config:
         _at_least("", 0, seeds=min(self.seeds))
         _at_least("", 1, dim=self.dim, checkpoint_every_n_steps=self.checkpoint_every_n_steps)
         for name, spec in self.losses.items():
-            weight = {} if spec is None else {f"losses.{name}.weight": spec.get("weight", 1)}
-            _at_least("", 0, **weight)
+            _at_least("", 0, **{f"losses.{name}.weight": spec.get("weight", 1)})
         for side, choices in self.filters.items():
             check_one_of("filters: modality", side, ("a", "b"))
             if not isinstance(choices, list) or not all(isinstance(c, list) for c in choices):

@@ -67,14 +67,13 @@ class Method:
             UserError: naming the part that is refused, and what it refuses.
         """
         trained = config.closed_form is None
-        given = {name: spec for name, spec in config.losses.items() if spec is not None}
         return cls(
             config=config,
             filters={side: _filters(config, side) for side in "ab"},
             closed_form=_closed_form(config.closed_form, "closed_form"),
             init=_closed_form(config.init, "init") if trained else None,
             head=Factory.of(config.head, "head", PARTS["head"]),
-            losses={n: _weighted(spec, f"losses.{n}") for n, spec in given.items() if trained},
+            losses={n: _weighted(s, f"losses.{n}") for n, s in config.losses.items() if trained},
             mixup=None if config.mixup is None or not trained else build(config.mixup, "mixup"),
             optimizer=Factory.of(config.optimizer, "optimizer"),
             correction=None

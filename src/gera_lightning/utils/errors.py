@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
+NOT_GIVEN = object()
+"""Stands for a mistake that is about no value."""
+
+
 class UserError(Exception):
     """A mistake in what the user gave: the message says what is wrong, where, and what to do.
 
@@ -28,10 +32,10 @@ class UserError(Exception):
     """
 
     def __init__(
-        self, problem: str, *, key: str = "", value: object = None, remedy: str = ""
+        self, problem: str, *, key: str = "", value: object = NOT_GIVEN, remedy: str = ""
     ) -> None:
         self.problem, self.key, self.value, self.remedy = problem, key, value, remedy
-        given = key if value is None else f"{key}={value!r}"
+        given = key if value is NOT_GIVEN else f"{key}={value!r}"
         super().__init__(
             " ".join(filter(None, (given, problem))) + (f": {remedy}" if remedy else "")
         )
