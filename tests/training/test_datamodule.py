@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gera_lightning.data.splits import Sample, draw, split_items
+from gera_lightning.data.splits import Sample, sample_pairs, split_items
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import Modality, TrainingRows, load_modality, load_rows
 from gera_lightning.training import datamodule
@@ -36,7 +35,9 @@ def stores(make_store: Callable[..., EmbeddingStore]) -> tuple[EmbeddingStore, E
 @pytest.fixture
 def drawn(stores: tuple[EmbeddingStore, EmbeddingStore]) -> Sample:
     tables = [store.rows for store in stores]
-    return draw(*tables, split_items(*tables), budget=BUDGET, reserved_pairs=RESERVE, seed=0)
+    return sample_pairs(
+        *tables, split_items(*tables), budget=BUDGET, reserved_pairs=RESERVE, seed=0
+    )
 
 
 @pytest.fixture
@@ -45,18 +46,13 @@ def rows(stores: tuple[EmbeddingStore, EmbeddingStore], drawn: Sample) -> Traini
 
 
 @pytest.fixture
-def make(rows: TrainingRows, tmp_path: Path) -> Callable[..., AlignmentDataModule]:
+def make(
+    rows: TrainingRows, stream_of: Callable[..., AlignmentDataModule]
+) -> Callable[..., AlignmentDataModule]:
     """A data module that is set up, of small steps unless told otherwise."""
 
     def build(**settings_: Any) -> AlignmentDataModule:
-        defaults = {
-            "pairs_per_step": 5,
-            "anchors_per_step": 8,
-            "k": K,
-            "max_steps": 12,
-            "cache_dir": tmp_path / "cache",
-        }
-        data = AlignmentDataModule(rows, **{**defaults, **settings_})
+        data = stream_of(rows, **settings_)
         data.prepare_data()
         data.setup()
         return data
@@ -65,7 +61,7 @@ def make(rows: TrainingRows, tmp_path: Path) -> Callable[..., AlignmentDataModul
 
 
 def slow_preprocess(x: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Normalise, centre by the mean of the normalised training rows, normalise again: row by row."""
+    """Normalise, centre by the normalised training rows' mean, normalise again: row by row."""
     mean = sum(row / np.sqrt((row**2).sum()) for row in train.astype(np.float64)) / len(train)
     out = [row / np.sqrt((row**2).sum()) - mean for row in x.astype(np.float64)]
     return np.array([row / np.sqrt((row**2).sum()) for row in out])
@@ -108,7 +104,7 @@ def test_without_centring_rows_are_normalised_only(stores, drawn):
     )
 
 
-def test_test_rows_leave_no_trace(stores, drawn, rows, make, make_store, tmp_path):
+def test_test_rows_leave_no_trace(stores, drawn, rows, make, make_store, stream_of, tmp_path):
     """Change every test row: what training sees stays the same to the bit, neighbours too."""
     changed = []
     for name, store in zip("ab", stores, strict=True):
@@ -122,9 +118,7 @@ def test_test_rows_leave_no_trace(stores, drawn, rows, make, make_store, tmp_pat
             )
         )
     again = load_rows(*changed, drawn)
-    other = AlignmentDataModule(
-        again, pairs_per_step=5, anchors_per_step=8, k=K, cache_dir=tmp_path / "other"
-    )
+    other = stream_of(again, cache_dir=tmp_path / "other")
     other.setup()
     data = make()
     for step in range(4):
@@ -173,7 +167,7 @@ def test_a_stream_is_shuffled_epochs_end_to_end(count, size, seed, data):
         assert sorted(flat[start : start + count]) == list(
             range(count)
         )  # every epoch holds each position once
-    asked = data.sample_pairs(st.permutations(range(2 * count)))[:5]
+    asked = data.draw(st.permutations(range(2 * count)))[:5]
     other = RowStream(count, size, seed, 10)
     assert [other[step].tolist() for step in asked] == [
         steps[step] for step in asked
@@ -227,7 +221,7 @@ def test_a_step_depends_on_seed_and_step_alone(make):
 
 
 @pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 2), (2, 3)])
-@pytest.mark.parametrize("init", [0, 5])
+@pytest.mark.parametrize("start", [0, 5])
 def test_going_on_at_a_step_gives_the_rest_of_the_stream(make, monkeypatch, rank, size, start):
     monkeypatch.setattr(datamodule, "world", lambda: (rank, size))
     whole = make()
@@ -249,9 +243,9 @@ def test_going_on_at_a_step_gives_the_rest_of_the_stream(make, monkeypatch, rank
 
 
 def test_an_epoch_sees_every_pair_and_every_anchor_once(make):
-    data = make(pairs_per_step=1, anchors_per_step=5)
+    data = make(pairs=2, anchors=5)
     pairs = np.concatenate([data.step_rows(step).pairs for step in range(BUDGET)])
-    assert sorted(pairs) == list(range(BUDGET))
+    assert sorted(pairs) == sorted([*range(BUDGET)] * 2)  # two epochs of steps of two
     pool = len(data.rows.b.pool)
     assert pool % 5 == 0
     anchors = []
@@ -262,7 +256,7 @@ def test_an_epoch_sees_every_pair_and_every_anchor_once(make):
 
 
 def test_a_small_budget_is_seen_whole_each_step(make):
-    data = make(pairs_per_step=256, anchors_per_step=256)
+    data = make(pairs=256, anchors=256)
     batch = data.gather(data.step_rows(3))
     assert batch.count == BUDGET
     assert torch.equal(batch.x_a, data.rows.a.pairs)
@@ -272,7 +266,7 @@ def test_a_small_budget_is_seen_whole_each_step(make):
 
 def test_chosen_positions_are_the_only_pairs(make):
     positions = np.array([2, 3, 5, 7, 11])
-    data = make(positions=positions, pairs_per_step=2)
+    data = make(positions=positions, pairs=2)
     seen = np.concatenate([data.step_rows(step).pairs for step in range(5)])
     assert sorted(seen) == sorted([*positions, *positions])
     step = data.step_rows(0)
@@ -312,7 +306,7 @@ def test_patches_are_anchors_with_their_nearest_rows(make, side, paired):
 def test_paired_rows_are_anchors_only_when_asked(make):
     """No point of the pool has the coordinates of a paired row."""
     for paired, expected in ((False, False), (True, True)):
-        data = make(paired_anchors=paired, anchors_per_step=256)
+        data = make(paired_anchors=paired, anchors=256)
         points = data.gather(data.step_rows(0)).patches_a.points
         found = (points.unsqueeze(1) == data.rows.a.pairs).all(-1).any(0)
         assert found.all() if expected else not found.any()
@@ -321,7 +315,7 @@ def test_paired_rows_are_anchors_only_when_asked(make):
 def test_held_out_pairs_are_no_anchors_of_a_training_on_the_others(make):
     """Nor do two trainings on other pairs share a graph."""
     for kept in (np.arange(0, BUDGET, 2), np.arange(1, BUDGET, 2)):
-        data = make(paired_anchors=True, anchors_per_step=256, positions=kept)
+        data = make(paired_anchors=True, anchors=256, positions=kept)
         points = data.gather(data.step_rows(0)).patches_a.points
         found = (points.unsqueeze(1) == data.rows.a.pairs).all(-1).any(0)
         assert np.flatnonzero(found).tolist() == kept.tolist()
@@ -329,7 +323,7 @@ def test_held_out_pairs_are_no_anchors_of_a_training_on_the_others(make):
 
 
 def test_the_copy_of_the_rows_goes_when_training_ends(make):
-    data = make(unpaired_per_step=4)
+    data = make(unpaired=4)
     batch = data.gather(data.step_rows(0))
     assert data._resident is not None
     data.teardown("fit")
@@ -348,27 +342,22 @@ def test_without_a_geometric_loss_no_graph_is_built(make, tmp_path):
 
 def test_graphs_are_kept_and_told_apart(make, tmp_path):
     make()
-    first = set((tmp_path / "cache").glob("*.safetensors"))
+    first = set((tmp_path / "cache" / "knn").glob("*.safetensors"))
     assert len(first) == 2
     make(seed=9)  # the same rows
-    assert set((tmp_path / "cache").glob("*.safetensors")) == first
+    assert set((tmp_path / "cache" / "knn").glob("*.safetensors")) == first
     make(paired_anchors=True)
     make(k=K + 1)
-    assert len(set((tmp_path / "cache").glob("*.safetensors"))) == 6
+    assert len(set((tmp_path / "cache" / "knn").glob("*.safetensors"))) == 6
 
 
 @pytest.mark.parametrize("size", [0, 1])
 @pytest.mark.parametrize("side", ["a", "b"])
-def test_a_pool_too_small_for_patches_is_refused(rows, tmp_path, side, size):
+def test_a_pool_too_small_for_patches_is_refused(rows, stream_of, side, size):
     other = {key: getattr(rows, key) for key in "ab"}
     other[side] = other[side].pool_subset(np.arange(len(other[side].pool)) < size)
     small = TrainingRows(other["a"], other["b"], rows.items)
-    with pytest.raises(
-        UserError,
-        match=(
-            rf"modality {side} has {size} unpaired rows.*lower data\.reserve.*geometric_loss=null"
-        ),
-    ):
-        AlignmentDataModule(small, cache_dir=tmp_path)
-    AlignmentDataModule(small, k=None, cache_dir=tmp_path)
-    AlignmentDataModule(small, paired_anchors=True, cache_dir=tmp_path)
+    with pytest.raises(UserError, match=rf"modality {side} has {size} unpaired rows"):
+        stream_of(small)
+    stream_of(small, k=None)
+    stream_of(small, paired_anchors=True)

@@ -14,6 +14,7 @@ import runpy
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,38 +29,34 @@ from torch import Tensor
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.base import FitData
 from gera_lightning.aligners.cca import CCA
-from gera_lightning.config import Config, combinations, config_hash, identity, load
+from gera_lightning.config import combinations, load
+from gera_lightning.config.merging import typed
 from gera_lightning.data.training_rows import Modality, TrainingRows
 from gera_lightning.experiment.runner import plan, run_experiment
-from gera_lightning.losses.base import UnpairedLoss
-from gera_lightning.losses.contrastive import CLIPLoss, SigLIPLoss
-from gera_lightning.losses.pseudo_labels import CaptionLoss
-from gera_lightning.losses.structure import StructureLoss
 from gera_lightning.losses.transport import TransportLoss
-from gera_lightning.models.maps import ResidualMLP
 from gera_lightning.models.preprocessing import Preprocessing
-from gera_lightning.training.build import WarmStart, build_module
 from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.fit_trained import stopping_steps
-from gera_lightning.training.mixup import FuseMix
+from gera_lightning.training.method import Method
 from gera_lightning.training.module import AlignmentModule
-from gera_lightning.training.preflight import check
 from gera_lightning.training.training_set import TrainingSet
+from gera_lightning.training.warm_start import WarmStart
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import build
+from gera_lightning.utils.progress import no_progress
 
-METHODS = Path(__file__).parents[2] / "experiments" / "methods"
+METHODS = Path(__file__).parents[2] / "src" / "gera_lightning" / "config" / "presets"
 TERMS = {
     "contrastive_linear": {"pair"},
     "contrastive_siglip": {"pair"},
     "fusemix": {"pair"},
     "contrastive_mlp": {"pair"},
     "contrastive_linear_ridge": {"pair"},
-    "gera_plain": {"pair", "geometric_a", "geometric_b"},
-    "gera_linear": {"pair", "geometric_a", "geometric_b"},
-    "gera_linear_ridge": {"pair", "geometric_a", "geometric_b"},
-    "gera_mlp": {"pair", "geometric_a", "geometric_b"},
+    "gera_plain": {"pair", "geometric"},
+    "gera_linear": {"pair", "geometric"},
+    "gera_linear_ridge": {"pair", "geometric"},
+    "gera_mlp": {"pair", "geometric"},
     "structure": {"pair", "structure"},
     "structure_pairs": {"pair", "structure"},
     "sotalign": {"pair", "transport"},
@@ -109,7 +106,6 @@ CASES = {
     "more processes than rows": Case("structure", {"temperature": 0.3}, pairs=2, unpaired=2),
 }
 STEPS = (0, 3)
-LOSSES = {"structure": StructureLoss, "captions": CaptionLoss}
 
 
 def training_rows() -> TrainingRows:
@@ -133,36 +129,45 @@ def training_rows() -> TrainingRows:
     return TrainingRows(modality(6, 30, 0), modality(5, 8, 1), np.array(list("abcdefghab")))
 
 
-def loss_of(case: Case, rows: TrainingRows) -> UnpairedLoss | None:
-    if case.loss != "transport":
-        return None if case.loss is None else LOSSES[case.loss](**(case.settings or {}))
+def method_of(case: Case) -> Method:
+    losses: dict[str, Any] = {
+        "pair": {"class": "clip", "temperature": 0.2} if case.pair_loss == "clip" else "siglip"
+    }
+    if case.loss is not None:
+        teacher = {"teacher": {"class": "cca"}} if case.loss == "transport" else {}
+        losses[case.loss] = {"class": case.loss, "weight": 3.0, **teacher, **(case.settings or {})}
+    settings = {
+        "losses": losses,
+        "head": {"class": "residual_mlp", "hidden": 4},
+        "dim": 3,
+        "batch": {"pairs": case.pairs, "unpaired": case.unpaired},
+        "trainer": {"log_every_n_steps": 1},
+        "mixup": "fusemix" if case.mixup else None,
+    }
+    return Method.from_config(typed(settings, "a case"))
+
+
+def fit_teacher(form: CCA, rows: TrainingRows) -> Any:
+    """A teacher in its one setting, without folds."""
     samples = FitData(rows.a.pairs, rows.b.pairs, rows.a.pool, rows.b.pool)
-    return TransportLoss(CCA(), **(case.settings or {})).taught(
-        *next(CCA().candidates(samples, [{"penalty": 1.0, "share": 1.0}]))
-    )
+    return next(form.candidates(samples, [{"penalty": 1.0, "share": 1.0}]))
 
 
 def one_step(case: Case, step: int, rank: int = 0, size: int = 1) -> dict[str, Tensor]:
     """Losses and parameter gradients of a step; gradients averaged over processes, as DDP does."""
-    rows = training_rows()
-    loss = loss_of(case, rows)
-    reads = case.unpaired if loss is not None and loss.reads_unpaired else None
-    data = AlignmentDataModule(rows, pairs_per_step=case.pairs, k=None, unpaired_per_step=reads)
+    rows, method = training_rows(), method_of(case)
+    training_set = TrainingSet(method, rows, pd.Series(dtype=object), 0, Path(), no_progress)
+    data = AlignmentDataModule.of_training_set(training_set, np.arange(10), 9)
     data.setup("fit")
-    heads = [
-        ResidualMLP(d, 3, hidden=4, generator=torch.Generator().manual_seed(d)) for d in (6, 5)
-    ]
-    for head in heads:
+    module = AlignmentModule.of_method(method, 0)
+    random_start = SimpleNamespace(
+        linear=lambda: ({"a": None, "b": None}, 3),
+        fit_closed_form=lambda form: fit_teacher(form, rows),
+    )
+    module.start(data, random_start)  # type: ignore[arg-type]
+    module.double()
+    for head in (module.map_a, module.map_b):
         torch.nn.init.normal_(head.outer, generator=torch.Generator().manual_seed(9))
-    module = AlignmentModule(
-        *heads,
-        CLIPLoss(0.2) if case.pair_loss == "clip" else SigLIPLoss(),
-        unpaired_loss=loss,
-        unpaired_weight=3.0,
-        mixup=FuseMix() if case.mixup else None,
-        optimizer=torch.optim.SGD,
-        schedule_steps=1,
-    ).double()
     logged: dict[str, Tensor] = {}
     module.log = lambda name, value, **_: logged.update({name: value.double()})  # type: ignore[method-assign]
     module.training_step(data.gather(data.step_rows(step, rank, size)), 0).backward()
@@ -227,7 +232,7 @@ SMALL = {
     },
     "budgets": [12],
     "methods": ["contrastive", *TERMS, *CLOSED],
-    "head": {"class": "gera_lightning.models.maps.ResidualMLP", "hidden": 8},
+    "head": {"class": "residual_mlp", "hidden": 8},
     "dim": 4,
     "batch": {"pairs": 7, "unpaired": 9},
     "graph": {"k": 3},
@@ -285,10 +290,11 @@ def two(experiment: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shortened(preset: dict[str, Any]) -> dict[str, Any]:
     """A preset of three steps, its warm-up within them."""
-    loss = preset.get("unpaired_loss")
-    if loss and "warmup" in loss:
-        preset["unpaired_loss"] = {**loss, "warmup": 2}
-    return {**preset, "trainer": {**preset.get("trainer", {}), "max_steps": 3, "min_epochs": 0}}
+    for name, loss in preset.get("losses", {}).items():
+        if isinstance(loss, dict) and "warmup" in loss:
+            preset["losses"][name] = {**loss, "warmup": 2}
+    batch = {**preset.get("batch", {}), "min_epochs": 0}
+    return {**preset, "batch": batch, "trainer": {**preset.get("trainer", {}), "max_steps": 3}}
 
 
 def weights(runs: Path, method: str) -> dict[str, Tensor]:
@@ -309,7 +315,7 @@ def test_each_preset_trains_and_logs_its_terms(runs, method):
     first, second = (
         float(value) for value in values
     )  # the package's YAML reads 1e-3 as a number, this one as a word
-    assert (row["settings"], set(row["chosen"])) == (2, {"steps", key})
+    assert (row["n_trials"], set(row["chosen"])) == (2, {"steps", key})
     assert row["chosen"][key] in (first, second)
     events = EventAccumulator(str(folder / "tuning" / "fold0-choice0")).Reload()
     names = {
@@ -317,9 +323,13 @@ def test_each_preset_trains_and_logs_its_terms(runs, method):
     }
     assert names == TERMS[method] | {"total"}
     values = {name: [event.value for event in events.Scalars(f"loss/{name}")] for name in names}
-    weight = first if key.endswith("_weight") else preset.get("unpaired_weight", 1)
+    weights = {
+        name: loss.get("weight", 1) if isinstance(loss, dict) else 1
+        for name, loss in preset["losses"].items()
+    }
+    weights |= {key.split(".")[1]: first} if key.endswith(".weight") else {}
     for number, total in enumerate(values["total"]):
-        terms = [values[name][number] * (1 if name == "pair" else weight) for name in TERMS[method]]
+        terms = [values[name][number] * weights[name] for name in TERMS[method]]
         assert total == pytest.approx(sum(terms), rel=1e-5)
     assert len(values["total"]) == 3
 
@@ -343,7 +353,7 @@ def test_each_term_moves_the_maps_of_its_twin(runs, method, twin):
 def test_each_closed_preset_is_fitted_tuned_and_saved(runs, method, tuned):
     [folder] = (runs / method).iterdir()
     row = json.loads((folder / "metrics.json").read_text())
-    assert (row["steps"], row["settings"], row["converged"]) == (0, 2, None)
+    assert (row["steps"], row["n_trials"], row["converged"]) == (0, 2, None)
     assert set(row["chosen"]) == {"penalty", tuned}
     aligner = Aligner.load(folder / "aligner")
     scores = aligner.score(np.eye(6, dtype=np.float32), np.eye(6, 5, dtype=np.float32))
@@ -353,7 +363,8 @@ def test_each_closed_preset_is_fitted_tuned_and_saved(runs, method, tuned):
 
 
 @pytest.mark.parametrize("method", sorted({*TERMS, *TWINS.values(), *CLOSED}))
-def test_a_preset_says_which_values_are_ours_and_tunes_as_many_as_every_other(experiment, method):
+def test_a_preset_says_which_values_are_ours_and_tunes_as_many_as_every_other(monkeypatch, method):
+    monkeypatch.setattr("gera_lightning.config.loading.SHIPPED", METHODS.parent)
     head = " ".join(
         line.removeprefix("# ")
         for line in (METHODS / f"{method}.yaml").read_text().splitlines()
@@ -362,7 +373,7 @@ def test_a_preset_says_which_values_are_ours_and_tunes_as_many_as_every_other(ex
     assert any(
         words in head for words in ("Ours:", "ours.", "All values ours", "Our values", "which ours")
     )
-    config = load("speech_text", {"methods": [method]}, folder=METHODS.parent).methods[method]
+    config = load({}, {"methods": [method]}).methods[method]
     if method in CLOSED:
         method_settings = build(config.closed_form, "closed_form").settings(
             config.tuning.max_trials, 100
@@ -435,145 +446,101 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
         return fitted(self, samples, settings)
 
     monkeypatch.setattr(CCA, "candidates", watched)
-    config = Config(
-        geometric_loss=None, unpaired_loss={"class": TRANSPORT, "teacher": {"class": CCA_CLASS}}
-    )
-    config.tuning.folds, config.trainer.accelerator = 2, "cpu"
+    settings = {
+        "losses": {
+            "pair": "clip",
+            "transport": {"class": "transport", "teacher": {"class": "cca"}},
+        },
+        "batch": {"unpaired": 9},
+        "tuning": {"folds": 2},
+        "trainer": {"accelerator": "cpu"},
+    }
+    method = Method.from_config(typed(settings, "a test"))
     positions = np.array([1, 2, 4, 5, 6, 7])
     items = sorted({*rows.items, *rows.a.pool_items, *rows.b.pool_items})
     families = pd.Series(items, index=items)
-    data = AlignmentDataModule(rows, positions=positions, k=None, unpaired_per_step=9)
+    task = TrainingSet(method, rows, families, 0, tmp_path, no_progress)
+    data = AlignmentDataModule.of_training_set(task, positions, 9)
     data.setup("fit")
-    task = TrainingSet(config, rows, families, 0, tmp_path, lambda *_: None)
-    module = build_module(task, data, WarmStart(task, positions))
+    module = AlignmentModule.of_method(method, 0)
+    module.start(data, WarmStart(task, positions))
     trained_on = {tuple(row) for row in rows.a.pairs[positions].tolist()}
     assert all({tuple(row) for row in x.tolist()} <= trained_on for x in seen)
     assert len(seen) == 3  # both folds, then all
     assert torch.equal(seen[-1], rows.a.pairs[positions])
-    assert isinstance(module.unpaired_loss, TransportLoss)
-    assert module.unpaired_loss.maps is not None
-    kept = module.configure_optimizers()["optimizer"].param_groups
-    assert not {id(p) for p in module.unpaired_loss.parameters()} & {
-        id(p) for group in kept for p in group["params"]
-    }
+    loss = module.losses["transport"]
+    assert isinstance(loss, TransportLoss)
+    assert len(loss.teacher_maps) == 2
+    assert not list(loss.parameters())  # the teacher is no part of what is trained or saved
 
 
 def test_a_part_inside_a_part_is_checked_and_built():
     loss = build(
-        {"class": TRANSPORT, "teacher": {"class": CCA_CLASS, "similarity": "csa"}}, "unpaired_loss"
+        {"class": "transport", "teacher": {"class": "cca", "similarity": "csa"}}, "losses.x"
     )
     assert loss.teacher == CCA("csa")
     for teacher, words in (
-        (
-            {"class": CCA_CLASS, "similarities": "csa"},
-            ["unpaired_loss.teacher.similarities", "did you mean 'similarity'"],
-        ),
-        ({"class": CCA + "s"}, ["unpaired_loss.teacher.class", "did you mean 'CCA'"]),
-        ({"class": CCA, "smallest": -1.0}, ["unpaired_loss.teacher", "smallest=-1.0"]),
-        ({"similarity": "csa"}, ["unpaired_loss", "teacher={", "no closed form", "teacher.class="]),
+        ({"class": "cca", "similarities": "csa"}, "losses.x.teacher.similarities"),
+        ({"class": "ccas"}, "did you mean 'cca'"),
+        ({"class": "cca", "smallest": -1.0}, "losses.x.teacher"),
     ):
-        with pytest.raises(UserError) as caught:
-            build({"class": TRANSPORT, "teacher": teacher}, "unpaired_loss")
-        assert all(word in str(caught.value) for word in words), caught.value
+        with pytest.raises(UserError, match=words):
+            build({"class": "transport", "teacher": teacher}, "losses.x")
 
 
 # ---- settings ----
-
-
-def test_runs_without_a_peers_section_are_the_runs_they_were(experiment):
-    plain = load(experiment, ["methods=[contrastive]"]).methods["contrastive"]
-    assert not {"mixup", "unpaired_loss", "unpaired_weight"} & set(identity(plain))
-    assert "unpaired" not in identity(plain)["batch"]
-    for changes in ({"unpaired_weight": 5.0}, {"batch.unpaired": 99}):
-        with_peer = load(experiment, {"methods": ["contrastive", "sotalign"], **changes}).methods
-        assert config_hash(with_peer["contrastive"]) == config_hash(plain)
-        assert config_hash(with_peer["sotalign"]) != config_hash(
-            load(experiment).methods["sotalign"]
-        )
 
 
 def test_an_argument_reaches_the_methods_that_have_the_part(experiment):
     words = [
         "methods=[contrastive,fusemix,sotalign]",
         "mixup.alpha=0.3",
-        "unpaired_loss.teacher.score=csa",
-        "unpaired_loss.eps=0.1",
+        "losses.transport.teacher.similarity=csa",
+        "losses.transport.eps=0.1",
     ]
     methods = load(experiment, words).methods
-    assert methods["fusemix"].mixup == {
-        "class": "gera_lightning.training.mixup.FuseMix",
-        "alpha": 0.3,
-    }
-    assert methods["sotalign"].unpaired_loss == {
-        "class": TRANSPORT,
+    assert methods["fusemix"].mixup == {"class": "fusemix", "alpha": 0.3}
+    teacher = {"class": "cca", "similarity": "csa"}
+    assert methods["sotalign"].losses["transport"] == {
+        "class": "transport",
         "eps": 0.1,
-        "teacher": {"class": CCA_CLASS, "similarity": "csa"},
+        "teacher": teacher,
     }
-    assert (
-        methods["contrastive"].mixup
-        is methods["contrastive"].unpaired_loss
-        is methods["sotalign"].mixup
-        is None
-    )
-    mixed = load(
-        experiment, ["methods=[contrastive]", "mixup.class=gera_lightning.training.mixup.FuseMix"]
-    ).methods["contrastive"]
-    assert mixed.mixup == {"class": "gera_lightning.training.mixup.FuseMix"}
+    assert methods["contrastive"].mixup is methods["sotalign"].mixup is None
+    assert set(methods["contrastive"].losses) == {"pair"}
+    mixed = load(experiment, ["methods=[contrastive]", "mixup=fusemix"]).methods["contrastive"]
+    assert mixed.mixup == {"class": "fusemix"}
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mixup.alpha=1"], "mixup: none of the methods contrastive has this section"),
-        (
-            ["unpaired_loss.eps=1"],
-            "unpaired_loss: none of the methods contrastive has this section",
-        ),
-        (
-            ["unpaired_weight=2"],
-            "unpaired_weight: none of the methods contrastive has a section unpaired_loss",
-        ),
-        (
-            ["batch.unpaired=5"],
-            "batch.unpaired: none of the methods contrastive has a section unpaired_loss",
-        ),
-        (
-            ["geometric_weight=5"],
-            "geometric_weight: none of the methods contrastive has a section geometric_loss",
-        ),
-        (["graph.k=9"], "graph: none of the methods contrastive has a section geometric_loss"),
-        (
-            ["batch.anchors=9"],
-            "batch.anchors: none of the methods contrastive has a section geometric_loss",
-        ),
+        (["mixup.alpha=1"], "mixup: none of the methods contrastive"),
+        (["losses.transport.eps=1"], "losses.transport: none of the methods contrastive"),
+        (["losses.geometric.weight=5"], "losses.geometric: none of the methods contrastive"),
+        (["losses.pairs.temperature=1"], "did you mean 'pair'"),
+        (["batch.unpaired=5"], "batch.unpaired: none of the methods contrastive"),
+        (["graph.k=9"], "graph: none of the methods contrastive"),
+        (["batch.anchors=9"], "batch.anchors: none of the methods contrastive"),
         (["batch.unpaired=1"], "batch.unpaired=1 must be at least 2"),
-        (["unpaired_weight=-1"], "unpaired_weight=-1.0 must be at least 0"),
+        (["losses.pair.weight=-1"], "losses.pair.weight=-1 must be at least 0"),
     ],
 )
-def test_a_mistake_names_key_value_and_remedy(experiment, words, message):
+def test_a_mistake_names_what_it_is_about(experiment, words, message):
     with pytest.raises(UserError) as caught:
         load(experiment, ["methods=[contrastive]", *words])
     assert message in str(caught.value)
 
 
-def test_a_loss_of_another_kind_is_refused_before_anything_runs(experiment):
-    settings = load(
-        experiment,
-        {
-            "methods": ["sclip"],
-            "unpaired_loss": {"class": "gera_lightning.losses.contrastive.CLIPLoss"},
-        },
-    )
-    with pytest.raises(
-        UserError, match=r"unpaired_loss.class='.*CLIPLoss' is no loss of a step.*UnpairedLoss"
-    ):
-        check(settings.methods["sclip"])
+def test_what_is_no_loss_is_refused_before_anything_runs(experiment):
+    words = {"methods": ["contrastive"], "losses.pair": {"class": "torch.nn.Identity"}}
+    with pytest.raises(UserError) as caught:
+        Method.from_config(load(experiment, words).methods["contrastive"])
+    assert caught.value.key == "losses.pair"
 
 
 def test_pools_that_are_empty_are_refused_before_anything_runs(experiment, tmp_path):
     words = {"cache_dir": str(tmp_path), "runs_dir": str(tmp_path), "data.reserved_pairs": 92}
-    with pytest.raises(
-        UserError, match=r"data.reserved_pairs=92.*unpaired_loss of structure.*lower it"
-    ):
+    with pytest.raises(UserError, match=r"data.reserved_pairs=92.*losses.structure of structure"):
         plan(load(experiment, {**words, "methods": ["structure"]}))
     assert plan(load(experiment, {**words, "methods": ["structure_pairs"]}))  # reads no pool

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from gera_lightning.aligners import Aligner
 from gera_lightning.aligners.ridge import ridge_path
-from gera_lightning.config import Config, Experiment, load
+from gera_lightning.config import Experiment, load
+from gera_lightning.config.merging import typed
 from gera_lightning.data import splits
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import load_rows
@@ -32,17 +33,18 @@ from gera_lightning.experiment.plan import plan
 from gera_lightning.experiment.run import Run, execute
 from gera_lightning.experiment.runner import run_experiment
 from gera_lightning.report.outcome import summarize
-from gera_lightning.training import build, cross_validation, datamodule, fit_trained
-from gera_lightning.training.build import WarmStart, build_module, data_module
+from gera_lightning.training import callbacks, cross_validation, datamodule, fit_trained, warm_start
 from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.fit import fit
 from gera_lightning.training.fit_trained import stopping_steps
+from gera_lightning.training.method import Method
+from gera_lightning.training.module import AlignmentModule
 from gera_lightning.training.preflight import check
 from gera_lightning.training.training_set import TrainingSet
+from gera_lightning.training.warm_start import WarmStart
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.progress import ProgressCallback
 
-ALIGNERS = "gera_lightning.aligners"
 FILES: dict[str, dict[str, Any]] = {
     "small.yaml": {
         "data": {"synthetic": {"items": 160, "dim_a": 7, "dim_b": 6, "features": 24}},
@@ -54,30 +56,33 @@ FILES: dict[str, dict[str, Any]] = {
         "batch": {"pairs": 6, "anchors": 8},
         "graph": {"k": 4},
         "tuning": {"folds": 2, "used_folds": 1, "max_trials": 3, "distractors": 20},
+        "checkpoint_every_n_steps": 3,
         "trainer": {
             "max_steps": 9,
             "accelerator": "cpu",
-            "checkpoint_every_n_steps": 3,
             "log_every_n_steps": 1,
         },
     },
-    "methods/geometric.yaml": {"closed_form": None},
-    "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
+    "methods/geometric.yaml": {"losses": {"geometric": "geometric"}},
+    "methods/twin.yaml": {},
     "methods/corrected.yaml": {
-        "closed_form": None,
-        "correction": {"class": f"{ALIGNERS}.space.CSLS", "k": 3},
+        "losses": {"geometric": "geometric"},
+        "correction": {"class": "csls", "k": 3},
     },
-    "methods/paired_anchors.yaml": {"closed_form": None, "batch": {"paired_anchors": True}},
+    "methods/paired_anchors.yaml": {
+        "losses": {"geometric": "geometric"},
+        "batch": {"paired_anchors": True},
+    },
     "methods/started.yaml": {
-        "closed_form": None,
-        "init": {"class": f"{ALIGNERS}.ridge.Ridge", "direction": "a_to_b"},
+        "losses": {"geometric": "geometric"},
+        "init": {"class": "ridge", "direction": "a_to_b"},
     },
-    "methods/ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"}},
+    "methods/ridge.yaml": {"closed_form": "ridge"},
     "methods/ridge_csls.yaml": {
-        "closed_form": {"class": f"{ALIGNERS}.ridge.Ridge"},
-        "correction": {"class": f"{ALIGNERS}.space.CSLS"},
+        "closed_form": "ridge",
+        "correction": "csls",
     },
-    "methods/kernel_ridge.yaml": {"closed_form": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}},
+    "methods/kernel_ridge.yaml": {"closed_form": "kernel_ridge"},
 }
 
 KEYS = {
@@ -89,7 +94,8 @@ KEYS = {
     "data_hash",
     "seconds",
     "steps",
-    "settings",
+    "n_trials",
+    "modalities",
     "chosen",
     "converged",
     "split",
@@ -155,17 +161,21 @@ def task_of(run: Run, folder: Path) -> TrainingSet:
         run.stores.a, run.stores.b, run.stores.sample_pairs(run.config, run.budget, run.seed)
     )
     return TrainingSet(
-        run.config, rows, run.stores.split.families, run.seed, folder, lambda *_: None
+        run.parts, rows, run.stores.split.families, run.seed, folder, lambda *_: None
     )
 
 
 def data_of(task: TrainingSet, positions: np.ndarray | None = None) -> AlignmentDataModule:
-    everything = np.arange(len(task.rows.items))
-    data = data_module(
-        task, everything if positions is None else positions, task.config.trainer.max_steps
-    )
+    chosen = np.arange(len(task.rows.items)) if positions is None else positions
+    data = AlignmentDataModule.of_training_set(task, chosen, task.config.trainer.max_steps)
     data.setup("fit")
     return data
+
+
+def started(task: TrainingSet, data: AlignmentDataModule, start: WarmStart) -> AlignmentModule:
+    module = AlignmentModule.of_method(task.method, task.seed)
+    module.start(data, start)
+    return module
 
 
 # ---- what a run leaves ----
@@ -183,7 +193,7 @@ def test_a_sweep_leaves_whole_run_folders_and_result_rows(experiment, tmp_path):
         trained = row["method"] != "ridge"
         assert set(row) == KEYS
         assert row["experiment"] == "small"
-        assert row["settings"] == 3
+        assert row["n_trials"] == 3
         assert (row["converged"] is None) == (not trained)
         assert row["chosen"] == (
             {"steps": row["steps"]}
@@ -243,13 +253,14 @@ def test_the_aligner_of_a_run_reproduces_its_ranks(experiment):
 
 
 def test_a_second_sweep_executes_nothing_and_gives_the_same_results(experiment, monkeypatch):
-    first = run_experiment(experiment())
+    loaded = experiment()
+    first = summarize(loaded, run_experiment(loaded))
 
     def never(*_: Any) -> None:
         raise AssertionError("a finished run was executed again")
 
     monkeypatch.setattr(runner, "execute", never)
-    second = run_experiment(experiment())
+    second = summarize(loaded, run_experiment(loaded))
     pd.testing.assert_frame_equal(second.results, first.results)
     with pytest.raises(UserError, match="executed again"):
         run_experiment(experiment(dim=3))  # another setting is another run
@@ -355,7 +366,7 @@ def test_a_run_that_went_on_counts_the_seconds_before_it_was_interrupted(experim
             '{"steps": 4, "values": {}}',
             '{"steps": 5, "values": {}, "converged": null}',
         ),
-        '{"steps": 4, "values": {"geometric_weight": 2.0}, "converged": null}',
+        '{"steps": 4, "values": {"losses.geometric.weight": 2.0}, "converged": null}',
     ],
 )
 def test_a_choice_that_is_damaged_or_no_longer_there_is_made_anew(experiment, record):
@@ -464,9 +475,9 @@ def test_a_planted_leak_would_be_caught(experiment, stores, monkeypatch, method,
     """One test row among the pools, or among the pairs, and the test above fails: the mean alone
     carries it into every weight.
     """
-    honest, found = Stores.draw, []
+    honest, found = Stores.sample_pairs, []
     monkeypatch.setattr(
-        Stores, "draw", lambda self, *args: leak(honest(self, *args), self.split.test_a)
+        Stores, "sample_pairs", lambda self, *args: leak(honest(self, *args), self.split.test_a)
     )
     for change in (None, "test"):
         run = only_run(experiment(methods=[method], **stores(change)))
@@ -528,7 +539,7 @@ def test_folds_of_a_closed_form_never_see_the_pairs_they_are_scored_on(
         scored.append((len(fitted) - 1, held_a, held_b))
         return honest_score(space, held_a, held_b, *more)
 
-    monkeypatch.setattr(fit_trained, "held_out_score", score)
+    monkeypatch.setattr(cross_validation, "held_out_score", score)
     fit(task)
     assert [len(s.x_a) for s in fitted] == [7, 7, 14]
     assert len(scored) == 2 * 3
@@ -546,11 +557,10 @@ def test_twins_share_start_and_batches(experiment, tmp_path):
     tasks = {name: task_of(run, tmp_path / name) for name, run in runs.items()}
     data = {name: data_of(task) for name, task in tasks.items()}
     modules = {
-        name: build_module(task, data[name], WarmStart(task, everything))
-        for name, task in tasks.items()
+        name: started(task, data[name], WarmStart(task, everything)) for name, task in tasks.items()
     }
-    assert modules["geometric"].geometric_a is not None
-    assert modules["twin"].geometric_a is None
+    assert list(modules["geometric"].losses) == ["pair", "geometric"]
+    assert list(modules["twin"].losses) == ["pair"]
     assert same(modules["geometric"].state_dict(), modules["twin"].state_dict())
     for step in range(30):
         with_geometry, without = (
@@ -571,7 +581,7 @@ def test_a_geometric_loss_of_weight_0_trains_the_twin(experiment):
     settings = {"head__dropout": 0.0, "tuning__max_trials": 1, "trainer__max_steps": 5}
     runs = [only_run(experiment(methods=["twin"], **settings))]
     runs += [
-        only_run(experiment(methods=["geometric"], geometric_weight=w, **settings))
+        only_run(experiment(methods=["geometric"], losses__geometric__weight=w, **settings))
         for w in (0.0, 1.0)
     ]
     twin, off, on = (execute(run) and weights(run.folder) for run in runs)
@@ -585,7 +595,7 @@ def test_random_draws_of_a_step_depend_on_its_number_and_the_seed_alone(experime
     for seed in (0, 1):
         task = task_of(only_run(experiment(methods=["twin"], seeds=[seed])), tmp_path)
         data = data_of(task)
-        module = build_module(task, data, WarmStart(task, np.arange(14)))
+        module = started(task, data, WarmStart(task, np.arange(14)))
         for step in (0, 1, 2):
             seen = []
             for _ in range(2):
@@ -614,7 +624,7 @@ def test_steps_are_logged_as_often_as_asked(experiment, tmp_path):
             name: {event.step: event.value for event in events.Scalars(name)}
             for name in events.Tags()["scalars"]
         }
-    terms = {"loss/pair", "loss/geometric_a", "loss/geometric_b", "loss/total", "train/scale"}
+    terms = {"loss/pair", "loss/geometric", "loss/total", "train/scale"}
     assert terms <= set(logged[1])
     for name in terms:
         assert list(logged[1][name]) == list(range(9))
@@ -626,9 +636,7 @@ def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tm
     for seed in (0, 0, 1):
         task = task_of(only_run(experiment(methods=["twin"], seeds=[seed])), tmp_path)
         torch.manual_seed(int(torch.randint(1000, ())))  # whatever was drawn before
-        starts.append(
-            build_module(task, data_of(task), WarmStart(task, np.arange(14))).state_dict()
-        )
+        starts.append(started(task, data_of(task), WarmStart(task, np.arange(14))).state_dict())
     assert same(starts[0], starts[1])
     assert not torch.equal(starts[0]["map_a.inner"], starts[2]["map_a.inner"])
     assert not torch.equal(starts[0]["map_a.linear.weight"][:6], starts[0]["map_b.linear.weight"])
@@ -637,7 +645,7 @@ def test_a_seed_fixes_the_start_and_another_seed_is_another_start(experiment, tm
 def test_maps_start_from_a_closed_form_scaled_to_unit_images(experiment, tmp_path):
     task = task_of(only_run(experiment(methods=["started"])), tmp_path)
     positions = np.array([0, 2, 3, 5, 6, 7, 9, 10, 11, 13])
-    module = build_module(task, data_of(task, positions), WarmStart(task, positions))
+    module = started(task, data_of(task, positions), WarmStart(task, positions))
     x_a, x_b = task.rows.a.pairs[positions], task.rows.b.pairs[positions]
     start = module.map_a.linear.weight.detach()
     matches = []
@@ -665,10 +673,10 @@ def test_the_stopping_step_is_the_one_that_scores_best_on_held_out_pairs(
     """With scores planted, the choice and the length of the last training follow."""
     run = only_run(experiment(methods=["twin"], tuning__used_folds=2))
     planted, seen = iter([-3.0, -1.0, -2.0, -2.0, -1.5, -2.0]), []
-    monkeypatch.setattr(fit_trained, "held_out_score", lambda *_: torch.full((7,), next(planted)))
+    monkeypatch.setattr(callbacks, "held_out_score", lambda *_: torch.full((7,), next(planted)))
     fitted = fit(
         TrainingSet(
-            run.config,
+            run.parts,
             task_of(run, tmp_path).rows,
             run.stores.split.families,
             0,
@@ -696,23 +704,23 @@ def test_values_of_the_grid_are_chosen_with_the_stopping_step(experiment, monkey
     per_fold = [-3.0, -2.5, -2.5, -3.0, -2.0, -1.0]
     planted, seen, rates = iter(2 * per_fold), [], []
     monkeypatch.setattr(
-        fit_trained,
+        callbacks,
         "held_out_score",
         lambda *_: torch.full((7,), next(planted)) + torch.arange(7) / 100,
     )
-    honest = fit_trained.build_module
+    honest = AlignmentModule.start
 
-    def watched(task: TrainingSet, *more: Any) -> Any:
-        rates.append(task.config.optimizer["lr"])
-        return honest(task, *more)
+    def watched(module: AlignmentModule, *more: Any) -> None:
+        rates.append(module.method.config.optimizer["lr"])
+        honest(module, *more)
 
-    monkeypatch.setattr(fit_trained, "build_module", watched)
+    monkeypatch.setattr(AlignmentModule, "start", watched)
     row = execute(run, lambda what, done, total: seen.append((what, total)))
     assert rates == [0.02, 0.005, 0.02, 0.005, 0.005]
     assert seen.count(("fold 2/2, choice 1/2", 9)) == 9
     assert seen.count(("training", 9)) == 9
     assert row["chosen"] == {"steps": 9, "optimizer.lr": 0.005}
-    assert (row["settings"], row["steps"], row["converged"]) == (6, 9, False)
+    assert (row["n_trials"], row["steps"], row["converged"]) == (6, 9, False)
     kept = json.loads((run.folder / "tuning.json").read_text())
     assert (kept["steps"], kept["values"], kept["converged"]) == (9, {"optimizer.lr": 0.005}, False)
     for number, curve in enumerate(kept["curves"]):
@@ -758,9 +766,11 @@ def test_a_run_with_a_grid_goes_on_from_its_kept_choice(experiment):
 
 def test_a_start_is_fitted_once_a_fold_whatever_the_grid(experiment, monkeypatch, tmp_path):
     run = only_run(experiment(methods=["started"], **GRID))
-    honest, fitted = build.cross_validated, []
+    honest, fitted = warm_start.cross_validated, []
     monkeypatch.setattr(
-        build, "cross_validated", lambda *given: (fitted.append(len(given[2])), honest(*given))[1]
+        warm_start,
+        "cross_validated",
+        lambda *given: (fitted.append(len(given[2])), honest(*given))[1],
     )
     fit(task_of(run, tmp_path))
     assert fitted == [7, 7, 14]
@@ -779,38 +789,30 @@ def test_runs_that_still_improved_are_marked_and_named_beside_the_table(experime
         rows = outcome.results.set_index("method")
         assert rows.loc["twin", "converged"] is False
         assert rows.loc["ridge", "converged"] is None
-        assert outcome.note.startswith("most runs of twin at 14 pairs were still improving")
+        assert outcome.note.startswith("most runs of twin at 14 pairs")
         assert "ridge" in outcome.table
 
 
 def test_a_warm_up_beyond_the_last_step_is_refused_before_anything_runs(experiment):
-    loss = {"class": "gera_lightning.losses.structure.StructureLoss", "warmup": 10}
-    with pytest.raises(
-        UserError,
-        match=r"unpaired_loss.warmup=10 reaches beyond trainer.max_steps=9: .*\(method twin\)",
-    ):
-        plan(experiment(methods=["twin"], unpaired_loss=loss))
-    assert plan(experiment(methods=["twin"], unpaired_loss={**loss, "warmup": 9}))
-    assert plan(
-        experiment(methods=["twin"], unpaired_loss=loss, trainer__min_epochs=10)
-    )  # a pass has a step at least
-    grid = {"unpaired_loss.warmup": [3, 12]}
-    with pytest.raises(UserError, match=r"unpaired_loss.warmup=12 reaches beyond"):
-        plan(
-            experiment(
-                methods=["twin"],
-                unpaired_loss={**loss, "warmup": 9},
-                tuning__grid=grid,
-                tuning__max_trials=2,
-            )
-        )
+    def planned(warmup: int, **more: Any) -> list[Run]:
+        loss = {"class": "structure", "warmup": warmup}
+        return plan(experiment(methods=["twin"], losses__structure=loss, **more))
+
+    with pytest.raises(UserError, match=r"\(method twin\)") as refused:
+        planned(10)
+    assert "losses.structure.warmup=10" in str(refused.value)
+    assert planned(9)
+    assert planned(10, batch__min_epochs=10)  # a pass has a step at least
+    grid = {"losses.structure.warmup": [3, 12]}
+    with pytest.raises(UserError, match=r"losses\.structure\.warmup=12"):
+        planned(9, tuning__grid=grid, tuning__max_trials=2)
 
 
 def test_the_learning_rate_follows_a_cosine_over_all_steps_and_matrices_alone_decay(
     experiment, tmp_path
 ):
     task = task_of(only_run(experiment(methods=["twin"], optimizer__weight_decay=0.3)), tmp_path)
-    made = build_module(task, data_of(task), WarmStart(task, np.arange(14))).configure_optimizers()
+    made = started(task, data_of(task), WarmStart(task, np.arange(14))).configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     matrices, others = optimizer.param_groups
     assert (matrices["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
@@ -826,11 +828,11 @@ def test_the_learning_rate_follows_a_cosine_over_all_steps_and_matrices_alone_de
 
 
 def test_every_part_is_built_once_before_anything_runs(experiment):
-    check(only_run(experiment(methods=["geometric"])).config)
+    check(only_run(experiment(methods=["geometric"])).parts)
     for overrides, words in (
-        ({"head__hidden": 0}, "head: hidden=0"),
-        ({"pair_loss__temperature": -1.0}, "pair_loss: temperature=-1.0"),
-        ({"geometric_loss__kernel": "haet"}, "geometric_loss: kernel='haet'"),
+        ({"head__hidden": 0}, "head.hidden=0"),
+        ({"losses__pair__temperature": -1.0}, r"losses\.pair\.temperature=-1.0"),
+        ({"losses__geometric__kernel": "haet"}, r"losses\.geometric\.kernel='haet'"),
         ({"optimizer__lr": -1.0}, "optimizer: "),
         ({"trainer__accelerator": "abacus"}, "trainer: "),
         ({"trainer__accelerator": "tpu"}, "trainer: Lightning refuses"),  # its library is missing
@@ -839,7 +841,7 @@ def test_every_part_is_built_once_before_anything_runs(experiment):
             plan(experiment(methods=["geometric"], **overrides))
 
 
-RIDGE, CSLS = {"class": f"{ALIGNERS}.ridge.Ridge"}, f"{ALIGNERS}.space.CSLS"
+RIDGE, CSLS = "ridge", "csls"
 
 
 @pytest.mark.parametrize(
@@ -850,33 +852,33 @@ RIDGE, CSLS = {"class": f"{ALIGNERS}.ridge.Ridge"}, f"{ALIGNERS}.space.CSLS"
         ({"correction": {"class": CSLS, "weight": "x"}}, "correction: .* refuses"),
         (
             {"correction": {"class": "torch.nn.Identity"}},
-            "correction=Identity.* is no correction of scores",
+            "correction=Identity.* is no CSLS",
         ),
         (
             {"closed_form": {"class": "gera_lightning.models.maps.Normalize"}},
-            "closed_form=Normalize.* is no closed form",
+            "closed_form=Normalize.* is no ClosedForm",
         ),
         (
-            {"closed_form": None, "init": {"class": f"{ALIGNERS}.kernel_ridge.KernelRidge"}},
+            {"closed_form": None, "init": "kernel_ridge"},
             "start from a linear closed form",
         ),
         ({"closed_form": None, "init": RIDGE}, "start from a linear closed form in one space"),
         (
             {"closed_form": RIDGE, "filters": {"a": [[], [RIDGE]]}},
-            r"filters.a\[1\]\[0\]=Ridge.* is no filter",
+            r"filters.a\[1\]\[0\].* is no Filter",
         ),
         (
             {
                 "closed_form": RIDGE,
-                "filters": {"b": [[{"class": f"{ALIGNERS}.filters.Beside", "filter": 3}]]},
+                "filters": {"b": [[{"class": "beside", "filter": 3}]]},
             },
-            "filter=3 is no filter",
+            "filter=3 is no Filter",
         ),
     ],
 )
 def test_a_part_that_is_none_is_named_before_anything_runs(settings, words):
     with pytest.raises(UserError, match=words):
-        check(Config(**settings))
+        check(Method.from_config(typed(settings, "a test")))
 
 
 def test_a_start_is_tuned_on_the_families_that_a_fold_leaves(experiment):
@@ -906,18 +908,18 @@ def test_a_training_asks_for_each_graph_once_and_a_fold_for_its_teacher_once(
     experiment, monkeypatch
 ):
     asked, fitted = [], []
-    honest_graph, honest_fit = datamodule.cached_knn_graph, build.cross_validated
+    honest_graph, honest_fit = datamodule.cached_knn_graph, warm_start.cross_validated
     monkeypatch.setattr(
         datamodule, "cached_knn_graph", lambda *a, **k: asked.append(1) or honest_graph(*a, **k)
     )
     monkeypatch.setattr(
-        build, "cross_validated", lambda *a, **k: fitted.append(1) or honest_fit(*a, **k)
+        warm_start, "cross_validated", lambda *a, **k: fitted.append(1) or honest_fit(*a, **k)
     )
-    teacher = {"class": f"{ALIGNERS}.cca.CCA"}
-    loss = {"class": "gera_lightning.losses.transport.TransportLoss", "teacher": teacher}
+    teacher = {"class": "cca"}
+    loss = {"class": "transport", "teacher": teacher}
     settings = {
-        "tuning__grid": {"unpaired_weight": [0.5, 1.0, 2.0]},
-        "unpaired_loss": loss,
+        "tuning__grid": {"losses.transport.weight": [0.5, 1.0, 2.0]},
+        "losses__transport": loss,
         "batch__unpaired": 8,
     }
     execute(only_run(experiment(methods=["geometric"], **settings)))

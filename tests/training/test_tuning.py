@@ -23,7 +23,7 @@ def space(k=None):
 
 
 def slow_score(scores_ab, n, items):
-    """`-log rank` of the best partner among held-out rows and pool, averaged over both directions."""
+    """`-log rank` of the best partner among held-out rows and pool, mean of both directions."""
     out = np.zeros(n)
     for table in (scores_ab[:n], scores_ab.T[:n]):
         for i in range(n):

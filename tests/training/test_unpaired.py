@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,18 +33,9 @@ def rows(pool_a: int = POOLS["a"], pool_b: int = POOLS["b"]) -> TrainingRows:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., AlignmentDataModule]:
+def make(stream_of: Callable[..., AlignmentDataModule]) -> Callable[..., AlignmentDataModule]:
     def build(**settings: Any) -> AlignmentDataModule:
-        data = AlignmentDataModule(
-            rows(),
-            **{
-                "k": None,
-                "unpaired_per_step": SIZE,
-                "pairs_per_step": 4,
-                "cache_dir": tmp_path,
-                **settings,
-            },
-        )
+        data = stream_of(rows(), **{"k": None, "unpaired": SIZE, "pairs": 4, **settings})
         data.setup()
         return data
 
@@ -106,8 +96,8 @@ def test_the_streams_of_the_modalities_and_of_seeds_differ(make):
 def test_they_change_nothing_else_of_a_step(make):
     """Twins with and without such a loss see the same pairs and patches."""
     with_, without = (
-        make(k=3, anchors_per_step=5),
-        make(k=3, anchors_per_step=5, unpaired_per_step=None),
+        make(k=3, anchors=5),
+        make(k=3, anchors=5, unpaired=None),
     )
     for step in range(4):
         one, other = (data.gather(data.step_rows(step)) for data in (with_, without))
@@ -122,9 +112,6 @@ def test_they_change_nothing_else_of_a_step(make):
 
 
 @pytest.mark.parametrize("pools", [(1, 9), (9, 0)])
-def test_pools_without_two_rows_are_refused(pools):
-    with pytest.raises(
-        UserError,
-        match=rf"{pools[0]} and {pools[1]} unpaired rows.*at least 2 of each.*unpaired_loss=null",
-    ):
-        AlignmentDataModule(rows(*pools), k=None, unpaired_per_step=SIZE)
+def test_pools_without_two_rows_are_refused(stream_of, pools):
+    with pytest.raises(UserError, match=rf"has {min(pools)} unpaired rows"):
+        stream_of(rows(*pools), k=None, unpaired=SIZE)

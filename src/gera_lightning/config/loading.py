@@ -237,7 +237,7 @@ def _preset(
         return merge([_preset(of, known, {}), *parse_overrides(changes)])
     if name not in known:
         near = did_you_mean(name, [*variants, *known])
-        raise UserError(f"{name!r} has no preset methods/{name}.yaml{near}", key="methods")
+        raise UserError(f"methods: {name!r} has no preset methods/{name}.yaml{near}")
     return read_yaml(known[name])
 
 
@@ -249,8 +249,14 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
     """
     all_closed = all(config.closed_form is not None for config in methods.values())
     names = ", ".join(methods)
+    known = {name for config in methods.values() for name in config.losses}
     for word in words:
         key = next(iter(word))
+        for loss, value in (word.get("losses") or {}).items():
+            absent = all(config.losses.get(loss) is None for config in methods.values())
+            if loss not in known or (absent and value is not None):
+                near = did_you_mean(loss, known)
+                raise UserError(f"losses.{loss}: none of the methods {names} has this loss{near}")
         for place in _unread(methods):
             if holds(word, place) and flat(word) != {place: None}:
                 raise UserError(

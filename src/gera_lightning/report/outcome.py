@@ -77,6 +77,6 @@ def undertrained(results: pd.DataFrame, name: str) -> str:
     return (
         f"most runs of {', '.join(improving)} still improved at their last step, though the"
         " learning rate falls to 0 there. Try twice the steps with data.split=dev; if that helps,"
-        f" raise trainer.max_steps or trainer.min_epochs in the experiment {name}. Each run's"
+        f" raise trainer.max_steps or batch.min_epochs in the experiment {name}. Each run's"
         " tuning.json holds its held-out curve."
     )

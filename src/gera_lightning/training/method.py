@@ -144,8 +144,10 @@ def _filters(config: Config, side: str) -> list[list[Filter]]:
         filters = []
         for place, spec in enumerate(specs):
             where = f"filters.{side}[{number}][{place}]"
-            filters.append(build(spec, where))
-            expect(filters[-1], Filter, where, "local_centering")
+            made = build(spec, where)
+            # closed forms have a `fit`, too
+            expect(None if isinstance(made, ClosedForm) else made, Filter, where, "local_centering")
+            filters.append(made)
         choices.append(filters)
     if len(choices) > 1 and config.closed_form is None and config.init is None:
         raise UserError(
