@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from gera_lightning.config.overrides import keywords
+from gera_lightning.config.overrides import parse_kwargs
 from gera_lightning.utils.errors import UserError
 
 
@@ -22,12 +22,12 @@ def function(
 
 def test_words_become_keyword_arguments():
     words = ["count=3", "columns.item=id", "columns.text=caption", "name=a=b"]
-    assert keywords(words, function) == {
+    assert parse_kwargs(words, function) == {
         "count": 3,
         "columns": {"item": "id", "text": "caption"},
         "name": "a=b",
     }
-    assert keywords([], function) == {}
+    assert parse_kwargs([], function) == {}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_words_become_keyword_arguments():
 )
 def test_a_mistake_is_named(word: str, message: str):
     with pytest.raises(UserError, match=message):
-        keywords([word], function)
+        parse_kwargs([word], function)
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_a_mistake_is_named(word: str, message: str):
 )
 def test_values_are_of_the_annotated_types(word: str, message: str):
     with pytest.raises(UserError, match=message):
-        keywords([word], function)
+        parse_kwargs([word], function)
 
 
 def test_values_of_the_annotated_types_pass():
     words = ["columns=null", "share=1", "names=[a,b]", "limit=3"]
-    assert keywords(words, function) == {
+    assert parse_kwargs(words, function) == {
         "columns": None,
         "share": 1,
         "names": ["a", "b"],
         "limit": 3,
     }
-    assert keywords(["limit=null", "share=.5"], function) == {"limit": None, "share": 0.5}
-    assert keywords(["share=2e-1"], function) == {"share": 0.2}, "as in settings"
+    assert parse_kwargs(["limit=null", "share=.5"], function) == {"limit": None, "share": 0.5}
+    assert parse_kwargs(["share=2e-1"], function) == {"share": 0.2}, "as in settings"

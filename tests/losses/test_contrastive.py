@@ -166,7 +166,7 @@ def test_modules_scale_and_bias_the_cosines():
     )
 
 
-@pytest.mark.parametrize(("make", "init"), [(CLIPLoss, 0.001), (SigLIPLoss, 1000.0)])
+@pytest.mark.parametrize(("make", "start"), [(CLIPLoss, 0.001), (SigLIPLoss, 1000.0)])
 def test_the_scale_is_clamped(make, start):
     assert make(start).scale.item() == 100.0
     assert make(start, max_scale=30.0).scale.item() == 30.0

@@ -26,7 +26,9 @@ def make_step(scale=5.0):
         for seed, (name, n) in enumerate(names.items())
     }
     return StepBatch(
-        **mapped, scale=None if scale is None else torch.tensor(scale, dtype=torch.float64), step=0
+        **mapped,
+        positives=torch.eye(B),
+        scale=None if scale is None else torch.tensor(scale, dtype=torch.float64),
     )
 
 
@@ -100,8 +102,10 @@ def test_the_module_draws_unpaired_rows_to_the_other_modalitys_pairs(eps):
         labels = published_labels(u.numpy(), own.numpy(), eps or 1 / scale, 2000)
         log_p = torch.log_softmax(scale * u @ far.T, 1).numpy()
         each[side] = -(labels * log_p).sum(1).mean() / 2
-        assert float(CaptionLoss(side, eps, 2000)(step)) == pytest.approx(each[side], rel=1e-6)
-    assert float(CaptionLoss("both", eps, 2000)(step)) == pytest.approx(
+        assert float(CaptionLoss(side, eps, 2000).on_step(step)) == pytest.approx(
+            each[side], rel=1e-6
+        )
+    assert float(CaptionLoss("both", eps, 2000).on_step(step)) == pytest.approx(
         sum(each.values()), rel=1e-6
     )
 
@@ -113,7 +117,7 @@ def test_no_gradient_flows_through_the_labels_but_the_scale_learns():
         for name in ("pairs_a", "pairs_b", "unpaired_a", "unpaired_b")
     }
     step.scale.requires_grad_()
-    CaptionLoss("a")(step).backward()
+    CaptionLoss("a").on_step(step).backward()
     assert z["pairs_a"].grad is None  # the labels alone come from them
     assert z["unpaired_b"].grad is None
     labels = pseudo_labels(z["unpaired_a"], z["pairs_a"], 1 / 5.0).numpy()
@@ -128,8 +132,8 @@ def test_no_gradient_flows_through_the_labels_but_the_scale_learns():
 
 
 def test_a_pair_loss_without_a_scale_is_refused():
-    with pytest.raises(UserError, match=r"pair_loss has no scale.*CLIPLoss"):
-        CaptionLoss()(make_step(None))
+    with pytest.raises(UserError, match="a temperature"):
+        CaptionLoss().on_step(make_step(None))
 
 
 @pytest.mark.parametrize(

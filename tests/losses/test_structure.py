@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.losses.base import Projected, StepBatch
+from gera_lightning.losses.base import UNPAIRED, Projected, StepBatch
 from gera_lightning.losses.structure import (
     StructureLoss,
     jensen_shannon,
@@ -130,7 +130,9 @@ def step(number=0):
         )
     }
     return StepBatch(
-        **{key: Projected(v, normalized(v[:, :3])) for key, v in x.items()}, scale=None, step=number
+        **{key: Projected(v, normalized(v[:, :3])) for key, v in x.items()},
+        positives=torch.eye(6),
+        step=number,
     )
 
 
@@ -138,16 +140,16 @@ def test_the_module_sums_both_modalities_of_the_rows_it_is_told_of():
     whole = step()
     for name, sides in (("unpaired", whole.unpaired), ("pairs", (whole.pairs_a, whole.pairs_b))):
         loss = StructureLoss(name, hops=2)
-        assert loss.reads_unpaired == (name == "unpaired")
+        assert loss.requires == ((UNPAIRED,) if name == "unpaired" else ())
         torch.testing.assert_close(
-            loss(whole), sum(structure_loss(side.x, side.z, hops=2) for side in sides)
+            loss.on_step(whole), sum(structure_loss(side.x, side.z, hops=2) for side in sides)
         )
 
 
 def test_its_weight_grows_to_one():
-    full = float(StructureLoss()(step()))
+    full = float(StructureLoss().on_step(step()))
     assert [
-        float(StructureLoss(warmup=4)(step(s))) / full for s in (0, 1, 3, 4, 100)
+        float(StructureLoss(warmup=4).on_step(step(s))) / full for s in (0, 1, 3, 4, 100)
     ] == pytest.approx([0.25, 0.5, 1, 1, 1])
 
 
