@@ -22,12 +22,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+WITH_SHIPPED_PRESETS = ("commands", "test_shipped_experiment.py", "test_raw_to_results.py")
+"""Folders and files of tests that use the presets that come with the package."""
+
+
 @pytest.fixture(autouse=True)
-def _own_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An experiment of a test has the presets beside it alone; those of the repository's
-    experiments lie beside them.
-    """
-    monkeypatch.setattr("gera_lightning.config.loading.SHIPPED", REPOSITORY / "nothing")
+def _own_presets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment of a test has the presets beside it alone."""
+    if not set(WITH_SHIPPED_PRESETS) & set(request.path.parts):
+        monkeypatch.setattr("gera_lightning.config.loading.SHIPPED", REPOSITORY / "nothing")
 
 
 @pytest.fixture

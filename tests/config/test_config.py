@@ -3,12 +3,8 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
-import hashlib
-import json
 import subprocess
 import sys
-import sysconfig
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +13,26 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gera_lightning import config
 from gera_lightning.config import Config, combinations, config_hash, identity, load
 from gera_lightning.config import loading as experiment
 from gera_lightning.utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
-EXPERIMENTS = sorted(p.stem for p in (REPOSITORY / "experiments").glob("*.yaml"))
-PRESETS = sorted(p.stem for p in (REPOSITORY / "experiments" / "methods").glob("*.yaml"))
+SHIPPED = REPOSITORY / "src" / "gera_lightning" / "config"
+FILES_OF = {
+    path.stem: path
+    for folder in (REPOSITORY / "experiments", SHIPPED / "experiments")
+    for path in folder.glob("*.yaml")
+}
+EXPERIMENTS = sorted(FILES_OF)
+PRESETS = sorted(path.stem for path in (SHIPPED / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The presets that come with the package, which tests are otherwise without."""
+    monkeypatch.setattr(experiment, "SHIPPED", SHIPPED)
+
 
 FILES = {
     "small.yaml": {
@@ -33,8 +41,8 @@ FILES = {
         "trainer": {"max_steps": 30},
         "methods": ["plain", "twin", "closed"],
     },
-    "methods/plain.yaml": {"closed_form": None, "batch": {"pairs": 7}},
-    "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
+    "methods/plain.yaml": {"losses": {"geometric": "geometric"}, "batch": {"pairs": 7}},
+    "methods/twin.yaml": {},
     "methods/closed.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
 }
 
@@ -49,7 +57,7 @@ def folder(tmp_path: Path, write_yaml) -> Path:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_shipped_experiment_loads_with_every_preset(name):
+def test_every_shipped_experiment_loads_with_every_preset(shipped, name):
     loaded = load(name, {"methods": PRESETS}, folder=REPOSITORY / "experiments")
     assert loaded.name == name
     assert list(loaded.methods) == PRESETS
@@ -68,25 +76,21 @@ def test_every_shipped_experiment_loads_with_every_preset(name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_shipped_experiment_opens_with_its_command(name):
-    assert (
-        (REPOSITORY / "experiments" / f"{name}.yaml")
-        .read_text()
-        .startswith(f"# make train EXP={name}\n")
-    )
+    assert FILES_OF[name].read_text().startswith(f"# make train EXP={name}\n")
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_shipped_preset_opens_with_what_it_is(name):
-    assert (REPOSITORY / "experiments" / "methods" / f"{name}.yaml").read_text().startswith("# ")
+    assert (SHIPPED / "presets" / f"{name}.yaml").read_text().startswith("# ")
 
 
 @pytest.mark.parametrize("suffix", ["", "_linear", "_mlp", "_linear_ridge"])
-def test_the_twins_differ_in_the_geometric_loss_alone_and_tune_as_many_values(suffix):
+def test_the_twins_differ_in_the_geometric_loss_alone_and_tune_as_many_values(shipped, suffix):
     names = [f"gera{suffix or '_plain'}", f"contrastive{suffix}"]
-    methods = load("synthetic", {"methods": names}, folder=REPOSITORY / "experiments").methods
+    methods = load("synthetic", {"methods": names}).methods
     plain, twin = (dataclasses.asdict(methods[name]) for name in names)
-    assert {key for key in plain if plain[key] != twin[key]} == {"geometric_loss", "tuning"}
-    assert twin["geometric_loss"] is None
+    assert {key for key in plain if plain[key] != twin[key]} == {"losses", "tuning"}
+    assert plain["losses"] == {**twin["losses"], "geometric": {"class": "geometric"}}
     assert {key for key in plain["tuning"] if plain["tuning"][key] != twin["tuning"][key]} == {
         "grid"
     }
@@ -103,7 +107,7 @@ def test_reading_settings_needs_no_torch():
 
 
 def test_every_field_has_its_docstring():
-    tree = ast.parse(Path(config.settings.__file__).read_text())
+    tree = ast.parse((SHIPPED / "schema.py").read_text())
     fields = 0
     for cls in (
         node
@@ -148,31 +152,44 @@ def test_later_layers_win(folder):
     }  # the command line over all, its last word too
 
 
-def test_null_of_a_preset_stays_null(folder):
-    methods = load(
-        "small", ["geometric_loss.form=kl", "closed_form.direction=a_to_b"], folder=folder
-    ).methods
-    assert methods["twin"].geometric_loss is None
-    assert methods["plain"].geometric_loss == {**Config().geometric_loss, "form": "kl"}
+def test_an_override_reaches_the_methods_that_have_the_part(folder):
+    words = ["losses.geometric.form=kl", "closed_form.direction=a_to_b"]
+    methods = load("small", words, folder=folder).methods
+    assert set(methods["twin"].losses) == {"pair"}
+    assert methods["plain"].losses["geometric"] == {"class": "geometric", "form": "kl"}
     assert methods["plain"].closed_form is None
-    assert methods["closed"].closed_form == {
-        **FILES["methods/closed.yaml"]["closed_form"],
-        "direction": "a_to_b",
-    }
+    assert methods["closed"].closed_form["direction"] == "a_to_b"
 
 
-def test_null_switches_a_section_off(folder):
-    methods = load("small", ["geometric_loss=null"], folder=folder).methods
-    assert all(settings.geometric_loss is None for settings in methods.values())
+def test_null_takes_a_loss_or_a_section_out(folder):
+    methods = load("small", ["losses.geometric=null"], folder=folder).methods
+    assert all(set(settings.losses) == {"pair"} for settings in methods.values())
+    assert config_hash(methods["plain"]) == config_hash(
+        load("small", ["batch.pairs=7"], folder=folder).methods["twin"]
+    )
 
 
-def test_a_new_class_keeps_no_arguments_of_the_old():
+def test_a_word_is_a_class_and_short_names_and_import_paths_are_one_run(folder):
+    path = "gera_lightning.aligners.ridge.Ridge"
+    spellings = [["closed_form=ridge"], ["closed_form.class=ridge"], [f"closed_form.class={path}"]]
+    runs = [load("small", words, folder=folder).methods["closed"] for words in spellings]
+    assert len({config_hash(run) for run in runs}) == 1
+    assert runs[0].closed_form == {"class": "ridge"}
+
+
+def test_any_flag_of_lightnings_trainer_is_taken(folder):
+    words = ["methods=[plain]", "trainer.detect_anomaly=true", "trainer.max_steps=3"]
+    trainer = load("small", words, folder=folder).methods["plain"].trainer
+    assert (trainer.flags, trainer.max_steps) == ({"detect_anomaly": True}, 3)
+
+
+def test_a_new_class_keeps_no_arguments_of_the_old(shipped):
     assert Config().optimizer["weight_decay"] == 0.01
     for words in (
         ["optimizer.class=torch.optim.SGD", "optimizer.lr=0.3"],
         ["optimizer.lr=0.3", "optimizer.class=torch.optim.SGD"],
     ):
-        loaded = load("synthetic", words, folder=REPOSITORY / "experiments")
+        loaded = load("synthetic", words)
         assert loaded.methods["gera_plain"].optimizer == {
             "class": "torch.optim.SGD",
             "lr": 0.3,
@@ -180,7 +197,6 @@ def test_a_new_class_keeps_no_arguments_of_the_old():
     same = load(
         "synthetic",
         ["optimizer.class=torch.optim.AdamW", "optimizer.lr=0.3"],
-        folder=REPOSITORY / "experiments",
     )
     assert same.methods["gera_plain"].optimizer == {
         "class": "torch.optim.AdamW",
@@ -220,18 +236,12 @@ def test_a_method_is_not_called_as_a_folder_beside_the_methods(folder, name):
         load("small", {"methods": [name]}, folder=folder)
 
 
-def test_another_algorithm_is_another_run_and_the_first_keeps_its_hashes(monkeypatch):
-    settings = Config()
-    text = json.dumps({**identity(settings), "budget": 10}, sort_keys=True, default=str)
-    hashes = {hashlib.sha256(text.encode()).hexdigest()[:8]}
-    module = sys.modules[
-        "gera_lightning.config.identity"
-    ]  # the package's own `identity` is the function
-    monkeypatch.setattr(module, "RESULTS_VERSION", 1)
-    assert {config_hash(settings, budget=10)} == hashes
-    for number in (2, 3):
+def test_another_version_of_the_results_is_another_run(monkeypatch):
+    module = sys.modules["gera_lightning.config.identity"]  # the package's own is the function
+    hashes = set()
+    for number in (1, 2, 3):
         monkeypatch.setattr(module, "RESULTS_VERSION", number)
-        hashes.add(config_hash(settings, budget=10))
+        hashes.add(config_hash(Config(), budget=10))
     assert len(hashes) == 3
 
 
@@ -252,7 +262,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "data.synthetic.noise": st.floats(1e-12, 1e12),
     "runs_dir": st.sampled_from(["runs", "/tmp/a b", "x=y", "a#b"]),
     "optimizer.lr": st.floats(1e-12, 1e12),
-    "geometric_weight": st.floats(0, 1e6),
+    "losses.geometric.weight": st.floats(0, 1e6),
 }
 
 
@@ -263,9 +273,9 @@ def test_words_equal_keywords(values):
         f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
         for key, value in values.items()
     ]
-    assert load("synthetic", words, folder=REPOSITORY / "experiments") == load(
-        "synthetic", values, folder=REPOSITORY / "experiments"
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "SHIPPED", SHIPPED)
+        assert load("synthetic", words) == load("synthetic", values)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +311,8 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
     ("word", "words"),
     [
         ("bugets=[3]", ["bugets=[3]", "did you mean 'budgets'"]),
-        ("trainer.max_step=3", ["trainer.max_step=3", "did you mean 'trainer.max_steps'"]),
+        ("trainer.max_step=3", ["trainer.max_step", "did you mean 'max_steps'"]),
+        ("trainer.callbacks=[]", ["trainer.callbacks", "set callbacks instead"]),
         ("zzz=3", ["zzz=3", "known: ", "budgets"]),
         ("data..a=3", ["there is no key 'data.'"]),
         ("budgets", ["'budgets'", "key=value", "budgets=[100,300]"]),
@@ -325,8 +336,8 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
         ("trainer.max_steps=0", ["trainer.max_steps=0", "at least 1"]),
         ("trainer.log_every_n_steps=0", ["trainer.log_every_n_steps=0", "at least 1"]),
         (
-            "trainer.checkpoint_every_n_steps=0",
-            ["trainer.checkpoint_every_n_steps=0", "at least 1"],
+            "checkpoint_every_n_steps=0",
+            ["checkpoint_every_n_steps=0", "at least 1"],
         ),
         ("trainer.devices=0", ["trainer.devices=0", "at least 1", "-1"]),
         (
@@ -335,21 +346,22 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
         ),
         ("overwrite=perhaps", ["overwrite=perhaps", "bool"]),
         ("runs_dir=${nothing}", ["runs_dir", "nothing"]),
-        ("head=Linear", ["head='Linear'", "head.class=..."]),
+        ("head=Linear", ["head.class='Linear'", "did you mean 'linear'"]),
+        ("head=3", ["head=3", "names no class"]),
         ("head=null", ["head=None"]),
         ("head.hiden=3", ["head.hiden", "did you mean 'hidden'"]),
         ("head.dim=3", ["head.dim", "set by the program"]),
-        ("head.class=Linear", ["head.class='Linear'", "package.module.Class"]),
+        ("head.class=.Linear", ["head.class='.Linear'", "package.module.Class"]),
         (
-            "start.class=gera_lightning.aligners.ridge.Rigde",
-            ["start.class", "did you mean 'Ridge'"],
+            "init.class=gera_lightning.aligners.ridge.Rigde",
+            ["init.class", "did you mean 'Ridge'"],
         ),
         (
-            "pair_loss.class=gera_lightning.losses.contrastive.ClipLos",
-            ["pair_loss.class", "did you mean 'CLIPLoss'"],
+            "losses.pair.class=gera_lightning.losses.contrastive.CLIPLos",
+            ["losses.pair.class", "did you mean 'CLIPLoss'"],
         ),
         ("optimizer.params=[]", ["optimizer.params"]),
-        ("data.synthetic=3", ["data.synthetic=3", "part"]),
+        ("data.synthetic=3", ["data.synthetic=3", "names no class"]),
         ("data.split=tests", ["data.split='tests'", "did you mean 'test'"]),
         ("data.test_share=1.0", ["data.test_share=1.0", "between 0 and 1"]),
         ("data.reserved_pairs=0", ["data.reserved_pairs=0", "at least 1"]),
@@ -364,7 +376,7 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
         ("tuning.distractors=-1", ["tuning.distractors=-1", "at least 0"]),
         ("evaluation.chunk=0", ["evaluation.chunk=0", "at least 1"]),
         ("evaluation.overlap_k=0", ["evaluation.overlap_k=0", "at least 1"]),
-        ("geometric_weight=-1", ["geometric_weight=-1", "at least 0"]),
+        ("losses.geometric.weight=-1", ["losses.geometric.weight=-1", "at least 0"]),
         ("dim=0", ["dim=0", "at least 1"]),
     ],
 )
@@ -377,10 +389,8 @@ def test_a_mistake_names_key_value_and_remedy(word, words, folder):
 
 
 def test_an_override_that_would_do_nothing_is_refused(folder):
-    with pytest.raises(
-        UserError, match="geometric_loss: none of the methods twin has this section"
-    ):
-        load("small", ["methods=[twin]", "geometric_loss.form=kl"], folder=folder)
+    with pytest.raises(UserError, match=r"losses\.geometric: none of the methods twin"):
+        load("small", ["methods=[twin]", "losses.geometric.form=kl"], folder=folder)
     with pytest.raises(UserError, match="closed_form: none of the methods plain, twin"):
         load("small", ["methods=[plain,twin]", "closed_form.direction=both"], folder=folder)
     with pytest.raises(UserError, match="trainer: all of the methods closed are closed forms"):
@@ -433,11 +443,11 @@ def test_a_broken_file_is_named(folder, name, text, words):
 
 def test_a_merged_key_may_be_set_again(folder):
     (folder / "small.yaml").write_text(
-        "trainer: &t {max_steps: 3, min_epochs: 2}\nvariants:\n  v: {of: plain, trainer: {<<: *t,"
-        " max_steps: 4}}\n"
+        "batch: &t {anchors: 3, min_epochs: 2}\nvariants:\n  v: {of: plain, batch: {<<: *t,"
+        " anchors: 4}}\n"
     )
-    trainer = load("small", {"methods": ["v"]}, folder=folder).methods["v"].trainer
-    assert (trainer.max_steps, trainer.min_epochs) == (4, 2)
+    batch = load("small", {"methods": ["v"]}, folder=folder).methods["v"].batch
+    assert (batch.anchors, batch.min_epochs) == (4, 2)
 
 
 def test_a_tilde_is_the_home_folder(folder, monkeypatch):
@@ -480,7 +490,8 @@ def test_an_empty_experiment_is_all_defaults(folder):
         ),
         *(
             "trainer.log_every_n_steps=3",
-            "trainer.checkpoint_every_n_steps=3",
+            "checkpoint_every_n_steps=3",
+            "loggers=[csv]",
             "trainer.accelerator=cpu",
             "trainer.devices=2",
         ),
@@ -507,7 +518,9 @@ def test_what_decides_no_result_is_no_part_of_a_run(word, folder):
         ("trainer.max_steps=31", True, False),
         ("optimizer.lr=0.5", True, False),
         ("head.hidden=5", True, False),
-        ("geometric_weight=2", True, False),
+        ("losses.geometric.weight=2", True, False),
+        ("trainer.detect_anomaly=true", True, False),
+        ("callbacks=[lightning.pytorch.callbacks.Timer]", True, False),
         ("graph.k=3", True, False),
         ("dim=5", True, False),
         ("closed_form.direction=a_to_b", False, True),
@@ -547,7 +560,7 @@ def test_identity_is_plain_values_and_leaves_the_settings_alone(folder):
 def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(
     tmp_path, write_yaml, monkeypatch
 ):
-    monkeypatch.setattr(experiment, "SHIPPED", experiment._shipped())
+    monkeypatch.setattr(experiment, "SHIPPED", SHIPPED)
     write_yaml(
         tmp_path,
         {
@@ -564,31 +577,14 @@ def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(
         },
     )
     loaded = load(str(tmp_path / "mine.yaml")).methods
-    assert loaded["gera"].closed_form["class"].endswith("Alternatives")
+    assert loaded["gera"].closed_form["class"] == "alternatives"
     assert loaded["ridge"].closed_form["direction"] == "a_to_b"  # its own wins
     swept = load(str(tmp_path / "mine.yaml"), sweep=True).common.methods
     assert set(swept) == {
         "own",
-        *(path.stem for path in (REPOSITORY / "experiments" / "methods").glob("*.yaml")),
+        *PRESETS,
     }
     with pytest.raises(
         UserError, match=r"methods: 'gerra' has no preset methods/gerra\.yaml; did you mean 'gera'"
     ):
         load(str(tmp_path / "mine.yaml"), {"methods": ["gerra"]})
-
-
-def test_an_installation_has_its_presets_where_data_files_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        experiment,
-        "__file__",
-        str(tmp_path / "site-packages" / "gera_lightning" / "config" / "experiment.py"),
-    )
-    place, patterns = next(
-        iter(
-            tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"][
-                "data-files"
-            ].items()
-        )
-    )
-    assert experiment._shipped() == Path(sysconfig.get_path("data")) / place
-    assert list(REPOSITORY.glob(patterns[0]))
