@@ -40,7 +40,9 @@ def project(
         )
     (tmp_path / "experiments" / "methods").mkdir(parents=True)
     (tmp_path / "experiments" / "methods" / "ridge.yaml").write_text(yaml.safe_dump(RIDGE))
-    (tmp_path / "experiments" / "methods" / "plain.yaml").write_text("closed_form: null\n")
+    (tmp_path / "experiments" / "methods" / "plain.yaml").write_text(
+        "losses: {geometric: geometric}\n"
+    )
     settings = {
         "data": {"a": "a", "b": "b"},
         "budgets": [10],
@@ -155,7 +157,7 @@ def test_the_real_command_exits_with_2(project):
     assert done.stdout == ""
     assert (
         done.stderr
-        == f"error: budget=[1]: there is no key 'budget'; did you mean 'budgets'?{chr(10)}"
+        == f"error: budget=[1] there is no key 'budget'; did you mean 'budgets'?{chr(10)}"
     )
 
 
@@ -190,17 +192,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What reaches the sweep."""
     seen: list[Any] = []
 
-    def record(experiment: config.Experiment, console: object = None) -> Outcome:
+    def record(experiment: config.Experiment, console: object = None) -> list[object]:
         seen.append((experiment, console))
-        return Outcome(
-            pd.DataFrame(),
-            "the table",
-            Path("runs/small/curve.png"),
-            Path("runs/small"),
-            "bear in mind",
-        )
+        return []
+
+    def table(*_: object) -> Outcome:
+        curve = Path("runs/small/curve.png")
+        return Outcome(pd.DataFrame(), "the table", curve, Path("runs/small"), "bear in mind")
 
     monkeypatch.setattr(runner, "run_experiment", record)
+    monkeypatch.setattr("gera_lightning.report.outcome.summarize", table)
     return seen
 
 
@@ -211,7 +212,7 @@ def test_words_of_the_command_line_equal_keywords(project, capsys, asked):
         "trainer.max_steps=7",
         "optimizer.lr=1e-4",
         "trainer.devices=1",
-        "geometric_loss.form=kl",
+        "losses.pair.learned=false",
     ]
     keywords = {
         "budgets": [5, 10],
@@ -219,7 +220,7 @@ def test_words_of_the_command_line_equal_keywords(project, capsys, asked):
         "trainer.max_steps": 7,
         "optimizer.lr": 1e-4,
         "trainer": {"devices": 1},
-        "geometric_loss.form": "kl",
+        "losses.pair.learned": False,
     }
     assert cli.main(["train", "small", *words]) == 0
     [(experiment, console)] = asked
@@ -332,18 +333,6 @@ def test_what_begins_again_is_not_said_to_go_on(project, capsys, monkeypatch, wo
     assert capsys.readouterr().err == "stopped\n"
 
 
-def test_commands_that_begin_again_are_not_said_to_go_on(capsys, monkeypatch):
-    def stopped(first: str, rest: object) -> None:
-        """Stop."""
-        raise KeyboardInterrupt
-
-    assert set(cli.RESUMES) < set(cli.VERBS)
-    for name in set(cli.VERBS) - set(cli.RESUMES):
-        monkeypatch.setitem(cli.VERBS, name, stopped)
-        assert cli.main([name, "x", "y"]) == 130
-        assert capsys.readouterr().err == "stopped\n"
-
-
 def test_a_sweep_on_several_devices_is_refused(project, capsys, monkeypatch):
     monkeypatch.setattr(runner, "run_sweep", lambda *_: None)
     message = refused(capsys, "sweep", "small", "trainer.devices=2")
@@ -397,7 +386,9 @@ def test_a_reader_that_has_enough_is_no_error(make_store):
 
 
 def test_a_mistake_is_told_before_processes_start(project, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_start_processes", lambda *_: pytest.fail("nothing to start for"))
+    monkeypatch.setattr(
+        "gera_lightning.commands.launch.start_processes", lambda *_: pytest.fail("nothing to start")
+    )
     assert "5000 pairs are more than" in refused(
         capsys, "train", "small", "trainer.devices=2", "budgets=[5000]"
     )

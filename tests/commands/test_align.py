@@ -31,7 +31,7 @@ OTHER = {
 def presets(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     """Those of the package."""
     monkeypatch.setattr(
-        "gera_lightning.config.loading.SHIPPED", repository / "experiments" / "methods"
+        "gera_lightning.config.loading.SHIPPED", repository / "src" / "gera_lightning" / "config"
     )
 
 

@@ -16,23 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-import safetensors.torch
 import torch
-import yaml
 from torch import Tensor
 
 from gera_lightning.config import load
+from gera_lightning.config.merging import typed
 from gera_lightning.data.training_rows import Modality, TrainingRows
 from gera_lightning.experiment.runner import run_experiment
-from gera_lightning.losses.contrastive import CLIPLoss, SigLIPLoss
-from gera_lightning.losses.geometric import GeometricLoss
-from gera_lightning.models.maps import ResidualMLP
 from gera_lightning.models.preprocessing import Preprocessing
 from gera_lightning.training.datamodule import AlignmentDataModule
+from gera_lightning.training.method import Method
 from gera_lightning.training.module import AlignmentModule
+from gera_lightning.training.training_set import TrainingSet
+from gera_lightning.training.warm_start import WarmStart
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.progress import no_progress
 
 STEPS = (0, 3)
 
@@ -89,37 +90,33 @@ def rows() -> TrainingRows:
 
 def one_step(case: Case, step: int, cache: Path, rank: int, size: int) -> dict[str, Tensor]:
     """Losses and parameter gradients of a step; gradients averaged over processes, as DDP does."""
-    data = AlignmentDataModule(
-        rows(),
-        pairs_per_step=case.pairs,
-        anchors_per_step=case.anchors,
-        k=4 if case.geometric is not None else None,
-        paired_anchors=case.paired_anchors,
-        cache_dir=cache,
-    )
+    losses: dict[str, Any] = {
+        "pair": {"class": "clip", "temperature": 0.2} if case.pair_loss == "clip" else "siglip"
+    }
+    if case.geometric is not None:
+        losses["geometric"] = {"class": "geometric", "weight": 3.0, **case.geometric}
+    settings = {
+        "losses": losses,
+        "head": {"class": "residual_mlp", "hidden": 4},
+        "dim": 3,
+        "graph": {"k": 4},
+        "cache_dir": str(cache),
+        "batch": {
+            "pairs": case.pairs,
+            "anchors": case.anchors,
+            "paired_anchors": case.paired_anchors,
+        },
+        "trainer": {"log_every_n_steps": 1},
+    }
+    method = Method.from_config(typed(settings, "a case"))
+    training_set = TrainingSet(method, rows(), pd.Series(dtype=object), 0, Path(), no_progress)
+    data = AlignmentDataModule.of_training_set(training_set, np.arange(10), 9)
     data.setup("fit")
-    losses, scales = {}, {}
-    for side, graph in data.graphs.items():
-        scales[f"scale_{side}"] = graph.edge_scale
-        sample = graph.patches(torch.arange(len(graph)))
-        losses[f"geometric_{side}"] = GeometricLoss(**case.geometric).calibrated(
-            data.points(side)[sample], graph.edge_scale
-        )
-    heads = [
-        ResidualMLP(d, 3, hidden=4, generator=torch.Generator().manual_seed(d)) for d in (6, 5)
-    ]
-    for head in heads:
+    module = AlignmentModule.of_method(method, 0)
+    module.start(data, WarmStart(training_set, data.positions))
+    module.double()
+    for head in (module.map_a, module.map_b):
         torch.nn.init.normal_(head.outer, generator=torch.Generator().manual_seed(9))
-    pair_loss = CLIPLoss(0.2) if case.pair_loss == "clip" else SigLIPLoss()
-    module = AlignmentModule(
-        *heads,
-        pair_loss,
-        **losses,
-        **scales,
-        weight=3.0,
-        optimizer=torch.optim.SGD,
-        schedule_steps=1,
-    ).double()
     logged: dict[str, Tensor] = {}
     module.log = lambda name, value, **_: logged.update({name: value.double()})  # type: ignore[method-assign]
     module.training_step(data.gather(data.step_rows(step, rank, size)), 0).backward()
@@ -203,13 +200,12 @@ FILES = {
         "tuning": {"folds": 2, "used_folds": 1, "max_trials": 1},
         "trainer": {"max_steps": 20, "accelerator": "cpu", "gradient_clip_val": 1.0},
     },
-    "methods/clip_patch.yaml": {"closed_form": None},
+    "methods/clip_patch.yaml": {"losses": {"geometric": "geometric"}},
     "methods/siglip_global.yaml": {
         "closed_form": None,
-        "pair_loss": {"class": "gera_lightning.losses.contrastive.SigLIPLoss"},
-        "geometric_loss": {"bandwidth": "global"},
+        "losses": {"pair": "siglip", "geometric": {"class": "geometric", "bandwidth": "global"}},
     },
-    "methods/twin.yaml": {"closed_form": None, "geometric_loss": None},
+    "methods/twin.yaml": {},
     "methods/ridge.yaml": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
 }
 TRAINED = ["clip_patch", "siglip_global", "twin"]
@@ -297,7 +293,7 @@ def test_losses_and_gradients_equal_those_of_one_process_on_the_joined_batch(one
     for step in STEPS:
         expected = one.ranks[0][1][f"{name} {step}"]
         assert {"loss/pair", "loss/total"} <= set(expected)
-        assert ("loss/geometric_a" in expected) == (CASES[name].geometric is not None)
+        assert ("loss/geometric" in expected) == (CASES[name].geometric is not None)
         assert (
             min(float(v.abs().max()) for n, v in expected.items() if n.startswith("gradient/")) > 0
         )
@@ -317,87 +313,8 @@ def test_losses_and_gradients_equal_those_of_one_process_on_the_joined_batch(one
 def test_the_total_is_the_pair_loss_and_the_weighted_geometric_losses(one):
     terms = one.ranks[0][1]["siglip and geometric 0"]
     torch.testing.assert_close(
-        terms["loss/total"],
-        terms["loss/pair"] + 3 * (terms["loss/geometric_a"] + terms["loss/geometric_b"]),
+        terms["loss/total"], terms["loss/pair"] + 3 * terms["loss/geometric"]
     )
-
-
-def test_the_losses_of_a_step_are_those_of_its_rows(tmp_path):
-    """Against the pure functions, without the module: every anchor's patch mapped on its own."""
-    case = CASES["geometric patch"]
-    found = one_step(case, 0, tmp_path, 0, 1)
-    data = AlignmentDataModule(
-        rows(), pairs_per_step=case.pairs, anchors_per_step=case.anchors, k=4, cache_dir=tmp_path
-    )
-    data.setup("fit")
-    graph, step = data.graphs["a"], data.step_rows(0)
-    anchors = data.gather(step).patches_a.points[data.gather(step).patches_a.members[:, 0]]
-    head = ResidualMLP(6, 3, hidden=4, generator=torch.Generator().manual_seed(6))
-    torch.nn.init.normal_(head.outer, generator=torch.Generator().manual_seed(9))
-    pool = rows().a.pool
-    numbers = [int((pool == anchor).all(1).nonzero()) for anchor in anchors]
-    loss = GeometricLoss().calibrated(
-        pool[graph.patches(torch.arange(len(pool)))], graph.edge_scale
-    )
-    each = []
-    for number in numbers:
-        patch = pool[[number, *((pool - pool[number]) ** 2).sum(1).argsort()[1:5].tolist()]]
-        z = torch.nn.functional.normalize(head.double()(patch), dim=1)
-        each.append(loss(patch.unsqueeze(0), z.unsqueeze(0), scale=graph.edge_scale))
-    assert len(set(numbers)) == case.anchors
-    torch.testing.assert_close(found["loss/geometric_a"], torch.cat(each).mean().detach())
-
-
-# ---- twenty steps ----
-
-
-def weights(result: Result, method: str) -> dict[str, Tensor]:
-    [folder] = (result.runs / method).iterdir()
-    return safetensors.torch.load_file(folder / "aligner" / "maps.safetensors")
-
-
-@pytest.mark.parametrize("method", TRAINED)
-def test_weights_after_twenty_steps_equal_those_of_one_process(one, several, method):
-    expected, found = weights(one, method), weights(several, method)
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def test_twenty_steps_move_the_weights_and_the_terms_differ(one):
-    """What the test above could miss: equal weights because nothing was trained, or because a term
-    did nothing.
-    """
-    trained = {method: weights(one, method)["space.map_a.outer"] for method in TRAINED}
-    for method, value in trained.items():
-        assert float(value.abs().max()) > 1e-3  # zero at the start
-        assert all(
-            not torch.allclose(value, other, atol=1e-3)
-            for name, other in trained.items()
-            if name != method
-        )
-
-
-def test_several_processes_leave_one_result_a_run(one, several):
-    for result in (one, several):
-        assert sorted(p.name for p in result.runs.iterdir() if p.is_dir()) == sorted(
-            [*TRAINED, "ridge", "summary"]
-        )
-        assert not list(result.runs.glob("*/*.partial"))
-    found, expected = ((r.runs / "results.jsonl").read_text().splitlines() for r in (several, one))
-    assert len(found) == len(expected) == 4
-    for line, other in zip(map(yaml.safe_load, found), map(yaml.safe_load, expected), strict=True):
-        assert {
-            k: line[k]
-            for k in ("method", "config_hash", "data_hash", "steps", "settings", "chosen")
-        } == {
-            k: other[k]
-            for k in ("method", "config_hash", "data_hash", "steps", "settings", "chosen")
-        }
-        for name in ("ab/mrr", "ba/mrr", "foscttm"):
-            assert line[name] == pytest.approx(other[name], abs=1e-2)
 
 
 def test_the_pair_loss_of_a_share_alone_is_another(one, tmp_path):

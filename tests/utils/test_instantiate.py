@@ -66,10 +66,10 @@ def test_an_optimizer_takes_its_parameters_by_position():
     ("path", "words"),
     [
         (
-            "gera_lightning.heads.Liner",
+            "gera_lightning.models.maps.Liner",
             [
-                "head.class='gera_lightning.heads.Liner'",
-                "no class 'Liner'",
+                "head.class='gera_lightning.models.maps.Liner'",
+                "has no 'Liner'",
                 "did you mean 'Linear'",
             ],
         ),
@@ -81,10 +81,10 @@ def test_an_optimizer_takes_its_parameters_by_position():
                 "package.module.Class",
             ],
         ),
-        ("Linear", ["head.class='Linear'", "cannot be imported"]),
-        ("", ["head.class=''", "cannot be imported"]),
+        ("Linear", ["head.class='Linear'", "did you mean 'linear'"]),
+        ("", ["head.class=''", "no known name"]),
         (".heads.Linear", ["head.class='.heads.Linear'", "cannot be imported"]),
-        ("gera_lightning.models.maps.normalized", ["no class 'normalized'"]),  # a function
+        ("gera_lightning.models.maps.normalized", ["has no 'normalized'"]),  # a function
     ],
 )
 def test_a_path_that_names_no_class_is_refused(path, words):

@@ -34,7 +34,9 @@ class UserError(Exception):
     def __init__(
         self, problem: str, *, key: str = "", value: object = NOT_GIVEN, remedy: str = ""
     ) -> None:
-        self.problem, self.key, self.value, self.remedy = problem, key, value, remedy
+        self.problem, self.key, self.remedy = problem, key, remedy
+        self.value = None if value is NOT_GIVEN else value
+        self._given = value
         given = key if value is NOT_GIVEN else f"{key}={value!r}"
         super().__init__(
             " ".join(filter(None, (given, problem))) + (f": {remedy}" if remedy else "")
@@ -45,7 +47,7 @@ class UserError(Exception):
         if not self.key:
             return UserError(f"{section}: {self}")
         return UserError(
-            self.problem, key=f"{section}.{self.key}", value=self.value, remedy=self.remedy
+            self.problem, key=f"{section}.{self.key}", value=self._given, remedy=self.remedy
         )
 
 

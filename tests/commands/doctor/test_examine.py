@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -203,7 +205,8 @@ def test_a_mistake_in_the_command_is_one_line(capsys, arguments):
     assert captured.err.count("\n") == 1
 
 
-def test_presets_that_cannot_be_compared_are_a_note(views, tmp_path):
+def test_presets_that_cannot_be_compared_are_a_note(views, tmp_path, monkeypatch):
+    monkeypatch.setattr("gera_lightning.config.loading.SHIPPED", Path("nothing"))
     a, b = views
     (tmp_path / "odd.yaml").write_text(
         "data: a/path\n"
@@ -233,7 +236,8 @@ def test_chance_is_the_mean_over_all_ranks():
 def test_no_pair_has_a_say_in_its_own_setting(views, tmp_path, monkeypatch):
     """With planted scores: the setting of each fold is the one that is best on the others."""
     from gera_lightning.data.training_rows import load_rows
-    from gera_lightning.training.training_set import TrainingSet
+    from gera_lightning.training.method import Method
+from gera_lightning.training.training_set import TrainingSet
 
     a, b = views
     experiment = config.load(
@@ -242,8 +246,7 @@ def test_no_pair_has_a_say_in_its_own_setting(views, tmp_path, monkeypatch):
     )
     stores = Stores.open(experiment.common)
     rows = load_rows(a, b, stores.sample_pairs(experiment.common, 20, 0))
-    task = TrainingSet(
-        experiment.methods["ridge"], rows, stores.split.families, 0, tmp_path, lambda *_: None
+    task = TrainingSet(Method.from_config(experiment.methods["ridge"]), rows, stores.split.families, 0, tmp_path, lambda *_: None
     )
     folds = [len(part) for part in task.folds(np.arange(20))]
     planted = np.random.default_rng(0).normal(size=(8, 20))
