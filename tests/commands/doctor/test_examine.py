@@ -237,7 +237,7 @@ def test_no_pair_has_a_say_in_its_own_setting(views, tmp_path, monkeypatch):
     """With planted scores: the setting of each fold is the one that is best on the others."""
     from gera_lightning.data.training_rows import load_rows
     from gera_lightning.training.method import Method
-from gera_lightning.training.training_set import TrainingSet
+    from gera_lightning.training.training_set import TrainingSet
 
     a, b = views
     experiment = config.load(
