@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gera_lightning.commands.export import export
-from gera_lightning.commands.search import search_words
+from gera_lightning.commands.search import search
 from gera_lightning.config import load
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.experiment.run import execute
@@ -122,7 +122,7 @@ def test_an_export_by_the_device_is_that_of_the_cpu(tmp_path, repository):
                 export(str(run.folder), chosen, out=str(tmp_path / accelerator)) / "b"
             ).read()
         )
-        told[accelerator] = search_words(
+        told[accelerator] = search(
             str(run.folder), str(run.stores.a.rows["row"].iloc[0]), chosen, k=1
         )
     torch.testing.assert_close(rows["gpu"], rows["cpu"], rtol=0, atol=1e-4)
