@@ -246,7 +246,13 @@ def test_no_pair_has_a_say_in_its_own_setting(views, tmp_path, monkeypatch):
     )
     stores = Stores.open(experiment.common)
     rows = load_rows(a, b, stores.sample_pairs(experiment.common, 20, 0))
-    task = TrainingSet(Method.from_config(experiment.methods["ridge"]), rows, stores.split.families, 0, tmp_path, lambda *_: None
+    task = TrainingSet(
+        Method.from_config(experiment.methods["ridge"]),
+        rows,
+        stores.split.families,
+        0,
+        tmp_path,
+        lambda *_: None,
     )
     folds = [len(part) for part in task.folds(np.arange(20))]
     planted = np.random.default_rng(0).normal(size=(8, 20))
