@@ -5,7 +5,6 @@ the CPU (`stand_in_accelerator.py`).
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path

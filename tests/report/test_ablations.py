@@ -4,6 +4,13 @@ import pytest
 
 from gera_lightning.report.ablations import _in_words, ablations
 
+GEOMETRIC = {"class": "geometric", "kernel": "heat", "weight": 1.0}
+
+
+def losses(**changes):
+    """The pair loss, and the geometric loss with changes."""
+    return {"pair": {"class": "clip"}, "geometric": {**GEOMETRIC, **changes}}
+
 
 def trained(**changes):
     """A run's settings as its config.yaml has them, `a__b` for `a.b`."""
@@ -14,8 +21,7 @@ def trained(**changes):
         "seed": 0,
         "data": {"pool_size": None, "shared_pools": False, "reserved_pairs": 100},
         "graph": {"k": 16},
-        "geometric_loss": {"class": "x.GeometricLoss", "kernel": "heat"},
-        "geometric_weight": 1.0,
+        "losses": {"pair": {"class": "clip"}, "geometric": GEOMETRIC},
         "optimizer": {"class": "torch.optim.AdamW", "lr": 1e-4},
         "tuning": {"max_trials": 8},
     }
@@ -32,37 +38,36 @@ def test_methods_that_differ_in_a_few_settings_are_found_with_what_differs():
     settings = {
         "plain": trained(),
         "k": trained(graph__k=64, method="k", budget=20, seed=3, data__reserved_pairs=50),
-        "kernel_and_pool": trained(geometric_loss__kernel="laplacian", data__pool_size=64),
+        "kernel_and_pool": trained(losses=losses(kernel="laplacian"), data__pool_size=64),
         "four": trained(graph__k=4, data__pool_size=64, data__shared_pools=True, optimizer__lr=1.0),
-        "peer": trained(unpaired_loss={"class": "x.Structure"}),
+        "peer": trained(losses={**losses(), "structure": {"class": "structure"}}),
+        "siglip": trained(losses={**losses(), "pair": {"class": "siglip"}}),
         "same": trained(),
     }
     assert ablations(settings, "plain") == {
         "k": {"graph.k": 64},
-        "kernel_and_pool": {"geometric_loss.kernel": "laplacian", "data.pool_size": 64},
+        "kernel_and_pool": {"losses.geometric.kernel": "laplacian", "data.pool_size": 64},
     }
     assert ablations(settings, "nobody") == {}
 
 
 def test_a_section_that_one_lacks_is_one_change_with_its_weight():
-    settings = {"plain": trained(), "twin": trained(geometric_loss=None)}
-    assert ablations(settings, "plain") == {"twin": {"geometric_loss": None}}
-    assert ablations(settings, "twin") == {
-        "plain": {"geometric_loss": {"class": "x.GeometricLoss", "kernel": "heat"}}
-    }
+    settings = {"plain": trained(), "twin": trained(losses={"pair": {"class": "clip"}})}
+    assert ablations(settings, "plain") == {"twin": {"losses.geometric.class": None}}
+    assert ablations(settings, "twin") == {"plain": {"losses.geometric.class": "geometric"}}
 
 
 def test_what_is_tuned_is_no_fixed_value():
-    grid = {"grid": {"geometric_weight": [1, 10]}, "max_trials": 8}
+    grid = {"grid": {"losses.geometric.weight": [1, 10]}, "max_trials": 8}
     settings = {
         "plain": trained(tuning=grid),
-        "also": trained(tuning=grid, geometric_weight=5.0),
-        "fixed": trained(geometric_weight=10.0),
+        "also": trained(tuning=grid, losses=losses(weight=5.0)),
+        "fixed": trained(losses=losses(weight=10.0)),
     }
-    assert ablations(settings, "plain") == {"fixed": {"geometric_weight": 10.0}}
+    assert ablations(settings, "plain") == {"fixed": {"losses.geometric.weight": 10.0}}
     assert ablations(settings, "fixed") == {
-        "plain": {"geometric_weight": "tuned: 1, 10"},
-        "also": {"geometric_weight": "tuned: 1, 10"},
+        "plain": {"losses.geometric.weight": "tuned: 1, 10"},
+        "also": {"losses.geometric.weight": "tuned: 1, 10"},
     }
 
 

@@ -16,8 +16,9 @@ from gera_lightning.report.findings import Findings, number
 BASES = ("gera", "gera_plain")
 MAX_CHANGES = 3
 """An ablation changes at most so many settings: more make another method."""
-METHOD_KEYS = ("closed_form", "closed_form.class", "pair_loss.class", "unpaired_loss", "mixup")
+METHOD_KEYS = ("closed_form", "closed_form.class", "mixup")
 """To change one of these makes another method."""
+GEOMETRY = "losses.geometric.class"
 RUN_KEYS = ("experiment", "method", "budget", "seed", "data.reserved_pairs")
 """Settings that differ between runs of one method."""
 
@@ -47,15 +48,25 @@ def ablations(settings: Mapping[str, Mapping[str, Any]], base: str) -> dict[str,
     base_settings, found = flat_settings(settings[base]), {}
     for name, other in settings.items():
         changes = dict(_changes(base_settings, flat_settings(other)))
-        if "geometric_loss" in changes:  # a weight belongs to its loss
-            changes.pop("geometric_weight", None)
+        if GEOMETRY in changes:  # its settings belong to the loss
+            changes = {
+                key: value
+                for key, value in changes.items()
+                if key == GEOMETRY or not key.startswith("losses.geometric.")
+            }
         if (
             name != base
             and 0 < len(changes) <= MAX_CHANGES
-            and not changes.keys() & set(METHOD_KEYS)
+            and not any(_of_another_method(key) for key in changes)
         ):
             found[name] = changes
     return found
+
+
+def _of_another_method(key: str) -> bool:
+    """Whether a change of this setting makes another method, as another loss does."""
+    loss = key.startswith("losses.") and key.endswith(".class")
+    return key in METHOD_KEYS or (loss and key != GEOMETRY)
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,8 +81,6 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     for key, choices in (settings.get("tuning", {}).get("grid") or {}).items():
         values[key] = f"tuned: {', '.join(map(str, choices))}"
-    if settings.get("geometric_loss") is None:
-        values.pop("geometric_weight", None)
     return values
 
 
