@@ -209,7 +209,7 @@ def memory(kind: str) -> None:
 
 @torch.inference_mode()
 def full_size() -> None:
-    """Rows a CPU second of the literature's networks, random weights, at the lengths of their data."""
+    """Rows per CPU second of the literature's networks, random weights, at their data's lengths."""
     words = {n: {"input_ids": torch.randint(5, 30_000, (8, n))} for n in (14, 24, 45)}
     networks: dict[str, tuple[Any, dict[str, Any]]] = {
         "HuBERT base, 12.5 s of speech": (

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.geometry.diffusion import DiffusionOperator
+from gera_lightning.geometry.kernels import squared_distances
 from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
 from gera_lightning.losses.contrastive import clip_loss
-from gera_lightning.losses.geometric import GeometricLoss
+from gera_lightning.losses.geometric import geometric_loss
 from gera_lightning.models.maps import ResidualMLP, normalized
 from gera_lightning.models.preprocessing import Preprocessing
 
@@ -43,21 +45,28 @@ def values(x: Tensor, graph: NeighborGraph) -> None:
         "collapsed": torch.ones_like(x),
     }
     for loops in (True, False):
-        loss = GeometricLoss(self_loops=loops).calibrated(x[patches], graph.edge_scale)
-        told = "  ".join(
-            f"{name} {float(loss(x[patches], z[patches], scale=graph.edge_scale).mean()):.3f}"
+        operator = calibrated(x[patches], graph, loops)
+        scale = graph.edge_scale
+        losses = {
+            name: float(geometric_loss(x[patches], z[patches], operator, scale=scale).mean())
             for name, z in maps.items()
-        )
+        }
         print(
-            f"  {'with' if loops else 'without'} self-affinity, factor {loss.operator.factor:.3f}:"
-            f" {told}"
+            f"  {'with' if loops else 'without'} self-affinity, factor {operator.factor:.3f}: "
+            + "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
         )
+
+
+def calibrated(x_AMD: Tensor, graph: NeighborGraph, self_loops: bool = False) -> DiffusionOperator:
+    """The operator with its bandwidth's factor chosen on frozen patches."""
+    operator = DiffusionOperator(self_loops=self_loops)
+    return operator.calibrated(squared_distances(x_AMD), scale=graph.edge_scale)
 
 
 def cost(x: Tensor, graph: NeighborGraph) -> None:
-    """Time of a training step of one modality, 256 pairs, with and without the loss on 64 anchors."""
+    """Time of a step of one modality, 256 pairs, with and without the loss on 64 anchors."""
     head = ResidualMLP(x.shape[1], 256)
-    loss = GeometricLoss().calibrated(x[graph.patches(torch.arange(512))], graph.edge_scale)
+    operator = calibrated(x[graph.patches(torch.arange(512))], graph)
     pairs, targets, positives = x[:256], random_rows(256), torch.eye(256, dtype=torch.bool)
     members, inverse = torch.unique(graph.patches(torch.arange(ANCHORS)), return_inverse=True)
     for geometric in (False, True):
@@ -66,10 +75,9 @@ def cost(x: Tensor, graph: NeighborGraph) -> None:
             z = normalized(head(torch.cat([pairs, x[members]]) if geometric else pairs))
             total = clip_loss(z[:256] @ targets.T / 0.07, positives)
             if geometric:
-                total = (
-                    total
-                    + loss(x[members][inverse], z[256:][inverse], scale=graph.edge_scale).mean()
-                )
+                x_AMD, z_AMD = x[members][inverse], z[256:][inverse]
+                loss = geometric_loss(x_AMD, z_AMD, operator, scale=graph.edge_scale)
+                total = total + loss.mean()
             total.backward()
         print(
             f"  a step {'with' if geometric else 'without'} it:"

@@ -63,7 +63,7 @@ def split_again(stores: Stores, number: int) -> Stores:
 def recall(
     rows: TrainingRows, held_out: HeldOutItems, filters: tuple[list[Filter], list[Filter]]
 ) -> float:
-    """R@10, the mean of both directions, of coupled ridge behind these filters, with half of CSLS."""
+    """R@10, mean of both directions, of coupled ridge behind these filters, with half of CSLS."""
     (first_a, pool_a), (first_b, pool_b) = (
         fit_filters(parts, side.pool) for parts, side in zip(filters, (rows.a, rows.b), strict=True)
     )
@@ -86,7 +86,7 @@ def recall(
 
 @torch.inference_mode()
 def main(experiment: str, budgets: list[int]) -> None:
-    """Print a table a budget."""
+    """Print a table per budget."""
     config = load(experiment).common
     stores = Stores.open(config)
     found: dict[int, dict[str, list[float]]] = {

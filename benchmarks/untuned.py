@@ -29,12 +29,13 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from gera_lightning import config
+from gera_lightning.config.loading import SHIPPED
 from gera_lightning.data.store import EmbeddingStore, write_store
 from gera_lightning.experiment.runner import run_sweep
+from gera_lightning.report.outcome import summarize
 from gera_lightning.report.write import write_report
 
 FOLDER = Path(".cache") / "untuned"
-PRESETS = Path("experiments") / "methods"
 SENTENCES = Path("data") / "wordnet_speech" / "text"
 METHODS = ["gera", "gera_off", "ridge", "contrastive"]
 
@@ -88,7 +89,7 @@ def make_words() -> dict[str, object]:
 
 def make_synthetic() -> dict[str, object]:
     """The experiment `synthetic`."""
-    return dict(yaml.safe_load((PRESETS.parent / "synthetic.yaml").read_text()))
+    return dict(yaml.safe_load((SHIPPED / "experiments" / "synthetic.yaml").read_text()))
 
 
 def make_linear() -> dict[str, object]:
@@ -152,8 +153,6 @@ ALL = {**UNTUNED, "linear": make_linear, "table": make_table, "noisy": make_nois
 def main(names: list[str]) -> None:
     """Make, sweep and report each."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    if not (FOLDER / "methods").exists():
-        (FOLDER / "methods").symlink_to(PRESETS.absolute(), target_is_directory=True)
     for name in names:
         path = FOLDER / f"{name}.yaml"
         common = {
@@ -163,7 +162,8 @@ def main(names: list[str]) -> None:
         }
         path.write_text(yaml.safe_dump({**common, **ALL[name](), "sweep": {"methods": METHODS}}))
         words = ["sweep.workers=2"]
-        run_sweep(config.load(str(path), words, sweep=True), [str(path), *words], Console())
+        loaded = config.load(str(path), words, sweep=True)
+        summarize(loaded, run_sweep(loaded, [str(path), *words], Console()) or [])
         page = write_report(str(path))
         print((page.parent / "headline.md").read_text())
         print(pd.read_csv(page.parent / "differences.csv").to_string())

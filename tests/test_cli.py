@@ -29,7 +29,7 @@ RIDGE = {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direct
 def project(
     tmp_path: Path, make_store: Callable[..., EmbeddingStore], monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A working directory with one experiment on two small stores; the command is run from there."""
+    """A working directory with one experiment on two small stores, where the command is run."""
     x = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
     for name, width in (("a", 6), ("b", 4)):
         make_store(

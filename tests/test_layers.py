@@ -41,7 +41,7 @@ OmegaConf or YAML.
 
 
 def imported(path: Path, *, everywhere: bool = True) -> set[str]:
-    """Modules that a file imports, by full name; those inside functions too unless told otherwise."""
+    """Modules that a file imports, by full name; by default those inside functions too."""
     tree = ast.parse(path.read_text())
     nodes = ast.walk(tree) if everywhere else ast.iter_child_nodes(tree)
     names = set()

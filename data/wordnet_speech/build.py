@@ -99,7 +99,7 @@ def chunk_path(rows: pd.DataFrame) -> Path:
 
 
 def chunk_frames(rows: pd.DataFrame) -> int:
-    """Speak one chunk of utterances and keep its frames; nothing to do where they are kept already."""
+    """Speak one chunk of utterances and keep its frames; nothing to do where they are kept."""
     path = chunk_path(rows)
     if not path.exists():
         network = SpeechEmbeddingFrames()

@@ -59,7 +59,7 @@ def written(
 
 @pytest.fixture
 def project(tmp_path: Path, write_yaml, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Forty pairs, a fourth of them sealed, two `unused`; twenty rows alone in a and thirty in b."""
+    """Forty pairs, a fourth of them sealed, two `unused`; twenty rows alone in a, thirty in b."""
     items = [f"i{n}" for n in range(42)]
     split: list[str | None] = [
         "unused" if n >= 40 else "test" if n % 4 == 0 else "train" for n in range(42)

@@ -270,8 +270,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_words_equal_keywords(values):
     words = [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"
+        f"{key}={text.removesuffix('...' + chr(10)).strip()}"
         for key, value in values.items()
+        for text in [yaml.safe_dump(value, default_flow_style=True)]
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "SHIPPED", SHIPPED)

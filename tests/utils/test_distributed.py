@@ -318,7 +318,7 @@ def test_the_total_is_the_pair_loss_and_the_weighted_geometric_losses(one):
 
 
 def test_the_pair_loss_of_a_share_alone_is_another(one, tmp_path):
-    """The joined batch matters: a process that looked at its own rows alone would not have passed."""
+    """The joined batch matters: a process with its own rows alone would not have passed."""
     case = replace(CASES["clip"], pairs=4)
     assert not torch.isclose(
         one_step(case, 0, tmp_path, 0, 1)["loss/pair"],
