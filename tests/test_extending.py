@@ -108,7 +108,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "loggers": ["tensorboard", "csv"],
         "tuning": {"folds": 2, "max_trials": 4, "used_folds": 1},
         "evaluation": {"metrics": ["mine.Spread"]},
-        "trainer": {"max_steps": 4, "accelerator": "cpu", "detect_anomaly": True},
+        "trainer": {
+            "max_steps": 4,
+            "accelerator": "cpu",
+            "detect_anomaly": True,
+            "log_every_n_steps": 1,
+        },
     }
     (tmp_path / "experiments" / "own.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
@@ -125,7 +130,8 @@ def test_parts_of_ones_own_train_tune_and_measure(project, capsys):
     assert all(0 < row["spread"] < 1 for row in rows.values())
     assert int((project / "counted").read_text()) == rows["trained"]["steps"]
     [run] = (project / "runs" / "own" / "trained").iterdir()
-    assert "loss/uniformity" in (run / "metrics.csv").read_text() or list(run.glob("*.csv"))
+    assert "loss/uniformity" in (run / "csv" / "metrics.csv").read_text()
+    assert list(run.glob("events.out.tfevents.*"))
 
 
 def test_a_misspelt_argument_or_class_of_ones_own_is_named(project, capsys):

@@ -30,7 +30,7 @@ LEXNAMES = """
     verb.change verb.cognition verb.communication verb.competition verb.consumption verb.contact
     verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social
     verb.stative verb.weather adj.ppl
-""".split()
+""".split()  # noqa: SIM905
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from gera_lightning import cli, config
 from gera_lightning.aligners import Aligner
 from gera_lightning.commands.align import align, align_experiment
-from gera_lightning.data.splits import everything
+from gera_lightning.data.splits import train_on_all
 from gera_lightning.data.store import EmbeddingStore, write_store
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.experiment.plan import plan
@@ -284,7 +284,7 @@ def test_items_called_unused_stay_unused(project):
 def test_everything_is_for_training():
     a = pd.DataFrame({"item": ["x", "y", "z"], "split": ["test", "unused", None]})
     b = pd.DataFrame({"item": ["y", "x", "v"]})
-    split = everything(a, b)
+    split = train_on_all(a, b)
     assert (split.train_a.tolist(), split.train_b.tolist()) == ([0, 2], [1, 2])
     assert len(split.test_a) == len(split.test_b) == 0
 

@@ -153,7 +153,7 @@ def align_experiment(
     _check_used(word.partition("=")[0] for word in overrides)
     loaded = config.load(experiment, [*overrides, f"methods=[{method or PREFERRED}]"])
     a, b = open_stores(loaded.common)
-    split = splits.everything(a.rows, b.rows)
+    split = splits.train_on_all(a.rows, b.rows)
     matched = splits.matched_items(a.rows, b.rows, split)
     count = len(matched)
     if count < 2:

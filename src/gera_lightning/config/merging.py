@@ -104,6 +104,14 @@ def name_parts(values: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("losses", "filters"):
         if isinstance(out.get(key), Mapping):
             out[key] = {name: _named(inner) for name, inner in out[key].items()}
+    embed = out.get("embed")
+    if isinstance(embed, Mapping):  # `encoder: efficientnet_lite`, of either modality
+        out["embed"] = {
+            key: {name: _named(part) for name, part in side.items()}
+            if isinstance(side, Mapping)
+            else side
+            for key, side in embed.items()
+        }
     for key in ("loggers", "callbacks"):
         if isinstance(out.get(key), list):
             out[key] = [_named(part) for part in out[key]]

@@ -372,7 +372,7 @@ class Config:
     """Flags of Lightning's Trainer: steps, hardware, and any other."""
     callbacks: list[Any] = trained(list)
     """Lightning callbacks of the last training, each a class with its arguments."""
-    loggers: list[Any] = runtime(lambda: ["tensorboard"])
+    loggers: list[Any] = runtime(lambda: [{"class": "tensorboard"}])
     """Where trainings log: `tensorboard`, `csv`, `wandb`, `mlflow`, or a class with its arguments.
     """
     checkpoint_every_n_steps: int = runtime(200)

@@ -234,7 +234,7 @@ def check_sides(split: ItemSplit, test_share: float) -> None:
         )
 
 
-def everything(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
+def train_on_all(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
     """All rows for training and none for test: the split of an aligner that is put to use.
 
     Items that a store calls `unused` are left out.

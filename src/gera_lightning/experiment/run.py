@@ -27,7 +27,6 @@ from gera_lightning.experiment.paired_stores import Stores, store_metadata
 from gera_lightning.experiment.results import read_row
 from gera_lightning.training.fit import fit
 from gera_lightning.training.fit_closed_form import Fitted
-from gera_lightning.training.loggers import make_loggers
 from gera_lightning.training.method import Method
 from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils import distributed
@@ -219,14 +218,10 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
     settings = flat(
         {"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
     )
-    for logger in make_loggers(run.config.loggers, folder):
+    if {"class": "tensorboard"} in run.config.loggers:  # its table of hyper-parameters
+        logger = TensorBoardLogger(folder, name="", version="")
         logger.log_metrics(measures, step=fitted.steps)
-        if isinstance(
-            logger, TensorBoardLogger
-        ):  # its table of hyper-parameters shows the measures
-            logger.log_hyperparams(settings, measures)
-        else:
-            logger.log_hyperparams(settings)
+        logger.log_hyperparams(settings, measures)
         logger.finalize("success")
     replace_atomically(folder / "metrics.json", (json.dumps(row, indent=1) + "\n").encode())
     replaced = run.folder.with_name(

@@ -18,7 +18,7 @@ LOGGERS = {
         "TensorBoardLogger",
         lambda folder: {"save_dir": folder, "name": "", "version": ""},
     ),
-    "csv": ("CSVLogger", lambda folder: {"save_dir": folder, "name": "", "version": ""}),
+    "csv": ("CSVLogger", lambda folder: {"save_dir": folder, "name": "csv", "version": ""}),
     "wandb": ("WandbLogger", lambda folder: {"save_dir": folder}),
     "mlflow": ("MLFlowLogger", lambda folder: {"save_dir": str(folder / "mlruns")}),
 }
