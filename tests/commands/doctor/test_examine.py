@@ -24,7 +24,7 @@ from gera_lightning.commands.doctor.examine import (
     OK,
     SUGGESTION,
     _compared,
-    examine,
+    doctor,
     verdict,
 )
 from gera_lightning.data.store import EmbeddingStore
@@ -47,15 +47,15 @@ def _here(repository, monkeypatch):
     monkeypatch.chdir(repository)
 
 
-def lines(findings, mark):
-    return [finding.words for finding in findings if finding.mark == mark]
+def lines(findings, level):
+    return [finding.text for finding in findings if finding.level == level]
 
 
 def test_views_of_one_manifold_will_align_and_the_next_step_loads(views, tmp_path):
     a, b = views
-    found = list(examine(a.path, b.path, budget=60, methods=["ridge", "procrustes"]))
+    found = list(doctor(a.path, b.path, budget=60, methods=["ridge", "procrustes"]))
     assert not lines(found, ERROR)
-    words = " | ".join(finding.words for finding in found)
+    words = " | ".join(finding.text for finding in found)
     for text in (
         "0 items in both",
         "is connected",
@@ -83,7 +83,7 @@ def test_wrong_pairs_are_found_out(views, tmp_path):
     rows = b.rows.copy()
     rows["item"] = np.random.default_rng(0).permutation(rows["item"])
     wrong = write_store(tmp_path / "wrong", b.read(), rows, encoder=b.encoder, source={})
-    found = list(examine(a.path, wrong.path, budget=60, methods=["ridge", "procrustes"]))
+    found = list(doctor(a.path, wrong.path, budget=60, methods=["ridge", "procrustes"]))
     assert any("no better than chance" in words for words in lines(found, ERROR))
     assert any("neighbourhoods do not agree" in words for words in lines(found, NOTE))
     assert "will not work" in verdict(found)
@@ -104,7 +104,7 @@ def test_stores_without_test_items_are_told_to_align(views, tmp_path):
                 source={},
             ).path
         )
-    found = list(examine(*paths, budget=40, methods=["ridge", "procrustes"]))
+    found = list(doctor(*paths, budget=40, methods=["ridge", "procrustes"]))
     assert any("take gera align" in words for words in lines(found, NOTE))
     best = next(
         words.split(": ")[1].split()[0]
@@ -138,8 +138,8 @@ def test_test_rows_have_no_say_in_what_is_recommended(views, tmp_path):
     said = [
         [
             str(f)
-            for f in examine(a.path, b.path, budget=40, methods=["ridge", "cca"])
-            if f.mark != SUGGESTION
+            for f in doctor(a.path, b.path, budget=40, methods=["ridge", "cca"])
+            if f.level != SUGGESTION
         ]
         for a, b in (views, noisy)
     ]
@@ -173,14 +173,14 @@ def broken(make_store, how: str) -> EmbeddingStore:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("nan", "b: 1 rows hold NaN"),
-        ("all nan", "b: 60 rows hold NaN"),
-        ("no manifest", "b: no embedding store"),
-        ("cut vectors", "b: "),
+        ("nan", "broken: 1 rows hold NaN"),
+        ("all nan", "broken: 60 rows hold NaN"),
+        ("no manifest", "broken: no embedding store"),
+        ("cut vectors", "broken: "),
         ("cut rows", "rows_0000.parquet"),
         ("same row twice", "row 'same' twice"),
         ("other items", "pairs: 0 train items"),
-        ("one direction", "b: all rows point the same way"),
+        ("one direction", "broken: all rows point the same way"),
     ],
 )
 def test_a_broken_store_is_described_and_exits_with_2(make_store, capsys, how, words):
@@ -191,7 +191,7 @@ def test_a_broken_store_is_described_and_exits_with_2(make_store, capsys, how, w
     assert any(words in line for line in captured.out.splitlines() if line.startswith(ERROR)), (
         captured.out
     )
-    assert "ok   a: 60 rows of width 4" in captured.out
+    assert "ok    whole: 60 rows of width 4" in captured.out
     assert captured.err.startswith("error: alignment will not work as it is")
 
 
@@ -211,18 +211,18 @@ def test_presets_that_cannot_be_compared_are_a_note(views, tmp_path, monkeypatch
     (tmp_path / "odd.yaml").write_text(
         "data: a/path\n"
     )  # another tool's file beside the experiments
-    [words] = lines(examine(a.path, b.path, budget=20, folder=str(tmp_path)), NOTE)
+    [words] = lines(doctor(a.path, b.path, budget=20, folder=str(tmp_path)), NOTE)
     assert words.startswith("presets are not compared: methods: 'gera' has no preset")
 
 
 @pytest.mark.parametrize(
     ("methods", "words"),
-    [(["contrastive"], "contrastive is trained"), ("rigde", "did you mean 'ridge'")],
+    [(["contrastive"], "contrastive, which is trained"), ("rigde", "did you mean 'ridge'")],
 )
-def test_presets_that_are_named_wrongly_are_told_at_once(views, methods, words):
+def test_presets_that_are_named_wrongly_are_reported_at_once(views, methods, words):
     a, b = views
     with pytest.raises(UserError, match=words):
-        next(examine(a.path, b.path, budget=20, methods=methods, folder=FOLDER))
+        next(doctor(a.path, b.path, budget=20, methods=methods, folder=FOLDER))
 
 
 # ---- evidence ----
@@ -281,12 +281,12 @@ def test_presets_are_compared_pair_by_pair():
     assert evidence.as_good() == ["z"]
     assert evidence.rank("x") == pytest.approx(np.exp(-base.mean()))
     [finding] = _compared(evidence)
-    head, *others = finding.words.splitlines()
+    head, *others = finding.text.splitlines()
     assert head.startswith(
         f"200 pairs: x is best, held-out partner's typical rank {np.exp(-base.mean()):.0f}"
         " (chance 20)"
     )
-    assert {line.split()[0]: line.endswith("not told apart") for line in others} == {
+    assert {line.split()[0]: line.endswith("not significantly") for line in others} == {
         "y": False,
         "z": True,
     }
@@ -295,18 +295,18 @@ def test_presets_are_compared_pair_by_pair():
 
 def test_one_store_twice_is_found_out(views):
     a, _ = views
-    found = list(examine(a.path, a.path))
-    assert any("the same store twice" in words for words in lines(found, ERROR))
+    found = list(doctor(a.path, a.path))
+    assert any("same store twice" in words for words in lines(found, ERROR))
 
 
 def test_methods_in_words_are_methods(views):
     a, b = views
     named = [
-        finding.words for finding in examine(a.path, b.path, budget=60, methods="ridge,procrustes")
+        finding.text for finding in doctor(a.path, b.path, budget=60, methods="ridge,procrustes")
     ]
     assert named == [
-        finding.words
-        for finding in examine(a.path, b.path, budget=60, methods=["ridge", "procrustes"])
+        finding.text
+        for finding in doctor(a.path, b.path, budget=60, methods=["ridge", "procrustes"])
     ]
 
 

@@ -1,8 +1,7 @@
-"""What cross-validation inside a budget says of the closed-form presets: on train rows alone,
-nothing of the test items is read.
+"""Cross-validation of closed-form presets inside a budget, on train rows alone.
 
 Legend: `n` held-out pairs of a budget, all folds together. A pair's score is `-log rank` of its
-    partner, the mean of both directions.
+partner, the mean of both directions.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ LEVEL = 0.01
 
 @dataclass(frozen=True)
 class Evidence:
-    """Held-out scores of presets at one budget, pair by pair on the same folds.
+    """Held-out scores of presets at one budget, on the same folds.
 
     Attributes:
         budget: pairs.
@@ -57,9 +56,7 @@ class Evidence:
         return float(ttest_1samp(self.scores[name] - self.chance, 0, alternative="greater").pvalue)
 
     def lead(self, name: str, other: str) -> tuple[float, float]:
-        """How far a preset's log rank is better than another's, over the same pairs, and the
-        standard error.
-        """
+        """By how much a preset's log rank is better than another's, and the standard error."""
         difference = self.scores[name] - self.scores[other]
         return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
@@ -123,12 +120,11 @@ def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[
 
 
 def held_out_scores(task: TrainingSet) -> np.ndarray:
-    """Score of every held-out pair `[n]`, each under the setting that the pairs of the other folds
-    choose.
+    """Score of every held-out pair `[n]`, under the setting that the other folds' pairs choose.
 
-    So no pair has a say in the setting that it is scored under, and presets with many settings gain
-    nothing by having them. Filters are chosen by all pairs, as in a run: a preset with a choice of
-        them is flattered a little.
+    No pair influences the setting that it is scored under, so presets do not gain by having many
+    settings. Filters are chosen by all pairs, as in a run: a preset that chooses among filters
+    looks a little too good.
     """
     method = task.method.closed_form
     assert method is not None
@@ -148,8 +144,9 @@ def held_out_scores(task: TrainingSet) -> np.ndarray:
 def smallest_budget(
     experiment: Experiment, stores: Stores, budgets: Sequence[int], name: str
 ) -> Evidence | None:
-    """The least of `budgets` (ascending) at which a preset is above chance, at level 0.01 over all
-    of them; None if there is none.
+    """The smallest of `budgets` (ascending) at which a preset is above chance; None if none is.
+
+    Tested at level 0.01 over all of them (Bonferroni).
     """
     for budget in budgets:
         evidence = gather(experiment, stores, budget, [name])

@@ -1,4 +1,4 @@
-"""The examination of two stores from their files to a recommended preset, and what to do next."""
+"""The examination of two stores, from their files to a recommended preset and what to do next."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from gera_lightning.data.inspection import Scan, scan
 from gera_lightning.data.splits import matched_items, split_items
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import load_modality
-from gera_lightning.experiment.paired_stores import Stores
+from gera_lightning.experiment.paired_stores import Stores, modality_names
 from gera_lightning.utils.errors import UserError
 
 PROBE = "ridge"
-"""The preset that the smallest budget is looked for with: the simplest, and quick."""
+"""The preset that finds the smallest sensible budget: simple and quick."""
 BUDGETS = (10, 25, 50, 100, 200)
 DISTRACTORS = 500
-"""Pool rows in the galleries of cross-validation: fewer than a run takes, for time."""
-PAIRS = 300
-"""The largest budget that is looked at unless one is given."""
+"""Pool rows in the galleries of cross-validation: fewer than in a run, to save time."""
+MAX_BUDGET = 300
+"""The largest budget to look at by default."""
 
 
-def examine(
-    path_a: str | os.PathLike[str],
-    path_b: str | os.PathLike[str],
+def doctor(
+    store_a: str | os.PathLike[str],
+    store_b: str | os.PathLike[str],
     *,
     budget: int | None = None,
     k: int = 16,
@@ -53,93 +53,98 @@ def examine(
     methods: Sequence[str] | None = None,
     folder: str = "experiments",
 ) -> Iterator[Finding]:
-    """Findings on two stores, one after the other as they are made; what needs whole rows is left
-    out where some are damaged.
+    """Say whether two stores can be aligned, and how: findings, one after the other.
 
-    Test rows are looked at for damage and copies, never for anything that could choose a method.
+    Test rows are checked for damage and copies, never for anything that could choose a method.
+    Where rows are damaged, checks that need whole rows are left out.
 
     Args:
-        path_a, path_b: folders of the stores.
-        budget: pairs that there will be; by default 300, or half of the train items where they are
-            few.
+        store_a, store_b: folders of the stores.
+        budget: pairs that there will be; by default 300, or half of the train items where there
+            are few.
         k: neighbours.
-        most: train rows of the neighbour graphs at most.
-        seed: fixes what is drawn.
+        most: train rows in a neighbour graph at most.
+        seed: of what is drawn.
         methods: closed-form presets to compare; by default `sweep.quick`.
         folder: where experiments and presets lie.
+
+    Raises:
+        UserError: a value that is refused, or a method that is no closed form.
     """
-    for key, value, low in (
-        ("budget", budget if budget is not None else 4, 4),
-        ("k", k, 1),
-        ("most", most, 100),
-        ("seed", seed, 0),
-    ):
-        if not isinstance(value, int) or value < low:
-            raise UserError(f"{key}={value!r} must be a whole number of at least {low}")
-    names = (
-        config.SweepConfig().quick
-        if methods is None
-        else methods.split(",")
-        if isinstance(methods, str)
-        else list(methods)
-    )
-    if methods is not None:  # a misspelt one is told at once
-        _closed_forms({"methods": names}, folder)
-    stores = yield from _opened(path_a, path_b)
+    _check_arguments(budget, k, most, seed)
+    presets = config.SweepConfig().quick if methods is None else methods
+    presets = presets.split(",") if isinstance(presets, str) else list(presets)
+    if methods is not None:  # a misspelt one is reported at once
+        _closed_forms({"methods": presets}, folder)
+    names = _modalities(store_a, store_b)
+    stores = yield from _opened(names, store_a, store_b)
     if len(stores) < 2:
         return
-    (a, found_a), (b, found_b) = stores
+    (a, scan_a), (b, scan_b) = stores
     try:
         split = split_items(a.rows, b.rows)
     except UserError as error:
         yield Finding(ERROR, f"split: {error}")
         return
-    yield from leak_findings("a", found_a, split.train_a, split.test_a)
-    yield from leak_findings("b", found_b, split.train_b, split.test_b)
-    if len(found_a.damaged) or len(found_b.damaged):
-        yield Finding(
-            NOTE, "pairs, neighbours and presets are not looked at before every row is finite"
-        )
+    yield from leak_findings(names[0], scan_a, split.train_a, split.test_a)
+    yield from leak_findings(names[1], scan_b, split.train_b, split.test_b)
+    if len(scan_a.damaged) or len(scan_b.damaged):
+        yield Finding(NOTE, "pairs, neighbours and presets are checked when every row is finite")
         return
-    yield from pair_findings(a, b, split)
+    yield from pair_findings(a, b, split, names)
     if not len(split.train_a) or not len(split.train_b):
         return
     collapsed = False
-    for side, store, rows in (("a", a, split.train_a), ("b", b, split.train_b)):
-        for finding in _geometry(store, side, rows, k, most, seed):
+    for name, store, rows in zip(names, (a, b), (split.train_a, split.train_b), strict=True):
+        for finding in _geometry(store, name, rows, k, most, seed):
             yield finding
-            collapsed |= finding.mark == ERROR
+            collapsed |= finding.level == ERROR
     pairs = len(matched_items(a.rows, b.rows, split))
     if pairs >= FEW_PAIRS and not collapsed:
-        yield from _presets(Stores(a, b, split), pairs, budget, seed, names, folder)
+        yield from _presets(Stores(a, b, split), pairs, budget, seed, presets, folder)
+
+
+def _check_arguments(budget: int | None, k: int, most: int, seed: int) -> None:
+    given = [("k", k, 1), ("most", most, 100), ("seed", seed, 0)]
+    for key, value, least in given + ([] if budget is None else [("budget", budget, 4)]):
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"must be a whole number of at least {least}", key=key, value=value)
+
+
+def _modalities(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> tuple[str, str]:
+    """Names of the two modalities, by their folders where a store cannot be opened."""
+    try:
+        return modality_names(EmbeddingStore(a), EmbeddingStore(b))
+    except UserError:
+        return modality_names(a, b)
 
 
 def _opened(
-    *paths: str | os.PathLike[str],
+    names: Sequence[str], *paths: str | os.PathLike[str]
 ) -> Generator[Finding, None, list[tuple[EmbeddingStore, Scan]]]:
     """The stores that can be opened, with a scan of each."""
     stores = []
-    for side, path in zip("ab", paths, strict=True):
+    for name, path in zip(names, paths, strict=True):
         try:
             store = EmbeddingStore(path)
             found = scan(store)
-            yield from row_findings(store, side, found)
+            yield from row_findings(store, name, found)
             stores.append((store, found))
         except UserError as error:
-            yield Finding(ERROR, f"{side}: {error}")
+            yield Finding(ERROR, f"{name}: {error}")
     return stores
 
 
 def _geometry(
-    store: EmbeddingStore, side: str, rows: np.ndarray, k: int, most: int, seed: int
+    store: EmbeddingStore, name: str, rows: np.ndarray, k: int, most: int, seed: int
 ) -> Iterator[Finding]:
+    """Findings on the directions and neighbours of some train rows."""
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
     x = load_modality(store, chosen, chosen[:0]).pairs
-    yield from spread_findings(torch.from_numpy(store.read(chosen[:2000])), side)
+    yield from spread_findings(torch.from_numpy(store.read(chosen[:2000])), name)
     if len(x) > 2:
-        yield from neighbor_findings(
-            x, store.rows.iloc[chosen].reset_index(drop=True), side, min(k, len(x) - 1)
-        )
+        table = store.rows.iloc[chosen].reset_index(drop=True)
+        yield from neighbor_findings(x, table, name, min(k, len(x) - 1))
 
 
 def _closed_forms(settings: Mapping[str, Any], folder: str) -> config.Experiment:
@@ -154,8 +159,10 @@ def _closed_forms(settings: Mapping[str, Any], folder: str) -> config.Experiment
     )
     if trained:
         raise UserError(
-            f"methods={settings['methods']}: {trained} is trained, only closed forms are compared"
-            " here"
+            f"names {trained}, which is trained",
+            key="methods",
+            value=settings["methods"],
+            remedy="name closed forms alone",
         )
     return experiment
 
@@ -163,10 +170,10 @@ def _closed_forms(settings: Mapping[str, Any], folder: str) -> config.Experiment
 def _presets(
     stores: Stores, pairs: int, budget: int | None, seed: int, names: Sequence[str], folder: str
 ) -> Iterator[Finding]:
-    """Pools, the smallest budget, and what the presets reach inside the budget."""
-    trains = ((stores.a, stores.split.train_a), (stores.b, stores.split.train_b))
-    unpaired = min(store.rows["item"].iloc[rows].nunique() for store, rows in trains) - pairs
-    largest = budget or min(PAIRS, pairs if unpaired >= pairs else pairs // 2)
+    """Sizes of the pools, the smallest budget, and how the presets compare within the budget."""
+    train = ((stores.a, stores.split.train_a), (stores.b, stores.split.train_b))
+    unpaired = min(store.rows["item"].iloc[rows].nunique() for store, rows in train) - pairs
+    largest = budget or min(MAX_BUDGET, pairs if unpaired >= pairs else pairs // 2)
     if largest > pairs:
         yield Finding(
             ERROR,
@@ -176,12 +183,10 @@ def _presets(
         return
     settings = {
         "data": {"a": str(stores.a.path), "b": str(stores.b.path)},
-        **{
-            "budgets": [largest],
-            "seeds": [seed],
-            "methods": names,
-            "tuning": {"distractors": DISTRACTORS},
-        },
+        "budgets": [largest],
+        "seeds": [seed],
+        "methods": names,
+        "tuning": {"distractors": DISTRACTORS},
     }
     try:
         experiment = _closed_forms(settings, folder)
@@ -210,7 +215,7 @@ def _presets(
 
 
 def _foldable(stores: Stores, experiment: config.Experiment, budget: int) -> bool:
-    """Whether there are as many families in the pairs as folds."""
+    """Whether the pairs hold at least as many families as there are folds."""
     items = stores.sample_pairs(experiment.common, budget, experiment.common.seeds[0]).items
     return stores.split.families[items].nunique() >= experiment.common.tuning.folds
 
@@ -230,7 +235,7 @@ def _pools(stores: Stores, experiment: config.Experiment, budget: int) -> Findin
     few = min(len(drawn.pool_a), len(drawn.pool_b)) < budget
     return Finding(
         NOTE if few or shared else OK,
-        text + (": few unpaired rows, geometry has little to say" if few else ""),
+        text + (": with few unpaired rows geometry cannot help much" if few else ""),
     )
 
 
@@ -243,7 +248,7 @@ def _least(
         return Finding(
             ERROR,
             f"budget: even at {budgets[-1]} pairs {probe} finds held-out partners no better than"
-            " chance: check that `item` pairs the right rows, or bring more pairs",
+            " chance: check that `item` pairs the right rows, or take more pairs",
         )
     return Finding(
         OK,
@@ -254,9 +259,7 @@ def _least(
 
 
 def _compared(evidence: Evidence) -> Iterator[Finding]:
-    """The presets, the best first: how far each one's log rank is behind, and whether these pairs
-    can tell.
-    """
+    """The presets, best first: by how much their log rank is worse, and whether that is clear."""
     ranked = sorted(evidence.scores, key=evidence.rank)
     chance = np.exp(-evidence.chance.mean())
     text = (
@@ -266,21 +269,19 @@ def _compared(evidence: Evidence) -> Iterator[Finding]:
     as_good = evidence.as_good()
     if ranked[1:]:
         text += (
-            "; the others, and how far their log rank is behind:"
+            "; the others, and by how much their log rank is worse:"
             if as_good
-            else "; significantly behind in log rank:"
+            else "; all others are significantly worse in log rank, by:"
         )
     for name in ranked[1:]:
         lead, error = evidence.lead(evidence.best, name)
-        told = "   not told apart" if name in as_good else ""
-        text += f"\n       {name:<24}{evidence.rank(name):4.0f}   {lead:.2f} ± {error:.2f}{told}"
+        note = "   not significantly" if name in as_good else ""
+        text += f"\n       {name:<24}{evidence.rank(name):4.0f}   {lead:.2f} ± {error:.2f}{note}"
     yield Finding(OK, text)
 
 
 def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> Iterator[Finding]:
-    """The recommended preset against the probe at the budgets that were looked at, as lines to
-    copy.
-    """
+    """Lines to copy, which run the best preset beside `gera` and the probe."""
     names = list(
         dict.fromkeys(
             [compared[-1].best, *(name for name in ("gera", PROBE) if name in compared[-1].scores)]
@@ -329,9 +330,7 @@ def _experiment_of(stores: Stores, folder: str) -> str | None:
 
 def verdict(findings: Sequence[Finding]) -> str:
     """One sentence that sums findings up."""
-    mend, note = (sum(finding.mark == mark for finding in findings) for mark in (ERROR, NOTE))
-    if mend:
-        return f"alignment will not work as it is: first mend what is marked {ERROR} ({mend})"
-    return "alignment will work" + (
-        f"; keep in mind what is marked {NOTE} ({note})" if note else ""
-    )
+    errors, notes = (sum(one.level == level for one in findings) for level in (ERROR, NOTE))
+    if errors:
+        return f"alignment will not work as it is: first mend what is marked {ERROR} ({errors})"
+    return "alignment will work" + (f"; mind what is marked {NOTE} ({notes})" if notes else "")
