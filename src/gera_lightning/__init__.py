@@ -101,21 +101,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first used (PEP 562)."""
     if name == "__version__":
-        return _version()
+        from gera_lightning.utils.version import package_version
+
+        return package_version()
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # a tenth of a second
-
-    try:
-        return version("gera-lightning")
-    except PackageNotFoundError:  # a source tree that was not installed
-        return "0.0.0"
 
 
 def __dir__() -> list[str]:

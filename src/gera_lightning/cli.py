@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gera_lightning import __version__
 from gera_lightning.utils.errors import exit_code
+from gera_lightning.utils.version import package_version
 
 VERBS = {
     "train": (
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="gera", description="Align two frozen embedding spaces from few pairs."
     )
-    parser.add_argument("--version", action="version", version=f"gera {__version__}")
+    parser.add_argument("--version", action="version", version=f"gera {package_version()}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, about in VERBS.items():
         verb = verbs.add_parser(name, help=about, add_help=False)

@@ -11,9 +11,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from gera_lightning import __version__
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.files import replace_atomically
+from gera_lightning.utils.version import package_version
 
 FORMAT = "gera-aligner"
 VERSION = 1
@@ -33,7 +33,7 @@ def write_folder(folder: Path, record: Mapping[str, Any], weights: Mapping[str, 
     written = safetensors.torch.save(
         {name: values.detach().cpu().contiguous().clone() for name, values in weights.items()}
     )
-    head = {"format": FORMAT, "version": VERSION, "library": __version__}
+    head = {"format": FORMAT, "version": VERSION, "library": package_version()}
     # the checksum tells whether both files were written: the process may be killed between them
     whole = {**head, **record, "maps_sha256": hashlib.sha256(written).hexdigest()}
     text = json.dumps(whole, indent=1, ensure_ascii=False, default=str) + "\n"

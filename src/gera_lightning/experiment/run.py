@@ -17,7 +17,6 @@ import yaml
 from filelock import FileLock
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gera_lightning import __version__
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import RESULTS_VERSION, Config, config_hash, identity
 from gera_lightning.config.merging import flat
@@ -32,6 +31,7 @@ from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils import distributed
 from gera_lightning.utils.files import atomic_write, remove_scratch, replace_atomically
 from gera_lightning.utils.progress import ProgressCallback, no_progress
+from gera_lightning.utils.version import package_version
 
 ERROR_FILE = "error.txt"
 """In the folder of a run that failed unexpectedly: where it did."""
@@ -212,7 +212,7 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         "converged": fitted.converged,
         "split": run.config.data.split,
         "peak_rss_mb": _peak_memory(),
-        "version": __version__,
+        "version": package_version(),
         "results": RESULTS_VERSION,
     }
     settings = flat(

@@ -23,10 +23,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from gera_lightning import __version__
 from gera_lightning.utils.arrays import Array, as_numpy, float_rows
 from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.files import atomic_write, replace_atomically
+from gera_lightning.utils.version import package_version
 
 log = logging.getLogger(__name__)
 BACKENDS = ("faiss", "torch")
@@ -338,7 +338,7 @@ def cached_knn_graph(
         "backend": how.backend,
         "index": how.index,
         "nprobe": how.nprobe,
-        "version": __version__,
+        "version": package_version(),
     }
     digest = hashlib.sha256(
         repr(sorted((name, str(value)) for name, value in identity.items())).encode()
