@@ -14,7 +14,8 @@ from gera_lightning.data.splits import Sample, sample_pairs, split_items
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import Modality, TrainingRows, load_modality, load_rows
 from gera_lightning.training import datamodule
-from gera_lightning.training.datamodule import AlignmentDataModule, Batch, Patches, RowStream
+from gera_lightning.training.batch import Batch, Patches, RowStream
+from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.utils.errors import UserError
 
 N, VIEWS, TEST, BUDGET, RESERVE, K = 70, 2, 10, 13, 20, 3

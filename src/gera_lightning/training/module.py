@@ -25,14 +25,9 @@ from gera_lightning.losses.contrastive import positives_of
 from gera_lightning.losses.geometric import CALIBRATION_PATCHES
 from gera_lightning.models.maps import normalized
 from gera_lightning.models.shared_space import SharedSpace
+from gera_lightning.training.batch import Batch, Patches, Unpaired, ValidationBatch
 from gera_lightning.training.cross_validation import held_out_ranks
-from gera_lightning.training.datamodule import (
-    AlignmentDataModule,
-    Batch,
-    Patches,
-    Unpaired,
-    ValidationBatch,
-)
+from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.method import Method
 from gera_lightning.training.training_set import shared_space
 from gera_lightning.training.warm_start import WarmStart
