@@ -51,7 +51,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["mine", "embed.precison=16-mixed"], "'embed.precision'"),
         (["mine", "embed.precision=bf16-true"], "embed.precision='bf16-true'"),
         (["mine", "embed.a.corpse={}"], "'embed.a.corpus'"),
-        (["mine", "embed.a.corpus=texts"], "embed.a.corpus='texts'"),
+        (["mine", "embed.a.corpus=texts"], "embed.a.corpus.class='texts'"),
         (["mine", "embed.b.encoder=null"], "embed.b.encoder.class"),
         (["mine", "embed.b.encoder.poling=cls"], "embed.b.encoder.poling.*'pooling'"),
         (["mine", "embed.a.corpus.class=foldre"], "embed.a.corpus.class.*'folder'"),
