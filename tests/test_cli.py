@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -331,6 +332,18 @@ def test_what_begins_again_is_not_said_to_go_on(project, capsys, monkeypatch, wo
     monkeypatch.setattr(runner, "run_experiment", stopped)
     assert cli.main(["train", "small", word]) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_commands_that_begin_again_are_not_said_to_go_on(capsys, monkeypatch):
+    def stopped(words: object) -> None:
+        raise KeyboardInterrupt
+
+    command = SimpleNamespace(run=stopped)
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: command)
+    assert set(cli.RESUMES) < set(cli.VERBS)
+    for name in set(cli.VERBS) - set(cli.RESUMES):
+        assert cli.main([name, "x", "y"]) == 130
+        assert capsys.readouterr().err == "stopped\n"
 
 
 def test_a_sweep_on_several_devices_is_refused(project, capsys, monkeypatch):

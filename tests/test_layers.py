@@ -98,6 +98,21 @@ def needed(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "commands/search",
+        "commands/export",
+        "commands/affinity",
+        "aligners/__init__",
+        "data/store",
+    ],
+)
+def test_what_does_not_train_starts_without_what_trains(name):
+    heavy = {"lightning", "matplotlib", "tensorboard", "transformers", "torchaudio", "submitit"}
+    assert needed(SOURCE / f"{name}.py") & heavy == set()
+
+
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_heavy_library_is_imported_where_it_belongs(library):
     users = {

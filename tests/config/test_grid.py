@@ -126,6 +126,8 @@ def test_a_variants_change_takes_its_key_out_too(peer):
         ),
         ({"mixup.alpha": [1]}, ["tuning.grid.mixup.alpha", "has no mixup"]),
         ({"losses.geometric.weight": [1]}, ["has no losses.geometric"]),
+        ({"losses.structure.class": [1]}, ["tuning.grid.losses.structure.class", "no value to"]),
+        ({"losses.structur.temperature": [1]}, ["has no losses.structur"]),
         ({"trainer.max_steps": [1]}, ["tuning.grid.trainer.max_steps", "below one of"]),
         (
             {"losses.structure.weight": 3},

@@ -865,7 +865,7 @@ RIDGE, CSLS = "ridge", "csls"
         ({"closed_form": None, "init": RIDGE}, "start from a linear closed form in one space"),
         (
             {"closed_form": RIDGE, "filters": {"a": [[], [RIDGE]]}},
-            r"filters.a\[1\]\[0\].* is no Filter",
+            r"filters.a\[1\]\[0\]=Ridge.* is no Filter",
         ),
         (
             {

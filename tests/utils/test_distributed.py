@@ -19,12 +19,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
-from gera_lightning.config import load
+from gera_lightning.commands.train import train
 from gera_lightning.config.merging import typed
 from gera_lightning.data.training_rows import Modality, TrainingRows
-from gera_lightning.experiment.runner import run_experiment
+from gera_lightning.geometry.diffusion import DiffusionOperator
+from gera_lightning.geometry.kernels import squared_distances
+from gera_lightning.losses.geometric import geometric_loss
 from gera_lightning.models.preprocessing import Preprocessing
 from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.method import Method
@@ -88,8 +92,8 @@ def rows() -> TrainingRows:
     return TrainingRows(modality(6, 0), modality(5, 1), np.array(list("abcdefghab")))
 
 
-def one_step(case: Case, step: int, cache: Path, rank: int, size: int) -> dict[str, Tensor]:
-    """Losses and parameter gradients of a step; gradients averaged over processes, as DDP does."""
+def started(case: Case, cache: Path) -> tuple[AlignmentModule, AlignmentDataModule]:
+    """The module and the stream of a case, in double precision."""
     losses: dict[str, Any] = {
         "pair": {"class": "clip", "temperature": 0.2} if case.pair_loss == "clip" else "siglip"
     }
@@ -117,6 +121,12 @@ def one_step(case: Case, step: int, cache: Path, rank: int, size: int) -> dict[s
     module.double()
     for head in (module.map_a, module.map_b):
         torch.nn.init.normal_(head.outer, generator=torch.Generator().manual_seed(9))
+    return module, data
+
+
+def one_step(case: Case, step: int, cache: Path, rank: int, size: int) -> dict[str, Tensor]:
+    """Losses and parameter gradients of a step; gradients averaged over processes, as DDP does."""
+    module, data = started(case, cache)
     logged: dict[str, Tensor] = {}
     module.log = lambda name, value, **_: logged.update({name: value.double()})  # type: ignore[method-assign]
     module.training_step(data.gather(data.step_rows(step, rank, size)), 0).backward()
@@ -150,8 +160,8 @@ def primitives(rank: int, size: int) -> dict[str, Any]:
     return out
 
 
-def train(experiment: str, runs: Path) -> None:
-    run_experiment(load(experiment, {"runs_dir": str(runs), "cache_dir": str(runs / "cache")}))
+def run_all(experiment: str, runs: Path) -> None:
+    train(experiment, runs_dir=str(runs), cache_dir=str(runs / "cache"))
 
 
 def work(rank: int, size: int, port: int, experiment: str, folder: str) -> None:
@@ -173,7 +183,7 @@ def work(rank: int, size: int, port: int, experiment: str, folder: str) -> None:
     distributed.initialize()
     out = Path(folder)
     torch.save((primitives(rank, size), all_steps(out, rank, size)), out / f"{rank}.pt")
-    train(experiment, out / "runs")
+    run_all(experiment, out / "runs")
     torch.distributed.destroy_process_group()
 
 
@@ -231,7 +241,7 @@ def one(experiment: str, tmp_path_factory: pytest.TempPathFactory) -> Result:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("one")
     steps = all_steps(folder)
-    train(experiment, folder / "runs")
+    run_all(experiment, folder / "runs")
     return Result([(primitives(0, 1), steps)], folder / "runs" / "small")
 
 
@@ -315,6 +325,83 @@ def test_the_total_is_the_pair_loss_and_the_weighted_geometric_losses(one):
     torch.testing.assert_close(
         terms["loss/total"], terms["loss/pair"] + 3 * terms["loss/geometric"]
     )
+
+
+def test_the_losses_of_a_step_are_those_of_its_rows(tmp_path):
+    """Against the pure functions: every anchor's patch mapped on its own."""
+    case = CASES["geometric patch"]
+    found = one_step(case, 0, tmp_path, 0, 1)
+    module, data = started(case, tmp_path)
+    each = []
+    for side, mapping in (("a", module.map_a), ("b", module.map_b)):
+        pool, graph = getattr(rows(), side).pool, data.graphs[side]
+        patches = getattr(data.gather(data.step_rows(0)), f"patches_{side}")
+        anchors = patches.points[patches.members[:, 0]]
+        numbers = [int((pool == anchor).all(1).nonzero()) for anchor in anchors]
+        assert len(set(numbers)) == case.anchors
+        operator = DiffusionOperator(self_loops=False).calibrated(
+            squared_distances(pool[graph.patches(torch.arange(len(pool)))]), scale=graph.edge_scale
+        )
+        losses = []
+        for number in numbers:
+            patch = pool[[number, *((pool - pool[number]) ** 2).sum(1).argsort()[1:5].tolist()]]
+            z = torch.nn.functional.normalize(mapping(patch), dim=1)
+            scale = graph.edge_scale
+            losses.append(geometric_loss(patch[None], z[None], operator, scale=scale))
+        each.append(torch.cat(losses).mean().detach())
+    torch.testing.assert_close(found["loss/geometric"], each[0] + each[1])
+
+
+# ---- twenty steps ----
+
+
+def weights(result: Result, method: str) -> dict[str, Tensor]:
+    [folder] = (result.runs / method).iterdir()
+    return load_file(folder / "aligner" / "maps.safetensors")
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_weights_after_twenty_steps_equal_those_of_one_process(one, several, method):
+    expected, found = weights(one, method), weights(several, method)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_twenty_steps_move_the_weights_and_the_terms_differ(one):
+    """What the test above could miss: equal weights because nothing was trained, or because a term
+    did nothing.
+    """
+    trained = {method: weights(one, method)["space.map_a.outer"] for method in TRAINED}
+    for method, value in trained.items():
+        assert float(value.abs().max()) > 1e-3  # zero at the start
+        assert all(
+            not torch.allclose(value, other, atol=1e-3)
+            for name, other in trained.items()
+            if name != method
+        )
+
+
+def test_several_processes_leave_one_result_a_run(one, several):
+    for result in (one, several):
+        assert sorted(p.name for p in result.runs.iterdir() if p.is_dir()) == sorted(
+            [*TRAINED, "ridge", "summary"]
+        )
+        assert not list(result.runs.glob("*/*.partial"))
+    found, expected = ((r.runs / "results.jsonl").read_text().splitlines() for r in (several, one))
+    assert len(found) == len(expected) == 4
+    for line, other in zip(map(yaml.safe_load, found), map(yaml.safe_load, expected), strict=True):
+        assert {
+            k: line[k]
+            for k in ("method", "config_hash", "data_hash", "steps", "n_trials", "chosen")
+        } == {
+            k: other[k]
+            for k in ("method", "config_hash", "data_hash", "steps", "n_trials", "chosen")
+        }
+        for name in ("ab/mrr", "ba/mrr", "foscttm"):
+            assert line[name] == pytest.approx(other[name], abs=1e-2)
 
 
 def test_the_pair_loss_of_a_share_alone_is_another(one, tmp_path):

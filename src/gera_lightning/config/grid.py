@@ -72,19 +72,20 @@ def _part_of(config: Config, key: str) -> tuple[dict[str, Any], str, str]:
         UserError: a key that is no argument of a part that the method has.
     """
     section, _, argument = key.partition(".")
+    loss = ""
+    if section == "losses":
+        loss, _, argument = argument.partition(".")
     if section not in GRID_KEYS or not argument or argument == "class":
         raise UserError(
             f"is no value to choose{did_you_mean(section, GRID_KEYS)}",
             key=f"tuning.grid.{key}",
             remedy=f"take an argument below one of {', '.join(GRID_KEYS)}",
         )
-    part = getattr(config, section)
-    if section == "losses":
-        name, _, argument = argument.partition(".")
-        section, part = f"losses.{name}", part.get(name)
-    if part is None or not argument:
-        raise UserError(f"tuning.grid.{key}: the method has no {section}")
-    return part, section, argument
+    place = f"losses.{loss}" if loss else section
+    part = config.losses.get(loss) if loss else getattr(config, section)
+    if part is None:
+        raise UserError(f"tuning.grid.{key}: the method has no {place}")
+    return part, place, argument
 
 
 def grid_left(grid: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

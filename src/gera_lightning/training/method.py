@@ -144,8 +144,9 @@ def _filters(config: Config, side: str) -> list[list[Filter]]:
         for place, spec in enumerate(specs):
             where = f"filters.{side}[{number}][{place}]"
             made = build(spec, where)
-            # closed forms have a `fit`, too
-            expect(None if isinstance(made, ClosedForm) else made, Filter, where, "local_centering")
+            if isinstance(made, ClosedForm):  # which has a `fit`, too
+                raise UserError("is no Filter but a closed form", key=where, value=made)
+            expect(made, Filter, where, "local_centering")
             filters.append(made)
         choices.append(filters)
     if len(choices) > 1 and config.closed_form is None and config.init is None:
