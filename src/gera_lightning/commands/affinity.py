@@ -11,11 +11,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gera_lightning.config.overrides import parse_kwargs
+from gera_lightning.config.overrides import parse_kwargs, split_paths
 from gera_lightning.data.store import EmbeddingStore, store_folders
 from gera_lightning.evaluation import similarity
 from gera_lightning.experiment.paired_stores import modality_names
-from gera_lightning.utils.errors import UserError
 
 
 def affinity(
@@ -64,10 +63,5 @@ def _only(stores: Sequence[EmbeddingStore]) -> EmbeddingStore | None:
 
 def run(words: Sequence[str]) -> None:
     """The command line's `gera affinity`."""
-    if len(words) < 2 or "=" in words[1]:
-        raise UserError(
-            "takes two stores",
-            key="gera affinity",
-            remedy="such as gera affinity data/emoji/image data/emoji/text",
-        )
-    print(affinity(words[0], words[1], **parse_kwargs(words[2:], affinity)))
+    a, b, rest = split_paths(words, "affinity", "two stores", "data/emoji/image data/emoji/text")
+    print(affinity(a, b, **parse_kwargs(rest, affinity)))

@@ -19,10 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from gera_lightning import config
-from gera_lightning.aligners.aligner import Aligner, float_rows
+from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import Config
 from gera_lightning.config.merging import flat
 from gera_lightning.config.overrides import split_overrides, split_target
@@ -35,11 +34,11 @@ from gera_lightning.training.fit import fit
 from gera_lightning.training.method import Method
 from gera_lightning.training.preflight import check
 from gera_lightning.training.training_set import TrainingSet
+from gera_lightning.utils.arrays import Array, finite_rows
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.progress import Display, ProgressCallback, no_progress
 
 log = logging.getLogger(__name__)
-Array = Tensor | np.ndarray
 WITHOUT_GEOMETRY = "gera_off"
 OF_BUDGETS = (
     "methods",
@@ -96,14 +95,16 @@ def align(
         UserError: an unknown preset or key, shapes that do not fit, values that are not finite, or
             a method that reads unpaired rows and is given none.
     """
-    pairs = {side: _rows(x, side) for side, x in (("a", a), ("b", b))}
+    pairs = {side: finite_rows(x, side).cpu() for side, x in (("a", a), ("b", b))}
     if len(pairs["a"]) != len(pairs["b"]):
         raise UserError(
             f"a has {len(pairs['a'])} rows and b {len(pairs['b'])}: row i of one must belong to row"
             " i of the other"
         )
     pools = {
-        side: pairs[side][:0] if pool is None else _rows(pool, f"pool_{side}", pairs[side].shape[1])
+        side: pairs[side][:0]
+        if pool is None
+        else finite_rows(pool, f"pool_{side}", pairs[side].shape[1]).cpu()
         for side, pool in (("a", pool_a), ("b", pool_b))
     }
     items = range(len(pairs["a"])) if items is None else items
@@ -219,20 +220,6 @@ def _check_used(keys: Iterable[str], *more: str) -> None:
                 f"{key}: an aligner to put to use is of one method and of all the rows it is given,"
                 f" so it would do nothing: {remedy}"
             )
-
-
-def _rows(x: Array, name: str, width: int | None = None) -> Tensor:
-    """Rows as float32, checked."""
-    rows = float_rows(x, name).cpu()
-    if rows.ndim != 2 or (width is not None and rows.shape[1] != width):
-        raise UserError(
-            f"{name} must be [rows, {'width' if width is None else width}], got shape"
-            f" {tuple(rows.shape)}"
-        )
-    bad = (~rows.isfinite().all(1)).nonzero()
-    if len(bad):
-        raise UserError(f"{name}: row {int(bad[0])} is not finite: embed it again or leave it out")
-    return rows
 
 
 def _fitted(

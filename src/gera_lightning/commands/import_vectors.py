@@ -9,22 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gera_lightning.config.overrides import parse_kwargs
+from gera_lightning.config.overrides import parse_kwargs, split_paths
 from gera_lightning.data.importing import import_store
-from gera_lightning.utils.errors import UserError
 
 import_vectors = import_store
 
 
 def run(words: Sequence[str]) -> None:
     """The command line's `gera import`."""
-    if len(words) < 2 or "=" in words[1]:
-        raise UserError(
-            "takes two paths, that of the vectors and that of the new store",
-            key="gera import",
-            remedy="such as gera import x.npy data/x ids=x.csv",
-        )
-    store = import_vectors(words[0], words[1], **parse_kwargs(words[2:], import_vectors))
+    what = "two paths, that of the vectors and that of the new store"
+    source, path, rest = split_paths(words, "import", what, "x.npy data/x ids=x.csv")
+    store = import_vectors(source, path, **parse_kwargs(rest, import_vectors))
     skipped = store.manifest["source"]["skipped"]
     print(
         f"{store.path}: {len(store):,} rows of width {store.dim}; gera inspect {store.path} shows"

@@ -250,13 +250,14 @@ def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Conf
     all_closed = all(config.closed_form is not None for config in methods.values())
     names = ", ".join(methods)
     known = {name for config in methods.values() for name in config.losses}
+    unread = _unread(methods) if words else []
     for word in words:
         key = next(iter(word))
         for loss, value in (word.get("losses") or {}).items():
             if loss not in known and value is not None:  # null takes one out
                 near = did_you_mean(loss, known)
                 raise UserError(f"losses.{loss}: none of the methods {names} has this loss{near}")
-        for place in _unread(methods):
+        for place in unread:
             if holds(word, place) and flat(word) != {place: None}:
                 raise UserError(
                     f"{place}: none of the methods {names} reads it, so it would do nothing"

@@ -122,6 +122,26 @@ def split_overrides(
     return parse_kwargs(own, function), [word for word in words if word not in own]
 
 
+def split_paths(
+    words: Sequence[str], command: str, what: str, example: str
+) -> tuple[str, str, list[str]]:
+    """The two paths that a command takes, and the words behind them.
+
+    Args:
+        words: of the command line.
+        command: the command's name.
+        what: what it takes, such as `two stores`.
+        example: words that it would take.
+
+    Raises:
+        UserError: fewer than two paths.
+    """
+    if len(words) < 2 or "=" in words[1]:
+        remedy = f"such as gera {command} {example}"
+        raise UserError(f"takes {what}", key=f"gera {command}", remedy=remedy)
+    return words[0], words[1], list(words[2:])
+
+
 def split_target(words: Sequence[str]) -> tuple[str, list[str]]:
     """The experiment and its overrides: the first word, unless it is `key=value`, and the rest."""
     first = words[:1] if words and "=" not in words[0] else []

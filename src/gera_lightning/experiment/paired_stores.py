@@ -17,7 +17,7 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.models.preprocessing import CHUNK
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.instantiate import build, check_part
+from gera_lightning.utils.instantiate import build
 
 
 def open_stores(config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
@@ -28,8 +28,7 @@ def open_stores(config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
     """
     data = config.data
     if data.synthetic is not None:
-        part = {"class": "gera_lightning.data.synthetic.SyntheticViews", **data.synthetic}
-        check_part(part, "data.synthetic")
+        part = {"class": "synthetic_views", **data.synthetic}
         views: SyntheticViews = build(part, "data.synthetic")
         return views.stores(config.cache_dir)
     for key in ("a", "b"):

@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 from filelock import FileLock
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import RESULTS_VERSION, Config, config_hash, identity
@@ -26,6 +25,7 @@ from gera_lightning.experiment.paired_stores import Stores, store_metadata
 from gera_lightning.experiment.results import read_row
 from gera_lightning.training.fit import fit
 from gera_lightning.training.fit_closed_form import Fitted
+from gera_lightning.training.loggers import make_loggers
 from gera_lightning.training.method import Method
 from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils import distributed
@@ -218,8 +218,8 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
     settings = flat(
         {"method": run.method, "budget": run.budget, "seed": run.seed, **identity(run.config)}
     )
-    if {"class": "tensorboard"} in run.config.loggers:  # its table of hyper-parameters
-        logger = TensorBoardLogger(folder, name="", version="")
+    tensorboard = [spec for spec in run.config.loggers if spec["class"] == "tensorboard"]
+    for logger in make_loggers(tensorboard, folder):  # its table of hyper-parameters
         logger.log_metrics(measures, step=fitted.steps)
         logger.log_hyperparams(settings, measures)
         logger.finalize("success")

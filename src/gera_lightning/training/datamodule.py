@@ -24,12 +24,12 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from gera_lightning.config import Config, load
-from gera_lightning.config.merging import merge, parse_overrides
+from gera_lightning.config import Config
+from gera_lightning.config.merging import merge, parse_overrides, typed
 from gera_lightning.data import splits
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import Modality, TrainingRows, digest, load_rows
-from gera_lightning.geometry.neighbors import NeighborGraph, SearchSettings, cached_knn_graph
+from gera_lightning.geometry.neighbors import NeighborGraph, cached_knn_graph
 from gera_lightning.losses.base import PATCHES, UNPAIRED
 from gera_lightning.training.batch import (
     Batch,
@@ -39,7 +39,7 @@ from gera_lightning.training.batch import (
     Unpaired,
     ValidationBatch,
 )
-from gera_lightning.training.method import Method
+from gera_lightning.training.method import Method, search_settings
 from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils.distributed import world
 from gera_lightning.utils.errors import UserError
@@ -80,10 +80,9 @@ class AlignmentDataModule(LightningDataModule):
             s if isinstance(s, EmbeddingStore) else EmbeddingStore(s) for s in (store_a, store_b)
         ]
         paths = {"data.a": str(stores[0].path), "data.b": str(stores[1].path)}
-        base = merge(parse_overrides({**(settings or {}), **paths, "budgets": [budget]}))
-        config = load(base, {"methods": ["contrastive"]})
-        rows, families = _draw_rows(stores[0], stores[1], config.common, budget, seed)
-        self._take(rows, families, config.common, seed)
+        config = typed(merge(parse_overrides({**(settings or {}), **paths})), "settings")
+        rows, families = _draw_rows(stores[0], stores[1], config, budget, seed)
+        self._take(rows, families, config, seed)
         if val_fold is not None:
             self._hold_out(val_fold)
         self.save_hyperparameters(
@@ -122,17 +121,12 @@ class AlignmentDataModule(LightningDataModule):
             raise UserError(f"must be one of the {count} folds", key="val_fold", value=fold)
         self.held = splits.folds(self.rows.items, self.families, count, self.seed)[fold]
         self.positions = np.setdiff1d(everything, self.held)
-        whole = self.training_set(Method.from_config(self.config_of("contrastive")))
+        whole = self.training_set(Method.from_config(self.config))
         self.rows = whole.excluding(self.held).rows
 
     def training_set(self, method: Method) -> TrainingSet:
         """The rows as what a method is fitted on."""
         return TrainingSet(method, self.rows, self.families, self.seed, Path(), no_progress)
-
-    @staticmethod
-    def config_of(preset: str) -> Config:
-        """A preset's settings."""
-        return load({}, {"methods": [preset]}).methods[preset]
 
     def _check_pools(self) -> None:
         """There are unpaired rows for what the losses require.
@@ -162,7 +156,7 @@ class AlignmentDataModule(LightningDataModule):
             **getattr(self.rows, side).key,
             "paired": digest(self.positions) if paired else "none",
         }
-        how = SearchSettings(graph.backend, graph.index, graph.nprobe, graph.shard)
+        how = search_settings(graph)
         folder = Path(self.config.cache_dir) / "knn"
         return cached_knn_graph(self.points(side), graph.k, key=key, cache_dir=folder, how=how)
 
@@ -318,13 +312,12 @@ def _draw_rows(
     """A budget's training rows, and the family of every item."""
     data = config.data
     split = splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev")
-    assert data.reserved_pairs is not None
     sample = splits.sample_pairs(
         a.rows,
         b.rows,
         split,
         budget=budget,
-        reserved_pairs=data.reserved_pairs,
+        reserved_pairs=data.reserved_pairs or budget,
         seed=seed,
         shared_pools=data.shared_pools,
         pool_size=data.pool_size,

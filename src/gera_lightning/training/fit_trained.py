@@ -62,11 +62,9 @@ def fit_trained(task: TrainingSet) -> Fitted:
     filtered = task.filtered(filters.numbers)
     method = next(method for known, method in choices if known == values)
     task = dataclasses.replace(filtered.task, method=method)
-    module = _train_last(task, everything, stop).cpu().eval()
-    assert module.map_a is not None
-    assert module.map_b is not None
-    space = shared_space(task, module.map_a, module.map_b)
-    space.map_a, space.map_b = filtered.compose(module.map_a, module.map_b)
+    maps = _train_last(task, everything, stop).cpu().eval().maps
+    space = shared_space(task, *maps)
+    space.map_a, space.map_b = filtered.compose(*maps)
     chosen = {**filters.chosen, "steps": stop, **values}
     n_trials = filters.tried + len(choices) * len(steps)
     return Fitted(space, stop, n_trials, chosen, record["converged"])
@@ -157,9 +155,7 @@ def _watch(fold: TrainingSet, held: np.ndarray, steps: list[int]) -> HeldOutWatc
     """Scores a fold's held-out pairs at the stopping steps."""
 
     def space(module: AlignmentModule) -> Any:
-        assert module.map_a is not None
-        assert module.map_b is not None
-        return shared_space(fold, module.map_a, module.map_b, CORRECTION_ROWS)
+        return shared_space(fold, *module.maps, CORRECTION_ROWS)
 
     return HeldOutWatch(space, fold.held_out(held), fold.distractors(), steps)
 

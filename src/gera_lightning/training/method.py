@@ -15,7 +15,7 @@ from torch import nn
 
 from gera_lightning.aligners.base import ClosedForm
 from gera_lightning.config import Config, combinations
-from gera_lightning.config.schema import PARTS
+from gera_lightning.config.schema import PARTS, GraphConfig
 from gera_lightning.filters.base import Filter
 from gera_lightning.geometry.neighbors import SearchSettings
 from gera_lightning.losses.base import PATCHES, UNPAIRED, Loss
@@ -102,12 +102,6 @@ class Method:
                 return f"losses.{name}"
         return None
 
-    @property
-    def search(self) -> SearchSettings:
-        """How neighbours are looked for."""
-        graph = self.config.graph
-        return SearchSettings(graph.backend, graph.index, graph.nprobe, graph.shard)
-
     def make_losses(self) -> nn.ModuleDict:
         """New losses by name."""
         return nn.ModuleDict({name: loss.make() for name, loss in self.losses.items()})
@@ -115,6 +109,11 @@ class Method:
     def candidates(self) -> list[tuple[dict[str, float], Method]]:
         """The methods that `tuning.grid` chooses among, with their values; itself without one."""
         return [(v, Method.from_config(config)) for v, config in combinations(self.config)]
+
+
+def search_settings(graph: GraphConfig) -> SearchSettings:
+    """How the neighbours of a graph are searched for."""
+    return SearchSettings(graph.backend, graph.index, graph.nprobe, graph.shard)
 
 
 def _closed_form(spec: Any, where: str) -> ClosedForm | None:

@@ -97,6 +97,13 @@ class AlignmentModule(LightningModule):
         """The losses by name."""
         return {name: loss for name, loss in self.losses.items() if isinstance(loss, Loss)}
 
+    @property
+    def maps(self) -> tuple[nn.Module, nn.Module]:
+        """The maps of `a` and `b`, once a training has made them."""
+        assert self.map_a is not None
+        assert self.map_b is not None
+        return self.map_a, self.map_b
+
     def setup(self, stage: str) -> None:
         """Make the maps from what the data module holds, before a training."""
         if stage != "fit" or self.map_a is not None:
@@ -166,19 +173,13 @@ class AlignmentModule(LightningModule):
     def validation_step(self, batch: ValidationBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Ranks of the held-out pairs' partners, as tuning scores them."""
         tensors = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-        ranks = held_out_ranks(self.shared_space(), *tensors)
+        ranks = held_out_ranks(SharedSpace(*self.maps), *tensors)
         metric = RetrievalRanks(sync_on_compute=False)
         metric.update(ranks.flatten())
         found = metric.compute()
         measures = {"score": -ranks.log().mean(), "r@10": found["r@10"], "mrr": found["mrr"]}
         for name, value in measures.items():
             self.log(f"val/{name}", value.float(), rank_zero_only=True, batch_size=len(batch.item))
-
-    def shared_space(self) -> SharedSpace:
-        """The maps as they stand, scored by cosine."""
-        assert self.map_a is not None
-        assert self.map_b is not None
-        return SharedSpace(self.map_a, self.map_b)
 
     def to_aligner(self, data: AlignmentDataModule) -> Aligner:
         """The trained maps as an aligner, to encode, search and save.
@@ -187,10 +188,7 @@ class AlignmentModule(LightningModule):
             data: what it was trained on: preprocessing and score correction are of these rows.
         """
         training_set = data.training_set(self.method)
-        module = self.cpu().eval()
-        assert module.map_a is not None
-        assert module.map_b is not None
-        space = shared_space(training_set, module.map_a, module.map_b)
+        space = shared_space(training_set, *self.cpu().eval().maps)
         about = {"dim_a": self.widths[0], "dim_b": self.widths[1], "seed": self.seed}
         return Aligner(data.rows.a.preprocess, data.rows.b.preprocess, space, about)
 
@@ -198,13 +196,12 @@ class AlignmentModule(LightningModule):
         """A step's rows and their images: all rows of a modality go through its map together, each
         distinct point of its patches once.
         """
-        assert self.map_a is not None
-        assert self.map_b is not None
+        map_a, map_b = self.maps
         pairs_a, patches_a, unpaired_a = _project(
-            self.map_a, batch.x_a, batch.patches_a, batch.unpaired_a
+            map_a, batch.x_a, batch.patches_a, batch.unpaired_a
         )
         pairs_b, patches_b, unpaired_b = _project(
-            self.map_b, batch.x_b, batch.patches_b, batch.unpaired_b
+            map_b, batch.x_b, batch.patches_b, batch.unpaired_b
         )
         item = gather_rows(batch.item, batch.count)
         known = (getattr(loss, "scale", None) for loss in self.losses.values())

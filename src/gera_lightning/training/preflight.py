@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from gera_lightning.aligners.base import FitData
-from gera_lightning.losses.base import Loss
+from gera_lightning.losses.base import PATCHES, Loss
 from gera_lightning.models.shared_space import CSLS
 from gera_lightning.training.loggers import make_callbacks, make_loggers
-from gera_lightning.training.method import Method
+from gera_lightning.training.method import Method, search_settings
 from gera_lightning.training.warm_start import linear_weight
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import expect
@@ -72,9 +72,9 @@ def _check_trained(method: Method, dims: tuple[int, int]) -> None:
                 value=loss.warmup,
                 remedy="lower the one or raise the other",
             )
-    if "patches" in method.requires:
+    if PATCHES in method.requires:
         for dim in dims:
-            method.search.check(dim)
+            search_settings(method.config.graph).check(dim)
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         make_loggers(config.loggers, Path(folder))
         make_callbacks(config.callbacks)

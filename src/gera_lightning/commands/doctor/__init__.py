@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from gera_lightning.commands.doctor.checks import ERROR, Finding
 from gera_lightning.commands.doctor.examine import doctor, verdict
-from gera_lightning.config.overrides import parse_kwargs
+from gera_lightning.config.overrides import parse_kwargs, split_paths
 from gera_lightning.utils.errors import UserError
 
 __all__ = ["Finding", "doctor", "run", "verdict"]
@@ -17,14 +17,9 @@ __all__ = ["Finding", "doctor", "run", "verdict"]
 
 def run(words: Sequence[str]) -> None:
     """The command line's `gera doctor`."""
-    if len(words) < 2 or "=" in words[1]:
-        raise UserError(
-            "takes two stores",
-            key="gera doctor",
-            remedy="such as gera doctor data/emoji/image data/emoji/text",
-        )
+    a, b, rest = split_paths(words, "doctor", "two stores", "data/emoji/image data/emoji/text")
     findings = []
-    for finding in doctor(words[0], words[1], **parse_kwargs(words[2:], doctor)):
+    for finding in doctor(a, b, **parse_kwargs(rest, doctor)):
         findings.append(finding)
         print(finding, flush=True)
     if any(finding.level == ERROR for finding in findings):
