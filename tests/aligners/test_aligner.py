@@ -1,6 +1,7 @@
 import functools
 import json
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -350,6 +351,14 @@ def test_an_import_path_as_a_kind_is_refused_and_not_imported(tmp_path, monkeypa
         Aligner.load(tmp_path / "aligner")
     assert (error.value.key, error.value.value) == ("kind", kind)
     assert "trap_module" not in sys.modules
+
+
+def test_a_saved_record_holds_no_import_path(tmp_path):
+    make(trained(), corrected=True).save(tmp_path)
+    record = json.loads((tmp_path / "aligner.json").read_text())
+    words = set(re.findall(r'"([^"]*)"', json.dumps([record["maps"], record["correction"]])))
+    assert {"residual_mlp", "csls"} <= words
+    assert all(word.isidentifier() for word in words)
 
 
 class Bomb:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +129,8 @@ def test_what_is_saved_is_loaded(form, tmp_path):
     assert torch.equal(again.score(*NEW), form.score(*NEW))
     assert again.about == form.aligner_.about
     assert repr(again) == repr(form.aligner_)
+    maps = json.dumps(json.loads((tmp_path / "aligner.json").read_text())["maps"])
+    assert all(word.isidentifier() for word in re.findall(r'"([^"]*)"', maps))  # no import path
 
 
 @each_form
