@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections import Counter
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -41,23 +42,25 @@ FILES: dict[str, dict[str, Any]] = {
 }
 
 
+def small(tmp_path: Path, *, sweep: bool = False, **overrides: Any) -> Experiment:
+    settings = {
+        "runs_dir": str(tmp_path / "runs"),
+        "cache_dir": str(tmp_path / "cache"),
+        **overrides,
+    }
+    return load(
+        "small",
+        {key.replace("__", "."): value for key, value in settings.items()},
+        folder=tmp_path / "experiments",
+        sweep=sweep,
+    )
+
+
 @pytest.fixture
 def experiment(tmp_path: Path, write_yaml):
     write_yaml(tmp_path / "experiments", FILES)
 
-    def make(**overrides: Any) -> Experiment:
-        settings = {
-            "runs_dir": str(tmp_path / "runs"),
-            "cache_dir": str(tmp_path / "cache"),
-            **overrides,
-        }
-        return load(
-            "small",
-            {key.replace("__", "."): value for key, value in settings.items()},
-            folder=tmp_path / "experiments",
-        )
-
-    return make
+    return partial(small, tmp_path)
 
 
 # ---- the plan ----
@@ -221,7 +224,7 @@ def test_a_damaged_result_is_named(experiment, executed):
 def test_a_sweep_refuses_what_would_do_nothing_in_it(experiment, tmp_path, overrides, words):
     experiment()
     with pytest.raises(UserError, match=words):
-        swept(tmp_path, **overrides)
+        small(tmp_path, sweep=True, **overrides)
 
 
 def names(runs: list[Run]) -> list[tuple[str, int, int]]:
@@ -305,34 +308,22 @@ def test_on_a_terminal_the_bars_count_runs_and_steps(experiment, executed):
 # ---- sweeps ----
 
 
-def swept(tmp_path: Path, **overrides: Any) -> Experiment:
-    settings = {
-        "runs_dir": str(tmp_path / "runs"),
-        "cache_dir": str(tmp_path / "cache"),
-        **overrides,
-    }
-    return load(
-        "small",
-        {key.replace("__", "."): value for key, value in settings.items()},
-        folder=tmp_path / "experiments",
-        sweep=True,
-    )
-
-
 def test_a_sweep_takes_all_presets_and_its_own_seeds_or_what_is_named(experiment, tmp_path):
     experiment()
-    everything = swept(tmp_path, sweep__seeds=[4, 7])
+    everything = small(tmp_path, sweep=True, sweep__seeds=[4, 7])
     assert everything.common.methods == ["geometric", "procrustes", "ridge", "twin"]
     assert everything.common.seeds == [4, 7]
-    assert swept(tmp_path, sweep__only="ridge, procrustes").common.methods == [
+    assert small(tmp_path, sweep=True, sweep__only="ridge, procrustes").common.methods == [
         "ridge",
         "procrustes",
     ]
-    assert swept(tmp_path, sweep__only="quick", sweep__quick=["ridge"]).common.methods == ["ridge"]
+    assert small(
+        tmp_path, sweep=True, sweep__only="quick", sweep__quick=["ridge"]
+    ).common.methods == ["ridge"]
     with pytest.raises(UserError, match=r"ridgge.*ridge"):
-        swept(tmp_path, sweep__only="ridgge")
+        small(tmp_path, sweep=True, sweep__only="ridgge")
     with pytest.raises(UserError, match=r"sweep.shard='3/2'"):
-        swept(tmp_path, sweep__shard="3/2")
+        small(tmp_path, sweep=True, sweep__shard="3/2")
 
 
 def test_shards_take_as_many_seeds_of_each_method(experiment, tmp_path):
@@ -340,8 +331,12 @@ def test_shards_take_as_many_seeds_of_each_method(experiment, tmp_path):
     experiment()
     taken = []
     for shard in ("1/2", "2/2"):
-        loaded = swept(
-            tmp_path, sweep__only="ridge,procrustes", sweep__seeds=[0, 1, 2, 3], sweep__shard=shard
+        loaded = small(
+            tmp_path,
+            sweep=True,
+            sweep__only="ridge,procrustes",
+            sweep__seeds=[0, 1, 2, 3],
+            sweep__shard=shard,
         )
         runs = plan(loaded)
         mine = [runs[number] for number in of_shard(loaded, runs)]
@@ -356,8 +351,12 @@ def test_shards_part_the_runs_whatever_is_finished(experiment, tmp_path):
     experiment()
     seen: list[str] = []
     for shard in ("1/3", "2/3", "3/3"):
-        loaded = swept(
-            tmp_path, sweep__only="ridge,procrustes", sweep__seeds=[0, 1], sweep__shard=shard
+        loaded = small(
+            tmp_path,
+            sweep=True,
+            sweep__only="ridge,procrustes",
+            sweep__seeds=[0, 1],
+            sweep__shard=shard,
         )
         before = {run.folder for run in plan(loaded) if run.finished}
         run_experiment(loaded)
@@ -370,7 +369,7 @@ def test_shards_part_the_runs_whatever_is_finished(experiment, tmp_path):
 
 def test_a_dry_run_lists_what_would_run_and_runs_nothing(experiment, tmp_path, capsys):
     experiment()
-    loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__dry_run=True)
+    loaded = small(tmp_path, sweep=True, sweep__only="ridge", sweep__seeds=[0], sweep__dry_run=True)
     assert runner.run_sweep(loaded, ["small"]) is None
     out = capsys.readouterr().out
     assert out.count("ridge b") == 2
@@ -382,7 +381,7 @@ def test_before_the_first_run_its_kept_results_say_how_long_a_sweep_takes(
     experiment, tmp_path, monkeypatch, capsys
 ):
     experiment()
-    loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__dry_run=True)
+    loaded = small(tmp_path, sweep=True, sweep__only="ridge", sweep__seeds=[0], sweep__dry_run=True)
     rows = [{"method": "ridge", "budget": 10, "seconds": 60.0}]
     monkeypatch.setattr(
         runner, "kept_rows", lambda path: rows if path.name == f"{loaded.name}.zip" else []
@@ -478,7 +477,7 @@ def test_each_worker_has_a_gpu_of_its_own_where_there_are_enough(
     )
     with pytest.raises(UserError, match="some runs failed"):  # these workers run nothing
         runner.run_sweep(
-            swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__workers=3), []
+            small(tmp_path, sweep=True, sweep__only="ridge", sweep__seeds=[0], sweep__workers=3), []
         )
     assert [(tmp_path / f"worker{number}").read_text() for number in (1, 2, 3)] == [
         gpu or "none" for gpu in expected
@@ -489,7 +488,7 @@ def test_a_worker_that_failed_counts_though_results_of_before_are_there(
     experiment, executed, tmp_path, monkeypatch
 ):
     experiment()
-    loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__workers=2)
+    loaded = small(tmp_path, sweep=True, sweep__only="ridge", sweep__seeds=[0], sweep__workers=2)
     run_experiment(loaded)
     monkeypatch.setattr(
         runner,
@@ -540,11 +539,11 @@ def test_a_finished_sweep_shows_its_table_though_methods_still_rose(
 ):
     monkeypatch.setattr(runner, "execute", lambda run, progress: write_row(run, converged=False))
     experiment()
-    loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0])
+    loaded = small(tmp_path, sweep=True, sweep__only="ridge", sweep__seeds=[0])
     outcome = summarize(loaded, runner.run_sweep(loaded, []))
     assert "ridge" in outcome.table
     assert outcome.note.startswith("most runs of ridge at 10 pairs, ridge at 20 pairs")
-    loaded = swept(tmp_path, sweep__only="ridge", sweep__seeds=[0], sweep__shard="1/2")
+    loaded = small(tmp_path, sweep=True, sweep__only="ridge", sweep__seeds=[0], sweep__shard="1/2")
     assert summarize(loaded, runner.run_sweep(loaded, [])).note == ""
 
 
@@ -594,7 +593,7 @@ def test_a_place_that_cannot_hold_runs_is_told_before_the_first(experiment, tmp_
 def test_a_misspelt_part_of_a_sweep_is_named(experiment, tmp_path):
     experiment()
     with pytest.raises(UserError, match=r"sweep\.only: 'quik' is no preset; did you mean 'quick'"):
-        swept(tmp_path, sweep__only="quik")
+        small(tmp_path, sweep=True, sweep__only="quik")
 
 
 @pytest.mark.parametrize(
@@ -603,8 +602,8 @@ def test_a_misspelt_part_of_a_sweep_is_named(experiment, tmp_path):
 )
 def test_a_part_of_a_sweep_may_be_a_list_or_empty(experiment, tmp_path, word, expected):
     experiment()
-    whole = list(swept(tmp_path).methods)
-    assert list(swept(tmp_path, sweep__only=word).methods) == (expected or whole)
+    whole = list(small(tmp_path, sweep=True).methods)
+    assert list(small(tmp_path, sweep=True, sweep__only=word).methods) == (expected or whole)
 
 
 def test_a_vector_that_is_not_finite_is_told_before_the_first_run(make_store, tmp_path, write_yaml):
