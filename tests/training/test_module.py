@@ -138,3 +138,5 @@ def test_what_trains_nothing_or_is_unknown_is_refused(stores):
         AlignmentModule("mine", settings={"optimiser.lr": 1})
     with pytest.raises(UserError, match="val_fold=7"):
         AlignmentDataModule(*stores, budget=16, settings=STREAM, val_fold=7)
+    with pytest.raises(UserError, match="budgets=0 must be at least 2"):
+        AlignmentDataModule(*stores, budget=0, settings=STREAM)

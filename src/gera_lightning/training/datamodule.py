@@ -80,7 +80,8 @@ class AlignmentDataModule(LightningDataModule):
             s if isinstance(s, EmbeddingStore) else EmbeddingStore(s) for s in (store_a, store_b)
         ]
         paths = {"data.a": str(stores[0].path), "data.b": str(stores[1].path)}
-        config = typed(merge(parse_overrides({**(settings or {}), **paths})), "settings")
+        words = {**(settings or {}), **paths, "budgets": [budget]}
+        config = typed(merge(parse_overrides(words)), "settings")
         rows, families = _draw_rows(stores[0], stores[1], config, budget, seed)
         self._take(rows, families, config, seed)
         if val_fold is not None:
