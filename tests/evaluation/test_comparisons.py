@@ -98,7 +98,7 @@ def test_near_duplicates_are_drawn_together(tmp_path):
 def test_what_cannot_be_compared_is_refused(tmp_path):
     one = ranks(tmp_path / "one", [1.0, 2.0], [1.0, 2.0])
     two = ranks(tmp_path / "two", [1.0, 2.0, 3.0], [1.0, 2.0])
-    with pytest.raises(UserError, match=r"two.*asked other items"):
+    with pytest.raises(UserError, match=r"two.*has other test items"):
         load_hits(runs(("m", 10, 0, one), ("k", 10, 0, two)))
     with pytest.raises(UserError, match="second run of the same method"):
         load_hits(runs(("m", 10, 0, one), ("m", 10, 0, two)))
@@ -156,7 +156,7 @@ def test_seeds_that_differ_widen_the_interval_and_one_seed_draws_items_alone():
     assert wild.high - wild.low > 1.5 * (calm.high - calm.low)
     one = Bootstrap(made({"m": [0.5]}, seeds=1, items=400)).recall("m", 50)
     value = one.value
-    # two directions with hardness of their own: the error of a share over 800 questions
+    # two directions with hardness of their own: the error of a share over 800 queries
     assert one.high - one.low == pytest.approx(
         2 * 1.96 * np.sqrt(value * (1 - value) / 800), rel=0.15
     )

@@ -129,10 +129,10 @@ def test_ranks_beyond_16_bits_are_kept(folder, tmp_path):
     assert found["rank"].max() == 2_000_000.5
 
 
-def test_runs_of_other_questions_or_without_ranks_cannot_be_kept(folder, tmp_path):
+def test_runs_of_other_queries_or_without_ranks_cannot_be_kept(folder, tmp_path):
     path = folder / "m" / "b10-s1-h1" / "ranks.parquet"
     pd.read_parquet(path).iloc[1:].to_parquet(path)
-    with pytest.raises(UserError, match="b10-s1-h1: asked other rows"):
+    with pytest.raises(UserError, match="b10-s1-h1: has other queries"):
         pack(load_sweep(folder), tmp_path / "kept.zip")
     for ranks in folder.rglob("ranks.parquet"):
         ranks.unlink()

@@ -52,7 +52,7 @@ class Hits:
     rows: np.ndarray
 
     def only(self, direction: str) -> Hits:
-        """The same with the questions of one direction alone."""
+        """The same with the queries of one direction alone."""
         kept = np.array([[float(d == direction)] for d in DIRECTIONS])
         return Hits(self.methods, self.budgets, self.seeds, self.hits * kept, self.rows * kept)
 
@@ -66,7 +66,7 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
         top: a rank up to it is a hit.
 
     Raises:
-        UserError: two runs of one method, budget and seed, or runs that asked other items.
+        UserError: two runs of one method, budget and seed, or runs with other test items.
     """
     methods, budgets = list(dict.fromkeys(runs["method"])), sorted({int(n) for n in runs["budget"]})
     seeds = sorted({int(s) for s in runs["seed"]})
@@ -90,8 +90,8 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
             cube = np.full((len(methods), len(budgets), len(seeds), 2, len(counts)), np.nan)
         if not (counts.index.equals(first.index) and counts["rows"].equals(first["rows"])):
             raise UserError(
-                f"{path}: asked other items than the runs before it: runs to compare need the same"
-                " stores and the same split"
+                f"{path}: has other test items than the runs before it: runs to compare need"
+                " the same stores and the same split"
             )
         cube[methods.index(method), budgets.index(budget), seeds.index(seed)] = (
             counts["hits"].to_numpy().T

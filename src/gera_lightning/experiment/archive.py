@@ -5,7 +5,7 @@ The file is a zip of
 
 - `runs.json`      a list, one object a run: its `folder` (`<method>/<run>`), when it was
   `finished`, and the `files` of the run as text
-- `queries.csv`    the questions that all runs answered: the columns of `ranks.parquet` but the rank
+- `queries.csv`    the queries of all runs: the columns of `ranks.parquet` without the rank
 - `ranks.npy`      `[runs, queries]` twice the rank of the best positive (ties stand at half ranks),
   -1: a run without ranks
 
@@ -50,7 +50,7 @@ def pack(sweep: Sweep, path: Path) -> None:
     """Write the results of these runs to one file.
 
     Raises:
-        UserError: runs that answered other questions than the first.
+        UserError: runs with other queries than the first.
     """
     queries: pd.DataFrame | None = None
     runs, ranks = [], []
@@ -66,7 +66,7 @@ def pack(sweep: Sweep, path: Path) -> None:
             queries = asked if queries is None else queries
             if not asked.equals(queries):
                 raise UserError(
-                    f"{folder}: asked other rows than the runs before it: runs to keep need the"
+                    f"{folder}: has other queries than the runs before it: runs to keep need the"
                     " same stores and the same split"
                 )
         ranks.append(found["rank"].to_numpy() if found is not None else None)
@@ -106,7 +106,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Lay kept results out as the finished runs that they are of, for `results.load_sweep`.
+    """Write kept results as folders of finished runs, for `results.load_sweep`.
 
     Args:
         path: the kept file.
@@ -127,9 +127,7 @@ def unpack(path: Path, folder: Path) -> None:
             )
             ranks = np.load(io.BytesIO(file.read("ranks.npy")), allow_pickle=False)
         if ranks.shape != (len(runs), len(queries)):
-            raise ValueError(
-                f"{ranks.shape} ranks of {len(runs)} runs and {len(queries)} questions"
-            )
+            raise ValueError(f"{ranks.shape} ranks of {len(runs)} runs and {len(queries)} queries")
         for run, doubled in zip(runs, ranks, strict=True):
             _extract(folder / _safe_member_path(run["folder"]), run, queries, doubled)
     except DAMAGE as error:
@@ -150,8 +148,8 @@ def kept_rows(path: Path) -> list[dict[str, object]]:
         return []
 
 
-def overlay(runs: Path, folder: Path) -> None:
-    """Add the finished runs of an experiment's folder `runs` to runs that `unpack` laid out in
+def add_finished(runs: Path, folder: Path) -> None:
+    """Add the finished runs of an experiment's folder `runs` to runs that `unpack` wrote to
     `folder`; the same run's is replaced.
     """
     for record in finished_records(runs):

@@ -9,9 +9,9 @@ from pathlib import Path
 from gera_lightning import config
 from gera_lightning.evaluation.comparisons import Bootstrap, load_hits
 from gera_lightning.experiment.archive import (
+    add_finished,
     kept_path,
     kept_rows,
-    overlay,
     pack,
     picture_path,
     unpack,
@@ -198,7 +198,7 @@ def keep_results(
         every = Path(scratch) / loaded.name
         if path.is_file():
             unpack(path, every)
-        overlay(runs, every)
+        add_finished(runs, every)
         sweep = load_sweep(every, wanted_results(loaded.common, _data_hash(loaded)))
         before = {(row["data_hash"], row.get("split", "test")) for row in kept_rows(path)}
         if before - {(sweep.data_hash, sweep.split)}:
