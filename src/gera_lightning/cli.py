@@ -3,19 +3,22 @@ used.
 
     gera VERB WORD ... KEY=VALUE ...
 
-A mistake of the user ends in one line on standard error and exit code 2. Ctrl-C ends in 130; where
-`RESUMES` says so, the same command goes on later (not with `overwrite=true`).
+A mistake of the user ends in one line on standard error and exit code 2. Ctrl-C, SIGTERM and SIGHUP
+end in 128 + signal; where `RESUMES` says so, the same command goes on later (not with
+`overwrite=true`).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gera_lightning.utils.errors import exit_code
+from gera_lightning.utils.signals import PARENT, end_with_parent
 from gera_lightning.utils.version import package_version
 
 VERBS = {
@@ -62,8 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overwrite = any(word.partition("=")[0] == "overwrite" for word in words)
     resumes = options.verb in RESUMES and not overwrite
     stopped = "stopped" + ("; the same command goes on from here" if resumes else "")
+    if PARENT in os.environ:
+        stopped = ""  # the command that started this one says it
 
     def work() -> None:
+        end_with_parent()
         command = importlib.import_module(module_of(options.verb))
         if options.help:
             print(f"{command.__doc__}".strip())

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from gera_lightning.evaluation import neighborhoods
@@ -146,28 +147,67 @@ def test_an_index_that_does_not_fit_the_points_is_named(index, points, problem):
     assert "'Flat'" in error.value.remedy
 
 
-def test_cache_is_read_again_and_survives_damage(tmp_path, monkeypatch):
-    x = cloud()
-    graph = neighbors.cached_knn_graph(x, 3, key={"data": "1"}, cache_dir=tmp_path)
-    [path] = tmp_path.glob("knn-*.safetensors")
-    built = []
-    original = neighbors.knn_graph
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Builds or reads the graph of a cloud; the list of graphs that were built; the file."""
+    built, original = [], neighbors.knn_graph
     monkeypatch.setattr(
         neighbors, "knn_graph", lambda *a, **k: built.append(1) or original(*a, **k)
     )
-    again = neighbors.cached_knn_graph(x, 3, key={"data": "1"}, cache_dir=tmp_path)
+
+    def graph(k: int = 3, data: str = "1") -> neighbors.NeighborGraph:
+        return neighbors.cached_knn_graph(cloud(), k, key={"data": data}, cache_dir=tmp_path)
+
+    graph()
+    [path] = tmp_path.glob("knn-*.safetensors")
+    return graph, built, path
+
+
+def test_cache_is_read_again_for_the_same_points_and_settings(cached):
+    graph, built, _ = cached
+    fresh = neighbors.knn_graph(cloud(), 3)
+    built.clear()
+    assert torch.equal(graph().indices, fresh.indices)
+    assert torch.equal(graph().distances2, fresh.distances2)
     assert not built
-    assert torch.equal(again.indices, graph.indices)
-    assert torch.equal(again.distances2, graph.distances2)
-    neighbors.cached_knn_graph(x, 3, key={"data": "2"}, cache_dir=tmp_path)
-    neighbors.cached_knn_graph(x, 4, key={"data": "1"}, cache_dir=tmp_path)
+    graph(data="2")
+    graph(k=4)
     assert len(built) == 2
-    path.write_bytes(path.read_bytes()[:50])
-    assert torch.equal(
-        neighbors.cached_knn_graph(x, 3, key={"data": "1"}, cache_dir=tmp_path).indices,
-        graph.indices,
-    )
-    assert len(built) == 3
+
+
+def _saved(indices: torch.Tensor, distances2: torch.Tensor) -> bytes:
+    tensors = {"indices": indices, "distances2": distances2}
+    return safetensors.torch.save(tensors, {"sha256": neighbors._checksum(tensors)})
+
+
+DAMAGE = {
+    "cut": lambda file, _: file[:50],
+    "empty": lambda *_: b"",
+    "one bit of a distance": lambda file, _: file[:-1] + bytes([file[-1] ^ 1]),
+    "one bit of an index": lambda file, _: file[:-900] + bytes([file[-900] ^ 1]) + file[-899:],
+    "zeros": lambda file, _: file[:-800] + bytes(800),
+    "too few rows": lambda _, g: _saved(g.indices[:-1].int(), g.distances2[:-1]),
+    "an index out of range": lambda _, g: _saved(
+        torch.full_like(g.indices, len(g)).int(), g.distances2
+    ),
+    "no checksum": lambda _, g: safetensors.torch.save(
+        {"indices": g.indices.int(), "distances2": g.distances2}
+    ),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_cache_is_built_again_with_one_line(cached, caplog, how):
+    graph, built, path = cached
+    whole, fresh = path.read_bytes(), graph()
+    path.write_bytes(DAMAGE[how](whole, fresh))
+    built.clear()
+    assert torch.equal(graph().indices, fresh.indices)
+    assert len(built) == 1
+    assert len([record for record in caplog.records if str(path) in record.getMessage()]) == 1
+    assert path.read_bytes() == whole
+    graph()
+    assert len(built) == 1
 
 
 def _build(folder: str) -> int:

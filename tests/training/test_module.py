@@ -89,7 +89,7 @@ def test_a_checkpoint_is_loaded_without_the_data(stores, tmp_path):
     fitting = trainer(max_steps=3)
     fitting.fit(module, datamodule=data)
     fitting.save_checkpoint(tmp_path / "x.ckpt")
-    again = AlignmentModule.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=False)
+    again = AlignmentModule.load_from_checkpoint(tmp_path / "x.ckpt")
     assert again.hparams["settings"] == {"head.hidden": 6}
     assert set(again.state_dict()) == set(module.state_dict())
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in module.state_dict().items())

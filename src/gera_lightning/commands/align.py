@@ -186,7 +186,7 @@ def align_experiment(
         split.families,
         method,
         seed,
-        {"experiment": loaded.name, **store_metadata(chosen, a, b)},
+        {"experiment": loaded.name, **store_metadata(a, b)},
         progress,
     )
     folder = Path(out) if out else Path(loaded.common.runs_dir) / loaded.name / "aligner"

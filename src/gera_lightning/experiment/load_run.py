@@ -11,7 +11,7 @@ import torch
 
 from gera_lightning import config
 from gera_lightning.aligners.aligner import Aligner
-from gera_lightning.config.merging import merge, parse_overrides, read_yaml, typed
+from gera_lightning.config.merging import merge, parse_overrides, typed
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.experiment.paired_stores import (
     joint_hash,
@@ -70,7 +70,7 @@ def load_run(
     if place is not None:
         folder = place.parent if place.name == "aligner" else place
         aligner = Aligner.load(place)
-        settings = _recorded(folder, aligner, overrides)
+        settings = _with_stores_of(aligner, overrides, folder)
         a, b = open_stores(settings)
     else:
         experiment = config.load(target, overrides)
@@ -100,14 +100,26 @@ def _aligner_folder(target: str) -> Path | None:
     return next((place for place in places if (place / "aligner.json").is_file()), None)
 
 
-def _recorded(folder: Path, aligner: Aligner, overrides: Sequence[str]) -> config.Config:
-    """Settings that name a run's stores: as its folder records them, or else its experiment."""
-    stores = aligner.about.get("stores")
-    if stores is None:
-        return config.load(str(aligner.about.get("experiment", "")), overrides).common
-    settings = folder / "config.yaml"
-    data = {**(read_yaml(settings).get("data", {}) if settings.is_file() else {}), **stores}
-    return typed(merge([{"data": data}, *parse_overrides(overrides)]), str(folder))
+def _with_stores_of(aligner: Aligner, overrides: Sequence[str], folder: Path) -> config.Config:
+    """The user's settings, with the stores that an aligner records where they name none.
+
+    The paths of its stores are all that is taken from an aligner's folder, which may be another
+    person's: nothing in it names code or settings.
+
+    Raises:
+        UserError: neither names the stores.
+    """
+    settings = typed(merge(parse_overrides(overrides)), "the command line")
+    data, stores = settings.data, aligner.about.get("stores")
+    if data.synthetic is None and isinstance(stores, Mapping):
+        data.a, data.b = (getattr(data, side) or str(stores.get(side, "")) for side in "ab")
+    if data.synthetic is None and not (data.a and data.b):
+        raise UserError(
+            "does not say which stores it was fitted on",
+            key=str(folder),
+            remedy="name them by data.a=... and data.b=...",
+        )
+    return settings
 
 
 def _best(folder: Path, method: str, budget: int | None, wanted: Mapping[str, Any]) -> Path:

@@ -92,15 +92,13 @@ def direction_names(modalities: Sequence[str]) -> dict[str, str]:
     return {"ab": f"{a} → {b}", "ba": f"{b} → {a}"}
 
 
-def store_metadata(config: Config, a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
+def store_metadata(a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
     """What an aligner keeps about the stores it was fitted on."""
     known: dict[str, Any] = {
         "data_hash": joint_hash(a, b),
         "modalities": list(modality_names(a, b)),
+        "stores": {"a": str(a.path), "b": str(b.path)},
     }
-    # Made data is made again from the experiment's settings: its stores in the cache may be gone.
-    if not config.data.synthetic:
-        known["stores"] = {"a": str(a.path), "b": str(b.path)}
     for side, store in (("a", a), ("b", b)):
         known |= {
             f"dim_{side}": store.dim,

@@ -186,7 +186,7 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         "budget": run.budget,
         "seed": run.seed,
     }
-    about |= store_metadata(run.config, stores.a, stores.b)
+    about |= store_metadata(stores.a, stores.b)
     aligner = Aligner(rows.a.preprocess, rows.b.preprocess, fitted.space, about)
     aligner.save(folder / "aligner")
     measures, ranks = distributed.run_with_cpu_fallback(

@@ -26,6 +26,7 @@ from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.files import replace_atomically
 from gera_lightning.utils.progress import Display, no_progress
+from gera_lightning.utils.signals import as_parent
 
 
 def run_experiment(
@@ -233,6 +234,7 @@ def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | 
             [*_shard_command(words, shard), "sweep.workers=1"],
             env={
                 **os.environ,
+                **as_parent(),
                 **share,
                 **({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}),
             },

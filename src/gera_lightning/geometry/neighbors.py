@@ -344,13 +344,14 @@ def cached_knn_graph(
         repr(sorted((name, str(value)) for name, value in identity.items())).encode()
     ).hexdigest()[:24]
     path = Path(cache_dir) / f"knn-{digest}.safetensors"
-    kept = _kept_graph(path)
+    shape = len(x), min(k, len(x) - 1)
+    kept = _kept_graph(path, shape, tell=False)
     if kept is not None:
         return kept
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
     with FileLock(lock):
-        graph = _kept_graph(path)  # another process may have built it meanwhile
+        graph = _kept_graph(path, shape)  # another process may have built it meanwhile
         if graph is None:
             if how.backend == "torch" and torch.accelerator.is_available():
                 x = x.to(torch.accelerator.current_accelerator())
@@ -359,18 +360,38 @@ def cached_knn_graph(
                 "indices": graph.indices.int().cpu().contiguous(),
                 "distances2": graph.distances2.cpu().contiguous(),
             }
-            replace_atomically(path, safetensors.torch.save(tensors))
+            about = {"sha256": _checksum(tensors)}
+            replace_atomically(path, safetensors.torch.save(tensors, about))
         lock.unlink(missing_ok=True)  # whoever still waits on it finds the graph
     return NeighborGraph(graph.indices.cpu(), graph.distances2.cpu())
 
 
-def _kept_graph(path: Path) -> NeighborGraph | None:
-    """A cached graph; None where there is none that is whole."""
+def _kept_graph(path: Path, shape: tuple[int, int], *, tell: bool = True) -> NeighborGraph | None:
+    """A cached graph of this shape `[N, K]`; None where there is none that is whole.
+
+    `tell` warns of a damaged one.
+    """
     try:
-        kept = safetensors.torch.load(path.read_bytes())
-        return NeighborGraph(kept["indices"].long(), kept["distances2"])
+        with safetensors.safe_open(path, "pt") as file:
+            written = file.metadata() or {}
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        graph = NeighborGraph(kept["indices"].long(), kept["distances2"])
+        in_range = ((graph.indices >= 0) & (graph.indices < shape[0])).all()
+        if written.get("sha256") != _checksum(kept) or graph.indices.shape != shape or not in_range:
+            raise ValueError("it does not hold what was written")
+        return graph
     except FileNotFoundError:
         return None
-    except (safetensors.SafetensorError, KeyError, OSError) as error:
-        log.warning("%s cannot be read (%s): building the graph again", path, error)
+    except (safetensors.SafetensorError, ValueError, KeyError, OSError) as error:
+        if tell:
+            log.warning("%s is damaged (%s): building the graph again", path, error)
         return None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of the names, shapes, number formats and values of tensors."""
+    found = hashlib.sha256()
+    for name, values in sorted(tensors.items()):
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.contiguous().numpy())
+    return found.hexdigest()

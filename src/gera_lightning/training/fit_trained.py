@@ -230,7 +230,12 @@ def _train(
             limit_val_batches=0,
             num_sanity_val_steps=0,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resumed else None)
+        trainer.fit(
+            module,
+            datamodule=data,
+            ckpt_path=str(checkpoint) if resumed else None,
+            weights_only=True,  # no code out of a pickle
+        )
     return module
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,10 @@ from gera_lightning.training.training_set import shared_space
 from gera_lightning.training.warm_start import WarmStart
 from gera_lightning.utils.distributed import gather_rows, world
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import refuse_import_paths
 
+FROM_CHECKPOINT: ContextVar[bool] = ContextVar("settings_from_checkpoint", default=False)
+"""Whether the settings of a module that is being made stand in a checkpoint."""
 OTHER_PROCESS = 2**40
 """Seeds of two processes lie so far apart: each draws its own, such as the dropout of its rows."""
 
@@ -69,6 +73,8 @@ class AlignmentModule(LightningModule):
         schedule_steps: int | None = None,
     ) -> None:
         super().__init__()
+        if FROM_CHECKPOINT.get():
+            refuse_import_paths(settings, "settings of the checkpoint")
         config = load({}, {"methods": [method], **(settings or {})}).methods[method]
         if config.closed_form is not None:
             raise UserError(
@@ -77,6 +83,30 @@ class AlignmentModule(LightningModule):
         self._set_up(Method.from_config(config), seed, schedule_steps)
         given = {"method": method, "seed": seed, "settings": dict(settings or {})}
         self.save_hyperparameters({**given, "schedule_steps": schedule_steps}, logger=False)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, **options: Any
+    ) -> AlignmentModule:
+        """Lightning's `load_from_checkpoint`; a checkpoint from another person runs no code.
+
+        Args:
+            checkpoint_path: what a Trainer saved.
+            options: as Lightning takes them, such as `map_location`, or arguments of this class.
+                `weights_only`, True by default, refuses a pickle that holds more than weights and
+                plain settings.
+
+        Raises:
+            UserError: the checkpoint's settings name a class by its import path, and you do not
+                pass `settings` yourself.
+        """
+        token = FROM_CHECKPOINT.set("settings" not in options)
+        try:
+            return super().load_from_checkpoint(
+                checkpoint_path, **{"weights_only": True, **options}
+            )
+        finally:
+            FROM_CHECKPOINT.reset(token)
 
     @classmethod
     def of_method(cls, method: Method, seed: int) -> AlignmentModule:

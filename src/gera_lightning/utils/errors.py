@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+from gera_lightning.utils.signals import exit_code_of, interruptible
+
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -52,19 +54,20 @@ class UserError(Exception):
 
 
 def exit_code(command: Callable[[], object], stopped: str) -> int:
-    """Run a command line's work: 0, or 2 after a user's mistake and 130 after Ctrl-C, each with one
-    line on standard error.
+    """Run a command line's work: 0, or 2 after a user's mistake and 128 + signal after Ctrl-C,
+    SIGTERM or SIGHUP, each with one line on standard error.
 
     A disk that is full or may not be written to is the user's to mend. A reader that closed the
     pipe, such as `head`, has what it wanted.
 
     Args:
         command: the work.
-        stopped: what to say after Ctrl-C.
+        stopped: what to say after a signal; nothing where it is empty.
     """
     try:
-        command()
-        sys.stdout.flush()
+        with interruptible():
+            command()
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -81,9 +84,10 @@ def exit_code(command: Callable[[], object], stopped: str) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        if stopped:
+            print(stopped, file=sys.stderr)
+        return exit_code_of(interrupt)
     return 0
 
 

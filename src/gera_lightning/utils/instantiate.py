@@ -7,8 +7,8 @@ such as `{class: my_package.MyForm, strength: 2}`. Short names are registered be
     class Ridge: ...
 
 A key set to null removes that argument, so that the class's own default holds. Parts inside an
-argument, in its lists and mappings too, are made first. What names code is a user's own YAML or
-command line, never a file that a run wrote.
+argument, in its lists and mappings too, are made first. What names code is a user's own YAML,
+command line or Python, never a file that a run wrote (docs/security.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -132,6 +133,30 @@ def _registered(name: str, where: str) -> type:
             remedy="name your own class by its import path, such as my_package.MyClass",
         )
     return CLASSES[name]
+
+
+IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+def refuse_import_paths(value: Any, where: str) -> None:
+    """Check settings that a file of unknown origin holds: no word in them may name code.
+
+    Raises:
+        UserError: a word that reads as an import path, such as `package.module.Class`.
+    """
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            refuse_import_paths(inner, where)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            refuse_import_paths(inner, where)
+    elif isinstance(value, str) and IMPORT_PATH.fullmatch(value.strip()):
+        raise UserError(
+            "names code, which a file may not",
+            key=where,
+            value=value,
+            remedy="read what it would import, then hand the settings in yourself",
+        )
 
 
 def check_part(part: Any, where: str, runtime: tuple[str, ...] = ()) -> type:

@@ -6,12 +6,13 @@ import inspect
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gera_lightning.utils import distributed
@@ -72,6 +73,7 @@ def make_trainer(
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,
                 **options,
+                "callbacks": [KeepHandlers(), *options.get("callbacks", ())],
                 **(flags or {}),
             }
         )
@@ -81,19 +83,42 @@ def make_trainer(
         ) from error
 
 
+class KeepHandlers(Callback):
+    """SIGTERM ends a training as it ends whatever is around it.
+
+    Lightning's own handler would let the process exit with code 0, unfinished, and on several
+    processes wait for the others.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, *_: Any) -> None:
+        """Before the first step."""
+        self._put_back()
+
+    def on_predict_start(self, *_: Any) -> None:
+        """Before the first batch."""
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
+
+
 LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Build and run a Trainer: no lines of Lightning's, no warnings of third parties, and Ctrl+C
+    """Build and run a Trainer: no lines of Lightning's, no warnings of third parties, and Ctrl-C
     interrupts as everywhere.
 
-    On Ctrl+C Lightning exits the process and ignores any further one; here it is a
+    On Ctrl-C Lightning exits the process and ignores any further one; here it is a
     KeyboardInterrupt, and the handler is as it was.
 
     Raises:
-        KeyboardInterrupt: on Ctrl+C.
+        KeyboardInterrupt: on Ctrl-C; `Interrupted` on SIGTERM and SIGHUP of a command.
     """
     handler = signal.getsignal(signal.SIGINT)
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
@@ -113,7 +138,7 @@ def quiet_lightning() -> Iterator[None]:
         if not isinstance(leave.__context__, KeyboardInterrupt):
             raise
         signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from leave
+        raise leave.__context__ from None
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
