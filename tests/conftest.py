@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 from gera_lightning.data.store import EmbeddingStore, write_store
+from gera_lightning.utils.files import file_sha256
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -20,6 +22,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is written into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 WITH_SHIPPED_PRESETS = ("commands", "test_shipped_experiment.py", "test_raw_to_results.py")
@@ -59,6 +69,21 @@ def make_store(tmp_path: Path) -> Callable[..., EmbeddingStore]:
         )
 
     return make
+
+
+@pytest.fixture
+def reseal() -> Callable[[Path], None]:
+    """Brings a store's manifest to what its files hold now, as if it had been written so."""
+
+    def seal(folder: Path) -> None:
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text())
+        for shard in manifest["shards"]:
+            for key in ("vectors", "rows"):
+                shard[f"{key}_sha256"] = file_sha256(folder / shard[key])
+        path.write_text(json.dumps(manifest))
+
+    return seal
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from gera_lightning.data import store as module
+from gera_lightning.data import verification
 from gera_lightning.data.store import (
     EmbeddingStore,
     StoreWriter,
@@ -151,6 +152,7 @@ def test_item_alone_is_enough(tmp_path):
 
 def test_vectors_stay_on_the_disk_until_they_are_read(tmp_path):
     opened = write(tmp_path / "s", dtype="float32")
+    opened.read([1])
     path = tmp_path / "s" / "emb_0000.npy"
     with path.open("r+b") as file:  # in place: a copy made at opening would not see it
         file.seek(-4 * 5 * 17, os.SEEK_END)
@@ -254,16 +256,71 @@ def test_rows_that_do_not_match_the_vectors_are_refused(tmp_path):
     refused(tmp_path / "s" / "rows_0000.parquet", lambda: EmbeddingStore(tmp_path / "s").rows)
 
 
-def test_rows_that_were_changed_since_are_told(tmp_path, caplog):
-    store = write(tmp_path / "s", shard_rows=7)
-    assert len(EmbeddingStore(tmp_path / "s").rows) == 17
-    assert not caplog.records
-    path = tmp_path / "s" / store.shards[1].rows
-    changed = pd.read_parquet(path)
-    changed.assign(item=changed["item"].to_numpy()[::-1]).to_parquet(path, index=False)
-    assert len(EmbeddingStore(tmp_path / "s").rows) == 17
-    [record] = caplog.records
-    assert str(path) in record.getMessage()
+@pytest.mark.parametrize("how", ["bit", "cut", "gone", "noise"])
+@pytest.mark.parametrize("name", ["emb_0001.npy", "rows_0001.parquet"])
+def test_a_file_is_compared_with_its_checksum_before_it_is_read(tmp_path, name, how):
+    write(tmp_path / "s", dtype="float32", shard_rows=7).read()
+    path = tmp_path / "s" / name
+    if how != "noise":
+        damage(path, how)
+    elif name.endswith(".npy"):
+        np.save(path, np.load(path)[::-1])
+    else:
+        pd.read_parquet(path).iloc[::-1].to_parquet(path, index=False)
+
+    def read() -> None:
+        store = EmbeddingStore(tmp_path / "s")
+        assert len(store.rows)
+        store.read()
+
+    refused(path, read)
+    refused(path, read)  # what was refused is not kept as checked
+
+
+def test_shards_that_are_not_read_are_not_checked(tmp_path):
+    x = vectors()
+    write(tmp_path / "s", x, dtype="float32", shard_rows=7)
+    damage(tmp_path / "s" / "emb_0001.npy", "bit")
+    store = EmbeddingStore(tmp_path / "s")
+    np.testing.assert_array_equal(store.read([0, 16]), x[[0, 16]])
+    refused(tmp_path / "s" / "emb_0001.npy", lambda: store.read([0, 7]))
+
+
+def test_a_file_is_checked_once_until_it_changes(tmp_path, monkeypatch):
+    hashed = []
+    honest = verification.file_sha256
+    monkeypatch.setattr(
+        verification, "file_sha256", lambda path: hashed.append(Path(path).name) or honest(path)
+    )
+    write(tmp_path / "s", dtype="float32", shard_rows=7)
+    for _ in range(2):
+        EmbeddingStore(tmp_path / "s").read()
+    assert sorted(hashed) == ["emb_0000.npy", "emb_0001.npy", "emb_0002.npy"]
+    os.utime(tmp_path / "s" / "emb_0001.npy")
+    EmbeddingStore(tmp_path / "s").read()
+    assert hashed[3:] == ["emb_0001.npy"]
+
+
+@pytest.mark.parametrize("cache", ["unwritable", "damaged"])
+def test_a_store_is_read_without_a_cache_too(tmp_path, monkeypatch, cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if cache == "unwritable":
+        (tmp_path / "cache").write_text("a file")
+    write(tmp_path / "s").read()
+    for file in (tmp_path / "cache").rglob("*.json"):
+        file.write_text("[]" if cache == "damaged" else "")
+    assert len(EmbeddingStore(tmp_path / "s").read()) == 17
+
+
+@pytest.mark.parametrize("name", ["../s/emb_0000.npy", "/etc/passwd", "", ".."])
+@pytest.mark.parametrize("key", ["vectors", "rows"])
+def test_files_of_a_store_lie_in_its_folder(tmp_path, key, name):
+    write(tmp_path / "s")
+    path = tmp_path / "s" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0][key] = name
+    path.write_text(json.dumps(manifest))
+    refused(path, lambda: EmbeddingStore(tmp_path / "s"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -301,6 +301,32 @@ def test_a_shard_that_was_being_written_is_done_again(tmp_path: Path, name: str)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["emb_0000.npy", "rows_0000.parquet", "shard_0000.json"])
+def test_a_damaged_shard_is_not_gone_on_from(tmp_path: Path, name: str):
+    corpus = manifest(tmp_path)
+    embed_corpus(corpus, CharacterEncoder(), tmp_path / "whole", SETTINGS)
+    with pytest.raises(RuntimeError, match="stopped here"):
+        embed_corpus(corpus, CharacterEncoder(fail_at=6), tmp_path / "out", SETTINGS)
+    path = tmp_path / "out" / name
+    assert (tmp_path / "out" / "shard_0001.json").exists()
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    embed_corpus(corpus, CharacterEncoder(), tmp_path / "out", SETTINGS)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["emb_0001.npy", "rows_0001.parquet"])
+def test_a_damaged_finished_store_is_refused_and_not_skipped(tmp_path: Path, name: str):
+    corpus, out = manifest(tmp_path), tmp_path / "out"
+    embed_corpus(corpus, CharacterEncoder(), out, SETTINGS)
+    whole = content(out)
+    (out / name).write_bytes((out / name).read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError) as error:
+        embed_corpus(corpus, CharacterEncoder(), out, SETTINGS)
+    assert error.value.key == str(out)
+    embed_corpus(corpus, CharacterEncoder(), out, SETTINGS, overwrite=True)
+    assert content(out) == whole
+
+
 def test_killed_between_manifest_and_tidying_up(tmp_path: Path):
     corpus = manifest(tmp_path)
     embed_corpus(corpus, CharacterEncoder(), tmp_path / "out", SETTINGS)

@@ -342,6 +342,32 @@ def test_an_interrupted_training_goes_on_to_bit_identical_weights(
     }
 
 
+@pytest.mark.parametrize("how", ["empty", "cut", "one bit", "another file"])
+def test_a_damaged_checkpoint_begins_the_training_again_with_one_line(experiment, caplog, how):
+    run = only_run(experiment(methods=["geometric"], tuning__max_trials=1))
+    execute(run)
+    whole = weights(run.folder)
+    shutil.rmtree(run.folder)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, interrupt_at("training", 5))
+    kept = run.partial_folder / "checkpoints" / "last.ckpt"
+    data = kept.read_bytes()
+    at = len(data) // 2
+    kept.write_bytes(
+        {
+            "empty": b"",
+            "cut": data[:at],
+            "one bit": data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+            "another file": b"text",
+        }[how]
+    )
+    seen = []
+    execute(run, lambda name, done, total: seen.append((name, done)))
+    assert [done for name, done in seen if name == "training"] == list(range(1, 10))
+    assert same(weights(run.folder), whole)
+    assert [str(kept) in record.getMessage() for record in caplog.records].count(True) == 1
+
+
 def test_a_run_that_went_on_counts_the_seconds_before_it_was_interrupted(experiment, monkeypatch):
     run = only_run(experiment(methods=["twin"], tuning__max_trials=1))
     ticks = iter(range(0, 10_000_000, 10))

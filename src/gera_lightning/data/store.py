@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gera_lightning.data.verification import VerifiedFiles
 from gera_lightning.utils.errors import UserError, check_one_of
-from gera_lightning.utils.files import file_sha256, replace_atomically
+from gera_lightning.utils.files import file_sha256, flush, replace_atomically
 
 log = logging.getLogger(__name__)
 FORMAT = "gera-embeddings"
@@ -56,9 +57,31 @@ class Shard:
     vectors_sha256: str
     rows_sha256: str
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Shard:
+        """The shard that a manifest or a writer recorded.
+
+        Raises:
+            ValueError: its files do not lie in the store's folder.
+            TypeError: keys are missing, or there are others.
+        """
+        shard = cls(**record)
+        for name in (shard.vectors, shard.rows):
+            if name in ("", ".", "..") or Path(name).name != name:
+                raise ValueError(f"{name!r} is no file of the store's folder")
+        return shard
+
+    def is_whole(self, files: VerifiedFiles) -> bool:
+        """Whether both files are as they were written."""
+        return files.check(self.vectors, self.vectors_sha256) and files.check(
+            self.rows, self.rows_sha256
+        )
+
 
 class EmbeddingStore:
     """A store opened for reading; vectors stay on disk until `read`.
+
+    A file is compared with its checksum in the manifest before it is read first.
 
     Args:
         path: the store's folder.
@@ -90,7 +113,7 @@ class EmbeddingStore:
             self.manifest: dict[str, Any] = json.loads(manifest_path.read_text())
             self.dim = int(self.manifest["dim"])
             self.count = int(self.manifest["count"])
-            self.shards = [Shard(**shard) for shard in self.manifest["shards"]]
+            self.shards = [Shard.of(shard) for shard in self.manifest["shards"]]
             written_as = (self.manifest["format"], self.manifest["version"])
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(manifest_path, f"is not a readable manifest ({error!r})") from error
@@ -100,6 +123,7 @@ class EmbeddingStore:
                 f" {FORMAT!r} version {VERSION}",
                 key=str(manifest_path),
             )
+        self._files, self._checked = VerifiedFiles(self.path), set[str]()
         self._vectors = [self._open_shard(shard) for shard in self.shards]
         self._starts = np.cumsum([0, *(len(vectors) for vectors in self._vectors)])
         if self._starts[-1] != self.count:
@@ -136,18 +160,13 @@ class EmbeddingStore:
 
     def _read_rows(self, shard: Shard) -> pd.DataFrame:
         path = self.path / shard.rows
+        self._check(shard.rows, shard.rows_sha256)
         try:
             rows = pd.read_parquet(path)
         except (OSError, ValueError) as error:
             raise _damaged(path, f"cannot be read as a table ({error})") from error
         if len(rows) != shard.count:
             raise _damaged(path, f"holds {len(rows)} rows for {shard.count} vectors")
-        if file_sha256(path) != shard.rows_sha256:
-            log.warning(
-                "%s has changed since the store was written: finished runs and caches of the store"
-                " as it was are still used for it; write the store again",
-                path,
-            )
         return rows
 
     @cached_property
@@ -170,7 +189,8 @@ class EmbeddingStore:
             indices: row numbers in any order, a slice, or a mask of all rows; all by default.
 
         Raises:
-            UserError: a vector that is not finite (named by its row).
+            UserError: a vector that is not finite (named by its row), or a file that is not as it
+                was written.
             IndexError: an index beyond the store, or a mask of another length.
         """
         index = np.arange(self.count)[_as_index(indices)]
@@ -179,6 +199,7 @@ class EmbeddingStore:
         for number, vectors in enumerate(self._vectors):
             in_shard = np.flatnonzero(shard_of == number)
             if len(in_shard):
+                self._check(self.shards[number].vectors, self.shards[number].vectors_sha256)
                 out[in_shard] = vectors[index[in_shard] - self._starts[number]]
         finite = np.isfinite(out)
         if not finite.all():
@@ -192,7 +213,7 @@ class EmbeddingStore:
         return out
 
     def verify(self) -> None:
-        """Compare every file with its checksum in the manifest.
+        """Read every file, and compare it with its checksum in the manifest.
 
         Raises:
             UserError: naming the file that differs.
@@ -204,11 +225,22 @@ class EmbeddingStore:
             ):
                 path = self.path / name
                 if not path.is_file() or file_sha256(path) != expected:
-                    raise UserError(
-                        "is missing, or its checksum is not that of the manifest",
-                        key=str(path),
-                        remedy="restore or rebuild the store",
-                    )
+                    raise _not_as_written(path)
+
+    def _check(self, name: str, expected: str) -> None:
+        """Compare a file with its checksum, once."""
+        if name not in self._checked:
+            if not self._files.check(name, expected):
+                raise _not_as_written(self.path / name)
+            self._checked.add(name)
+
+
+def _not_as_written(path: Path) -> UserError:
+    return UserError(
+        "is missing, or its checksum is not that of the manifest",
+        key=str(path),
+        remedy="restore the file, or rebuild the store",
+    )
 
 
 def _as_index(indices: np.ndarray | Sequence[int] | slice) -> np.ndarray | slice:
@@ -236,10 +268,34 @@ def _damaged(path: Path, problem: str) -> UserError:
 def is_whole(path: str | os.PathLike[str]) -> bool:
     """Whether there is a store whose files are all as its manifest says."""
     try:
-        EmbeddingStore(path).verify()
+        store = EmbeddingStore(path)
     except (UserError, OSError):
         return False
-    return True
+    files = VerifiedFiles(path)
+    return all(shard.is_whole(files) for shard in store.shards)
+
+
+def whole_shards(path: Path) -> list[Shard]:
+    """The leading whole shards of an unfinished writer; records of damaged ones, and of those after
+    them, are removed.
+    """
+    files, shards = VerifiedFiles(path), list[Shard]()
+    records = sorted(path.glob("shard_*.json"))
+    for record in records:
+        try:
+            shard = Shard.of(json.loads(record.read_text()))
+        except (ValueError, TypeError):
+            break
+        if not shard.is_whole(files):
+            break
+        shards.append(shard)
+    if len(shards) < len(records):
+        log.warning(
+            "%s: shard %d is damaged: it and those after it are written again", path, len(shards)
+        )
+    for record in records[len(shards) :]:
+        record.unlink()
+    return shards
 
 
 def store_folders(path: str | os.PathLike[str]) -> list[Path]:
@@ -360,7 +416,7 @@ def cast_vectors(vectors: np.ndarray, dtype: str) -> CastVectors:
 class StoreWriter:
     """Write a store shard by shard; `finish` makes it readable.
 
-    An interrupted writer goes on after its last whole shard.
+    An interrupted writer goes on after its leading whole shards.
 
     Args:
         path: folder to make or to go on in.
@@ -390,7 +446,7 @@ class StoreWriter:
         self._check_folder(resume, has_records=bool(records))
         self.shards: list[Shard] = []
         if resume:
-            self.shards += [Shard(**json.loads(record.read_text())) for record in records]
+            self.shards += whole_shards(self.path)
         else:
             self.remove()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -462,6 +518,8 @@ class StoreWriter:
         names = f"emb_{number:04d}.npy", f"rows_{number:04d}.parquet"
         np.save(self.path / names[0], cast.vectors)
         rows.reset_index(drop=True).to_parquet(self.path / names[1], index=False)
+        for name in names:
+            flush(self.path / name)
         shard = Shard(*names, len(rows), *(file_sha256(self.path / name) for name in names))
         # the record comes last: a shard without one was cut off, and is written again
         replace_atomically(self.path / f"shard_{number:04d}.json", json.dumps(vars(shard)).encode())

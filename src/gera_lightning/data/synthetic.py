@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from gera_lightning.data.store import EmbeddingStore, StoreWriter
+from gera_lightning.data.store import EmbeddingStore, StoreWriter, is_whole
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import register
 
@@ -83,8 +83,8 @@ class SyntheticViews:
         with FileLock(folder / ".lock"):
             for view, dim in enumerate((self.dim_a, self.dim_b)):
                 path = folder / "ab"[view]
-                if not (path / "manifest.json").exists():
-                    shutil.rmtree(path, ignore_errors=True)  # of a writer that was cut off
+                if not is_whole(path):
+                    shutil.rmtree(path, ignore_errors=True)  # cut off, or damaged
                     self._write(path, view, dim)
         return EmbeddingStore(folder / "a"), EmbeddingStore(folder / "b")
 

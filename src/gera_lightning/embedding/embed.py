@@ -17,7 +17,7 @@ from rich.console import Console
 
 from gera_lightning.config import Config
 from gera_lightning.config.embed_schema import EmbedConfig
-from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.data.store import EmbeddingStore, is_whole
 from gera_lightning.embedding.batches import BatchPlan, ItemBatches
 from gera_lightning.embedding.corpus import Corpus, Listing
 from gera_lightning.embedding.predict import predict
@@ -133,7 +133,7 @@ def _finished(path: Path, folders: list[Path], plan: str) -> list[EmbeddingStore
     """The stores of this very run if all of them are finished, else none.
 
     Raises:
-        UserError: finished stores of another run.
+        UserError: finished stores of another run, or damaged ones.
     """
     found = [
         EmbeddingStore(folder)
@@ -146,7 +146,17 @@ def _finished(path: Path, folders: list[Path], plan: str) -> list[EmbeddingStore
             key=str(path),
             remedy="choose another folder, or replace it with overwrite=true",
         )
-    return [EmbeddingStore(folder) for folder in folders] if len(found) == len(folders) else []
+    if len(found) < len(folders):
+        return []
+    for folder in folders:
+        if not is_whole(folder):
+            raise UserError(
+                "holds a finished store with a damaged file",
+                key=str(folder),
+                remedy="restore it (gera inspect names the file), or embed again with"
+                " overwrite=true",
+            )
+    return [EmbeddingStore(folder) for folder in folders]
 
 
 def _summary(shards: Shards, stores: list[EmbeddingStore]) -> str:

@@ -29,6 +29,7 @@ from gera_lightning.data.store import (
     EmbeddingStore,
     StoreWriter,
     cast_vectors,
+    whole_shards,
 )
 from gera_lightning.embedding.batches import records_of, skip
 from gera_lightning.embedding.corpus import Corpus, Listing
@@ -194,10 +195,9 @@ class Shards:
                     record = folder / f"shard_{number:04d}.json"
                     replace_atomically(record, json.dumps(vars(shard)).encode())
                 (folder / "manifest.json").unlink()
-        records = [sorted(folder.glob("shard_*.json")) for folder in self.folders]
-        in_every_store = min(map(len, records))
-        for of_store in records:
-            for record in of_store[in_every_store:]:
+        in_every_store = min(len(whole_shards(folder)) for folder in self.folders)
+        for folder in self.folders:
+            for record in sorted(folder.glob("shard_*.json"))[in_every_store:]:
                 record.unlink()
 
     def _committed(self) -> tuple[int, list[Skipped], list[Skipped]]:

@@ -50,11 +50,7 @@ def read_row(record: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
         for name in needed:
             row[name]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"is no result ({error!r})",
-            key=str(record),
-            remedy=f"remove {record.parent} and run that again",
-        ) from error
+        raise _no_result(record, repr(error)) from error
     return row
 
 
@@ -245,10 +241,21 @@ def _row(record: Path) -> dict[str, Any]:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     # A sweep has a thousand of them, and libyaml is ten times as fast where PyYAML has it.
-    settings: dict[str, Any] = yaml.load(
-        path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
+    try:
+        settings = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError) as error:
+        raise _no_result(path, " ".join(str(error).split())) from error
+    if not isinstance(settings, dict):
+        raise _no_result(path, "it holds no keys and values")
     return settings
+
+
+def _no_result(path: Path, why: str) -> UserError:
+    return UserError(
+        f"is no file of a finished run ({why})",
+        key=str(path),
+        remedy=f"remove {path.parent} and run that again",
+    )
 
 
 def _keep(table: pd.DataFrame, kept: pd.Series, why: str, notes: list[str]) -> pd.DataFrame:

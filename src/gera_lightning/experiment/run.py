@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import shutil
+import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import RESULTS_VERSION, Config, config_hash, identity
@@ -33,6 +36,7 @@ from gera_lightning.utils.files import atomic_write, remove_scratch, replace_ato
 from gera_lightning.utils.progress import ProgressCallback, no_progress
 from gera_lightning.utils.version import package_version
 
+log = logging.getLogger(__name__)
 ERROR_FILE = "error.txt"
 """In the folder of a run that failed unexpectedly: where it did."""
 
@@ -127,7 +131,7 @@ def execute(run: Run, progress: ProgressCallback = no_progress) -> dict[str, Any
     first = distributed.world()[0] == 0
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     lock = run.folder.with_name(f".{run.folder.name}.lock")
-    with FileLock(lock) if first else contextlib.nullcontext():
+    with _held(lock) if first else contextlib.nullcontext():
         if distributed.broadcast_object(run.finished and not run.config.overwrite):
             row = read_row(run.folder / "metrics.json")
         else:
@@ -135,6 +139,26 @@ def execute(run: Run, progress: ProgressCallback = no_progress) -> dict[str, Any
         if first:
             lock.unlink(missing_ok=True)  # whoever still waits on it finds the run finished
     return row
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold a lock; while another process has it, say which that is, and wait."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        log.warning(
+            "%s is at work on %s: waiting for it",
+            path.read_text() or "another process",
+            path.parent,
+        )
+        lock.acquire()
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _execute(run: Run, progress: ProgressCallback, first: bool) -> dict[str, Any]:

@@ -250,6 +250,8 @@ def _in_workers(words: Sequence[str], shards: Sequence[str], console: Console | 
     except BaseException:
         for worker in started:
             worker.terminate()
+        for worker in started:
+            worker.wait()
         raise
     return [worker.wait() for worker in started]
 

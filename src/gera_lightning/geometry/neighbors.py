@@ -393,5 +393,5 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, values in sorted(tensors.items()):
         found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        found.update(values.contiguous().numpy())
+        found.update(values.contiguous().numpy().data)
     return found.hexdigest()

@@ -16,6 +16,7 @@ from torch import Tensor
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.training.cross_validation import held_out_score
 from gera_lightning.training.module import AlignmentModule
+from gera_lightning.utils.files import flush
 
 
 class StepProgress(Callback):
@@ -41,7 +42,9 @@ class LastCheckpoint(Callback):
             scratch = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(scratch)
             if trainer.is_global_zero:
+                flush(scratch)
                 os.replace(scratch, self.path)
+                flush(self.path.parent)
 
 
 class HeldOutWatch(Callback):

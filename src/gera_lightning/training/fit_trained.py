@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import logging
+import zipfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import Callback
 
 from gera_lightning.training.callbacks import HeldOutWatch, LastCheckpoint, StepProgress
@@ -32,6 +35,7 @@ from gera_lightning.utils import distributed
 from gera_lightning.utils.files import replace_atomically
 from gera_lightning.utils.trainer import make_trainer, quiet_lightning
 
+log = logging.getLogger(__name__)
 Choices = Sequence[tuple[dict[str, float], Method]]
 """Combinations of the values of `tuning.grid`, each with its method."""
 
@@ -214,7 +218,9 @@ def _train(
     data.setup("fit")
     module = AlignmentModule.of_method(task.method, task.seed)
     module.start(data, warm_start)
-    resumed = checkpoint is not None and checkpoint.exists()
+    resumed = checkpoint is not None and distributed.broadcast_object(
+        distributed.world()[0] == 0 and can_be_loaded(checkpoint)
+    )
     with quiet_lightning():
         trainer = make_trainer(
             config.trainer,
@@ -237,6 +243,26 @@ def _train(
             weights_only=True,  # no code out of a pickle
         )
     return module
+
+
+def can_be_loaded(checkpoint: Path) -> bool:
+    """Whether there is a whole checkpoint; a damaged one is told of, and removed."""
+    try:
+        with zipfile.ZipFile(checkpoint) as file:  # torch itself compares no checksums
+            if (damaged := file.testzip()) is not None:
+                raise zipfile.BadZipFile(f"its {damaged} is damaged")
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return False
+    except Exception as error:  # of torch there are many
+        log.warning(
+            "%s cannot be read (%s): the training begins again",
+            checkpoint,
+            " ".join(str(error).split())[:100] or type(error).__name__,
+        )
+        checkpoint.unlink()
+        return False
+    return True
 
 
 def last_checkpoint(folder: Path) -> Path:

@@ -27,8 +27,9 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a scratch file to write; at the end it replaces `path` in one step.
 
-    A reader sees the old file or the new one, never a part. Several writers may be at work, also on
-    other machines of one file system: each has a scratch file of its own.
+    A reader sees the old file or the new one, never a part, and once it is there it survives a loss
+    of power. Several writers may be at work, also on other machines of one file system: each has a
+    scratch file of its own.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -40,11 +41,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield scratch
-        with open(scratch, "rb") as file:
-            os.fsync(file.fileno())
+        flush(scratch)
         os.replace(scratch, path)
+        flush(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def replace_atomically(path: Path, data: bytes) -> None:

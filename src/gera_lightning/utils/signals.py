@@ -40,15 +40,16 @@ def exit_code_of(interrupt: KeyboardInterrupt) -> int:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it the first of `ENDING` raises `Interrupted`, and further ones are ignored.
+    """Within it each of `ENDING` raises `Interrupted`.
 
     A signal that is ignored (`nohup`) or handled already is left alone.
     """
 
-    def stop(number: int, _: FrameType | None) -> None:
-        for signum in ours:
-            signal.signal(signum, signal.SIG_IGN)
-        raise Interrupted(number)
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _in_deletion(frame):  # Python drops what is raised there: once more in a moment
+            threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
+        else:
+            raise Interrupted(number)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     ours = [s for s in ENDING if in_main_thread and signal.getsignal(s) == signal.SIG_DFL]
@@ -59,6 +60,12 @@ def interruptible() -> Iterator[None]:
     finally:
         for signum in ours:
             signal.signal(signum, signal.SIG_DFL)
+
+
+def _in_deletion(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def as_parent() -> dict[str, str]:

@@ -73,7 +73,7 @@ def make_trainer(
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,
                 **options,
-                "callbacks": [KeepHandlers(), *options.get("callbacks", ())],
+                "callbacks": [EndOnSignal(), *options.get("callbacks", ())],
                 **(flags or {}),
             }
         )
@@ -83,7 +83,7 @@ def make_trainer(
         ) from error
 
 
-class KeepHandlers(Callback):
+class EndOnSignal(Callback):
     """SIGTERM ends a training as it ends whatever is around it.
 
     Lightning's own handler would let the process exit with code 0, unfinished, and on several
@@ -94,16 +94,13 @@ class KeepHandlers(Callback):
         self.handler = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, *_: Any) -> None:
-        """Before the first step."""
-        self._put_back()
-
-    def on_predict_start(self, *_: Any) -> None:
-        """Before the first batch."""
-        self._put_back()
-
-    def _put_back(self) -> None:
+        """Put the handler back that was there before Lightning's."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.handler)
+
+    def on_predict_start(self, *_: Any) -> None:
+        """Likewise."""
+        self.on_train_start()
 
 
 LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")
