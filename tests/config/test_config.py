@@ -227,6 +227,16 @@ def test_an_experiment_without_budgets_reserves_those_that_it_runs(folder):
         )
 
 
+@pytest.mark.parametrize(
+    "name", ["../../up", "a/b", "..", "", "$\\frac{$", "[x][/b]", "x" * 101, "a b", "-x", "=1", "é"]
+)
+def test_a_method_has_a_name_that_a_folder_can_have(folder, name):
+    settings = {**FILES["small.yaml"], "methods": [name], "variants": {name: {"of": "closed"}}}
+    with pytest.raises(UserError) as error:
+        load(settings, folder=folder)
+    assert (error.value.key, error.value.value) == ("methods", name)
+
+
 @pytest.mark.parametrize("name", ["summary", "report", "jobs"])
 def test_a_method_is_not_called_as_a_folder_beside_the_methods(folder, name):
     with pytest.raises(UserError, match=rf"methods: '{name}' is the name of a folder"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -346,6 +347,23 @@ def test_folders_of_stores_are_found(tmp_path):
         with pytest.raises(UserError) as caught:
             EmbeddingStore(tmp_path / path)
         assert remedy in caught.value.remedy
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize("name", ["emb_0001.npy", "rows_0001.parquet"])
+def test_a_disk_that_is_full_is_told_with_the_file(tmp_path, name):
+    writer = StoreWriter(tmp_path / "s")
+    writer.append(vectors(), table())
+    (tmp_path / "s" / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer.append(vectors(), table(start=17))
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "s" / name)
+    (tmp_path / "s" / name).unlink()
+    again = StoreWriter(tmp_path / "s")
+    assert again.count == 17
+    again.append(vectors(), table(start=17))
+    assert len(again.finish(ENCODER, SOURCE).read()) == 34
 
 
 # ---- the contract of rows ----

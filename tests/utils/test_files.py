@@ -37,13 +37,13 @@ def test_the_old_file_stays_whole_when_writing_is_cut_off(tmp_path, monkeypatch,
     assert path.read_bytes() == b"old"
 
 
-def test_bytes_are_on_the_disk_before_the_name_is_theirs(tmp_path, monkeypatch):
+def test_bytes_are_on_the_disk_before_the_name_is_theirs_and_then_the_name(tmp_path, monkeypatch):
     order = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda *a: order.append("fsync") or fsync(*a))
     monkeypatch.setattr(os, "replace", lambda *a: order.append("replace") or replace(*a))
     replace_atomically(tmp_path / "x", b"data")
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]
 
 
 def test_a_reader_that_has_the_old_file_open_keeps_it(tmp_path):

@@ -8,6 +8,7 @@ reach that method.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -38,6 +39,8 @@ READ_FOR = {
     "patches": ("graph", "batch.anchors", "batch.paired_anchors"),
 }
 """What a loss may require of a step, and the settings that are read for it alone."""
+METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+"""A method's name is that of its runs' folder, and stands in tables and figures."""
 RESERVED = ("summary", "report", "jobs", "aligner")
 """Folders that lie beside those of the methods: TensorBoard's summary, the report, the logs of a
 cluster's jobs, the aligner of all pairs.
@@ -220,6 +223,13 @@ def _preset(
     name: str, known: Mapping[str, Traversable], variants: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What a method sets: its file, or a variant's changes over the preset that it is `of`."""
+    if not METHOD_NAME.fullmatch(name):
+        raise UserError(
+            "is no name for a method",
+            key="methods",
+            value=name,
+            remedy="take letters, digits and . _ + -, at most 100 of them, a letter or digit first",
+        )
     if name in RESERVED:
         raise UserError(
             f"methods: {name!r} is the name of a folder beside the methods' in runs/: call the"

@@ -29,7 +29,7 @@ import pandas as pd
 
 from gera_lightning.data.verification import VerifiedFiles
 from gera_lightning.utils.errors import UserError, check_one_of
-from gera_lightning.utils.files import file_sha256, flush, replace_atomically
+from gera_lightning.utils.files import file_sha256, flush, named_errors, replace_atomically
 
 log = logging.getLogger(__name__)
 FORMAT = "gera-embeddings"
@@ -516,10 +516,13 @@ class StoreWriter:
                 )
         number = len(self.shards)
         names = f"emb_{number:04d}.npy", f"rows_{number:04d}.parquet"
-        np.save(self.path / names[0], cast.vectors)
-        rows.reset_index(drop=True).to_parquet(self.path / names[1], index=False)
-        for name in names:
-            flush(self.path / name)
+        vectors_file, rows_file = (self.path / name for name in names)
+        with named_errors(vectors_file):
+            np.save(vectors_file, cast.vectors)
+            flush(vectors_file)
+        with named_errors(rows_file):
+            rows.reset_index(drop=True).to_parquet(rows_file, index=False)
+            flush(rows_file)
         shard = Shard(*names, len(rows), *(file_sha256(self.path / name) for name in names))
         # the record comes last: a shard without one was cut off, and is written again
         replace_atomically(self.path / f"shard_{number:04d}.json", json.dumps(vars(shard)).encode())

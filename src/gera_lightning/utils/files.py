@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import uuid
@@ -24,6 +25,24 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Within it an OSError says which file it is about, and that the disk is full where NumPy does
+    not say why it wrote too little.
+
+    Raises:
+        OSError: with an errno and the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        numpy_wrote_too_little = "requested and" in str(error)
+        number = errno.ENOSPC if numpy_wrote_too_little else error.errno
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), error.filename or str(path)) from error
+
+
+@contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a scratch file to write; at the end it replaces `path` in one step.
 
@@ -40,10 +59,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        yield scratch
-        flush(scratch)
-        os.replace(scratch, path)
-        flush(path.parent)
+        with named_errors(path):
+            yield scratch
+            flush(scratch)
+            os.replace(scratch, path)
+            flush(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
 
