@@ -101,8 +101,8 @@ def _sentences(gloss: str) -> Iterator[str]:
         yield definition.strip().rstrip(",:")
 
 
-def choose_sentences(folder: Path) -> pd.DataFrame:
-    """The 12,000 sentences: item, text, family (synset), label (lexicographer file) and split, all
+def choose_sentences(folder: Path, count: int = COUNT) -> pd.DataFrame:
+    """The sentences: item, text, family (synset), label (lexicographer file) and split, all
     fixed by hashes.
     """
     kept: dict[str, tuple[str, str, str]] = {}
@@ -116,7 +116,7 @@ def choose_sentences(folder: Path) -> pd.DataFrame:
     )
     table["family"] = "wn-" + table["family"]
     table = (
-        table.sort_values("item").head(COUNT).reset_index(drop=True)
+        table.sort_values("item").head(count).reset_index(drop=True)
     )  # the item's name is a hash: its order is a random choice
     table["split"] = [
         "test" if unit_hash(f"wordnet_speech:{f}") < TEST_SHARE else "train"

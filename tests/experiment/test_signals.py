@@ -117,13 +117,17 @@ def test_processes_end_with_a_command_that_is_killed(start, how):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_command_says_which_signal_stopped_it(monkeypatch, capsys, number):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job ignores it
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     monkeypatch.setattr(
         "gera_lightning.commands.train.run", lambda words: signal.raise_signal(number)
     )
-    assert cli.main(["train", "x"]) == 128 + number
-    assert capsys.readouterr().err == f"{STOPPED}\n"
-    assert {s: signal.getsignal(s) for s in handlers} == handlers
+    try:
+        assert cli.main(["train", "x"]) == 128 + number
+        assert capsys.readouterr().err == f"{STOPPED}\n"
+        assert {s: signal.getsignal(s) for s in handlers} == handlers
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

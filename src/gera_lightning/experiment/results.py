@@ -252,7 +252,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _no_result(path: Path, why: str) -> UserError:
     return UserError(
-        f"is no file of a finished run ({why})",
+        f"is no result ({why})",
         key=str(path),
         remedy=f"remove {path.parent} and run that again",
     )

@@ -1,0 +1,95 @@
+"""Speak every utterance, and keep each as a FLAC file of 16 kHz: an interrupted run goes on with the
+next one.
+
+    python data/wordnet_speech/speak.py [FOLDER]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes, not threads, share the cores
+
+import numpy as np
+import pandas as pd
+import soundfile
+from corpus import choose_sentences
+from kokoro import SAMPLE_RATE, Kokoro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.signal import resample_poly
+from synthesis import speak as speak_robot
+from voices import ROBOTS, SENTENCES, utterances
+
+from gera_lightning.utils.errors import exit_code
+from gera_lightning.utils.files import atomic_write
+
+HERE = Path(__file__).resolve().parent
+WORK = HERE.parent / ".build" / HERE.name
+WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
+RATE = 16_000
+
+
+def audio_path(row: str, folder: Path = WORK) -> Path:
+    """Where an utterance is kept."""
+    return folder / "audio" / row.split("-")[1][:2] / f"{row}.flac"
+
+
+@cache
+def _network(folder: Path) -> Kokoro:
+    return Kokoro(folder)
+
+
+def _audio(text: str, voice: str, folder: Path) -> np.ndarray:
+    robot = next((one for one in ROBOTS if one.name == voice), None)
+    if robot is not None:
+        return speak_robot(text, robot)
+    return resample_poly(_network(folder).speak(text, voice), 2, 3)
+
+
+def speak_rows(rows: pd.DataFrame, folder: Path) -> int:
+    """Speak those that are not kept yet; how many there are."""
+    assert SAMPLE_RATE * 2 == RATE * 3
+    for row, text, voice in zip(rows["row"], rows["text"], rows["group"], strict=True):
+        path = audio_path(row, folder)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            audio = np.clip(_audio(text, voice, folder), -1, 1)
+            with atomic_write(path) as scratch:
+                soundfile.write(scratch, audio, RATE, subtype="PCM_16", format="FLAC")
+    return len(rows)
+
+
+def speak_all(rows: pd.DataFrame, folder: Path = WORK) -> None:
+    """Speak all rows by as many processes as there are cores, with the time left."""
+    _network(folder)  # its files are put in place once
+    left = rows[[not audio_path(row, folder).exists() for row in rows["row"]]]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    hush = (signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C the workers end without a word
+    with (
+        Progress(*columns, speed_estimate_period=600) as bar,
+        ProcessPoolExecutor(os.cpu_count(), initializer=signal.signal, initargs=hush) as workers,
+    ):
+        task = bar.add_task("speaking", total=len(rows), completed=len(rows) - len(left))
+        parts = [left.iloc[start : start + 8] for start in range(0, len(left), 8)]
+        for done in as_completed([workers.submit(speak_rows, part, folder) for part in parts]):
+            bar.advance(task, done.result())
+
+
+def main() -> None:
+    """Command line."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else WORK
+    speak_all(utterances(choose_sentences(WORDNET, SENTENCES)), folder)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main, "interrupted: the same command goes on with the next utterance"))
