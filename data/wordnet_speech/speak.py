@@ -1,4 +1,4 @@
-"""Speak every utterance, and keep each as a FLAC file of 16 kHz: an interrupted run goes on with the
+"""Speak every utterance, each kept as a FLAC file of 16 kHz: an interrupted run goes on with the
 next one.
 
     python data/wordnet_speech/speak.py [FOLDER]
