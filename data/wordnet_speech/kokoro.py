@@ -38,7 +38,7 @@ def model_file(folder: Path) -> Path:
         whole = b"".join(
             (importlib.resources.files(part) / "part.bin").read_bytes() for part in PARTS
         )
-        expected = (_table_folder() / "model.sha256").read_text().strip()
+        expected = (_table_folder() / "model.sha256").read_text(encoding="utf-8").strip()
         if hashlib.sha256(whole).hexdigest() != expected:
             raise UserError("the parts of Kokoro's network are damaged: install them again")
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,9 +100,9 @@ class Kokoro:
             str(model_file(folder)), options, providers=["CPUExecutionProvider"]
         )
         self.voices = voices_folder(folder)
-        self.number_of: dict[str, int] = json.loads((_table_folder() / "vocab.json").read_text())[
-            "vocab"
-        ]
+        self.number_of: dict[str, int] = json.loads(
+            (_table_folder() / "vocab.json").read_text(encoding="utf-8")
+        )["vocab"]
 
     def speak(self, text: str, voice: str) -> np.ndarray:
         """Audio `[n]` of a text, float32 at 24 kHz; British voices (`b...`) read in British.

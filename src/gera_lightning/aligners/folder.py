@@ -48,7 +48,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UserError: no aligner there, another format, or damaged files.
     """
     try:
-        record = json.loads((folder / "aligner.json").read_text())
+        record = json.loads((folder / "aligner.json").read_text(encoding="utf-8"))
         written = (folder / "maps.safetensors").read_bytes()
         weights = safetensors.torch.load(written)
     except FileNotFoundError as error:

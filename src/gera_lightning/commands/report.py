@@ -18,7 +18,7 @@ def run(words: Sequence[str]) -> None:
     experiment, rest = split_target(words)
     options, overrides = split_overrides(rest, report)
     path = report(experiment, overrides, **options)
-    print(path.with_name("headline.md").read_text())
+    print(path.with_name("headline.md").read_text(encoding="utf-8"))
     print(f"report       {path}")
     print(
         f"Markdown     {path.with_name('report.md')}   (with a CSV per table, a PNG and an SVG per"

@@ -28,7 +28,7 @@ def read_yaml(path: Traversable) -> dict[str, Any]:
         UserError: not readable, or no keys and values.
     """
     try:
-        values = yaml.load(path.read_text(), Loader) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):

@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning.data.records import COLUMNS, Skipped, one_line, read_records, text_of
+from gera_lightning.data.records import (
+    COLUMNS,
+    BadValue,
+    Skipped,
+    one_line,
+    printable,
+    read_lines,
+    read_records,
+    text_of,
+)
 from gera_lightning.data.store import (
     DTYPES,
     EmbeddingStore,
@@ -258,7 +267,10 @@ def _read_ids(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError("does not exist", key="ids", value=str(path), remedy="check the path")
     if path.suffix.lower() == ".txt":
-        return [{"item": line} for line in path.read_text().splitlines()]
+        try:
+            return [{"item": line} for line in read_lines(path)]
+        except UnicodeDecodeError as error:
+            raise _unreadable(path, error) from error
     return list(read_records(path))
 
 
@@ -295,13 +307,28 @@ def rows_from(
     table = with_row_names(
         pd.DataFrame(
             {
-                column: [text_of(record.get(theirs)) for record in records]
+                column: [_text_of(record.get(theirs), column, where) for record in records]
                 for column, theirs in chosen.items()
             }
         )
     )
     check_rows(table, where)
     return table
+
+
+def _text_of(value: Any, column: str, where: str) -> str | None:
+    """A value as text; of a list of captions the first.
+
+    Raises:
+        UserError: a value that a store cannot keep.
+    """
+    if column == "text" and isinstance(value, list | tuple | np.ndarray):
+        value = next(iter(value), None)
+    try:
+        return text_of(value)
+    except BadValue as error:
+        shown = printable(str(value))[:60]
+        raise UserError(f"has {error} in column {column!r}: {shown}", key=where) from error
 
 
 # ---- tables and clip-retrieval folders ----

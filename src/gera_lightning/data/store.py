@@ -29,7 +29,13 @@ import pandas as pd
 
 from gera_lightning.data.verification import VerifiedFiles
 from gera_lightning.utils.errors import UserError, check_one_of
-from gera_lightning.utils.files import file_sha256, flush, named_errors, replace_atomically
+from gera_lightning.utils.files import (
+    file_sha256,
+    flush,
+    named_errors,
+    natural_order,
+    replace_atomically,
+)
 
 log = logging.getLogger(__name__)
 FORMAT = "gera-embeddings"
@@ -110,7 +116,7 @@ class EmbeddingStore:
         if not manifest_path.is_file():
             raise _no_store(self.path)
         try:
-            self.manifest: dict[str, Any] = json.loads(manifest_path.read_text())
+            self.manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
             self.dim = int(self.manifest["dim"])
             self.count = int(self.manifest["count"])
             self.shards = [Shard.of(shard) for shard in self.manifest["shards"]]
@@ -280,10 +286,10 @@ def whole_shards(path: Path) -> list[Shard]:
     them, are removed.
     """
     files, shards = VerifiedFiles(path), list[Shard]()
-    records = sorted(path.glob("shard_*.json"))
+    records = sorted(path.glob("shard_*.json"), key=natural_order)
     for record in records:
         try:
-            shard = Shard.of(json.loads(record.read_text()))
+            shard = Shard.of(json.loads(record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             break
         if not shard.is_whole(files):
@@ -305,7 +311,9 @@ def store_folders(path: str | os.PathLike[str]) -> list[Path]:
     folder = Path(path)
     if (folder / "manifest.json").is_file():
         return [folder]
-    return sorted(manifest.parent for manifest in folder.glob("*/manifest.json"))
+    return sorted(
+        (manifest.parent for manifest in folder.glob("*/manifest.json")), key=natural_order
+    )
 
 
 def check_rows(table: pd.DataFrame, where: str) -> None:
@@ -442,7 +450,9 @@ class StoreWriter:
         check_one_of("dtype", dtype, DTYPES)
         self.path = Path(path)
         self.dtype = dtype
-        records = sorted(self.path.glob("shard_*.json"))  # kept only until `finish`
+        records = sorted(
+            self.path.glob("shard_*.json"), key=natural_order
+        )  # kept only until `finish`
         self._check_folder(resume, has_records=bool(records))
         self.shards: list[Shard] = []
         if resume:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from gera_lightning.data.records import COLUMNS, one_line
 from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.files import natural_order
 
 BATCH = 10_000
 """Rows of a Parquet file that are read at a time."""
@@ -87,7 +88,10 @@ def _records(files: list[Path], columns: list[str], vector_column: str) -> list[
 
 def _parquets(path: Path) -> list[Path]:
     is_store = (path / "manifest.json").exists()  # its own tables have no vectors
-    return sorted(path.glob("*.parquet")) if path.is_dir() and not is_store else []
+    if not path.is_dir() or is_store:
+        return []
+    files = (file for file in path.glob("*.parquet") if not file.name.startswith("."))
+    return sorted(files, key=natural_order)
 
 
 def _files_by_split(path: Path) -> dict[str, list[Path]]:
@@ -100,7 +104,7 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
         return {"": [path]}
     try:
         if (path / "dataset_dict.json").is_file():
-            names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+            names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             files = {name: _saved_files(path / name) for name in names if name in SPLITS_READ}
             if not files:
                 raise UserError(
@@ -120,7 +124,7 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
 
 def _saved_files(folder: Path) -> list[Path]:
     """Arrow files of one saved split."""
-    state = json.loads((folder / "state.json").read_text())
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise UserError(
             "holds a selection of its files' rows",

@@ -60,7 +60,7 @@ class VerifiedFiles:
 
     def _kept(self) -> dict[str, list[object]]:
         try:
-            kept = json.loads(self.path.read_text())
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return kept if isinstance(kept, dict) else {}

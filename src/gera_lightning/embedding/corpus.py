@@ -8,7 +8,9 @@ reason. Nothing is decoded here.
 
 from __future__ import annotations
 
+import logging
 import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,12 +22,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gera_lightning.data.records import COLUMNS, Skipped, one_line, read_records, text_of
+from gera_lightning.data.records import (
+    COLUMNS,
+    BadValue,
+    Skipped,
+    one_line,
+    printable,
+    read_records,
+    read_text,
+    text_of,
+)
 from gera_lightning.data.splits import unit_hash
 from gera_lightning.data.store import check_rows
 from gera_lightning.utils.errors import UserError, check_one_of, did_you_mean
+from gera_lightning.utils.files import natural_order
 from gera_lightning.utils.instantiate import register
 
+log = logging.getLogger(__name__)
 Folder = str | os.PathLike[str]
 MODALITIES = ("text", "audio", "image")
 Raw = str | Path | bytes | np.ndarray
@@ -68,7 +81,7 @@ class Listing:
         """List entries with `item`, and `text` or `path`; entries without are skipped.
 
         `row` is made of the item where it is missing. A sound or image that is listed twice under
-        one item (once per caption) becomes one row.
+        one item (once per caption) becomes one row; a list of captions becomes one row each.
 
         Args:
             entries: in order; a generator is best for a long corpus, which is then held once only.
@@ -82,8 +95,15 @@ class Listing:
         raw = "text" if modality == "text" else "path"
         columns: dict[str, list[str | None]] = {column: [] for column in COLUMNS}
         unusable, listed, rows_per_item = list[Skipped](), set[tuple[str, str]](), Counter[str]()
-        for entry in entries:
-            values = _texts(entry)
+        for entry in _one_text_each(entries, modality):
+            try:
+                values = _texts(entry)
+            except BadValue as error:
+                row, item, path = (
+                    printable(str(entry.get(key) or "")) for key in ("row", "item", "path")
+                )
+                unusable.append(Skipped(row, item, path, str(error)))
+                continue
             item, path = values.get("item", ""), values.get("path", "")
             name = values.setdefault("row", f"{item}-{rows_per_item[item]}")
             if not item or raw not in values:
@@ -110,10 +130,43 @@ class Listing:
         return cls(rows, unusable)
 
 
+def _one_text_each(
+    entries: Iterable[Mapping[str, Any]], modality: str
+) -> Iterator[Mapping[str, Any]]:
+    """Entries with one text each: of a list of captions every one, or the first beside a sound or
+    an image, for people to read.
+    """
+    for entry in entries:
+        texts = entry.get("text")
+        if not isinstance(texts, list | tuple | np.ndarray):
+            yield entry
+        elif modality != "text":
+            yield {**entry, "text": next(iter(texts), None)}
+        else:
+            named = entry.get("row") is not None
+            for number, text in enumerate(texts):
+                row = {"row": f"{entry['row']}-{number}"} if named else {}
+                yield {**entry, **row, "text": text}
+            if not len(texts):
+                yield {**entry, "text": None}
+
+
 def _texts(entry: Mapping[str, Any]) -> dict[str, str]:
-    """The values of an entry that a store keeps, as text."""
-    texts = {column: text_of(value) for column, value in entry.items() if column in COLUMNS}
-    return {column: text for column, text in texts.items() if text is not None}
+    """The values of an entry that a store keeps, as text.
+
+    Raises:
+        BadValue: naming the column.
+    """
+    texts = dict[str, str]()
+    for column, value in entry.items():
+        if column in COLUMNS:
+            try:
+                text = text_of(value)
+            except BadValue as error:
+                raise BadValue(f"its {column} is {error}") from error
+            if text is not None:
+                texts[column] = text
+    return texts
 
 
 def _no_items(modality: str, where: str, skipped: list[Skipped]) -> UserError:
@@ -433,26 +486,61 @@ class FolderOfFiles(RowsAndFiles):
         self.group = group
 
     def listing(self) -> Listing:
-        """All files of the modality's kinds, sorted by path."""
-        suffixes, skipped = SUFFIXES[self.modality], list[Skipped]()
-        files = sorted(path for path in self.root.rglob("*") if path.suffix.lower() in suffixes)
+        """All files of the modality's kinds, sorted by path, numbers as numbers."""
+        skipped = list[Skipped]()
+        files = files_below(self.root, SUFFIXES[self.modality])
         entries = (entry for path in files if (entry := self._entry(path, skipped)))
         return Listing.of(entries, self.modality, str(self.root), skipped)
 
     def _entry(self, path: Path, skipped: list[Skipped]) -> dict[str, Any] | None:
         """A file's entry; None for a text that cannot be read, which is then in `skipped`."""
         relative = path.relative_to(self.root)
-        name, item = relative.as_posix(), relative.with_suffix("").as_posix()
+        # macOS writes an accent as a character of its own, and the partner may not
+        item = unicodedata.normalize("NFC", relative.with_suffix("").as_posix())
+        name = relative.as_posix()
         entry = {"row": name, "item": item, "path": name}
         if self.group:
             entry["group"] = path.parent.name
         text_file = path.with_suffix(".txt") if self.modality != "text" else path
         try:
             if self.modality == "text" or text_file.is_file():
-                entry["text"] = text_file.read_text(encoding="utf-8").strip()
+                entry["text"] = read_text(text_file).strip()
         except (OSError, UnicodeDecodeError) as error:
             if self.modality == "text":
                 reason = f"not readable as text ({one_line(error)})"
-                skipped.append(Skipped(name, item, name, reason))
+                skipped.append(Skipped(printable(name), printable(item), printable(name), reason))
                 return None
         return entry
+
+
+def files_below(root: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The files with these suffixes in a folder and its subfolders, linked ones too, sorted by
+    path, numbers as numbers.
+
+    Hidden files and folders (`.ipynb_checkpoints`, `._7.wav`, `__MACOSX`) are left out, with one
+    line that counts and names them; a link to a folder that holds it is not followed.
+    """
+    files, hidden = list[Path](), list[Path]()
+
+    def enter(folder: Path, above: tuple[str, ...]) -> None:
+        for path in folder.iterdir():
+            if path.name.startswith(".") or path.name == "__MACOSX":
+                if path.is_dir() or path.suffix.lower() in suffixes:
+                    hidden.append(path)
+            elif path.is_dir():
+                real = os.path.realpath(path)
+                if real not in above:
+                    enter(path, (*above, real))
+            elif path.name.lower().endswith(tuple(suffixes)):
+                files.append(path)
+
+    enter(root, (os.path.realpath(root),))
+    if hidden:
+        first = min(hidden, key=natural_order)
+        log.warning(
+            "%s: %d hidden files or folders are left out, such as %s",
+            root,
+            len(hidden),
+            first.relative_to(root),
+        )
+    return sorted(files, key=natural_order)

@@ -165,6 +165,8 @@ def _values(part: Any, column: str) -> Callable[[int], Any]:
 
     def value(number: int) -> Any:
         found = values[number]
-        return class_name(found) if class_name and found is not None else found
+        if class_name is None:
+            return found
+        return None if found is None or found < 0 else class_name(found)  # -1: no label
 
     return value

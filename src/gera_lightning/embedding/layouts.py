@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gera_lightning.data.records import Skipped, one_line
+from gera_lightning.data.records import Skipped, csv_fields, one_line, read_lines, read_text
 from gera_lightning.embedding.corpus import (
     SUFFIXES,
     Corpus,
@@ -17,10 +17,12 @@ from gera_lightning.embedding.corpus import (
     RowsAndFiles,
     check_modality,
     existing,
+    files_below,
     paths_as_text,
     paths_by_split,
 )
 from gera_lightning.utils.errors import UserError, did_you_mean
+from gera_lightning.utils.files import natural_order
 from gera_lightning.utils.instantiate import register
 
 
@@ -53,7 +55,10 @@ class LibriSpeech(RowsAndFiles):
     def __init__(self, root: Folder, modality: str, *, sets: Sequence[str] | None = None) -> None:
         self.root = existing("root", root, "folder")
         self.modality, self.where = check_modality(modality), str(root)
-        found = sorted(path.name for path in self.root.iterdir() if path.is_dir())
+        found = sorted(
+            (path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != "."),
+            key=natural_order,
+        )
         self.sets = found if sets is None else list(sets)
         for name in self.sets:
             if name not in found:
@@ -70,15 +75,20 @@ class LibriSpeech(RowsAndFiles):
         entries = (
             {**entry, "split": self._split(name) if splits_differ else None}
             for name in self.sets
-            for transcripts in sorted((self.root / name).rglob("*.trans.txt"))
+            for transcripts in files_below(self.root / name, (".trans.txt",))
             for entry in self._chapter(transcripts, skipped)
         )
         return Listing.of(entries, self.modality, str(self.root), skipped)
 
     def _chapter(self, transcripts: Path, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
         """The utterances of one file of transcripts; one that has none is in `skipped`."""
-        lines = transcripts.read_text(encoding="utf-8").splitlines()
-        texts = dict(line.partition(" ")[::2] for line in lines if line.strip())
+        try:
+            lines = [line for line in read_lines(transcripts) if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"cannot be read ({one_line(error)})", key=str(transcripts), remedy="repair it"
+            ) from error
+        texts = dict(line.partition(" ")[::2] for line in lines)
         folder = transcripts.parent
         for utterance in sorted({*texts, *(path.stem for path in folder.glob("*.flac"))}):
             path = (folder / f"{utterance}.flac").relative_to(self.root).as_posix()
@@ -180,7 +190,7 @@ class CocoCaptions(RowsAndFiles):
 
 def _coco_lists(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         images, annotations = content["images"], content["annotations"]
         _ = [(image["id"], image["file_name"]) for image in images]
     except (ValueError, KeyError, TypeError) as error:
@@ -239,14 +249,10 @@ class FlickrCaptions(RowsAndFiles):
         split_of = {
             name.strip(): split
             for split, path in self.splits.items()
-            for name in path.read_text().splitlines()
+            for name in read_lines(path)
             if name.strip()
         }
-        lines = self.captions.read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            name, caption = _flickr_line(line)
+        for number, name, caption in _flickr_captions(self.captions):
             if Path(name).suffix.lower() not in SUFFIXES["image"]:
                 if number > 1:  # the first line may name the columns
                     reason = f"line {number} of {self.captions.name} names no image"
@@ -256,15 +262,28 @@ class FlickrCaptions(RowsAndFiles):
             yield {"item": Path(name).stem, "path": name, "text": caption, "split": split}
 
 
-def _flickr_line(line: str) -> tuple[str, str]:
-    """Name of the image, and caption."""
-    for separator in ("\t", "|", ","):
-        name, found, rest = line.partition(separator)
-        if found:
-            caption = rest.partition("|")[2] if separator == "|" else rest
-            caption = caption.strip().removeprefix('"').removesuffix('"').strip()
-            return name.partition("#")[0].strip(), caption
-    return line.strip(), ""
+def _flickr_captions(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, name of the image, and caption.
+
+    Raises:
+        UserError: not a text file, or `captions.txt` with a quote that is left open.
+    """
+    try:
+        first_lines = [line for line, _ in zip(read_lines(path), range(2), strict=False)]
+        if not any(mark in line for line in first_lines for mark in "\t|"):
+            for number, fields in csv_fields(path):
+                yield number, fields[0].strip(), ",".join(fields[1:]).strip()
+            return
+        for number, line in enumerate(read_lines(path), start=1):
+            if line.strip():
+                tabs = "\t" in line
+                name, _, rest = line.partition("\t" if tabs else "|")
+                caption = rest if tabs else rest.partition("|")[2]
+                yield number, name.partition("#")[0].strip(), caption.strip()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"is no text in UTF-8 ({one_line(error)})", key=str(path), remedy="convert it"
+        ) from error
 
 
 @register("webdataset")
@@ -303,7 +322,7 @@ class WebDataset(Corpus):
         skipped = list[Skipped]()
         entries = (
             entry
-            for path in sorted(self.root.rglob("*.tar"))
+            for path in files_below(self.root, (".tar",))
             for entry in self._entries(path, skipped)
         )
         return Listing.of(entries, self.modality, self.where, skipped)
@@ -318,7 +337,7 @@ class WebDataset(Corpus):
                     entry = items.setdefault(key, {"row": item, "item": item})
                     file = tar.extractfile(member) if suffix == ".txt" else None
                     if file is not None:
-                        entry["text"] = file.read().decode("utf-8", errors="replace").strip()
+                        entry["text"] = file.read().decode("utf-8-sig", "replace").strip()
                     if suffix in SUFFIXES[self.modality]:
                         entry["path"] = f"{tar_name}:{member.offset_data}:{member.size}"
         except (tarfile.TarError, OSError) as error:

@@ -35,7 +35,7 @@ from gera_lightning.embedding.batches import records_of, skip
 from gera_lightning.embedding.corpus import Corpus, Listing
 from gera_lightning.encoders.base import Encoder
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.files import replace_atomically
+from gera_lightning.utils.files import natural_order, replace_atomically
 
 SKIPPED = "skipped.jsonl"
 CUT = "cut.jsonl"
@@ -149,7 +149,9 @@ class Shards:
                 "is being written by another process", key=str(path), remedy="wait for it"
             ) from error
         plan_file = self.scratch / "plan.json"
-        same_run = plan_file.is_file() and json.loads(plan_file.read_text()) == {"plan": plan}
+        same_run = plan_file.is_file() and json.loads(plan_file.read_text(encoding="utf-8")) == {
+            "plan": plan
+        }
         if not same_run:
             self._clear_other_run()
         self._drop_uneven_shards()
@@ -197,7 +199,7 @@ class Shards:
                 (folder / "manifest.json").unlink()
         in_every_store = min(len(whole_shards(folder)) for folder in self.folders)
         for folder in self.folders:
-            for record in sorted(folder.glob("shard_*.json"))[in_every_store:]:
+            for record in sorted(folder.glob("shard_*.json"), key=natural_order)[in_every_store:]:
                 record.unlink()
 
     def _committed(self) -> tuple[int, list[Skipped], list[Skipped]]:
@@ -210,7 +212,7 @@ class Shards:
         skipped, cut = list(self.listing.skipped), list[Skipped]()
         number = 0
         while (record := self.scratch / f"shard_{number:06d}.json").is_file():
-            content = json.loads(record.read_text())
+            content = json.loads(record.read_text(encoding="utf-8"))
             if content["kept"]:
                 if not vectors_left:
                     break  # the record was written, its vectors were not
@@ -320,7 +322,10 @@ class Shards:
 def _rows_in_shards(path: Path) -> int:
     """Rows in whole shards of an unfinished run."""
     rows_of_stores = (
-        sum(int(json.loads(record.read_text())["count"]) for record in folder.glob("shard_*.json"))
+        sum(
+            int(json.loads(record.read_text(encoding="utf-8"))["count"])
+            for record in folder.glob("shard_*.json")
+        )
         for folder in (path, *path.glob("layer_*"))
     )
     return max(rows_of_stores)

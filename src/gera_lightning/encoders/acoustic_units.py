@@ -242,7 +242,7 @@ class AcousticUnits:
             raise UserError(
                 f"no acoustic units at {str(path)!r}: give the units/ folder of a speech data set"
             )
-        record = json.loads((path / "units.json").read_text())
+        record = json.loads((path / "units.json").read_text(encoding="utf-8"))
         if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
             raise UserError(
                 f"{path}: format {record.get('format')!r} version {record.get('version')!r}, not"

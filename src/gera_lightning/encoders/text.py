@@ -151,7 +151,7 @@ def _optional_json(checkpoint: Checkpoint, name: str, revision: str | None) -> A
     if found is None:
         return None
     try:
-        return json.loads(Path(found).read_text())
+        return json.loads(Path(found).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
             f"is not readable as JSON ({error})",

@@ -70,7 +70,11 @@ def pack(sweep: Sweep, path: Path) -> None:
                     " same stores and the same split"
                 )
         ranks.append(found["rank"].to_numpy() if found is not None else None)
-        files = {name: (folder / name).read_text() for name in FILES if (folder / name).is_file()}
+        files = {
+            name: (folder / name).read_text(encoding="utf-8")
+            for name in FILES
+            if (folder / name).is_file()
+        }
         finished = (folder / "metrics.json").stat().st_mtime
         runs.append(
             {"folder": f"{folder.parent.name}/{folder.name}", "finished": finished, "files": files}

@@ -46,7 +46,7 @@ def read_row(record: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
         UserError: a damaged record, or one without the `needed` columns.
     """
     try:
-        row: dict[str, Any] = json.loads(record.read_text())
+        row: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         for name in needed:
             row[name]
     except (ValueError, KeyError, TypeError) as error:
@@ -242,7 +242,9 @@ def _row(record: Path) -> dict[str, Any]:
 def _read_settings(path: Path) -> dict[str, Any]:
     # A sweep has a thousand of them, and libyaml is ten times as fast where PyYAML has it.
     try:
-        settings = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        settings = yaml.load(
+            path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
     except (yaml.YAMLError, ValueError) as error:
         raise _no_result(path, " ".join(str(error).split())) from error
     if not isinstance(settings, dict):

@@ -97,7 +97,7 @@ class ResumableTimer:
         self.file = file
         self.started = self.kept = time.perf_counter()
         try:
-            self.before = float(file.read_text())
+            self.before = float(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             self.before = 0.0
 
@@ -150,7 +150,7 @@ def _held(path: Path) -> Iterator[None]:
     except Timeout:
         log.warning(
             "%s is at work on %s: waiting for it",
-            path.read_text() or "another process",
+            path.read_text(encoding="utf-8") or "another process",
             path.parent,
         )
         lock.acquire()
@@ -269,7 +269,7 @@ def _reset_peak_memory() -> None:
 def _peak_memory() -> int:
     """Peak resident memory in MiB."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) // 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -69,7 +69,7 @@ def _series(runs: pd.DataFrame) -> list[Series]:
 
 def _record(folder: Path) -> Mapping[str, Any]:
     path = folder / "tuning.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def mean_curve(records: Iterable[Mapping[str, Any]]) -> tuple[list[float], list[float]] | None:

@@ -99,7 +99,7 @@ def _kept_choice(path: Path, choices: Choices, steps: list[int]) -> dict[str, An
     present choices.
     """
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = (
             record["steps"] in steps
             and any(values == record["values"] for values, _ in choices)

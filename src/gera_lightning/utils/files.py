@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,16 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def natural_order(path: str | os.PathLike[str]) -> list[tuple[int, int, str]]:
+    """Sort key in which numbers in names sort as numbers.
+
+    >>> sorted(["part.10", "part.2", "part.1"], key=natural_order)
+    ['part.1', 'part.2', 'part.10']
+    """
+    pieces = re.findall(r"\d+|\D+", os.fspath(path))
+    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in pieces]
 
 
 @contextlib.contextmanager
@@ -54,7 +65,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     >>> folder = tempfile.TemporaryDirectory()
     >>> with atomic_write(Path(folder.name, "x.txt")) as scratch:
     ...     _ = scratch.write_text("new")
-    >>> [(path.name, path.read_text()) for path in Path(folder.name).iterdir()]
+    >>> [(path.name, path.read_text(encoding="utf-8")) for path in Path(folder.name).iterdir()]
     [('x.txt', 'new')]
     """
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")

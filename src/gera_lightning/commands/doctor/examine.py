@@ -317,7 +317,7 @@ def _experiment_of(stores: Stores, folder: str) -> str | None:
     """The experiment whose stores these are."""
     for path in sorted(Path(folder).glob("*.yaml")):
         try:
-            data = (yaml.safe_load(path.read_text()) or {}).get("data")
+            data = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("data")
         except (yaml.YAMLError, AttributeError):
             continue
         if isinstance(data, dict) and all(
