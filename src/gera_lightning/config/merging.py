@@ -30,7 +30,10 @@ def read_yaml(path: Traversable) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{path}: not readable as YAML ({' '.join(str(error).split())})",
+            remedy="put values with : or # in quotes",
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold keys and values")
     return name_parts(values)

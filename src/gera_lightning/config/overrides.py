@@ -6,49 +6,89 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import yaml
 
+from gera_lightning.utils.annotations import annotations_of, check_type
 from gera_lightning.utils.errors import UserError, did_you_mean
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-3 is a number, not a word, and a key that stands twice is refused instead of
-    the first one's value being lost.
+    """YAML whose words are words, as in YAML 1.2: `no`, `on`, `050` and `2024-01-01` are text, true
+    and false alone are booleans, 1e-3 is a number. A key that stands twice is refused, and a value
+    that was taken for a comment.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node, each key once."""
         seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
+                raise _refusal(f"the key {key.value!r} stands twice", key)
             seen.add(key.value)
+            if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
+                _check_no_comment(key)
         return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
-)
+def _check_no_comment(key: yaml.ScalarNode) -> None:
+    """Refuse `key: #x`: a value that begins with # is a comment to YAML."""
+    mark = key.end_mark
+    rest = (mark.buffer or "")[mark.pointer :].partition("\n")[0] if mark else ""
+    if re.match(r"\s*:\s+#\S", rest):
+        raise _refusal(f"{rest.partition('#')[2]!r} behind # is a comment: quote the value", key)
+
+
+def _refusal(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+WORDS_IN_12 = ("bool", "int", "float", "timestamp")
+"""Types that YAML 1.1 takes more words for."""
+Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in WORDS_IN_12
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for tag, pattern, first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[+-]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "+-0123456789"),
+    (
+        "float",
+        r"[+-]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+        r"|[+-]?[0-9]+[eE][+-]?[0-9]+|[+-]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "+-.0123456789",
+    ),
+):
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^({pattern})$"), first)
 
 
 def parse_value(key: str, text: str) -> Any:
-    """The value of a word `key=text`, read as the settings' YAML.
+    """The value of a word `key=text`: a list, a mapping, a quoted text or a number as YAML has
+    them; anything else is the text as it stands.
 
     Raises:
-        UserError: a value that cannot be read.
+        UserError: a list, a mapping or a quoted text that cannot be read.
+
+    >>> [parse_value("key", text) for text in ("1e-3", "[1, a]", "no", "query: ", "#x", "null")]
+    [0.001, [1, 'a'], 'no', 'query: ', '#x', None]
     """
+    is_word = text.lstrip()[:1] not in ("[", "{", "'", '"')
     try:
-        return yaml.load(text, Loader)
+        value = yaml.load(text, Loader)
     except yaml.YAMLError as error:
+        if is_word:
+            return text
         raise UserError(
             f"{key}={text}: the value cannot be read; quote it, or write lists as [1,2]"
         ) from error
+    no_value = value is None and text.strip() not in ("", "~", "null", "Null", "NULL")
+    return text if is_word and (no_value or isinstance(value, str | list | dict)) else value
 
 
 def parse_kwargs(words: Sequence[str], function: Callable[..., Any]) -> dict[str, Any]:
@@ -77,34 +117,10 @@ def parse_kwargs(words: Sequence[str], function: Callable[..., Any]) -> dict[str
             out[key] = {**(out[key] if isinstance(out.get(key), dict) else {}), inner: value}
         else:
             out[key] = value
-    hints = get_type_hints(function)
+    hints = annotations_of(function)
     for key, value in out.items():
-        _check_type(key, value, hints[key])
+        check_type(key, value, hints[key])
     return out
-
-
-TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    str: "a word",
-    Mapping: "names and values, such as {item}.item=NAME",
-}
-
-
-def _check_type(key: str, value: Any, wanted: Any) -> None:
-    """Refuse a value that is not of an argument's annotated type.
-
-    Raises:
-        UserError: naming key, value and what it must be.
-    """
-    kinds = [
-        get_origin(kind) or kind
-        for kind in (get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,))
-    ]
-    given = float if isinstance(value, int) and float in kinds else type(value)
-    if not any(issubclass(given, kind) and not (given is bool and kind is int) for kind in kinds):
-        what = next((words for kind, words in TYPE_NAMES.items() if kind in kinds), "a list")
-        raise UserError(f"{key}={value!r} must be {what.format(item=key)}")
 
 
 def split_overrides(

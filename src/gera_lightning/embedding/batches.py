@@ -20,6 +20,7 @@ from gera_lightning.data.records import Skipped, one_line
 from gera_lightning.embedding.corpus import Corpus
 from gera_lightning.embedding.reading import Unreadable, read_image, read_sound
 from gera_lightning.encoders.base import Encoder, Inputs, NetworkEncoder
+from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.utils.errors import UserError
 
 SAMPLE_RATE = 16_000
@@ -147,8 +148,18 @@ class ItemBatches(Dataset[Batch]):
                 skipped.append(skip(record, error))
             except OSError as error:  # such as a tar that was removed since it was listed
                 skipped.append(skip(record, f"not readable ({one_line(error)})"))
+        cut += self._cut_texts(positions, items)
         positions, inputs, refused = self._prepare(positions, items)
         return Batch(shard, last, positions, inputs, skipped + refused, cut)
+
+    def _cut_texts(self, positions: list[int], items: list[Any]) -> list[Skipped]:
+        """Entries of the texts of which the encoder reads the beginning alone."""
+        if self.corpus.modality != "text" or not isinstance(self.encoder, TextEncoder) or not items:
+            return []
+        reason = f"cut to its first {self.encoder.max_tokens} tokens"
+        are_cut = self.encoder.is_cut(items)
+        numbers = [n for n, is_cut in zip(positions, are_cut, strict=True) if is_cut]
+        return [skip(record, reason) for record in records_of(self.rows.iloc[numbers])]
 
     def _prepare(
         self, positions: list[int], items: list[Any]

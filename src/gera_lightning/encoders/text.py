@@ -160,19 +160,38 @@ def _optional_json(checkpoint: Checkpoint, name: str, revision: str | None) -> A
         ) from error
 
 
+def _text_tower(model: Any, checkpoint: Checkpoint) -> Any:
+    """The text network of a checkpoint: an encoder, or the text tower of two.
+
+    Raises:
+        UserError: a network that reads no text.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        return model.get_encoder()
+    tower = model.text_model if hasattr(model.config, "text_config") else model
+    if not hasattr(tower, "get_input_embeddings") or not hasattr(tower.config, "hidden_size"):
+        raise UserError(
+            f"is a {type(model).__name__}, not a network of texts",
+            key="checkpoint",
+            value=str(checkpoint),
+        )
+    return tower
+
+
 @register("text")
 class TextEncoder(NetworkEncoder):
     """A `transformers` checkpoint as a frozen text encoder.
 
     Args:
         checkpoint: hub name, local folder or `package:MODULE/FOLDER`. A sentence-transformers
-            folder has its own `pooling`, `normalize` and `max_tokens`, the defaults of those below.
+            folder has its own `pooling`, `normalize` and `max_tokens`, the defaults of those below;
+            of CLIP, SigLIP and the like the text tower is taken.
         name: name in the store's manifest; the checkpoint's own by default.
         layer: layer whose states are pooled: a number, -1, several `[6, 9, 12]` or `all`, see
             `encoders.layers`.
         pooling: `mean`, `cls`, `last` or `max`; `mean` by default.
         normalize: L2-normalise the rows; True by default.
-        max_tokens: longer texts are cut; 256 by default.
+        max_tokens: longer texts are cut; 256 by default, never more than the network has positions.
         prefix: instruction before each text, such as `"query: "`.
         batch_size: texts per forward pass.
         revision: hub revision.
@@ -226,15 +245,20 @@ class TextEncoder(NetworkEncoder):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model: Any = load_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
-        self.model = (model.get_encoder() if model.config.is_encoder_decoder else model).to(device)
         self.name = name or given_name
         self.revision = revision_of(checkpoint, model.config, revision)
-        self.dim = int(model.config.hidden_size)
-        self.layers = Layers.of(layer, int(model.config.num_hidden_layers))
+        model = _text_tower(model, checkpoint)
+        self.model, config = model.to(device), model.config
+        self.dim = int(config.hidden_size)
+        self.layers = Layers.of(layer, int(config.num_hidden_layers))
         self.pooling = pooling or own.pooling or "mean"
         self.normalize = normalize if normalize is not None else own.normalize is not False
-        positions = getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS
-        self.max_tokens = max_tokens or own.max_tokens or min(MAX_TOKENS, positions)
+        limits = (
+            getattr(config, "max_position_embeddings", None),
+            self.tokenizer.model_max_length,  # 1e30 where it is not known
+            max_tokens or own.max_tokens or MAX_TOKENS,
+        )
+        self.max_tokens = min(int(limit) for limit in limits if limit)
         self.prefix, self.include_prompt = prefix, own.include_prompt
         self.preprocessing = (
             f"tokens of {type(self.tokenizer).__name__}, the first {self.max_tokens}"
@@ -269,6 +293,12 @@ class TextEncoder(NetworkEncoder):
         if self.prefix and not self.include_prompt:
             mask = self._without_prefix(mask)
         return {**tokens, "pooled_mask": mask}
+
+    def is_cut(self, items: Sequence[str]) -> list[bool]:
+        """Which texts have more than `max_tokens` tokens."""
+        texts = [self.prefix + text for text in items]
+        tokens = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+        return [len(of_text) > self.max_tokens for of_text in tokens]
 
     def _without_prefix(self, mask: Tensor) -> Tensor:
         """The mask without the first special token and the tokens of the prefix.

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gera_lightning.utils.annotations import annotations_of, check_type
 from gera_lightning.utils.errors import UserError, did_you_mean
 
 ClassSpec = dict[str, Any]
@@ -180,6 +181,7 @@ def check_part(part: Any, where: str, runtime: tuple[str, ...] = ()) -> type:
         n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     known = [name for name in named if name not in runtime and name != "params"]
+    annotations = annotations_of(cls)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in spec:
         if key == "class":
@@ -190,14 +192,20 @@ def check_part(part: Any, where: str, runtime: tuple[str, ...] = ()) -> type:
             raise UserError(
                 f"{where}.{key} is not an argument of {spec['class']}{did_you_mean(key, known)}"
             )
+        if spec[key] is not None and not _names_part(spec[key]) and key in annotations:
+            check_type(f"{where}.{key}", spec[key], annotations[key])
         for name, inner in _inner_parts(spec[key], f"{where}.{key}"):
             check_part(inner, name)
     return cls
 
 
+def _names_part(value: Any) -> bool:
+    return isinstance(value, Mapping) and "class" in value
+
+
 def _inner_parts(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Parts inside an argument: the argument itself, or what stands in its lists and mappings."""
-    if isinstance(value, Mapping) and "class" in value:
+    if _names_part(value):
         yield where, value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
@@ -209,7 +217,7 @@ def _inner_parts(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any
 
 def _made(value: Any, where: str) -> Any:
     """An argument with the parts inside it made."""
-    if isinstance(value, Mapping) and "class" in value:
+    if _names_part(value):
         return build(value, where)
     if isinstance(value, Mapping):
         return {key: _made(inner, f"{where}.{key}") for key, inner in value.items()}
