@@ -66,6 +66,18 @@ def test_ids_in_each_format(tmp_path: Path, suffix: str):
     assert store.manifest["dtype"] == "float16"
 
 
+def test_ids_of_lines_are_those_of_the_file(tmp_path: Path):
+    np.save(tmp_path / "v.npy", np.eye(3))
+    (tmp_path / "ids.txt").write_bytes("\ufeffimg0\r\nimg\u20281\r\nimg2".encode())
+    store = import_store(tmp_path / "v.npy", tmp_path / "s", ids=tmp_path / "ids.txt")
+    assert store.rows["item"].tolist() == ["img0", "img\u20281", "img2"]
+
+
+def test_ids_of_bytes_are_text(tmp_path: Path):
+    np.savez(tmp_path / "v.npz", vectors=np.eye(2), ids=np.array(["a", "b"], dtype="S"))
+    assert import_store(tmp_path / "v.npz", tmp_path / "s").rows["item"].tolist() == ["a", "b"]
+
+
 def test_npz_brings_its_own_ids(tmp_path: Path):
     np.savez(
         tmp_path / "x.npz", embeddings=X.astype(np.float64), ids=np.array(ITEMS), note=np.arange(3)

@@ -86,6 +86,17 @@ def test_a_folder_of_parquet_files_is_one_store(tmp_path):
     assert store.rows["item"].tolist() == ITEMS
 
 
+def test_parts_of_a_folder_come_in_the_order_of_their_numbers(tmp_path):
+    x = np.arange(48, dtype="float32").reshape(24, 2) + 1
+    (tmp_path / "parts").mkdir()
+    for part in range(12):
+        rows = pa.array(x[2 * part : 2 * part + 2].tolist())
+        pq.write_table(pa.table({"embedding": rows}), tmp_path / "parts" / f"part.{part}.parquet")
+    (tmp_path / "parts" / "._part.3.parquet").write_bytes(b"another system's")
+    store = import_store(tmp_path / "parts", tmp_path / "store")
+    np.testing.assert_array_equal(store.read(), x)
+
+
 def test_a_saved_dataset_small_batches_become_whole_shards(tmp_path):
     folder = saved(tmp_path / "x", table(X[:5], item=ITEMS[:5]), table(X[5:], item=ITEMS[5:]))
     store = import_store(folder, tmp_path / "out", shard_rows=4)

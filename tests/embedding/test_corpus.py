@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -172,6 +174,68 @@ def test_files_of_a_folder_pair_by_name(tmp_path: Path):
         ("a/3", "not readable as text"),
         ("a/4", "no text"),
     ]
+
+
+def test_linked_folders_are_entered_and_loops_are_not(tmp_path: Path):
+    (tmp_path / "real" / "ben").mkdir(parents=True)
+    (tmp_path / "real" / "ben" / "2.txt").write_text("a cat")
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "1.txt").write_text("a dog")
+    (tmp_path / "top" / "ben").symlink_to(tmp_path / "real" / "ben")
+    (tmp_path / "real" / "ben" / "up").symlink_to(tmp_path / "top")
+    found = FolderOfFiles(tmp_path / "top", "text").listing()
+    assert found.rows["item"].tolist() == ["1", "ben/2"]
+
+
+def test_hidden_files_are_left_out_with_one_line(tmp_path: Path, caplog):
+    for name in (
+        "1.txt",
+        "._1.txt",
+        "__MACOSX/1.txt",
+        "__MACOSX/2.txt",
+        ".ipynb_checkpoints/1-checkpoint.txt",
+        "a/.hidden/3.txt",
+        ".DS_Store",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a dog")
+    assert FolderOfFiles(tmp_path, "text").listing().rows["item"].tolist() == ["1"]
+    [record] = caplog.records
+    assert "4 hidden files or folders" in record.getMessage()
+    assert "._1.txt" in record.getMessage()
+
+
+def test_files_are_in_the_order_of_their_numbers(tmp_path: Path):
+    for number in (10, 2, 1):
+        (tmp_path / f"part{number}").mkdir()
+        (tmp_path / f"part{number}" / "9.txt").write_text("a dog")
+        (tmp_path / f"part{number}" / "11.txt").write_text("a cat")
+    assert FolderOfFiles(tmp_path, "text").listing().rows["item"].tolist() == [
+        f"part{number}/{name}" for number in (1, 2, 10) for name in (9, 11)
+    ]
+
+
+def test_names_pair_however_their_accents_are_written(tmp_path: Path):
+    (tmp_path / unicodedata.normalize("NFD", "café.wav")).write_bytes(b"sound")
+    (tmp_path / unicodedata.normalize("NFC", "café.txt")).write_text("coffee")
+    items = [FolderOfFiles(tmp_path, kind).listing().rows["item"][0] for kind in ("audio", "text")]
+    assert items[0] == items[1]
+
+
+def test_a_name_that_is_no_text_is_skipped_and_named(tmp_path: Path):
+    for name in (b"\xff.txt", b"2.txt"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "w") as file:
+            file.write("a dog")
+    found = FolderOfFiles(tmp_path, "text").listing()
+    assert found.rows["item"].tolist() == ["2"]
+    [skipped] = found.skipped
+    assert skipped.path == "\\udcff.txt"
+    assert "half a character" in skipped.reason
+
+
+def test_a_mark_before_a_transcript_is_no_part_of_it(tmp_path: Path):
+    (tmp_path / "1.txt").write_bytes("\ufeffa dog runs\r\n".encode())
+    assert FolderOfFiles(tmp_path, "text").listing().rows["text"].tolist() == ["a dog runs"]
 
 
 def test_a_folder_without_files_is_named(tmp_path: Path):

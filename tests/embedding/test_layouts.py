@@ -172,6 +172,36 @@ def test_flickr_captions_in_each_of_their_formats(tmp_path: Path, name: str):
     assert images.raw(rows.iloc[0]) == tmp_path / "100.jpg"
 
 
+def test_quotes_and_line_breaks_of_flickr_captions(tmp_path: Path):
+    (tmp_path / "captions.txt").write_text(
+        '\ufeffimage,caption\n1.jpg,a dog\u2028on a hill\n2.jpg,"A sign says ""STOP"" here"\n'
+        '3.jpg,"one, two"\n',
+        encoding="utf-8",
+    )
+    (tmp_path / "tokens.txt").write_text('1.jpg#0\t"Stop" is written\n2.jpg#0\tHe says "hi"\n')
+    for name, texts in (
+        ("captions.txt", ["a dog\u2028on a hill", 'A sign says "STOP" here', "one, two"]),
+        ("tokens.txt", ['"Stop" is written', 'He says "hi"']),
+    ):
+        found = FlickrCaptions(tmp_path / name, tmp_path, "text").listing()
+        assert found.rows["text"].tolist() == texts
+        assert not found.skipped
+
+
+def test_marks_before_json_and_transcripts(tmp_path: Path):
+    content = {
+        "images": [{"id": 9, "file_name": "9.jpg"}],
+        "annotations": [{"id": 1, "image_id": 9, "caption": "a cat"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    assert len(CocoCaptions(tmp_path / "c.json", tmp_path, "text").listing().rows) == 1
+    chapter = tmp_path / "speech" / "test-clean" / "61" / "70968"
+    chapter.mkdir(parents=True)
+    (chapter / "61-70968.trans.txt").write_text("61-70968-0000 HE BEGAN\n", encoding="utf-8-sig")
+    rows = LibriSpeech(tmp_path / "speech", "text").listing().rows
+    assert rows["item"].tolist() == ["61-70968-0000"]
+
+
 def test_flickr_splits_and_broken_lines(tmp_path: Path):
     (tmp_path / "token").write_text("\n".join([*FLICKR["token"], "nonsense", "8.jpg#0\t"]) + "\n")
     (tmp_path / "train.txt").write_text("100.jpg\n")

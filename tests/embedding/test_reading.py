@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
-from gera_lightning.embedding.reading import Unreadable, read_audio, read_image, resampled
+from gera_lightning.embedding.reading import (
+    Unreadable,
+    read_audio,
+    read_image,
+    read_sound,
+    resampled,
+)
 
 RATE = 16_000
 
@@ -161,3 +170,95 @@ def test_an_image_that_cannot_be_used_says_why(tmp_path: Path, content: bytes, r
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(Unreadable, match=reason):
         read_image(tmp_path / "x.png")
+
+
+# ---- sounds whose header says too little, or another length ----
+
+
+def encoded(samples: np.ndarray, kind: str, codec: str, **options: str) -> bytes:
+    """A compressed sound, as FFmpeg writes it to a pipe."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind, options=options) as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        converted = av.AudioResampler(stream.format, "mono", RATE, stream.frame_size or None)
+        for piece in [*converted.resample(frame), *converted.resample(None)]:
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+NO_LENGTH = {"write_xing": "0"}
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.parametrize("quality", [{}, {"q": "4"}])
+def test_an_mp3_without_a_length_is_read_whole(tmp_path: Path, as_file: bool, quality: dict):
+    quiet = tone(6.0) * np.where(np.arange(6 * RATE) < 2 * RATE, 1e-3, 1).astype(np.float32)
+    content = encoded(quiet, "mp3", "libmp3lame", **NO_LENGTH, **quality)
+    (tmp_path / "x.mp3").write_bytes(content)
+    audio, cut = read_sound(tmp_path / "x.mp3" if as_file else content, RATE)
+    assert cut is None
+    assert 6.0 <= len(audio) / RATE < 6.2
+    loud = np.abs(audio) > 0.1
+    assert 2.0 <= loud.argmax() / RATE < 2.2
+
+
+@pytest.mark.parametrize("codec", ["libmp3lame", "libopus", "vorbis"])
+def test_files_that_were_joined_are_read_to_the_last(codec: str):
+    if codec == "vorbis":  # PyAV reads it, but cannot write it
+        one = wav_bytes(tone(2.0), "ogg", subtype="VORBIS")
+    else:
+        one = encoded(tone(2.0), "mp3" if codec == "libmp3lame" else "ogg", codec)
+    audio, cut = read_sound(one + one, RATE)
+    assert len(audio) / RATE == pytest.approx(4.0, abs=0.2)
+    start, full = read_sound(one + one, RATE, max_seconds=1.0)
+    assert len(start) == RATE
+    assert full == pytest.approx(4.0, abs=0.2)
+    assert cut is None
+
+
+def test_an_mp3_that_is_shorter_than_its_header_says_is_truncated():
+    whole = encoded(tone(5.0), "mp3", "libmp3lame")
+    with pytest.raises(Unreadable, match="truncated"):
+        read_sound(whole[: len(whole) // 2], RATE)
+
+
+def test_a_flac_that_was_written_to_a_pipe_is_read_whole():
+    content = bytearray(wav_bytes(tone(3.0), "flac"))
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)  # the number of samples: unknown
+    audio, _ = read_sound(bytes(content), RATE)
+    np.testing.assert_allclose(audio, tone(3.0), atol=1 / 2**15)
+
+
+@pytest.mark.parametrize("size", [0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_wav_that_was_written_to_a_pipe_is_read_whole(size: int):
+    content = bytearray(wav_bytes(tone()))
+    content[4:8] = struct.pack("<I", size)
+    content[40:44] = struct.pack("<I", size)
+    np.testing.assert_allclose(read_sound(bytes(content), RATE)[0], tone(), atol=1 / 2**15)
+
+
+@pytest.mark.parametrize("rate", [22_051, 44_099, 11_027, 15_999, 192_001])
+def test_an_odd_rate_costs_no_more_than_another(rate: int):
+    """22,051 Hz shares no factor with 16,000: filters for its exact ratio take gigabytes."""
+    tracemalloc.start()
+    audio = resampled(tone(1.0, rate), rate, RATE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert abs(len(audio) - RATE) <= 1
+    np.testing.assert_allclose(audio[800:-800], tone(1.0)[800 : len(audio) - 800], atol=5e-3)
+    assert peak < 2**28
+
+
+def test_an_image_with_broken_exif_is_named_and_ends_nothing():
+    kind = struct.pack("<H", 2) + struct.pack("<HHI4s", 0x0100, 2, 4, b"abc\0")  # text for a width
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + kind
+    exif += struct.pack("<HHI4s", 0x0112, 3, 1, struct.pack("<HH", 6, 0)) + bytes(4)
+    file = io.BytesIO()
+    Image.new("RGB", (40, 24)).save(file, "JPEG", exif=exif)
+    with pytest.raises(Unreadable, match="not an image"):
+        read_image(file.getvalue())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import BertModel, BertTokenizerFast
 
 from gera_lightning.encoders.text import POOLINGS, TextEncoder, pool_tokens
@@ -259,3 +260,29 @@ def test_padding_stands_behind_whatever_the_tokenizer_says(checkpoint: Path, tmp
 def test_of_an_encoder_decoder_the_encoder_is_used(checkpoints: Callable[[str], Path]):
     encoder = TextEncoder(checkpoints("t5"))
     assert not any("decoder" in name for name, _ in encoder.model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_of_two_towers_the_text_is_taken_and_texts_are_cut_at_its_positions(tmp_path, kind):
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size["intermediate_size"] = 32
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat"]
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    text = {**size, **ids, "vocab_size": len(words), "max_position_embeddings": 12}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=text, vision_config={**size, "image_size": 32, "patch_size": 16}
+    )
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = BertTokenizerFast(vocab={word: n for n, word in enumerate(words)})
+    tokenizer.save_pretrained(tmp_path)
+    encoder = TextEncoder(tmp_path, max_tokens=77, normalize=False)
+    long = "a dog " * 20
+    assert encoder.max_tokens == 12
+    assert encoder.is_cut(["a dog", long]) == [False, True]
+    [row, cut] = encoder.encode(["a dog", long])
+    tokens = tokenizer("a dog", return_tensors="pt")
+    with torch.inference_mode():
+        states = model.text_model(tokens["input_ids"], tokens["attention_mask"])[0]
+    np.testing.assert_allclose(row, states.mean(1)[0], atol=1e-5)
+    assert np.isfinite(cut).all()

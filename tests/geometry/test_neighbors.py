@@ -147,6 +147,21 @@ def test_an_index_that_does_not_fit_the_points_is_named(index, points, problem):
     assert "'Flat'" in error.value.remedy
 
 
+@pytest.mark.parametrize("index", ["PCA4,Flat", "OPQ4_8,PQ4x4", "PQ4x4", "LSH", "SQ8", "HNSW8"])
+def test_distances_are_those_of_the_rows_whatever_the_index_compresses(index):
+    x = torch.nn.functional.normalize(torch.randn(400, 8, generator=torch.manual_seed(0)), dim=1)
+    graph = neighbors.knn_graph(x, 5, how=neighbors.SearchSettings(index=index))
+    exact = torch.cdist(x, x).square().gather(1, graph.indices)
+    torch.testing.assert_close(graph.distances2, exact, atol=1e-5, rtol=1e-4)
+    assert (graph.distances2.diff(dim=1) >= 0).all()
+    if index == "LSH":  # FAISS has it for distances alone
+        return
+    products, found = neighbors.search(
+        x[:9], x, 5, metric="ip", how=neighbors.SearchSettings(index=index)
+    )
+    torch.testing.assert_close(products, (x[:9] @ x.T).gather(1, found))
+
+
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """Builds or reads the graph of a cloud; the list of graphs that were built; the file."""

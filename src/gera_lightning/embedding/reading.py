@@ -25,6 +25,10 @@ STREAMS = {"MP3": "mp3", "OGG": "ogg"}
 the first. They are decoded to their end by FFmpeg, under its names.
 """
 TRUNCATED = "truncated: its header promises more samples than it holds"
+MANY_FILTERS = 1000
+"""From here on torchaudio's filters, as many as the ratio of two rates has terms, take gigabytes:
+of 22,051 Hz to 16,000 Hz there are 16,000.
+"""
 MP3_SLACK = 0.2
 """Seconds by which an MP3 may be shorter than its header says: encoders count their padding."""
 
@@ -181,13 +185,15 @@ def resampled(audio: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     audio = np.ascontiguousarray(audio, dtype=np.float32)
     if rate == sample_rate:
         return audio
+    ratio = Fraction(sample_rate, rate)
+    if max(ratio.numerator, ratio.denominator) > MANY_FILTERS:
+        from scipy.signal import resample_poly
+
+        return resample_poly(audio, ratio.numerator, ratio.denominator).astype(np.float32)
     import torch
     from torchaudio.functional import resample
 
-    # resample's filters are as many as the smallest terms of the ratio: of 22,051 Hz 16,000, of
-    # some thousand samples each. A rate that is off by a millionth needs a thousandth of them.
-    ratio = Fraction(sample_rate, rate).limit_denominator(1000)
-    return resample(torch.from_numpy(audio), ratio.denominator, ratio.numerator).numpy()
+    return resample(torch.from_numpy(audio), rate, sample_rate).numpy()
 
 
 def read_image(source: Source) -> Image:

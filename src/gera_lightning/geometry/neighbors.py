@@ -48,7 +48,7 @@ class SearchSettings:
             the CPU; `torch` searches exactly, and builds graphs on an accelerator if there is one.
             Rows that already lie on an accelerator are searched there by torch if `index` is exact.
         index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for
-            millions of points.
+            millions of points. Distances are always those of the rows themselves.
         nprobe: lists of an inverted file (`IVF...`) that a search visits; more lists find more
             neighbours; None: one in 16.
         shard: several GPUs hold a share of the points each; False: a copy each.
@@ -179,7 +179,24 @@ def search(
     if how.backend == "torch" or (how == EXACT and queries.device.type != "cpu"):
         return _torch_search(queries, points, k, metric)
     values, found = _faiss_search(as_numpy(queries), as_numpy(points), k, metric, how)
-    return torch.from_numpy(values).to(queries), torch.from_numpy(found).to(queries.device)
+    numbers = torch.from_numpy(found).to(queries.device)
+    if how.index == EXACT.index:
+        return torch.from_numpy(values).to(queries), numbers
+    return _ranked(queries, points, numbers, metric)
+
+
+def _ranked(queries: Tensor, points: Tensor, found: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """The found points of each query with their distances, nearest first.
+
+    An index that compresses (`PQ`, `PCA`, `LSH`, ...) measures compressed rows.
+    """
+    values = torch.empty(found.shape, dtype=queries.dtype, device=queries.device)
+    at_once = max(1, CELLS // found.shape[1] // queries.shape[1])
+    for rows in torch.arange(len(queries)).split(at_once):
+        near, of = points[found[rows]], queries[rows].unsqueeze(1)
+        values[rows] = (near - of).square().sum(2) if metric == "l2" else (near * of).sum(2)
+    order = values.argsort(dim=1, descending=metric == "ip", stable=True)
+    return values.gather(1, order), found.gather(1, order)
 
 
 class GrowingIndex:
