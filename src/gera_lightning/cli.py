@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb = verbs.add_parser(name, help=about, add_help=False)
         verb.add_argument("-h", "--help", action="store_true")
         verb.add_argument("words", nargs="*")
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        key, _, value = unknown[0].lstrip("-").partition("=")
+        parser.error(f"unknown option {unknown[0]}: write {key}={value or '...'}")
     if (here := str(Path.cwd())) not in sys.path:  # a user's own classes lie there
         sys.path.append(here)
     words: list[str] = options.words

@@ -21,6 +21,7 @@ from gera_lightning.commands.search import matching, search
 from gera_lightning.config import load
 from gera_lightning.data.store import EmbeddingStore, write_store
 from gera_lightning.experiment.load_run import load_run
+from gera_lightning.experiment.results import load_sweep
 from gera_lightning.experiment.runner import run_experiment
 from gera_lightning.utils.errors import UserError
 
@@ -130,6 +131,25 @@ def test_a_folder_names_its_stores_whatever_the_experiment_is_called_now(project
         assert "data.b=" in error.value.remedy
     finally:
         (tmp_path / "small.yaml").rename(project / "experiments" / "small.yaml")
+
+
+def test_where_no_run_is_finished_the_aligner_of_all_pairs_is_taken(project, tmp_path):
+    [run] = project.glob("runs/small/ridge/b10-s1-*")
+    shutil.copytree(run / "aligner", tmp_path / "runs" / "small" / "aligner")
+    words = [f"runs_dir={tmp_path / 'runs'}"]
+    assert load_run("small", words).folder == tmp_path / "runs" / "small"
+    with pytest.raises(UserError, match="no finished run"):
+        load_run("small", words, method="ridge")
+
+
+def test_latest_is_the_aligner_of_a_method_that_finished_last(project):
+    for method in ("gera", "ridge"):
+        runs = list(project.glob(f"runs/small/{method}/b*"))
+        newest = max(runs, key=lambda path: (path / "metrics.json").stat().st_mtime_ns)
+        latest = project / "runs" / "small" / method / "latest"
+        assert latest.resolve() == (newest / "aligner").resolve()
+        assert load_run(str(latest)).aligner.about["method"] == method
+    assert len(load_sweep(project / "runs" / "small").runs) == 8
 
 
 # ---- search ----

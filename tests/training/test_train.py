@@ -875,7 +875,7 @@ RIDGE, CSLS = "ridge", "csls"
     [
         ({"correction": {"class": CSLS, "k": 0}}, "k=0"),
         ({"correction": {"class": CSLS, "weight": -3}}, "weight=-3"),
-        ({"correction": {"class": CSLS, "weight": "x"}}, "correction: .* refuses"),
+        ({"correction": {"class": CSLS, "weight": "x"}}, r"weight='x' must be a number"),
         (
             {"correction": {"class": "torch.nn.Identity"}},
             "correction=Identity.* is no CSLS",

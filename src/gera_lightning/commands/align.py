@@ -74,6 +74,7 @@ def align(
     items: Sequence[object] | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Aligner:
     """Align two frozen spaces from arrays of embeddings.
 
@@ -87,6 +88,7 @@ def align(
             of each other. By default each is its own.
         seed: fixes folds, start and batches.
         settings: dotted keys to values, such as `{"tuning.folds": 3}`.
+        progress: show a bar with the time left, where standard error is a terminal.
 
     Returns:
         The aligner, to `encode_a`, `encode_b`, `search` and `save`.
@@ -125,7 +127,9 @@ def align(
         sides[side] = modality_of(x, len(names), alone, key, center=chosen.data.center)
     families = pd.Series({name: name for name in ("unpaired", *names)})
     widths = {f"dim_{side}": rows.shape[1] for side, rows in pairs.items()}
-    return _fitted(chosen, TrainingRows(**sides, items=names), families, method, seed, widths)
+    rows = TrainingRows(**sides, items=names)
+    with Display(Console(stderr=True, quiet=not progress), 1, 0) as display:
+        return _fitted(chosen, rows, families, method, seed, widths, display.start(1, method))
 
 
 def align_experiment(

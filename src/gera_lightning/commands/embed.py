@@ -28,4 +28,13 @@ def run(words: Sequence[str]) -> None:
         return
     from gera_lightning.embedding.embed import embed_experiment
 
-    embed_experiment(loaded.common, Console() if is_first() else None)
+    stores = embed_experiment(loaded.common, Console() if is_first() else None)
+    if is_first():
+        print(next_step(experiment, [str(store.path) for store in stores]))
+
+
+def next_step(experiment: str, paths: Sequence[str]) -> str:
+    """What to do with the stores that were made."""
+    if len(paths) == 2:
+        return f"next  gera doctor {' '.join(paths)}   then: gera train {experiment}"
+    return f"next  gera inspect {paths[0]}"

@@ -23,3 +23,4 @@ def run(words: Sequence[str]) -> None:
             remedy="such as gera inspect data/emoji/text",
         )
     print(inspect(words[0], **parse_kwargs(words[1:], inspect)))
+    print(f"next  gera doctor {words[0]} OTHER_STORE   whether the two can be aligned")

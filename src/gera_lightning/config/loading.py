@@ -200,7 +200,7 @@ def _experiment_file(experiment: str, folder: Path) -> Traversable:
     known = [name.removesuffix(".yaml") for name in names if name.endswith(".yaml")]
     if not experiment:
         raise UserError(
-            f"EXP is empty: name an experiment, such as EXP={known[0] if known else 'speech_text'}"
+            f"EXP is empty: name an experiment, such as EXP={_example(known)}"
             f" (there are: {', '.join(known)})"
         )
     if experiment.endswith((".yaml", ".yml")):
@@ -217,6 +217,11 @@ def _experiment_file(experiment: str, folder: Path) -> Traversable:
             value=experiment,
         )
     return found
+
+
+def _example(known: Sequence[str]) -> str:
+    """An experiment to name: one that needs no raw data where there is one."""
+    return next((name for name in ("speech_text", *known) if name in known), "synthetic")
 
 
 def _preset(

@@ -215,7 +215,7 @@ def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
         elif factory is not dataclasses.MISSING and isinstance(factory(), list):
             if not isinstance(value, list):
                 raise UserError(
-                    f"is a list: write {full}=[{'...' if value is None else value}]",
+                    f"must be a list: write {full}=[{'...' if value is None else value}]",
                     key=full,
                     value=value,
                 )

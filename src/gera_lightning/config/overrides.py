@@ -4,6 +4,7 @@ function.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from gera_lightning.config.schema import Config
 from gera_lightning.utils.annotations import annotations_of, check_type
 from gera_lightning.utils.errors import UserError, did_you_mean
 
@@ -128,6 +130,9 @@ def split_overrides(
 ) -> tuple[dict[str, Any], list[str]]:
     """The words that are keyword-only arguments of `function`, as `parse_kwargs` gives them, and
     the others, for an experiment.
+
+    Raises:
+        UserError: as `parse_kwargs`, or a key that neither has.
     """
     known = {
         name
@@ -135,6 +140,12 @@ def split_overrides(
         if p.kind is p.KEYWORD_ONLY
     }
     own = [word for word in words if word.partition("=")[0] in known]
+    sections = {field.name for field in dataclasses.fields(Config)}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and word not in own and key.partition(".")[0] not in sections:
+            near = did_you_mean(key, known | sections)
+            raise UserError(f"there is no key {key!r}{near}", key=key, value=value)
     return parse_kwargs(own, function), [word for word in words if word not in own]
 
 

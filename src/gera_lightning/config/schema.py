@@ -90,7 +90,7 @@ class BatchConfig:
 
     pairs: int = 256
     """Pairs per step; all of them where the budget is smaller."""
-    anchors: int = 256
+    anchors: int = 32
     """Unpaired anchors per step and modality, each with its patch of neighbours."""
     paired_anchors: bool = False
     """Let paired rows be anchors and neighbours too."""
@@ -133,8 +133,8 @@ class TuningConfig:
 
     folds: int = 5
     """Parts of the budget's items, families kept whole."""
-    used_folds: int | None = None
-    """Train only this many of the folds (trained methods; all by default)."""
+    used_folds: int | None = 2
+    """Train only this many of the folds (trained methods); null: all of them."""
     max_heldout_pairs: int = 1000
     """Held-out pairs that settle a choice: of a larger budget only as many folds are used as hold
     so many.
@@ -167,7 +167,7 @@ class TuningConfig:
 class TrainerConfig:
     """Flags of Lightning's Trainer; those that are not listed here are passed on as they are."""
 
-    max_steps: int = 1000
+    max_steps: int = 100
     """Optimizer steps at most; tuning may stop earlier."""
     accelerator: str = runtime("auto")
     """What maps are trained on and closed forms computed on: `auto`, `cpu`, `gpu`, ..."""

@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gera_lightning.encoders.speech_embedding import SpeechEmbeddingFrames
+from gera_lightning.encoders.speech_embedding import SAMPLE_RATE, SpeechEmbeddingFrames
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.files import replace_atomically
 from gera_lightning.utils.instantiate import register
@@ -283,7 +283,7 @@ class AcousticUnitEncoder:
     ) -> None:
         self.units = units if isinstance(units, AcousticUnits) else AcousticUnits.load(units)
         self.frames = frames or SpeechEmbeddingFrames()
-        self.dim = self.units.dim
+        self.dim, self.sample_rate = self.units.dim, SAMPLE_RATE
 
     def describe(self) -> dict[str, Any]:
         """What a store's manifest records of this encoder."""

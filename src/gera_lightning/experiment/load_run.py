@@ -19,7 +19,7 @@ from gera_lightning.experiment.paired_stores import (
     open_stores,
     wanted_results,
 )
-from gera_lightning.experiment.results import load_sweep
+from gera_lightning.experiment.results import finished_records, load_sweep
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
 
@@ -56,8 +56,9 @@ def load_run(
     """Load the run that `target` names, with its stores.
 
     Args:
-        target: an experiment, of which the run with the largest budget and smallest seed is taken;
-            or the folder of a run, or of an aligner.
+        target: an experiment, of which the run with the largest budget and smallest seed is taken,
+            or where none is finished the aligner of all pairs that `gera align` made; or the folder
+            of a run, or of an aligner.
         overrides: `key=value` words of the experiment, such as `runs_dir=...` or
             `trainer.accelerator=cpu`.
         method: of an experiment's runs; by default `gera`, else the method with the best recall.
@@ -76,12 +77,9 @@ def load_run(
         experiment = config.load(target, overrides)
         settings = experiment.common
         a, b = open_stores(settings)
-        folder = _best(
-            Path(settings.runs_dir) / experiment.name,
-            method,
-            budget,
-            wanted_results(settings, joint_hash(a, b)),
-        )
+        folder = Path(settings.runs_dir) / experiment.name
+        if finished_records(folder) or method or budget is not None or not _aligner_folder(folder):
+            folder = _best(folder, method, budget, wanted_results(settings, joint_hash(a, b)))
         aligner = Aligner.load(folder / "aligner")
     if joint_hash(a, b) != aligner.about.get("data_hash"):
         raise UserError(
@@ -92,9 +90,9 @@ def load_run(
     return LoadedRun(aligner, a, b, folder, distributed.device(settings.trainer.accelerator))
 
 
-def _aligner_folder(target: str) -> Path | None:
+def _aligner_folder(target: str | Path) -> Path | None:
     """The aligner's folder, where `target` is one or holds one."""
-    if not target:
+    if not str(target):
         return None
     places = (Path(target), Path(target) / "aligner")
     return next((place for place in places if (place / "aligner.json").is_file()), None)

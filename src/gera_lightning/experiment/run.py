@@ -256,7 +256,19 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         os.replace(run.folder, replaced)
     os.replace(folder, run.folder)
     shutil.rmtree(replaced, ignore_errors=True)
+    _point_latest_to(run.folder)
     return row
+
+
+def _point_latest_to(folder: Path) -> None:
+    """Let `latest`, beside a method's runs, stand for the aligner of the run that finished last.
+
+    Not for the run itself, which TensorBoard would show twice.
+    """
+    scratch = folder.with_name(f".latest.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):  # a file system without links
+        scratch.symlink_to(Path(folder.name) / "aligner", target_is_directory=True)
+        os.replace(scratch, folder.with_name("latest"))
 
 
 def _reset_peak_memory() -> None:
