@@ -14,6 +14,8 @@ from gera_lightning.data.splits import unit_hash
 from gera_lightning.embedding.corpus import shuffled
 
 SENTENCES = 20_000
+SPOKEN_SHARE = 0.78
+"""Share of the train sentences that are spoken; the others are text alone, unpaired by nature."""
 UNSEEN = ("af_bella", "am_michael", "bf_emma", "bm_george")
 """Voices that speak test items only, one of each accent and sex."""
 SEEN = (
@@ -59,18 +61,21 @@ def human_prompts() -> pd.DataFrame:
 
 
 def utterances(sentences: pd.DataFrame) -> pd.DataFrame:
-    """One row an utterance of a sentence, in an order that tells nothing: every item by a voice of
-    `SEEN`, test items by one of `UNSEEN` and one of `ROBOTS` too.
+    """One row an utterance of a sentence, in an order that tells nothing: a share of the train
+    items and all test items by a voice of `SEEN`, test items by one of `UNSEEN` and one of `ROBOTS`
+    too.
     """
 
     def spoken(rows: pd.DataFrame, names: list[str], salt: str) -> pd.DataFrame:
         chosen = [names[int(unit_hash(f"{salt}:{i}") * len(names))] for i in rows["item"]]
         return rows.assign(group=chosen)
 
-    test = sentences[sentences["split"] == "test"]
+    is_test = sentences["split"] == "test"
+    test = sentences[is_test]
+    chosen = sentences["item"].map(lambda item: unit_hash(f"spoken:{item}") < SPOKEN_SHARE)
     rows = pd.concat(
         [
-            spoken(sentences, list(SEEN), "voice"),
+            spoken(sentences[is_test | chosen], list(SEEN), "voice"),
             spoken(test, list(UNSEEN), "unseen"),
             spoken(test, [voice.name for voice in ROBOTS], "robot"),
         ],
