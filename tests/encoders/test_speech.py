@@ -133,3 +133,46 @@ def test_another_kind_of_network_is_refused(checkpoints: Checkpoints, tmp_path: 
     with pytest.raises(UserError, match="BertModel") as caught:
         SpeechEncoder(tmp_path)
     assert caught.value.key == "checkpoint"
+
+
+# ---- Whisper at the length of the sound ----
+
+
+def test_a_context_of_thirty_seconds_is_the_network_itself(checkpoints: Checkpoints):
+    whole = SpeechEncoder(checkpoints("whisper"), layer="all")
+    long = SpeechEncoder(checkpoints("whisper"), layer="all", context=30.0)
+    np.testing.assert_allclose(long.encode(PADDED), whole.encode(PADDED), atol=1e-5)
+    assert whole.describe()["preprocessing"] != long.describe()["preprocessing"]
+
+
+@pytest.mark.parametrize("context", [0.0, 1.2])
+def test_the_row_of_a_context_is_that_of_the_network_with_fewer_positions(
+    checkpoints: Checkpoints, context: float
+):
+    """Whatever else is in the batch: sounds of .1 to 3.2 s are read to multiples of .5 s."""
+    waves = sounds((1600, 51_200, 9000, 25_000, 8000))
+    encoder = SpeechEncoder(checkpoints("whisper"), context=context)
+    rows = encoder.encode(waves)
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(checkpoints("whisper"))
+    for wave, row in zip(waves, rows, strict=True):
+        read = int(np.ceil((len(wave) / RATE + context) / 0.5) * 25)  # frames of 20 ms
+        model = transformers.WhisperModel.from_pretrained(checkpoints("whisper")).encoder.eval()
+        model.config.max_source_positions = read
+        weight = model.embed_positions.weight[:read]
+        model.embed_positions = torch.nn.Embedding.from_pretrained(weight)
+        mels = extractor([wave], sampling_rate=RATE, return_tensors="pt")["input_features"]
+        with torch.inference_mode():
+            states = model(mels[:, :, : 2 * read]).last_hidden_state[0]
+        own = -(-len(wave) // 320)
+        np.testing.assert_allclose(row, states[:own].mean(0), atol=1e-5)
+        np.testing.assert_allclose(row, encoder.encode([wave])[0], atol=1e-5)
+    assert encoder.model.embed_positions.num_embeddings == 1500  # as it was
+
+
+@pytest.mark.parametrize(("name", "context"), [("whisper", -1.0), ("hubert", 1.0)])
+def test_a_context_is_whispers_and_no_less_than_nothing(
+    checkpoints: Checkpoints, name: str, context: float
+):
+    with pytest.raises(UserError) as error:
+        SpeechEncoder(checkpoints(name), context=context)
+    assert (error.value.key, error.value.value) == ("context", context)

@@ -27,6 +27,10 @@ from gera_lightning.encoders.waves import AudioEncoder, frame_counts, pad_waves,
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import register
 
+CONTEXT_STEP = 0.5
+"""Whisper reads sounds of lengths that are multiples of these seconds, where it does not read 30 s:
+so that batches hold several of one length.
+"""
 FAMILIES = "wav2vec 2.0, HuBERT, WavLM, Whisper or CLAP"
 
 
@@ -97,28 +101,68 @@ class _Wav2Vec:
 
 
 class _Whisper:
-    """Whisper's encoder: it always reads 30 s; only the utterance's own frames are pooled."""
+    """Whisper's encoder: it reads 30 s, or the sound with some silence behind it; only the
+    utterance's own frames are pooled.
+    """
 
-    preprocessing = "log-mel, padded to 30 s"
-
-    def __init__(self, model: Any, extractor: Any) -> None:
+    def __init__(self, model: Any, extractor: Any, context: float | None) -> None:
         self.model, self.extractor = model.get_encoder(), extractor
         self.dim, self.last = int(model.config.d_model), int(model.config.encoder_layers)
         self.max_seconds: float | None = extractor.n_samples / extractor.sampling_rate
+        self.context = context
+        self.preprocessing = (
+            "log-mel, padded to 30 s"
+            if context is None
+            else f"log-mel, padded by {context:g} s or more, to a multiple of {CONTEXT_STEP:g} s"
+        )
+        self.hop = 2 * extractor.hop_length  # the second convolution halves the rate
 
     def prepare(self, waves: Sequence[np.ndarray]) -> Inputs:
         rate = self.extractor.sampling_rate
         mels = self.extractor(list(waves), sampling_rate=rate, return_tensors="pt")[
             "input_features"
         ]
-        return {"mels": mels, "lengths": torch.tensor([len(wave) for wave in waves])}
+        inputs = {"mels": mels, "lengths": torch.tensor([len(wave) for wave in waves])}
+        if self.context is None:
+            return inputs
+        seconds = inputs["lengths"] / rate + self.context
+        read = (seconds / CONTEXT_STEP).ceil().clamp(min=1) * CONTEXT_STEP
+        frames = (read * rate / self.hop).round().long().clamp(max=mels.shape[2] // 2)
+        return {**inputs, "mels": mels[:, :, : 2 * int(frames.max())], "read": frames}
 
     def states(self, inputs: Inputs, layers: Layers) -> tuple[list[Tensor], Tensor]:
-        out = self.model(inputs["mels"], output_hidden_states=layers.needs_hidden_states)
-        states = layers.states(out)
-        hop = 2 * self.extractor.hop_length  # the second convolution halves the rate
-        frames = torch.div(inputs["lengths"] + hop - 1, hop, rounding_mode="floor").clamp(min=1)
-        return states, _first(frames, states[0].shape[1])
+        mels = inputs["mels"]
+        if self.context is None:
+            states = self._forward(mels, layers)
+        else:  # those of one length at a time, so that a row does not depend on its batch
+            states = []
+            for frames in inputs["read"].unique().tolist():
+                members = (inputs["read"] == frames).nonzero()[:, 0]
+                found = self._forward(mels[members, :, : 2 * frames], layers)
+                states = states or [
+                    part.new_zeros(len(mels), mels.shape[2] // 2, part.shape[2]) for part in found
+                ]
+                for whole, part in zip(states, found, strict=True):
+                    whole[members, :frames] = part
+        own = torch.div(inputs["lengths"] + self.hop - 1, self.hop, rounding_mode="floor")
+        return states, _first(own.clamp(min=1), states[0].shape[1])
+
+    def _forward(self, mels: Tensor, layers: Layers) -> list[Tensor]:
+        """States of mels of one length; the network's positions end where they do."""
+        config, positions, length = (
+            self.model.config,
+            self.model.embed_positions,
+            mels.shape[2] // 2,
+        )
+        longest = config.max_source_positions
+        try:
+            if length < longest:
+                config.max_source_positions = length
+                self.model.embed_positions = nn.Embedding.from_pretrained(positions.weight[:length])
+            out = self.model(mels, output_hidden_states=layers.needs_hidden_states)
+        finally:
+            config.max_source_positions, self.model.embed_positions = longest, positions
+        return layers.states(out)
 
 
 class _Clap:
@@ -150,11 +194,16 @@ def _first(counts: Tensor, length: int) -> Tensor:
     return torch.arange(length, device=counts.device) < counts.unsqueeze(1)
 
 
-def _adapt(model: Any, extractor: Any, checkpoint: Checkpoint) -> _Wav2Vec | _Whisper | _Clap:
+def _adapt(
+    model: Any, extractor: Any, checkpoint: Checkpoint, context: float | None
+) -> _Wav2Vec | _Whisper | _Clap:
     """The network behind the one interface that `SpeechEncoder` uses."""
     kind = str(model.config.model_type)
+    if context is not None and (kind != "whisper" or context < 0):
+        problem = "must be 0 or more" if kind == "whisper" else "is an option of Whisper alone"
+        raise UserError(problem, key="context", value=context, remedy="leave it out")
     if kind == "whisper":
-        return _Whisper(model, extractor)
+        return _Whisper(model, extractor, context)
     if kind.startswith("clap"):
         return _Clap(model, extractor)
     if hasattr(model, "feature_extractor") and hasattr(model.config, "conv_kernel"):
@@ -177,6 +226,8 @@ class SpeechEncoder(AudioEncoder):
             `encoders.layers`; CLAP has only -1.
         normalize: L2-normalise the rows.
         max_seconds: longer audio is cut; never more than Whisper's 30 s and CLAP's 10 s.
+        context: seconds of silence that Whisper reads behind a sound; by default up to its 30 s. A
+            short one is many times as fast, and changes the rows a little.
         batch_size: utterances per forward pass.
         revision: hub revision.
         trust_remote_code: run code that the checkpoint brings.
@@ -200,6 +251,7 @@ class SpeechEncoder(AudioEncoder):
         layer: Layer = -1,
         normalize: bool = False,
         max_seconds: float | None = 30.0,
+        context: float | None = None,
         batch_size: int = 16,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -216,7 +268,7 @@ class SpeechEncoder(AudioEncoder):
                 checkpoint, revision=revision, trust_remote_code=trust_remote_code
             ),
         )
-        self._network = _adapt(model, extractor, checkpoint)
+        self._network = _adapt(model, extractor, checkpoint, context)
         self.model = self._network.model.to(device)
         self.layers = Layers.of(layer, self._network.last)
         self.name = name or given_name
