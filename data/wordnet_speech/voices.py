@@ -33,10 +33,10 @@ ROBOTS = (
 )
 """Synthesisers of another kind, which speak test items only."""
 HUMAN = "human"
-"""Group of the prompts that a person recorded."""
+"""Group and condition of the prompts that a person recorded."""
 PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TRANSCRIPTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
-COLUMNS = ["row", "item", "text", "group", "family", "label", "split"]
+COLUMNS = ["row", "item", "text", "group", "family", "label", "split", "condition"]
 
 
 def human_prompts() -> pd.DataFrame:
@@ -57,7 +57,9 @@ def human_prompts() -> pd.DataFrame:
         rows.append({"row": f"human-{name.replace('/', '-')}", "item": item, "text": text})
         rows[-1]["path"] = str(path)
     table = pd.DataFrame(rows)
-    return table.assign(group=HUMAN, family=table["item"], label="prompt", split="test")
+    return table.assign(
+        group=HUMAN, family=table["item"], label="prompt", split="test", condition=HUMAN
+    )
 
 
 def utterances(sentences: pd.DataFrame) -> pd.DataFrame:
@@ -82,4 +84,5 @@ def utterances(sentences: pd.DataFrame) -> pd.DataFrame:
         ignore_index=True,
     )
     rows["row"] = rows["item"] + "-" + rows["group"]
+    rows["condition"] = rows["group"].map(lambda name: "robot" if "robot" in name else None)
     return shuffled(rows, "speech")[COLUMNS]

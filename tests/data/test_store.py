@@ -405,6 +405,27 @@ def test_a_row_that_is_in_two_shards_is_found(tmp_path):
     assert "'r0'" in refused(tmp_path / "s", lambda: store.rows).problem
 
 
+@pytest.mark.parametrize(
+    ("name", "split", "problem"),
+    [
+        ("robot", "train", "outside of split"),
+        ("robot", None, "outside of split"),
+        ("unseen", "test", "'unseen'"),
+        ("a/b", "test", "'a/b'"),
+    ],
+)
+def test_rows_of_a_condition_are_named_test_rows(tmp_path, name, split, problem):
+    rows = table(4).assign(
+        condition=[None, None, name, None], split=["train", "test", split, "test"]
+    )
+    assert (
+        problem
+        in refused(tmp_path / "s", lambda: write_store(tmp_path / "s", vectors(4), rows)).problem
+    )
+    fine = rows.assign(condition=[None, "robot", None, "robot"])
+    assert write_store(tmp_path / "s", vectors(4), fine).rows["condition"].tolist()[1] == "robot"
+
+
 # ---- number formats ----
 
 

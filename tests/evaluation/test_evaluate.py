@@ -139,6 +139,38 @@ def test_where_both_modalities_have_unseen_groups_these_search_each_other(make_s
         )
 
 
+def test_rows_of_a_condition_are_evaluated_apart(make_store):
+    """`robot` rows of a search all of b; `human` rows of both search each other; neither is in the
+    measures of the others.
+    """
+    kinds_a = [None if n < 36 else "robot" if n < 42 else "human" for n in range(48)]
+    kinds_b = [None if n < 20 else "human" for n in range(23)]
+    items_a = [*ITEMS_A[:36], *ITEMS_A[24:30], *ITEMS_A[42:]]
+    columns = {"split": SPLIT_A, "item": items_a, "condition": kinds_a}
+    a = make_store("a", cloud(48, D_A).numpy(), **columns)
+    columns = {"split": SPLIT_B, "item": [*ITEMS_B[:20], "i21", "i22", "i23"]}
+    b = make_store("b", cloud(23, D_B, 1).numpy(), **columns, condition=kinds_b)
+    held, aligner = HeldOutItems.load(a, b, split_items(a.rows, b.rows)), make_aligner()
+    found, ranks = evaluate(aligner, held, EvaluationConfig())
+    assert set(held.conditions) == {"robot", "human"}
+    x_a, x_b = torch.tensor(a.read()), torch.tensor(b.read())
+    items_b = [*ITEMS_B[:20], "i21", "i22", "i23"]
+    for name, in_a, in_b in (
+        ("", slice(24, 36), slice(12, 20)),
+        ("robot/", slice(36, 42), slice(12, 20)),
+        ("human/", slice(42, 48), slice(20, 23)),
+    ):
+        table = aligner.score(x_a[in_a], x_b[in_b]).numpy()
+        q, g = np.array(items_a[in_a]), np.array(items_b[in_b])
+        for direction, expected in (
+            ("ab", slow_ranks(table, q, g)),
+            ("ba", slow_ranks(table.T, g, q)),
+        ):
+            mean = np.mean([1 / rank for rank in expected.values()])
+            assert found[f"{direction}/{name}mrr"] == pytest.approx(mean), (direction, name)
+    assert set(ranks["item"]) <= set(items_a[24:36])
+
+
 def test_there_are_no_unseen_measures_without_groups(make_store):
     a = make_store("a", cloud(24, D_A).numpy(), split=["train", "test"] * 12)
     b = make_store("b", cloud(24, D_B, 1).numpy(), split=["train", "test"] * 12)

@@ -5,7 +5,8 @@ Legend: `n` rows, `D` width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,11 @@ class HeldOut:
             unseen = new_group.to_numpy(copy=True)
         return cls(rows, torch.from_numpy(store.read(test)), unseen)
 
+    def only(self, chosen: np.ndarray) -> HeldOut:
+        """Those of a mask `[n]`."""
+        rows = self.rows[chosen].reset_index(drop=True)
+        return HeldOut(rows, self.x[torch.from_numpy(chosen)], self.unseen[chosen])
+
 
 @dataclass(frozen=True)
 class HeldOutItems:
@@ -59,12 +65,15 @@ class HeldOutItems:
         a, b: the rows.
         item_a, item_b: number of each row's item `[n]`; rows of one item have the same number in
             both.
+        conditions: rows with a `condition`, by its name: they search each other, or the other
+            modality's rows without one where it has none of this condition.
     """
 
     a: HeldOut
     b: HeldOut
     item_a: Tensor
     item_b: Tensor
+    conditions: Mapping[str, HeldOutItems] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -75,4 +84,29 @@ class HeldOutItems:
         b = HeldOut.load(store_b, split.test_b, split.train_b, split.families)
         names = np.concatenate([side.rows["item"].to_numpy(dtype=str) for side in (a, b)])
         numbers = torch.from_numpy(np.unique(names, return_inverse=True)[1])
-        return cls(a, b, numbers[: len(a.rows)], numbers[len(a.rows) :])
+        whole = cls(a, b, numbers[: len(a.rows)], numbers[len(a.rows) :])
+        kinds = [_conditions(side.rows) for side in (a, b)]
+        found = sorted({*kinds[0], *kinds[1]} - {""})
+        if not found:
+            return whole
+        parts = {}
+        for name in ("", *found):
+            chosen = [kind == (name if (kind == name).any() else "") for kind in kinds]
+            parts[name] = whole._only(*chosen)
+        return replace(parts.pop(""), conditions=parts)
+
+    def _only(self, of_a: np.ndarray, of_b: np.ndarray) -> HeldOutItems:
+        return HeldOutItems(
+            self.a.only(of_a),
+            self.b.only(of_b),
+            self.item_a[torch.from_numpy(of_a)],
+            self.item_b[torch.from_numpy(of_b)],
+        )
+
+
+def _conditions(rows: pd.DataFrame) -> np.ndarray:
+    """The condition of each row, "" for none."""
+    if "condition" not in rows:
+        return np.full(len(rows), "", dtype=object)
+    found: np.ndarray = rows["condition"].fillna("").to_numpy(dtype=object)
+    return found

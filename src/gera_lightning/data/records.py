@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from gera_lightning.utils.errors import UserError
 
-COLUMNS = ("row", "item", "path", "text", "group", "family", "label", "split")
+COLUMNS = ("row", "item", "path", "text", "group", "family", "label", "split", "condition")
 """Columns that a store may have."""
 
 

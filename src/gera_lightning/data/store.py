@@ -9,7 +9,8 @@ A store is a folder (the layout that clip-retrieval and autofaiss read)::
 
 Rows of two stores with the same `item` are a pair. Optional columns: `text`, `path`, `group`
 (source of nuisance: voice, renderer), `family` (near-duplicates, never cut by a split), `label`,
-`split` (train, test, both, unused).
+`split` (train, test, both, unused), `condition` (test rows of another kind, such as `robot`, which
+are evaluated apart under that name).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +45,7 @@ VERSION = 1
 REQUIRED_COLUMNS = ("row", "item")
 SPLITS = ("train", "test", "both", "unused")
 DTYPES = ("float16", "float32")
+CONDITION = re.compile(r"(?!unseen$)[A-Za-z][A-Za-z0-9_]*")
 SCRATCH = ".embed"
 """Folder that an unfinished run of `gera embed` keeps beside its shards."""
 SHARD_FILES = ("emb_*.npy", "rows_*.parquet")
@@ -345,12 +348,35 @@ def check_rows(table: pd.DataFrame, where: str) -> None:
     if repeated.any():
         name = table["row"][repeated].iloc[0]
         raise UserError(f"has the row {name!r} twice", key=where, remedy="make `row` unique")
+    if "condition" in table:
+        _check_conditions(table, where)
     if "split" in table:
         unknown = set(table["split"].dropna().unique()) - set(SPLITS)
         if unknown:
             name = sorted(map(str, unknown))[0]
             known = ", ".join(SPLITS)
             raise UserError(f"has the split {name!r}, which is not one of {known}", key=where)
+
+
+def _check_conditions(table: pd.DataFrame, where: str) -> None:
+    """Rows of a condition are test rows, and its name stands in those of measures.
+
+    Raises:
+        UserError: another split, or another name.
+    """
+    named = table["condition"].dropna()
+    for name in named.unique():
+        if not CONDITION.fullmatch(str(name)):
+            raise UserError(
+                f"has the condition {name!r}",
+                key=where,
+                remedy="name it by letters, digits and _, and not unseen",
+            )
+    splits = table["split"] if "split" in table else pd.Series(index=table.index, dtype=object)
+    others = named.index[splits[named.index] != "test"]
+    if len(others):
+        row = table["row"].iloc[int(others[0])]
+        raise UserError(f"has the condition of row {row!r} outside of split `test`", key=where)
 
 
 def with_row_names(rows: pd.DataFrame) -> pd.DataFrame:

@@ -83,7 +83,8 @@ def evaluate(
         settings: of the measures; `settings.metrics` are the user's own.
 
     Returns:
-        names of measures to values (`ab/r@10`, `ba/median_rank`, `a/knn_overlap`, ...), and the
+        names of measures to values (`ab/r@10`, `ba/median_rank`, `ab/robot/r@10` of a condition
+        `robot`, `a/knn_overlap`, ...), and the
         ranks: a table of direction, query row, item, rank of the best positive, number of
         positives, and family of the item.
 
@@ -102,6 +103,8 @@ def evaluate(
         found = retrieval_measures(ranking, queries, gallery, chunk=settings.chunk)
         measures |= {f"{direction}/{name}": value for name, value in found.items()}
         tables.append(_rank_table(direction, ranking, queries, gallery))
+        for name, part in held_out.conditions.items():
+            measures |= _of_condition(aligner, part, direction, name, chunk=settings.chunk)
         closer.append(foscttm(ranking))
     measures["foscttm"] = float(np.mean(closer))
     for side, held, item in (("a", a, held_out.item_a), ("b", b, held_out.item_b)):
@@ -165,6 +168,19 @@ def _sides(
             getattr(held_out, gallery),
         ),
     )
+
+
+def _of_condition(
+    aligner: Aligner, part: HeldOutItems, direction: str, name: str, *, chunk: int
+) -> dict[str, float]:
+    """Retrieval among the rows of one condition, as `<direction>/<condition>/r@10` and so on."""
+    z = {"a": aligner.encode_a(part.a.x), "b": aligner.encode_b(part.b.x)}
+    queries, gallery = _sides(aligner, part, z, direction)
+    ranking = rank_positives(queries.z, gallery.z, queries.item, gallery.item, chunk=chunk)
+    if not len(ranking.of(torch.ones(len(queries.z), dtype=torch.bool)).query):
+        return {}
+    found = retrieval(ranking, queries.item, gallery.item)
+    return {f"{direction}/{name}/{measure}": value for measure, value in found.items()}
 
 
 def retrieval_measures(
