@@ -1,9 +1,9 @@
 """Corpora: where raw items are, and the rows of a store that they become.
 
 A corpus lists its rows (`row`, `item`, `path` or `text`, optional `group family label split
-condition`) in a fixed order, and gives the raw form of each: a text, a path, bytes, or an array. Rows of two corpora
-with the same `item` are a pair. An entry that cannot become a row is listed as skipped, with the
-reason. Nothing is decoded here.
+condition`) in a fixed order, and gives the raw form of each: a text, a path, bytes, or an array.
+Rows of two corpora with the same `item` are a pair. An entry that cannot become a row is listed as
+skipped, with the reason. Nothing is decoded here.
 """
 
 from __future__ import annotations
