@@ -159,7 +159,7 @@ def typed(values: dict[str, Any], where: str) -> Config:
             if key in values:
                 merged[key] = values[key]
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         key = getattr(error, "full_key", None) or "a value"
         known = OmegaConf.create(values)
         given = OmegaConf.select(known, key, throw_on_resolution_failure=False)
@@ -219,6 +219,10 @@ def _check_keys(cls: type, values: Mapping[str, Any], prefix: str) -> None:
                     key=full,
                     value=value,
                 )
+        elif (factory is dict or key == "losses") and not isinstance(value, Mapping):
+            raise UserError(
+                f"must be names and values: write {full}={{NAME: ...}}", key=full, value=value
+            )
         elif key in (*PARTS, "losses", "synthetic", "corpus", "encoder"):
             parts = value.items() if key == "losses" and isinstance(value, Mapping) else ()
             for name, part in ((full, value), *((f"{full}.{n}", inner) for n, inner in parts)):
