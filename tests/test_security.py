@@ -79,7 +79,7 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def run(project: Path) -> Path:
-    [found] = project.glob("runs/mine/gera/*")
+    [found] = project.glob("runs/mine/gera/b*")
     return found
 
 
@@ -167,7 +167,7 @@ def test_kept_results_name_no_code(project):
 
 def test_the_last_checkpoint_of_a_run_is_no_pickle_that_runs(project, caplog):
     [run] = plan(load("mine", {"methods": ["trained"], "overwrite": False}))
-    [folder] = project.glob("runs/mine/trained/*")
+    [folder] = project.glob("runs/mine/trained/b*")
     folder.rename(run.partial_folder)
     (run.partial_folder / "metrics.json").unlink()
     checkpoint = last_checkpoint(run.partial_folder)

@@ -233,9 +233,18 @@ class Aligner:
         folder = Path(path)
         record, weights = read_folder(folder)
         try:
+            _check_sizes(record["maps"], sum(values.numel() for values in weights.values()))
             aligner = cls(*_empty_parts(record, weights, map_classes))
             aligner._parts.load_state_dict(weights)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+            IndexError,
+            OverflowError,
+        ) as error:
             reason = f"weights and aligner.json do not fit: {error!r}".splitlines()[0]
             raise damaged(folder, reason) from error
         return aligner
@@ -259,6 +268,24 @@ class Aligner:
     @torch.no_grad()
     def _shared_width(self, side: str, width: int) -> int:
         return self.space.embed(side, torch.zeros(1, width, device=self._device)).shape[1]
+
+
+def _check_sizes(record: Any, count: int) -> None:
+    """Refuse sizes of maps that are beyond their weights: they would be made before they are
+    filled.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if isinstance(record, Mapping):
+        sizes = sorted(value for value in record.values() if isinstance(value, int))[-2:]
+        if len(sizes) == 2 and sizes[0] * sizes[1] > max(count, 2**20):
+            raise ValueError(f"sizes {sizes[1]} and {sizes[0]} with {count} weights")
+        for value in record.values():
+            _check_sizes(value, count)
+    elif isinstance(record, list):
+        for value in record:
+            _check_sizes(value, count)
 
 
 def _kind(mapping: nn.Module) -> str:

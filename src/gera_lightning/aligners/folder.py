@@ -12,7 +12,7 @@ import safetensors.torch
 from torch import Tensor
 
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.files import replace_atomically
+from gera_lightning.utils.files import read_bounded, replace_atomically
 from gera_lightning.utils.version import package_version
 
 FORMAT = "gera-aligner"
@@ -48,7 +48,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UserError: no aligner there, another format, or damaged files.
     """
     try:
-        record = json.loads((folder / "aligner.json").read_text(encoding="utf-8"))
+        record = json.loads(read_bounded(folder / "aligner.json"))
         written = (folder / "maps.safetensors").read_bytes()
         weights = safetensors.torch.load(written)
     except FileNotFoundError as error:
@@ -56,7 +56,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"no aligner at {str(folder)!r} ({Path(error.filename).name} is missing)",
             remedy="give the aligner/ folder of a run, or train that run again with overwrite=true",
         ) from error
-    except (ValueError, safetensors.SafetensorError) as error:
+    except (ValueError, RecursionError, OSError, safetensors.SafetensorError) as error:
         raise damaged(folder, str(error)) from error
     if not isinstance(record, dict):
         raise damaged(folder, "aligner.json holds no keys")

@@ -175,7 +175,9 @@ def _read_vectors(path: Path, key: str | None) -> tuple[np.ndarray, list[Any] | 
             return _read_npz(path, key)
         if suffix == ".safetensors":
             return _matrix(_read_tensor(path, key), path), None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged header may be anything to NumPy's parser
         raise _unreadable(path, error) from error
     raise UserError(
         "is no file of vectors", key=str(path), remedy="give .npy, .npz, .safetensors or .parquet"

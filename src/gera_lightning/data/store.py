@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from gera_lightning.data.verification import VerifiedFiles
 from gera_lightning.utils.errors import UserError, check_one_of
@@ -36,12 +37,15 @@ from gera_lightning.utils.files import (
     flush,
     named_errors,
     natural_order,
+    read_bounded,
     replace_atomically,
 )
 
 log = logging.getLogger(__name__)
 FORMAT = "gera-embeddings"
 VERSION = 1
+ABOUT = ("encoder", "source")
+"""Parts of a manifest that say where the rows come from."""
 REQUIRED_COLUMNS = ("row", "item")
 SPLITS = ("train", "test", "both", "unused")
 DTYPES = ("float16", "float32")
@@ -119,12 +123,14 @@ class EmbeddingStore:
         if not manifest_path.is_file():
             raise _no_store(self.path)
         try:
-            self.manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
+            self.manifest: dict[str, Any] = json.loads(read_bounded(manifest_path, 2**28))
             self.dim = int(self.manifest["dim"])
             self.count = int(self.manifest["count"])
             self.shards = [Shard.of(shard) for shard in self.manifest["shards"]]
             written_as = (self.manifest["format"], self.manifest["version"])
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(self.manifest.get(key) or {}, dict) for key in ABOUT):
+                raise ValueError(f"{' or '.join(ABOUT)} is no mapping")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(manifest_path, f"is not a readable manifest ({error!r})") from error
         if written_as != (FORMAT, VERSION):
             raise UserError(
@@ -143,7 +149,7 @@ class EmbeddingStore:
         path = self.path / shard.vectors
         try:
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged header may be anything to NumPy's parser
             raise _damaged(path, f"cannot be read as a .npy array ({error})") from error
         if vectors.shape != (shard.count, self.dim) or vectors.dtype.name not in DTYPES:
             expected = f"{(shard.count, self.dim)} of {' or '.join(DTYPES)}"
@@ -172,7 +178,7 @@ class EmbeddingStore:
         self._check(shard.rows, shard.rows_sha256)
         try:
             rows = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise _damaged(path, f"cannot be read as a table ({error})") from error
         if len(rows) != shard.count:
             raise _damaged(path, f"holds {len(rows)} rows for {shard.count} vectors")

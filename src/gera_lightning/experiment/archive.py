@@ -32,7 +32,19 @@ from gera_lightning.utils.files import replace_atomically
 
 FOLDER = Path("docs") / "results"
 FILES = ("metrics.json", "config.yaml", "tuning.json")
-DAMAGE = (zipfile.BadZipFile, lzma.LZMAError, EOFError, ValueError, KeyError, TypeError)
+LARGEST = 2**29
+"""Bytes that a file holds at most: a thousand runs take some twenty million."""
+DAMAGE = (
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    NotImplementedError,
+)
 """What reading a damaged file raises."""
 
 
@@ -123,6 +135,8 @@ def unpack(path: Path, folder: Path) -> None:
         raise UserError(f"{path}: there are no kept results")
     try:
         with zipfile.ZipFile(path) as file:
+            if sum(member.file_size for member in file.infolist()) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
             runs = json.loads(file.read("runs.json"))
             queries = pd.read_csv(
                 io.BytesIO(file.read("queries.csv")),

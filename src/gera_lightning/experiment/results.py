@@ -17,10 +17,19 @@ import yaml
 from filelock import FileLock
 
 from gera_lightning.utils.errors import UserError
-from gera_lightning.utils.files import replace_atomically
+from gera_lightning.utils.files import read_bounded, replace_atomically
 
 KEY = ["method", "budget", "seed"]
 NEEDED = (*KEY, "config_hash", "data_hash", "ab/r@10", "ba/r@10")
+
+NUMBER = (int, float)
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **{"method": str, "budget": int, "seed": int, "config_hash": str, "data_hash": str},
+    **{"ab/r@10": NUMBER, "ba/r@10": NUMBER},
+}
+"""What the values are that tables are made of; none of them is NaN."""
+MOST_VALUES = 100_000
+"""Values that the settings of a run hold at most."""
 
 
 def finished_records(folder: Path) -> list[Path]:
@@ -46,10 +55,13 @@ def read_row(record: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
         UserError: a damaged record, or one without the `needed` columns.
     """
     try:
-        row: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        row: dict[str, Any] = json.loads(read_bounded(record))
         for name in needed:
             row[name]
-    except (ValueError, KeyError, TypeError) as error:
+        for name in KINDS.keys() & set(needed):
+            if not isinstance(row[name], KINDS[name]) or row[name] != row[name]:
+                raise ValueError(f"its {name} is {row[name]!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _no_result(record, repr(error)) from error
     return row
 
@@ -240,16 +252,37 @@ def _row(record: Path) -> dict[str, Any]:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
+    """A run's settings.
+
+    Raises:
+        UserError: a damaged file, or one that is no run's.
+    """
     # A sweep has a thousand of them, and libyaml is ten times as fast where PyYAML has it.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        settings = yaml.load(
-            path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
-    except (yaml.YAMLError, ValueError) as error:
-        raise _no_result(path, " ".join(str(error).split())) from error
-    if not isinstance(settings, dict):
-        raise _no_result(path, "it holds no keys and values")
+        settings = yaml.load(read_bounded(path).decode(), loader)
+        if not isinstance(settings, dict) or _count(settings, MOST_VALUES) > MOST_VALUES:
+            raise ValueError("it holds no settings")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _no_result(path, " ".join(str(error).split())[:200]) from error
     return settings
+
+
+def _count(value: Any, most: int) -> int:
+    """How many values nested settings hold, counted up to `most`: by its references a small YAML
+    file can hold billions.
+    """
+    inner: Iterable[Any] = ()
+    if isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, list):
+        inner = value
+    count = 1
+    for one in inner:
+        if count > most:
+            break
+        count += _count(one, most - count)
+    return count
 
 
 def _no_result(path: Path, why: str) -> UserError:

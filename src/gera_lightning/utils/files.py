@@ -79,6 +79,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def read_bounded(path: Path, most: int = 2**24) -> bytes:
+    """The bytes of a small file.
+
+    Raises:
+        ValueError: it has more than `most` bytes.
+    """
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return data
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     number = os.open(path, os.O_RDONLY)
