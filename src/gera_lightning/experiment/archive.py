@@ -134,6 +134,23 @@ def unpack(path: Path, folder: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: there are no kept results")
     try:
+        runs, queries, ranks = _read_members(path)
+        for run, doubled in zip(runs, ranks, strict=True):
+            _extract(folder / _safe_member_path(run["folder"]), run, queries, doubled)
+    except DAMAGE as error:
+        raise UserError(
+            f"{path}: damaged, or no kept results ({' '.join(str(error).split())}): take it from the"
+            " repository again"
+        ) from error
+
+
+def _read_members(path: Path) -> tuple[list[dict[str, object]], pd.DataFrame, np.ndarray]:
+    """The runs, the queries and the ranks.
+
+    Raises:
+        ValueError: it unpacks to too much, its parts do not fit, or the file cannot be read.
+    """
+    try:
         with zipfile.ZipFile(path) as file:
             if sum(member.file_size for member in file.infolist()) > LARGEST:
                 raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
@@ -144,14 +161,11 @@ def unpack(path: Path, folder: Path) -> None:
                 keep_default_na=False,
             )
             ranks = np.load(io.BytesIO(file.read("ranks.npy")), allow_pickle=False)
-        if ranks.shape != (len(runs), len(queries)):
-            raise ValueError(f"{ranks.shape} ranks of {len(runs)} runs and {len(queries)} queries")
-        for run, doubled in zip(runs, ranks, strict=True):
-            _extract(folder / _safe_member_path(run["folder"]), run, queries, doubled)
-    except DAMAGE as error:
-        raise UserError(
-            f"{path}: damaged, or no kept results ({error}): take it from the repository again"
-        ) from error
+    except OSError as error:  # a place in the file that is not there
+        raise ValueError(str(error)) from error
+    if ranks.shape != (len(runs), len(queries)):
+        raise ValueError(f"{ranks.shape} ranks of {len(runs)} runs and {len(queries)} queries")
+    return runs, queries, ranks
 
 
 def kept_rows(path: Path) -> list[dict[str, object]]:
