@@ -136,11 +136,11 @@ def unpack(path: Path, folder: Path) -> None:
     try:
         runs, queries, ranks = _read_members(path)
         for run, doubled in zip(runs, ranks, strict=True):
-            _extract(folder / _safe_member_path(run["folder"]), run, queries, doubled)
+            _extract(folder / _safe_member_path(str(run["folder"])), run, queries, doubled)
     except DAMAGE as error:
+        why = " ".join(str(error).split())
         raise UserError(
-            f"{path}: damaged, or no kept results ({' '.join(str(error).split())}): take it from the"
-            " repository again"
+            f"{path}: damaged, or no kept results ({why}): take it from the repository again"
         ) from error
 
 
