@@ -433,3 +433,23 @@ def test_a_seed_fixes_the_folds():
         [part.tolist() for part in folds(items, families, 4, seed)] for seed in (1, 1, 2)
     )
     assert first == again != other
+
+
+def test_folds_are_equal_parts_of_all_families_and_each_is_the_test_once():
+    rows = table([f"i{n}" for n in range(60)], split=["train", "test", "both"] * 20)
+    rows["family"] = [f"f{n % 3}-{n // 12}" for n in range(60)]
+    rows.loc[rows["split"] == "both", "family"] = None
+    tested = []
+    for number in range(5):
+        split = split_items(rows, rows, fold=(number, 5))
+        both = set(np.flatnonzero(rows["split"] == "both"))
+        assert set(split.train_a) & set(split.test_a) == both
+        assert set(split.train_a) | set(split.test_a) == set(range(60))
+        families = [
+            set(rows["family"].iloc[sorted({*side} - both)])
+            for side in (split.train_a, split.test_a)
+        ]
+        assert not families[0] & families[1]
+        assert len(families[1]) == 2
+        tested += sorted({*split.test_a} - both)
+    assert sorted(tested) == sorted(set(range(60)) - both)

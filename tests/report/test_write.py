@@ -357,6 +357,22 @@ def test_a_report_of_kept_results_has_the_same_tables(project, monkeypatch, caps
     ]  # no run counts as finished by it
 
 
+def test_runs_of_other_folds_are_reported_without_intervals(project, monkeypatch):
+    """Each seed is evaluated on another part of all items."""
+    monkeypatch.chdir(project)
+    shutil.rmtree(project / "runs")
+    words = ["data.split=folds", "data.folds=3"]
+    seeds = ["seeds=[0,1,2]", "budgets=[8]", "methods=[gera,ridge]"]
+    assert cli.main(["train", "small", *words, *seeds]) == 0
+    paths = sorted((project / "runs" / "small" / "ridge").glob("b*/ranks.parquet"))
+    tested = [set(pd.read_parquet(path)["item"]) for path in paths]
+    assert len(tested) == 3
+    assert sum(map(len, tested)) == len(set.union(*tested)) > len(tested[0])
+    text = (write_report("small", words).parent / "report.md").read_text()
+    assert "cross-validation" in text
+    assert "bootstrap" not in text.partition("## ")[0]
+
+
 def test_a_run_for_design_work_takes_no_place_in_reports_and_kept_results(project, monkeypatch):
     monkeypatch.chdir(project)
     before = keep_results("small").read_bytes()

@@ -48,6 +48,7 @@ OF_BUDGETS = (
     "overwrite",
     "data.test_share",
     "data.split",
+    "data.folds",
     "data.reserved_pairs",
     "data.shared_pools",
 )

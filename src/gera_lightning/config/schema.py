@@ -58,9 +58,12 @@ class DataConfig:
     are made under `cache_dir`.
     """
     split: str = "test"
-    """What is evaluated: `test`, the sealed items, or `dev`, items split off the train items for
-    design work.
+    """What is evaluated: `test`, the sealed items; `dev`, items split off the train items for
+    design work; or `folds`, where test items are few: cross-validation over all items, the run of
+    seed s on part s of `folds`.
     """
+    folds: int = 5
+    """Parts of all items under `split: folds`; take as many seeds."""
     test_share: float = 0.15
     """Share of families held out where the stores give no split, and always for `dev`."""
     reserved_pairs: int | None = None
@@ -78,7 +81,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self.a, self.b = _home(self.a), _home(self.b)
-        check_one_of("data.split", self.split, ("test", "dev"))
+        check_one_of("data.split", self.split, ("test", "dev", "folds"))
+        _at_least("data.", 2, folds=self.folds)
         _at_least("data.", 1, reserved_pairs=self.reserved_pairs, pool_size=self.pool_size)
         if not 0 < self.test_share < 1:
             raise UserError(f"data.test_share={self.test_share} must lie between 0 and 1")

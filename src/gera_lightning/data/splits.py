@@ -21,6 +21,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from gera_lightning.config.schema import DataConfig
 from gera_lightning.utils.errors import UserError
 
 ITEMS, ROWS_A, ROWS_B, POOL_A, POOL_B, FOLDS = range(6)
@@ -109,7 +110,12 @@ class ItemSplit:
 
 
 def split_items(
-    rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, test_share: float = 0.15, dev: bool = False
+    rows_a: pd.DataFrame,
+    rows_b: pd.DataFrame,
+    *,
+    test_share: float = 0.15,
+    dev: bool = False,
+    fold: tuple[int, int] | None = None,
 ) -> ItemSplit:
     """Split the items of two stores into train and test.
 
@@ -120,6 +126,8 @@ def split_items(
         rows_a, rows_b: the stores' tables.
         test_share: share of the families that the hash sends to test.
         dev: for design work: drop the test items, and split the train items by another hash.
+        fold: number and count: all train and test items in so many parts of as many families, of
+            which this one is the test.
 
     Raises:
         UserError: the two stores disagree, or the given split cuts a family.
@@ -133,9 +141,22 @@ def split_items(
     side_of = _sides(families, _given_sides(rows_a, rows_b), test_share)
     if dev:
         side_of = _dev_sides(families, side_of, test_share)
+    if fold is not None:
+        side_of = _fold_sides(families, side_of, *fold)
     train_a, test_a = _train_and_test(rows_a, side_of)
     train_b, test_b = _train_and_test(rows_b, side_of)
     return ItemSplit(train_a, train_b, test_a, test_b, families)
+
+
+def split_for(rows_a: pd.DataFrame, rows_b: pd.DataFrame, data: DataConfig, seed: int) -> ItemSplit:
+    """`split_items` as the settings say, for runs of this seed."""
+    return split_items(
+        rows_a,
+        rows_b,
+        test_share=data.test_share,
+        dev=data.split == "dev",
+        fold=(seed % data.folds, data.folds) if data.split == "folds" else None,
+    )
 
 
 def _given_sides(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.Series:
@@ -206,6 +227,14 @@ def _dev_sides(families: pd.Series, side: pd.Series, test_share: float) -> pd.Se
     in_test = np.array([unit_hash(f"dev:{family}") < test_share for family in families])
     again = np.where(in_test, "test", "train")
     return side.where(side == "both", np.where(side == "train", again, "unused"))
+
+
+def _fold_sides(families: pd.Series, side: pd.Series, number: int, count: int) -> pd.Series:
+    """The items of train and test in parts of as many families, one of them the test."""
+    split = side.isin(["train", "test"])
+    by_hash = sorted(families[split].unique(), key=lambda family: unit_hash(f"fold:{family}"))
+    in_test = families.isin(by_hash[number::count])
+    return side.where(~split, np.where(in_test, "test", "train"))
 
 
 def _train_and_test(rows: pd.DataFrame, side_of: pd.Series) -> tuple[np.ndarray, np.ndarray]:

@@ -116,17 +116,23 @@ class Stores:
     split: splits.ItemSplit
 
     @classmethod
-    def open(cls, config: Config) -> Stores:
-        """Open what `config.data` names.
+    def open(cls, config: Config, seed: int = 0) -> Stores:
+        """Open what `config.data` names, split as for runs of this seed.
 
         Raises:
             UserError: a missing or damaged store, or an impossible split.
         """
-        data, (a, b) = config.data, open_stores(config)
-        split = splits.split_items(
-            a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev"
-        )
-        splits.check_sides(split, data.test_share)
+        return cls.of_stores(*open_stores(config), config, seed)
+
+    @classmethod
+    def of_stores(cls, a: EmbeddingStore, b: EmbeddingStore, config: Config, seed: int) -> Stores:
+        """Split two stores as for runs of this seed.
+
+        Raises:
+            UserError: an impossible split.
+        """
+        split = splits.split_for(a.rows, b.rows, config.data, seed)
+        splits.check_sides(split, config.data.test_share)
         return cls(a, b, split)
 
     @property

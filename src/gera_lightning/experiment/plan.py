@@ -38,6 +38,9 @@ def plan(experiment: Experiment) -> list[Run]:
     """
     common = experiment.common
     stores = Stores.open(common)
+    of_seed = dict.fromkeys(common.seeds, stores)
+    if common.data.split == "folds":
+        of_seed = {s: Stores.of_stores(stores.a, stores.b, common, s) for s in common.seeds}
     for name, config in experiment.methods.items():
         try:
             smallest = Method.from_config(at_budget(config, min(common.budgets)))
@@ -45,7 +48,7 @@ def plan(experiment: Experiment) -> list[Run]:
         except UserError as error:
             raise UserError(f"{error} (method {name})") from error
     runs = [
-        Run(experiment.name, name, budget, seed, at_budget(config, budget), stores)
+        Run(experiment.name, name, budget, seed, at_budget(config, budget), of_seed[seed])
         for budget in common.budgets
         for seed in common.seeds
         for name, config in experiment.methods.items()
@@ -63,12 +66,13 @@ def plan(experiment: Experiment) -> list[Run]:
             budget,
             seed,
             at_budget(experiment.methods[name], budget, extra=True),
-            stores,
+            of_seed[seed],
         )
         for budget, name in extra
         for seed in common.seeds
     ]
-    _check_pairs(experiment, stores, max(run.budget for run in runs))
+    for part in {id(part): part for part in of_seed.values()}.values():
+        _check_pairs(experiment, part, max(run.budget for run in runs))
     _check_pools(runs)
     return runs
 

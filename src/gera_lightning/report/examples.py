@@ -39,7 +39,7 @@ def section(findings: Findings, config: Config) -> Section:
     runs = sweep.runs[sweep.runs["method"] == findings.reference]
     run = runs.sort_values(["budget", "seed"], ascending=[False, True]).iloc[0]
     try:
-        stores = _stores(sweep, config)
+        stores = _stores(sweep, config, int(run["seed"]))
         aligner = Aligner.load(Path(run["folder"]) / "aligner")
         ranks = pd.read_parquet(Path(run["folder"]) / "ranks.parquet")
     except (UserError, OSError) as error:
@@ -63,14 +63,14 @@ def section(findings: Findings, config: Config) -> Section:
     return Section(title, blocks)
 
 
-def _stores(sweep: Sweep, config: Config) -> Stores:
-    """The stores that the runs were made from.
+def _stores(sweep: Sweep, config: Config, seed: int) -> Stores:
+    """The stores that the runs were made from, split as for those of a seed.
 
     Raises:
         UserError: they are not there, or hold other data now.
     """
     data = dataclasses.replace(config.data, split=sweep.split)
-    stores = Stores.open(dataclasses.replace(config, data=data))
+    stores = Stores.open(dataclasses.replace(config, data=data), seed)
     if stores.data_hash != sweep.data_hash:
         raise UserError("the stores now hold other data than the runs had")
     return stores

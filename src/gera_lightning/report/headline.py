@@ -46,11 +46,13 @@ def table(findings: Findings) -> Table:
         for cells in rows:
             least, most = min(seeds[cells[0]]), max(seeds[cells[0]])
             cells.append(str(most) if least == most else f"{least} to {most}")
+    tested = (
+        f" {BETTER} {findings.reference} is significantly better, {WORSE} significantly worse"
+        " (paired bootstrap over seeds and families of test items, Holm over a column's methods);"
+    )
     caption = (
-        f"R@10, mean of both directions and of {of_seeds}. {BETTER} {findings.reference} is"
-        f" significantly better, {WORSE} significantly worse (paired bootstrap over seeds and"
-        " families of test items, Holm over a column's methods); bold: a column's highest."
-        f"{findings.chance}"
+        f"R@10, mean of both directions and of {of_seeds}."
+        f"{tested if findings.bootstrap else ''} Bold: a column's highest.{findings.chance}"
     )
     return Table("headline", caption, header, rows, pd.DataFrame(numbers), 1, frozenset(strong))
 

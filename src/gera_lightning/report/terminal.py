@@ -98,6 +98,7 @@ def chance_line(
         line += f"; {test_items:,} test items"
     if max(known.values()) >= 0.5:
         line += "; with so few rows to search, R@10 says little: look at R@1 and the median rank"
+        line += ", or cross-validate over all items (data.split=folds seeds=[0,1,2,3,4])"
     return line
 
 

@@ -168,7 +168,9 @@ def _findings(
         known.sort(key=lambda name: name not in sweep.extra_budgets)
         baseline = [*known, methods[-1]][0]
     ranked = any((run / "ranks.parquet").exists() for run in sweep.runs["folder"])
-    bootstrap = Bootstrap(load_hits(sweep.runs), draws) if ranked else None
+    # runs of other folds have other test items: nothing is paired there
+    paired = ranked and sweep.split != "folds"
+    bootstrap = Bootstrap(load_hits(sweep.runs), draws) if paired else None
     # older runs did not record their modalities
     modalities = sweep.modalities or modality_names(data.a, data.b)
     return Findings(sweep, bootstrap, reference, baseline, modalities)
@@ -213,7 +215,11 @@ def keep_results(
     return path
 
 
-SPLITS = {"test": "sealed test items", "dev": "dev items, split off the train items for design"}
+SPLITS = {
+    "test": "sealed test items",
+    "dev": "dev items, split off the train items for design",
+    "folds": "all items, each seed on another part (cross-validation)",
+}
 
 
 def _lead(findings: Findings) -> str:

@@ -312,7 +312,7 @@ def _draw_rows(
 ) -> tuple[TrainingRows, pd.Series]:
     """A budget's training rows, and the family of every item."""
     data = config.data
-    split = splits.split_items(a.rows, b.rows, test_share=data.test_share, dev=data.split == "dev")
+    split = splits.split_for(a.rows, b.rows, data, seed)
     sample = splits.sample_pairs(
         a.rows,
         b.rows,

@@ -142,8 +142,8 @@ def pair_findings(
     elif len(test_items) < FEW_TEST_ITEMS:
         yield Finding(
             NOTE,
-            f"pairs: {len(test_items)} test items are few to measure on: raise data.test_share, or"
-            " take gera align",
+            f"pairs: {len(test_items)} test items are few to measure on: cross-validate"
+            " (data.split=folds seeds=[0,1,2,3,4]), raise data.test_share, or take gera align",
         )
     yield _agreement(a, b, names)
 
