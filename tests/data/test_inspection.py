@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gera_lightning import cli
-from gera_lightning.data.inspection import inspect_store, largest_difference, nearest, scan
+from gera_lightning.data.inspection import (
+    inspect_store,
+    largest_difference,
+    nearest,
+    row_words,
+    scan,
+)
 from gera_lightning.utils.errors import UserError
 
 
@@ -125,3 +132,10 @@ def test_the_largest_difference_is_relative_and_by_name(make_store):
         with pytest.raises(UserError) as caught:
             largest_difference(store, reference)
         assert caught.value.key == str(store.path)
+
+
+def test_a_text_cannot_steer_the_terminal():
+    rows = pd.DataFrame({"row": ["r\x1b]0;x\x07"], "item": ["i"], "text": ["a\x1b[2J dog\u202e\n"]})
+    words = row_words(rows, 0)
+    assert words.isprintable()
+    assert words.startswith("a\ufffd[2J dog\ufffd")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from gera_lightning.data.records import for_terminal
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.utils.errors import UserError
 
@@ -242,7 +243,7 @@ def row_words(rows: pd.DataFrame, number: int) -> str:
     record = rows.iloc[number]
     for column in ("text", "path"):
         if column in rows and isinstance(record[column], str) and record[column]:
-            text = " ".join(str(record[column]).split())
+            text = for_terminal(record[column])
             more = "..." if len(text) > TEXT_WIDTH else ""
-            return f"{text[:TEXT_WIDTH]}{more}  [{record['row']}]"
-    return str(record["row"])
+            return f"{text[:TEXT_WIDTH]}{more}  [{for_terminal(record['row'])}]"
+    return for_terminal(str(record["row"]))

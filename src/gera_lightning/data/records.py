@@ -210,3 +210,13 @@ def text_of(value: Any) -> str | None:
 def printable(text: str) -> str:
     """A text of any origin as one that can be written: half characters as `\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def for_terminal(text: str) -> str:
+    """A text of any origin in one line, without characters that would steer a terminal.
+
+    >>> for_terminal("a\\x1b[2Jdog\\nruns")
+    'a�[2Jdog runs'
+    """
+    line = " ".join(text.split())
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)

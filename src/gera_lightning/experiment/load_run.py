@@ -12,6 +12,7 @@ import torch
 from gera_lightning import config
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config.merging import merge, parse_overrides, typed
+from gera_lightning.data.records import for_terminal
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.experiment.paired_stores import (
     joint_hash,
@@ -47,7 +48,7 @@ class LoadedRun:
     def modalities(self) -> tuple[str, str]:
         """Names of a and b, as the aligner recorded them, or else the stores' own."""
         a, b = self.aligner.about.get("modalities") or modality_names(self.a, self.b)
-        return str(a), str(b)
+        return for_terminal(str(a)), for_terminal(str(b))
 
 
 def load_run(
