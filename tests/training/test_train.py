@@ -951,3 +951,10 @@ def test_a_training_asks_for_each_graph_once_and_a_fold_for_its_teacher_once(
     execute(only_run(experiment(methods=["geometric"], **settings)))
     assert len(asked) == 2 * (3 + 1)  # three values on one fold, then all pairs
     assert len(fitted) == 1 + 1
+
+
+def test_half_precision_needs_an_accelerator(experiment):
+    """Lightning would take bf16 on a CPU, and the run would say 16-mixed."""
+    words = {"trainer__precision": "16-mixed", "trainer__accelerator": "cpu"}
+    with pytest.raises(UserError, match="trainer.precision='16-mixed' needs an accelerator"):
+        plan(experiment(methods=["geometric"], **words))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -59,6 +60,14 @@ def make_trainer(
     Raises:
         UserError: a word that Lightning does not know, or hardware that is not there.
     """
+    on_cpu = settings.accelerator == "cpu" or not torch.accelerator.is_available()
+    if settings.precision == "16-mixed" and on_cpu:  # Lightning would take bf16 in its place
+        raise UserError(
+            "needs an accelerator",
+            key=f"{section}.precision",
+            value=settings.precision,
+            remedy="take bf16-mixed on a CPU",
+        )
     size, local = distributed.world()[1], int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         return Trainer(
