@@ -117,7 +117,12 @@ def test_processes_end_with_a_command_that_is_killed(start, how):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_command_says_which_signal_stopped_it(monkeypatch, capsys, number):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job ignores it
+    usual = {
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    before = {s: signal.signal(s, usual[s]) for s in usual}  # a shell's job ignores some
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     monkeypatch.setattr(
         "gera_lightning.commands.train.run", lambda words: signal.raise_signal(number)
@@ -127,7 +132,8 @@ def test_a_command_says_which_signal_stopped_it(monkeypatch, capsys, number):
         assert capsys.readouterr().err == f"{STOPPED}\n"
         assert {s: signal.getsignal(s) for s in handlers} == handlers
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
