@@ -262,6 +262,24 @@ def test_webdataset_items_of_one_name_in_two_folders_are_two(tmp_path: Path):
     assert texts.listing().rows["item"].tolist() == ["0/cat/1", "0/dog/1"]
 
 
+def test_links_in_a_tar_are_skipped_and_named(tmp_path: Path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        whole = tarfile.TarInfo("1.txt")
+        whole.size = 5
+        tar.addfile(whole, io.BytesIO(b"a cat"))
+        for name, kind, target in (
+            ("2.txt", tarfile.SYMTYPE, "/etc/passwd"),
+            ("3.txt", tarfile.LNKTYPE, "1.txt"),
+            ("4", tarfile.DIRTYPE, ""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+    found = WebDataset(tmp_path, "text").listing()
+    assert found.rows["text"].tolist() == ["a cat"]
+    assert [entry.item for entry in found.skipped] == ["0/2", "0/3"]
+
+
 def test_a_tar_that_was_cut_off_gives_what_it_holds_and_is_named(tmp_path: Path):
     path = tar_of(tmp_path / "00000.tar", {f"{n}.jpg": bytes(3000) for n in range(4)})
     path.write_bytes(path.read_bytes()[:9000])

@@ -334,6 +334,12 @@ class WebDataset(Corpus):
                 for member in tar:
                     key, suffix = _key_and_suffix(member.name)
                     item = f"{tar_name.removesuffix('.tar')}/{key}"
+                    if member.isdir():
+                        continue
+                    if not member.isreg() or member.issparse():  # its bytes lie elsewhere
+                        reason = f"{member.name} is a link or a sparse file"
+                        skipped.append(Skipped(item, item, tar_name, reason))
+                        continue
                     entry = items.setdefault(key, {"row": item, "item": item})
                     file = tar.extractfile(member) if suffix == ".txt" else None
                     if file is not None:
