@@ -100,11 +100,12 @@ def resolve(name: str, where: str) -> type:
         ValueError,
         TypeError,
     ) as error:  # TypeError: a path that begins with a dot
+        is_there = isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError)
         raise UserError(
             f"cannot be imported ({error})",
             key=f"{where}.class",
             value=name,
-            remedy="give a dotted path such as 'package.module.Class'",
+            remedy="" if is_there else "give a dotted path such as 'package.module.Class'",
         ) from error
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
