@@ -48,7 +48,7 @@ def table(findings: Findings) -> Table:
             cells.append(str(most) if least == most else f"{least} to {most}")
     tested = (
         f" {BETTER} {findings.reference} is significantly better, {WORSE} significantly worse"
-        " (paired bootstrap over seeds and families of test items, Holm over a column's methods);"
+        " (paired bootstrap over seeds and families of test items, Holm over a column's methods)."
     )
     caption = (
         f"R@10, mean of both directions and of {of_seeds}."
