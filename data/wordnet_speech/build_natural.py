@@ -32,8 +32,8 @@ from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.utils.errors import exit_code
 
 CONTEXT = 1.0
-"""Seconds of silence that Whisper reads behind a sentence. `benchmarks/whisper_context.py 600`: R@10
-.371 at 0 s (8.5 rows/s), .383 at 1 s (7.0), .378 at the full 30 s (0.8).
+"""Seconds of silence that Whisper reads behind a sentence. `benchmarks/whisper_context.py 600`:
+R@10 .371 at 0 s (8.5 rows/s), .383 at 1 s (7.0), .378 at the full 30 s (0.8).
 """
 SETTINGS = EmbedConfig(shard_rows=4096, accelerator="cpu", strict=True)
 SOURCE = {
