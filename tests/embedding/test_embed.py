@@ -287,30 +287,32 @@ def test_ctrl_c_is_passed_on_and_heard_again(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("name", ["emb_0001.npy", "rows_0001.parquet", "shard_0001.json"])
-def test_a_shard_that_was_being_written_is_done_again(tmp_path: Path, name: str):
-    """As a kill between the files of a shard leaves them."""
+@pytest.fixture
+def stopped(tmp_path: Path) -> Manifest:
+    """A corpus whose run to `out` stopped behind its second shard; all of it is in `whole`."""
     corpus = manifest(tmp_path)
     embed_corpus(corpus, CharacterEncoder(), tmp_path / "whole", SETTINGS)
     with pytest.raises(RuntimeError, match="stopped here"):
         embed_corpus(corpus, CharacterEncoder(fail_at=6), tmp_path / "out", SETTINGS)
+    return corpus
+
+
+@pytest.mark.parametrize("name", ["emb_0001.npy", "rows_0001.parquet", "shard_0001.json"])
+def test_a_shard_that_was_being_written_is_done_again(tmp_path: Path, stopped: Manifest, name: str):
+    """As a kill between the files of a shard leaves them."""
     (tmp_path / "out" / "shard_0001.json").unlink()
     if name != "shard_0001.json":
         (tmp_path / "out" / name).write_bytes(b"half")
-    embed_corpus(corpus, CharacterEncoder(), tmp_path / "out", SETTINGS)
+    embed_corpus(stopped, CharacterEncoder(), tmp_path / "out", SETTINGS)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["emb_0000.npy", "rows_0000.parquet", "shard_0000.json"])
-def test_a_damaged_shard_is_not_gone_on_from(tmp_path: Path, name: str):
-    corpus = manifest(tmp_path)
-    embed_corpus(corpus, CharacterEncoder(), tmp_path / "whole", SETTINGS)
-    with pytest.raises(RuntimeError, match="stopped here"):
-        embed_corpus(corpus, CharacterEncoder(fail_at=6), tmp_path / "out", SETTINGS)
+def test_a_damaged_shard_is_not_gone_on_from(tmp_path: Path, stopped: Manifest, name: str):
     path = tmp_path / "out" / name
     assert (tmp_path / "out" / "shard_0001.json").exists()
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    embed_corpus(corpus, CharacterEncoder(), tmp_path / "out", SETTINGS)
+    embed_corpus(stopped, CharacterEncoder(), tmp_path / "out", SETTINGS)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 

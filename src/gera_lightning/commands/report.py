@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gera_lightning import config
 from gera_lightning.config.overrides import split_overrides, split_target
 from gera_lightning.experiment.archive import kept_path
 from gera_lightning.report.write import write_report
@@ -26,6 +25,6 @@ def run(words: Sequence[str]) -> None:
         f"Markdown     {path.with_name('report.md')}   (with a CSV per table, a PNG and an SVG per"
         " figure)"
     )
-    kept = kept_path(config.load(experiment, overrides).name)
+    kept = kept_path(path.parents[1].name)  # runs/<experiment>/report/index.html
     if kept.is_file() and "kept" not in options:
         print(f"kept         gera report {experiment} kept={kept}   (the results kept in docs)")

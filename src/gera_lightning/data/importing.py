@@ -21,6 +21,7 @@ from gera_lightning.data.records import (
     COLUMNS,
     BadValue,
     Skipped,
+    captions_of,
     one_line,
     printable,
     read_lines,
@@ -200,15 +201,12 @@ def _read_npz(path: Path, key: str | None) -> tuple[np.ndarray, list[Any] | None
 
 def _read_tensor(path: Path, key: str | None) -> np.ndarray:
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            dimensions = {name: len(file.get_slice(name).get_shape()) for name in names}
-            tensor = file.get_tensor(_array_name(key, dimensions, path))
-    except SafetensorError as error:
-        raise _unreadable(path, error) from error
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+        dimensions = {name: len(file.get_slice(name).get_shape()) for name in names}
+        tensor = file.get_tensor(_array_name(key, dimensions, path))
     is_half = tensor.dtype.itemsize == 2 and tensor.dtype != torch.bfloat16  # unknown to NumPy
     return (tensor if is_half else tensor.float()).numpy()
 
@@ -324,8 +322,9 @@ def _text_of(value: Any, column: str, where: str) -> str | None:
     Raises:
         UserError: a value that a store cannot keep.
     """
-    if column == "text" and isinstance(value, list | tuple | np.ndarray):
-        value = next(iter(value), None)
+    captions = captions_of(value) if column == "text" else None
+    if captions is not None:
+        value = next(iter(captions), None)
     try:
         return text_of(value)
     except BadValue as error:

@@ -207,6 +207,11 @@ def text_of(value: Any) -> str | None:
     return text if text.strip() else None
 
 
+def captions_of(value: Any) -> list[Any] | None:
+    """The captions of a value that is a list of them; None for a single value."""
+    return list(value) if isinstance(value, list | tuple | np.ndarray) else None
+
+
 def printable(text: str) -> str:
     """A text of any origin as one that can be written: half characters as `\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -238,9 +238,8 @@ class EmbeddingStore:
                 (shard.vectors, shard.vectors_sha256),
                 (shard.rows, shard.rows_sha256),
             ):
-                path = self.path / name
-                if not path.is_file() or file_sha256(path) != expected:
-                    raise _not_as_written(path)
+                if not self._files.check(name, expected, again=True):
+                    raise _not_as_written(self.path / name)
 
     def _check(self, name: str, expected: str) -> None:
         """Compare a file with its checksum, once."""
@@ -370,18 +369,16 @@ def _check_conditions(table: pd.DataFrame, where: str) -> None:
     Raises:
         UserError: another split, or another name.
     """
-    named = table["condition"].dropna()
-    for name in named.unique():
+    for name in table["condition"].dropna().unique():
         if not CONDITION.fullmatch(str(name)):
             raise UserError(
                 f"has the condition {name!r}",
                 key=where,
                 remedy="name it by letters, digits and _, and not unseen",
             )
-    splits = table["split"] if "split" in table else pd.Series(index=table.index, dtype=object)
-    others = named.index[splits[named.index] != "test"]
-    if len(others):
-        row = table["row"].iloc[int(others[0])]
+    outside = table["condition"].notna() & (table.get("split") != "test")
+    if outside.any():
+        row = table["row"][outside].iloc[0]
         raise UserError(f"has the condition of row {row!r} outside of split `test`", key=where)
 
 
@@ -482,10 +479,8 @@ class StoreWriter:
         check_one_of("dtype", dtype, DTYPES)
         self.path = Path(path)
         self.dtype = dtype
-        records = sorted(
-            self.path.glob("shard_*.json"), key=natural_order
-        )  # kept only until `finish`
-        self._check_folder(resume, has_records=bool(records))
+        has_records = any(self.path.glob("shard_*.json"))  # kept only until `finish`
+        self._check_folder(resume, has_records=has_records)
         self.shards: list[Shard] = []
         if resume:
             self.shards += whole_shards(self.path)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 
 from gera_lightning.utils.files import file_sha256, replace_atomically
@@ -40,24 +41,25 @@ class VerifiedFiles:
         name = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:24]
         self.path = cache_folder() / f"{name}.json"
 
-    def check(self, name: str, sha256: str) -> bool:
-        """Whether a file is there and has this checksum."""
+    def check(self, name: str, sha256: str, *, again: bool = False) -> bool:
+        """Whether a file is there and has this checksum; `again` reads one that was checked too."""
         file = self.folder / name
         try:
             found = file.stat()
         except OSError:
             return False
         state = [sha256, found.st_size, found.st_mtime_ns, found.st_ino]
-        kept = self._kept()
-        if kept.get(name) == state:
+        if not again and self._kept.get(name) == state:
             return True
         if file_sha256(file) != sha256:
             return False
+        self._kept[name] = state
         with contextlib.suppress(OSError):  # no cache to write to: it is read again next time
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_atomically(self.path, json.dumps({**self._kept(), name: state}).encode())
+            replace_atomically(self.path, json.dumps(self._kept).encode())
         return True
 
+    @cached_property
     def _kept(self) -> dict[str, list[object]]:
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))

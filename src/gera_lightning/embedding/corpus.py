@@ -26,6 +26,7 @@ from gera_lightning.data.records import (
     COLUMNS,
     BadValue,
     Skipped,
+    captions_of,
     one_line,
     printable,
     read_records,
@@ -137,8 +138,8 @@ def _one_text_each(
     an image, for people to read.
     """
     for entry in entries:
-        texts = entry.get("text")
-        if not isinstance(texts, list | tuple | np.ndarray):
+        texts = captions_of(entry.get("text"))
+        if texts is None:
             yield entry
         elif modality != "text":
             yield {**entry, "text": next(iter(texts), None)}
@@ -147,7 +148,7 @@ def _one_text_each(
             for number, text in enumerate(texts):
                 row = {"row": f"{entry['row']}-{number}"} if named else {}
                 yield {**entry, **row, "text": text}
-            if not len(texts):
+            if not texts:
                 yield {**entry, "text": None}
 
 
@@ -524,14 +525,15 @@ def files_below(root: Path, suffixes: Sequence[str]) -> list[Path]:
 
     def enter(folder: Path, above: tuple[str, ...]) -> None:
         for path in folder.iterdir():
+            is_wanted = path.name.lower().endswith(tuple(suffixes))
             if path.name.startswith(".") or path.name == "__MACOSX":
-                if path.is_dir() or path.suffix.lower() in suffixes:
+                if path.is_dir() or is_wanted:
                     hidden.append(path)
             elif path.is_dir():
                 real = os.path.realpath(path)
                 if real not in above:
                     enter(path, (*above, real))
-            elif path.name.lower().endswith(tuple(suffixes)):
+            elif is_wanted:
                 files.append(path)
 
     enter(root, (os.path.realpath(root),))

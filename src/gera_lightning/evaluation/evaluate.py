@@ -103,9 +103,9 @@ def evaluate(
         found = retrieval_measures(ranking, queries, gallery, chunk=settings.chunk)
         measures |= {f"{direction}/{name}": value for name, value in found.items()}
         tables.append(_rank_table(direction, ranking, queries, gallery))
-        for name, part in held_out.conditions.items():
-            measures |= _of_condition(aligner, part, direction, name, chunk=settings.chunk)
         closer.append(foscttm(ranking))
+    for name, part in held_out.conditions.items():
+        measures |= _of_condition(aligner, part, name, chunk=settings.chunk)
     measures["foscttm"] = float(np.mean(closer))
     for side, held, item in (("a", a, held_out.item_a), ("b", b, held_out.item_b)):
         some = evenly_spaced_indices(len(held.x), MAX_UNIMODAL_ROWS)
@@ -171,16 +171,18 @@ def _sides(
 
 
 def _of_condition(
-    aligner: Aligner, part: HeldOutItems, direction: str, name: str, *, chunk: int
+    aligner: Aligner, part: HeldOutItems, name: str, *, chunk: int
 ) -> dict[str, float]:
     """Retrieval among the rows of one condition, as `<direction>/<condition>/r@10` and so on."""
     z = {"a": aligner.encode_a(part.a.x), "b": aligner.encode_b(part.b.x)}
-    queries, gallery = _sides(aligner, part, z, direction)
-    ranking = rank_positives(queries.z, gallery.z, queries.item, gallery.item, chunk=chunk)
-    if not len(ranking.of(torch.ones(len(queries.z), dtype=torch.bool)).query):
-        return {}
-    found = retrieval(ranking, queries.item, gallery.item)
-    return {f"{direction}/{name}/{measure}": value for measure, value in found.items()}
+    measures: dict[str, float] = {}
+    for direction in ("ab", "ba"):
+        queries, gallery = _sides(aligner, part, z, direction)
+        ranking = rank_positives(queries.z, gallery.z, queries.item, gallery.item, chunk=chunk)
+        if not ranking.best.isnan().all():
+            found = retrieval(ranking, queries.item, gallery.item)
+            measures |= {f"{direction}/{name}/{key}": value for key, value in found.items()}
+    return measures
 
 
 def retrieval_measures(

@@ -144,6 +144,19 @@ def unpack(path: Path, folder: Path) -> None:
         ) from error
 
 
+def _opened(path: Path) -> zipfile.ZipFile:
+    """The file of kept results.
+
+    Raises:
+        ValueError: it unpacks to too much.
+    """
+    file = zipfile.ZipFile(path)
+    if sum(member.file_size for member in file.infolist()) > LARGEST:
+        file.close()
+        raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+    return file
+
+
 def _read_members(path: Path) -> tuple[list[dict[str, object]], pd.DataFrame, np.ndarray]:
     """The runs, the queries and the ranks.
 
@@ -151,9 +164,7 @@ def _read_members(path: Path) -> tuple[list[dict[str, object]], pd.DataFrame, np
         ValueError: it unpacks to too much, its parts do not fit, or the file cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as file:
-            if sum(member.file_size for member in file.infolist()) > LARGEST:
-                raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+        with _opened(path) as file:
             runs = json.loads(file.read("runs.json"))
             queries = pd.read_csv(
                 io.BytesIO(file.read("queries.csv")),
@@ -171,7 +182,7 @@ def _read_members(path: Path) -> tuple[list[dict[str, object]], pd.DataFrame, np
 def kept_rows(path: Path) -> list[dict[str, object]]:
     """Result rows of kept results; none where there is no such file, or one that cannot be read."""
     try:
-        with zipfile.ZipFile(path) as file:
+        with _opened(path) as file:
             return [
                 json.loads(run["files"]["metrics.json"])
                 for run in json.loads(file.read("runs.json"))

@@ -38,9 +38,10 @@ def plan(experiment: Experiment) -> list[Run]:
     """
     common = experiment.common
     stores = Stores.open(common)
-    of_seed = dict.fromkeys(common.seeds, stores)
+    parts = [(stores, common.seeds)]  # the seeds that share a split
     if common.data.split == "folds":
-        of_seed = {s: Stores.of_stores(stores.a, stores.b, common, s) for s in common.seeds}
+        parts = [(Stores.of_stores(stores.a, stores.b, common, s), [s]) for s in common.seeds]
+    of_seed = {seed: part for part, seeds in parts for seed in seeds}
     for name, config in experiment.methods.items():
         try:
             smallest = Method.from_config(at_budget(config, min(common.budgets)))
@@ -71,8 +72,8 @@ def plan(experiment: Experiment) -> list[Run]:
         for budget, name in extra
         for seed in common.seeds
     ]
-    for part in {id(part): part for part in of_seed.values()}.values():
-        _check_pairs(experiment, part, max(run.budget for run in runs))
+    for part, seeds in parts:
+        _check_pairs(experiment, part, seeds, max(run.budget for run in runs))
     _check_pools(runs)
     return runs
 
@@ -99,7 +100,7 @@ def at_budget(config: Config, budget: int, *, extra: bool = False) -> Config:
     )
 
 
-def _check_pairs(experiment: Experiment, stores: Stores, most: int) -> None:
+def _check_pairs(experiment: Experiment, stores: Stores, seeds: Sequence[int], most: int) -> None:
     """There are as many pairs as the largest budget asks for, and enough families in the smallest
     for every fold of tuning.
     """
@@ -127,7 +128,7 @@ def _check_pairs(experiment: Experiment, stores: Stores, most: int) -> None:
             " stores: lower it"
         )
     count = max(config.tuning.folds for config in experiment.methods.values())
-    for seed in common.seeds:  # budgets are nested: the smallest has the fewest families
+    for seed in seeds:  # budgets are nested: the smallest has the fewest families
         items = pd.unique(stores.sample_pairs(common, max(common.budgets), seed).items)[
             : min(common.budgets)
         ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,10 @@ from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.files import read_bounded, replace_atomically
 
 KEY = ["method", "budget", "seed"]
-NEEDED = (*KEY, "config_hash", "data_hash", "ab/r@10", "ba/r@10")
 
 NUMBER = (int, float)
-KINDS: dict[str, type | tuple[type, ...]] = {
+Kinds = Mapping[str, type | tuple[type, ...]]
+KINDS: Kinds = {
     **{"method": str, "budget": int, "seed": int, "config_hash": str, "data_hash": str},
     **{"ab/r@10": NUMBER, "ba/r@10": NUMBER},
 }
@@ -48,18 +48,16 @@ def finished_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_row(record: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+def read_row(record: Path, kinds: Kinds | None = None) -> dict[str, Any]:
     """A finished run's result row.
 
     Raises:
-        UserError: a damaged record, or one without the `needed` columns.
+        UserError: a damaged record, or one whose columns are not there or of other `kinds`.
     """
     try:
         row: dict[str, Any] = json.loads(read_bounded(record))
-        for name in needed:
-            row[name]
-        for name in KINDS.keys() & set(needed):
-            if not isinstance(row[name], KINDS[name]) or row[name] != row[name]:
+        for name, kind in (kinds or {}).items():
+            if not isinstance(row[name], kind) or row[name] != row[name]:
                 raise ValueError(f"its {name} is {row[name]!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _no_result(record, repr(error)) from error
@@ -237,7 +235,7 @@ def no_runs(folder: Path) -> UserError:
 
 def _row(record: Path) -> dict[str, Any]:
     """A run's result row with its folder, the time it finished, and a key of its settings."""
-    run, row = record.parent, read_row(record, NEEDED)
+    run, row = record.parent, read_row(record, KINDS)
     settings = _read_settings(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     shared = {name: value for name, value in settings.items() if name not in ("budget", "seed")}
     shared["results"] = row.get("results", 1)  # the code's version counts as a setting

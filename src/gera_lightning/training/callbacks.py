@@ -4,7 +4,6 @@ pairs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.training.cross_validation import held_out_score
 from gera_lightning.training.module import AlignmentModule
-from gera_lightning.utils.files import flush
+from gera_lightning.utils.files import put_in_place
 
 
 class StepProgress(Callback):
@@ -42,9 +41,7 @@ class LastCheckpoint(Callback):
             scratch = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(scratch)
             if trainer.is_global_zero:
-                flush(scratch)
-                os.replace(scratch, self.path)
-                flush(self.path.parent)
+                put_in_place(scratch, self.path)
 
 
 class HeldOutWatch(Callback):

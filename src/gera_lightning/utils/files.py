@@ -72,11 +72,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         with named_errors(path):
             yield scratch
-            flush(scratch)
-            os.replace(scratch, path)
-            flush(path.parent)
+            put_in_place(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def put_in_place(scratch: Path, path: Path) -> None:
+    """Let a whole file take the place of `path`, for good: file and name are on the disk then."""
+    flush(scratch)
+    os.replace(scratch, path)
+    flush(path.parent)
 
 
 def read_bounded(path: Path, most: int = 2**24) -> bytes:
