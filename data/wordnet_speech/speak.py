@@ -65,9 +65,10 @@ def speak_rows(rows: pd.DataFrame, folder: Path) -> int:
 
 
 def speak_all(rows: pd.DataFrame, folder: Path = WORK) -> None:
-    """Speak all rows by as many processes as there are cores, with the time left."""
+    """Speak all rows, test items first, by as many processes as there are cores."""
     _network(folder)  # its files are put in place once
     left = rows[[not audio_path(row, folder).exists() for row in rows["row"]]]
+    left = left.sort_values("split", kind="stable")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
