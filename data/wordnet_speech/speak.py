@@ -21,9 +21,9 @@ import soundfile
 from corpus import choose_sentences
 from kokoro import SAMPLE_RATE, Kokoro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from robots import speak as speak_robot
 from scipy.signal import resample_poly
-from synthesis import speak as speak_robot
-from voices import ROBOTS, SENTENCES, utterances
+from voices import ROBOTS, turn, utterances
 
 from gera_lightning.utils.errors import exit_code
 from gera_lightning.utils.files import atomic_write
@@ -47,7 +47,7 @@ def _network(folder: Path) -> Kokoro:
 def _audio(text: str, voice: str, folder: Path) -> np.ndarray:
     robot = next((one for one in ROBOTS if one.name == voice), None)
     if robot is not None:
-        return speak_robot(text, robot)
+        return speak_robot(text, robot, RATE)
     return resample_poly(_network(folder).speak(text, voice), 2, 3)
 
 
@@ -65,10 +65,13 @@ def speak_rows(rows: pd.DataFrame, folder: Path) -> int:
 
 
 def speak_all(rows: pd.DataFrame, folder: Path = WORK) -> None:
-    """Speak all rows, test items first, by as many processes as there are cores."""
+    """Speak all rows, test items first, by as many processes as there are cores.
+
+    Train items come in the order in which a larger `SPOKEN_SHARE` takes them in.
+    """
     _network(folder)  # its files are put in place once
     left = rows[[not audio_path(row, folder).exists() for row in rows["row"]]]
-    left = left.sort_values("split", kind="stable")
+    left = left.assign(turn=left["item"].map(turn)).sort_values(["split", "turn"])
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -89,7 +92,7 @@ def speak_all(rows: pd.DataFrame, folder: Path = WORK) -> None:
 def main() -> None:
     """Command line."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else WORK
-    speak_all(utterances(choose_sentences(WORDNET, SENTENCES)), folder)
+    speak_all(utterances(choose_sentences(WORDNET)), folder)
 
 
 if __name__ == "__main__":

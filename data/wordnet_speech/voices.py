@@ -5,17 +5,27 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from corpus import Voice
 
 from gera_lightning.data.splits import unit_hash
 from gera_lightning.embedding.corpus import shuffled
 
-SENTENCES = 20_000
 SPOKEN_SHARE = 0.78
 """Share of the train sentences that are spoken; the others are text alone, unpaired by nature."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A voice of a program, with its arguments."""
+
+    name: str
+    engine: str
+    arguments: tuple[str, ...]
+
+
 UNSEEN = ("af_bella", "am_michael", "bf_emma", "bm_george")
 """Voices that speak test items only, one of each accent and sex."""
 SEEN = (
@@ -62,6 +72,11 @@ def human_prompts() -> pd.DataFrame:
     )
 
 
+def turn(item: str) -> float:
+    """Where in (0, 1) an item stands among those to speak."""
+    return unit_hash(f"spoken:{item}")
+
+
 def utterances(sentences: pd.DataFrame) -> pd.DataFrame:
     """One row an utterance of a sentence, in an order that tells nothing: a share of the train
     items and all test items by a voice of `SEEN`, test items by one of `UNSEEN` and one of `ROBOTS`
@@ -74,7 +89,7 @@ def utterances(sentences: pd.DataFrame) -> pd.DataFrame:
 
     is_test = sentences["split"] == "test"
     test = sentences[is_test]
-    chosen = sentences["item"].map(lambda item: unit_hash(f"spoken:{item}") < SPOKEN_SHARE)
+    chosen = sentences["item"].map(turn) < SPOKEN_SHARE
     rows = pd.concat(
         [
             spoken(sentences[is_test | chosen], list(SEEN), "voice"),

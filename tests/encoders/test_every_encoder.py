@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gera_lightning.encoders.acoustic_units import AcousticUnitEncoder, AcousticUnits
 from gera_lightning.encoders.base import Encoder, NetworkEncoder
 from gera_lightning.encoders.bundles import TorchaudioEncoder
 from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder
@@ -57,28 +56,10 @@ def sounds(rate: int = 16_000) -> list[np.ndarray]:
     return [wave.astype(np.float32) for wave in (*waves, np.zeros(rate // 8))]
 
 
-class MadeFrames:
-    """Frames of a sound without the network of speech_embedding."""
-
-    name = "made"
-
-    def frames(self, audio: np.ndarray) -> np.ndarray:
-        waves = np.resize(audio, (max(len(audio) // 100, 1), 6)) if len(audio) > 6 else audio[:1]
-        return np.resize(np.sin(7 * waves), (len(waves), 6)).astype(np.float32)
-
-
-def acoustic_units(**_: object) -> Encoder:
-    frames = [MadeFrames().frames(sound) for sound in sounds() for _ in range(3)]
-    units = AcousticUnits.fit(frames, units=8, dim=4)
-    return AcousticUnitEncoder(units, frames=MadeFrames())
-
-
-@pytest.fixture(params=[*CLASSES, *BUNDLES, "efficientnet", "acoustic_units"])
+@pytest.fixture(params=[*CLASSES, *BUNDLES, "efficientnet"])
 def case(request: pytest.FixtureRequest) -> tuple[Make, list[Any]]:
     """What makes an encoder, and items for it, odd ones among them."""
     name = request.param
-    if name == "acoustic_units":
-        return acoustic_units, sounds()
     if name == "efficientnet":
         pytest.importorskip("efficientnet_lite_pytorch")
         return EfficientNetLiteEncoder, images()
@@ -108,8 +89,9 @@ def test_a_row_does_not_depend_on_its_batch(case: tuple[Make, list[Any]]):
     assert np.abs(alone[0] - alone[1]).max() > 1e-3, "items must differ, or nothing is tested"
     np.testing.assert_allclose(encoder.encode(items), alone, atol=2e-5)
     order = np.random.default_rng(0).permutation(len(items))
-    shuffled = make(**({} if isinstance(encoder, AcousticUnitEncoder) else {"batch_size": 3}))
-    np.testing.assert_allclose(shuffled.encode([items[n] for n in order]), alone[order], atol=2e-5)
+    np.testing.assert_allclose(
+        make(batch_size=3).encode([items[n] for n in order]), alone[order], atol=2e-5
+    )
 
 
 def test_the_same_items_give_the_same_rows_and_none_give_none(case: tuple[Make, list[Any]]):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from gera_lightning.evaluation.statistics import (
     Estimate,
@@ -76,7 +77,7 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
             f"{runs['folder'][twice].iloc[0]}: a second run of the same method, budget and seed:"
             " keep one of them"
         )
-    first: pd.DataFrame | None = None
+    first: _Counts | None = None
     cube = np.empty(0)
     for method, budget, seed, folder in zip(
         runs["method"], runs["budget"], runs["seed"], runs["folder"], strict=True
@@ -84,40 +85,48 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
         path = Path(folder) / "ranks.parquet"
         if not path.exists():
             continue
-        counts = _counts_by_family(pd.read_parquet(path), top)
+        counts = _counts_by_family(_read_ranks(path), top)
         if first is None:
             first = counts
-            cube = np.full((len(methods), len(budgets), len(seeds), 2, len(counts)), np.nan)
-        if not (counts.index.equals(first.index) and counts["rows"].equals(first["rows"])):
+            cube = np.full((len(methods), len(budgets), len(seeds), *counts.hits.shape), np.nan)
+        if not (counts.families.equals(first.families) and (counts.rows == first.rows).all()):
             raise UserError(
                 f"{path}: has other test items than the runs before it: runs to compare need"
                 " the same stores and the same split"
             )
-        cube[methods.index(method), budgets.index(budget), seeds.index(seed)] = (
-            counts["hits"].to_numpy().T
-        )
+        cube[methods.index(method), budgets.index(budget), seeds.index(seed)] = counts.hits
     if first is None:
         raise UserError(
             "none of the runs has a ranks.parquet: run the experiment again with overwrite=true"
         )
-    return Hits(methods, budgets, seeds, cube, first["rows"].to_numpy().T)
+    return Hits(methods, budgets, seeds, cube, first.rows)
 
 
-def _counts_by_family(ranks: pd.DataFrame, top: int) -> pd.DataFrame:
-    """Columns `(hits, ab)`, `(hits, ba)`, `(rows, ab)`, `(rows, ba)` by family (item, in ranks
-    without); 0 where a direction asks none.
-    """
-    asked = ranks.assign(hits=(ranks["rank"] <= top).astype(float), rows=1.0)
-    table = asked.pivot_table(
-        index="family" if "family" in ranks else "item",
-        columns="direction",
-        values=["hits", "rows"],
-        aggfunc="sum",
-        fill_value=0.0,
-    )
-    return table.reindex(
-        columns=pd.MultiIndex.from_product([["hits", "rows"], DIRECTIONS]), fill_value=0.0
-    )
+@dataclass(frozen=True)
+class _Counts:
+    """Query rows of each family, `[2, I]`: those with rank <= top, and all."""
+
+    families: pd.Index
+    hits: np.ndarray
+    rows: np.ndarray
+
+
+def _read_ranks(path: Path) -> pd.DataFrame:
+    """Columns `direction`, `rank` and `family` (of older runs `item`) of a run's ranks."""
+    names = pq.read_schema(path).names
+    family = "family" if "family" in names else "item"
+    table = pd.read_parquet(path, columns=["direction", "rank", family])
+    return table.rename(columns={family: "family"})
+
+
+def _counts_by_family(ranks: pd.DataFrame, top: int) -> _Counts:
+    """Counts of a run; 0 where a direction asks none."""
+    codes, families = pd.factorize(ranks["family"], sort=True)
+    hit = (ranks["rank"] <= top).to_numpy()
+    asked = [(ranks["direction"] == direction).to_numpy() for direction in DIRECTIONS]
+    count = [np.bincount(codes[way], minlength=len(families)) for way in asked]
+    found = [np.bincount(codes[way & hit], minlength=len(families)) for way in asked]
+    return _Counts(pd.Index(families), np.stack(found).astype(float), np.stack(count).astype(float))
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,7 @@ class Bootstrap:
     draws: int = 2000
     seed: int = 0
     level: float = 0.05
+    _drawn_seeds: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
     def by_seed(self) -> np.ndarray:
@@ -184,14 +194,18 @@ class Bootstrap:
         are there by default.
         """
         used = sorted(self.seeds_of(method, budget) if among is None else among)
-        # the same set of seeds is drawn alike for every method and budget
-        weights = resampling_weights(
-            len(used), self.draws, np.random.default_rng([self.seed, 1, *used])
-        )
+        weights = self._seed_weights(tuple(used))
         values = self.by_seed[
             :, self.hits.methods.index(method), self.hits.budgets.index(budget), used
         ]
         return (values * weights).sum(1) / len(used)
+
+    def _seed_weights(self, used: tuple[int, ...]) -> np.ndarray:
+        """How often each of a set of seeds is drawn, alike for every method and budget."""
+        if used not in self._drawn_seeds:
+            rng = np.random.default_rng([self.seed, 1, *used])
+            self._drawn_seeds[used] = resampling_weights(len(used), self.draws, rng)
+        return self._drawn_seeds[used]
 
     def recall(self, method: str, budget: int) -> Estimate | None:
         """Mean recall with its interval; None without runs."""

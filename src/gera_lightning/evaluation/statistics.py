@@ -64,16 +64,13 @@ def resampled_recall(hits: np.ndarray, rows: np.ndarray, weights: np.ndarray) ->
         `[B, ...]`; NaN where a draw holds no row of a direction.
     """
     asked = [d for d in range(2) if rows[d].any()]
-    lead = hits.shape[:-2]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ways = [
-            (weights @ hits[..., d, :].reshape(-1, hits.shape[-1]).T.astype(np.float32)).astype(
-                float
-            )
-            / (weights @ rows[d])[:, None]
-            for d in asked  # sums of whole numbers far below 2^24: exact in float32
-        ]
-    return np.mean(ways, axis=0).reshape(len(weights), *lead)
+    mean = np.zeros((len(weights), math.prod(hits.shape[:-2])))
+    for d in asked:
+        of_way = hits[..., d, :].reshape(-1, hits.shape[-1]).T.astype(np.float32)
+        # sums of whole numbers far below 2^24: exact in float32
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean += (weights @ of_way) / (weights @ (rows[d] * len(asked)))[:, None]
+    return mean.reshape(len(weights), *hits.shape[:-2])
 
 
 @dataclass(frozen=True)
