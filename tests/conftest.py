@@ -32,7 +32,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-WITH_SHIPPED_PRESETS = ("commands", "test_shipped_experiment.py", "test_raw_to_results.py")
+WITH_SHIPPED_PRESETS = (
+    "commands",
+    "test_shipped_experiment.py",
+    "test_raw_to_results.py",
+    "test_without_unpaired.py",
+)
 """Folders and files of tests that use the presets that come with the package."""
 
 

@@ -73,7 +73,7 @@ class DataConfig:
     shared_pools: bool = False
     """Sample both pools from the same items; they then hold hidden pairs."""
     pool_size: int | None = None
-    """Unpaired rows per modality at most; all by default."""
+    """Unpaired rows per modality at most; all by default. At 0 what reads them is left out."""
     extra_views: bool = False
     """Train on all rows of a paired item, not one per modality."""
     center: bool = True
@@ -83,7 +83,8 @@ class DataConfig:
         self.a, self.b = _home(self.a), _home(self.b)
         check_one_of("data.split", self.split, ("test", "dev", "folds"))
         _at_least("data.", 2, folds=self.folds)
-        _at_least("data.", 1, reserved_pairs=self.reserved_pairs, pool_size=self.pool_size)
+        _at_least("data.", 1, reserved_pairs=self.reserved_pairs)
+        _at_least("data.", 0, pool_size=self.pool_size)
         if not 0 < self.test_share < 1:
             raise UserError(f"data.test_share={self.test_share} must lie between 0 and 1")
 

@@ -228,6 +228,8 @@ def _finish(run: Run, rows: TrainingRows, fitted: Fitted, seconds: float) -> dic
         "config_hash": run.hash,
         "data_hash": stores.data_hash,
         "modalities": about["modalities"],
+        "pool_a": len(rows.a.pool),
+        "pool_b": len(rows.b.pool),
         **measures,
         "seconds": round(seconds, 3),
         "steps": fitted.steps,

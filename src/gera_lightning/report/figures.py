@@ -136,7 +136,10 @@ def _finish(
 
 
 def _budget_axis(axes: Axes, budgets: Sequence[float]) -> None:
-    axes.set_xscale("log")
+    if budgets[0] > 0:
+        axes.set_xscale("log")
+    else:
+        axes.set_xscale("symlog", linthresh=budgets[1] if len(budgets) > 1 else 1)
     axes.set_xticks(list(budgets), [f"{b:g}" for b in budgets])
     axes.minorticks_off()
     if len(budgets) == 1:
@@ -151,8 +154,9 @@ def lines(
     *,
     level: float | None = None,
     from_zero: bool = True,
+    xlabel: str = "pairs",
 ) -> Figure:
-    """Values against the number of pairs.
+    """Values against the number of pairs, or what `xlabel` says.
 
     Intervals are bands, or bars where a method has one budget; `level` is dotted as chance.
     """
@@ -176,7 +180,7 @@ def lines(
     _budget_axis(axes, sorted({x for one in series for x in one.x}))
     if from_zero:
         axes.set_ylim(bottom=0)
-    return _finish(figure, axes, title, "pairs", ylabel)
+    return _finish(figure, axes, title, xlabel, ylabel)
 
 
 def forest(

@@ -8,7 +8,7 @@ losses with a temperature, are kept as factories: every training makes them anew
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -67,7 +67,7 @@ class Method:
             UserError: naming the part that is refused, and what it refuses.
         """
         trained = config.closed_form is None
-        return cls(
+        method = cls(
             config=config,
             filters={side: _filters(config, side) for side in "ab"},
             closed_form=_closed_form(config.closed_form, "closed_form"),
@@ -80,6 +80,19 @@ class Method:
             if config.correction is None
             else Factory.of(config.correction, "correction", PARTS["correction"]),
         )
+        return method.without_unpaired() if config.data.pool_size == 0 else method
+
+    def without_unpaired(self) -> Method:
+        """This method for no unpaired rows: without filters, correction, and losses that ask for
+        such rows.
+        """
+        kept = {n: loss for n, loss in self.losses.items() if not self._requires_pool(loss)}
+        unfiltered: Mapping[str, Sequence[Sequence[Filter]]] = {side: [[]] for side in "ab"}
+        return replace(self, filters=unfiltered, correction=None, losses=kept)
+
+    def _requires_pool(self, loss: WeightedLoss) -> bool:
+        paired_anchors = PATCHES in loss.requires and self.config.batch.paired_anchors
+        return UNPAIRED in loss.requires or (PATCHES in loss.requires and not paired_anchors)
 
     @property
     def requires(self) -> frozenset[str]:
@@ -96,11 +109,8 @@ class Method:
         if self.closed_form is not None:
             needs = getattr(self.closed_form, "reads_unpaired", False)
             return "closed_form" if needs else None
-        for name, loss in self.losses.items():
-            paired_anchors = PATCHES in loss.requires and self.config.batch.paired_anchors
-            if UNPAIRED in loss.requires or (PATCHES in loss.requires and not paired_anchors):
-                return f"losses.{name}"
-        return None
+        found = (name for name, loss in self.losses.items() if self._requires_pool(loss))
+        return next((f"losses.{name}" for name in found), None)
 
     def make_losses(self) -> nn.ModuleDict:
         """New losses by name."""
