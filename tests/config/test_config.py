@@ -376,7 +376,7 @@ def test_a_mapping_sets_a_whole_section_and_is_left_as_it_was(folder):
         ("data.split=tests", ["data.split='tests'", "did you mean 'test'"]),
         ("data.test_share=1.0", ["data.test_share=1.0", "between 0 and 1"]),
         ("data.reserved_pairs=0", ["data.reserved_pairs=0", "at least 1"]),
-        ("data.pool_size=0", ["data.pool_size=0", "at least 1"]),
+        ("data.pool_size=-1", ["data.pool_size=-1", "at least 0"]),
         ("batch.pairs=1", ["batch.pairs=1", "at least 2"]),
         ("batch.anchors=0", ["batch.anchors=0", "at least 1"]),
         ("graph.k=0", ["graph.k=0", "at least 1"]),
