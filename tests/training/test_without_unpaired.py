@@ -43,15 +43,10 @@ def test_a_closed_form_that_is_made_of_unpaired_rows_cannot_do_without():
 
 
 def test_runs_without_unpaired_rows_have_none(tmp_path: Path):
-    words = [
-        "train",
-        "synthetic",
-        f"runs_dir={tmp_path}",
-        "data.synthetic.items=400",
-        "data.reserved_pairs=30",
-    ]
-    words += ["budgets=[30]", "methods=[gera,gera_plain]", "trainer.max_steps=2"]
-    assert cli.main([*words, "data.pool_size=0"]) == 0
+    words = ["train", "synthetic", f"runs_dir={tmp_path}", "data.synthetic.items=400"]
+    words += ["data.reserved_pairs=30", "budgets=[30]"]
+    trained = ["methods=[gera,gera_plain]", "trainer.max_steps=2", "data.pool_size=0"]
+    assert cli.main([*words, *trained]) == 0
     assert cli.main([*words, "methods=[gera]", "data.pool_size=50"]) == 0
     lines = (tmp_path / "synthetic" / "results.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
