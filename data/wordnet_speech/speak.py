@@ -65,13 +65,12 @@ def speak_rows(rows: pd.DataFrame, folder: Path) -> int:
 
 
 def speak_all(rows: pd.DataFrame, folder: Path = WORK) -> None:
-    """Speak all rows, test items first, by as many processes as there are cores.
-
-    Train items come in the order in which a larger `SPOKEN_SHARE` takes them in.
+    """Speak all rows, by as many processes as there are cores, in the order in which a larger
+    `SPOKEN_SHARE` takes them in.
     """
     _network(folder)  # its files are put in place once
     left = rows[[not audio_path(row, folder).exists() for row in rows["row"]]]
-    left = left.assign(turn=left["item"].map(turn)).sort_values(["split", "turn"])
+    left = left.assign(turn=left["item"].map(turn)).sort_values("turn")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -13,8 +13,8 @@ import pandas as pd
 from gera_lightning.data.splits import unit_hash
 from gera_lightning.embedding.corpus import shuffled
 
-SPOKEN_SHARE = 0.78
-"""Share of the train sentences that are spoken; the others are text alone, unpaired by nature."""
+SPOKEN_SHARE = {"train": 0.78, "test": 0.533}
+"""Share of the sentences that are spoken; the others are text alone, unpaired by nature."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,20 @@ def turn(item: str) -> float:
 
 
 def utterances(sentences: pd.DataFrame) -> pd.DataFrame:
-    """One row an utterance of a sentence, in an order that tells nothing: a share of the train
-    items and all test items by a voice of `SEEN`, test items by one of `UNSEEN` and one of `ROBOTS`
-    too.
+    """One row an utterance of a sentence, in an order that tells nothing: a share of the items by a
+    voice of `SEEN`, of them the test items by one of `UNSEEN` and one of `ROBOTS` too.
     """
 
     def spoken(rows: pd.DataFrame, names: list[str], salt: str) -> pd.DataFrame:
         chosen = [names[int(unit_hash(f"{salt}:{i}") * len(names))] for i in rows["item"]]
         return rows.assign(group=chosen)
 
-    is_test = sentences["split"] == "test"
-    test = sentences[is_test]
-    chosen = sentences["item"].map(turn) < SPOKEN_SHARE
+    share = sentences["split"].map(SPOKEN_SHARE)
+    sentences = sentences[sentences["item"].map(turn) < share]
+    test = sentences[sentences["split"] == "test"]
     rows = pd.concat(
         [
-            spoken(sentences[is_test | chosen], list(SEEN), "voice"),
+            spoken(sentences, list(SEEN), "voice"),
             spoken(test, list(UNSEEN), "unseen"),
             spoken(test, [voice.name for voice in ROBOTS], "robot"),
         ],
