@@ -305,7 +305,8 @@ def recall_curve(
     modalities: Sequence[str] = ("a", "b"),
     test_items: int | None = None,
 ) -> None:
-    """R@10 against the number of pairs, one line per method, one panel per direction.
+    """R@10 against the number of pairs, one line per method, one panel per direction; accuracy in
+    place of R@10 where classes are searched by their names.
 
     Bands are one standard deviation over seeds; chance is dotted.
 
@@ -323,9 +324,13 @@ def recall_curve(
     width, height = 9 if len(style) <= 6 else 11, 4 + 0.1 * max(0, len(style) - 18)
     figure, axes = plt.subplots(1, 2, figsize=(width, height), sharey=True, layout="constrained")
     for axis, (direction, name) in zip(axes, direction_names(modalities).items(), strict=True):
-        _recall_panel(axis, results, direction, style)
-        axis.set(title=name, xlabel="pairs")
-    axes[0].set(ylabel="R@10", ylim=(0, None))
+        classes = f"{direction}/classes" in results
+        measure = ("accuracy", "accuracy_chance") if classes else ("r@10", "chance@10")
+        _recall_panel(axis, results, direction, style, *measure)
+        axis.set(title=name, xlabel="pairs", ylabel="accuracy" if classes else "R@10")
+    axes[0].set(ylim=(0, None))
+    if axes[0].get_ylabel() == axes[1].get_ylabel():
+        axes[1].set(ylabel="")
     if len(style) <= 6:
         axes[1].legend(frameon=False)
     else:
@@ -338,15 +343,17 @@ def recall_curve(
     plt.close(figure)
 
 
-def _recall_panel(axis: Axes, results: pd.DataFrame, direction: str, style: Style) -> None:
+def _recall_panel(
+    axis: Axes, results: pd.DataFrame, direction: str, style: Style, measure: str, chance: str
+) -> None:
     for method, rows in results.groupby("method", sort=False):
         look = style[str(method)]
-        at = rows.groupby("budget")[f"{direction}/r@10"].agg(["mean", "std"]).fillna(0)
+        at = rows.groupby("budget")[f"{direction}/{measure}"].agg(["mean", "std"]).fillna(0)
         axis.plot(at.index, at["mean"], markersize=4, label=str(method), **look)
         low, high = at["mean"] - at["std"], at["mean"] + at["std"]
         axis.fill_between(at.index, low, high, color=look["color"], alpha=0.12, linewidth=0)
-    chance = results[f"{direction}/chance@10"].mean()
-    axis.axhline(chance, color="grey", linestyle=":", label=CHANCE)
+    level = results[f"{direction}/{chance}"].mean()
+    axis.axhline(level, color="grey", linestyle=":", label=CHANCE)
     axis.set_xscale("log")
     budgets = sorted(results["budget"].unique())
     axis.set_xticks(budgets, [str(b) for b in budgets])

@@ -28,7 +28,6 @@ MEASURES = (
     "median_rank",
     "hubness",
     "unseen/r@10",
-    "zero_shot",
 )
 MAX_SHOWN = 8
 """Methods that have a colour of their own in figures, at most."""

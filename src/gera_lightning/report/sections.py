@@ -116,9 +116,6 @@ def results(findings: Findings) -> Section:
         f"{way}/median_rank": (f"median rank {name}", "{:.0f}")
         for way, name in findings.ways.items()
     }
-    more |= {
-        f"{way}/zero_shot": (f"zero-shot {name}", "{:.3f}") for way, name in findings.ways.items()
-    }
     more = {name: head for name, head in more.items() if name in findings.table}
     lines = Lines()
     for budget in findings.sweep.budgets:

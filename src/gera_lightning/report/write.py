@@ -25,6 +25,7 @@ from gera_lightning.experiment.paired_stores import (
 from gera_lightning.experiment.results import Sweep, finished_records, load_sweep, no_runs
 from gera_lightning.report import (
     ablations,
+    accuracy,
     examples,
     figures,
     geometry,
@@ -99,6 +100,7 @@ def _write(loaded: config.Experiment, findings: Findings, experiment: str) -> Pa
     sweep = findings.sweep
     found = [
         sections.short(findings),
+        accuracy.section(findings),
         sections.recall(findings),
         sections.results(findings),
         sections.differences(findings),
