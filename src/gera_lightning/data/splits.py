@@ -382,8 +382,8 @@ def sample_pairs(
 
     Of a class every row of a may be a pair with its name: first one of each class, then a second
     one, and so on. What is behind the first `reserved_pairs` of all these is in the pool of a,
-    without its label. Where b has no unpaired rows, the names are its pool: they are known, and
-    which rows of a they belong to is not.
+    without its label. Names are in the pool of b as well, paired or not: they are known, and that
+    tells of no row of a which class it is.
 
     Args:
         rows_a, rows_b: the stores' tables.
@@ -435,9 +435,8 @@ def sample_pairs(
     unmatched_a, unmatched_b = (np.setdiff1d(store.items, matched) for store in (store_a, store_b))
     pool_a = store_a.all_rows(np.concatenate([outside_a, unmatched_a]))
     pool_a = np.concatenate([pool_a, store_a.rows_of(item[unlabelled], view[unlabelled])])
-    pool_b = store_b.all_rows(np.concatenate([outside_b, unmatched_b]))
-    if not len(pool_b):
-        pool_b = store_b.all_rows(matched[is_class[matched]])
+    names = matched[is_class[matched]]
+    pool_b = store_b.all_rows(np.concatenate([outside_b, unmatched_b, names]))
 
     return Sample(
         pairs_a=store_a.rows_of(item_of_pair, view_of_pair),

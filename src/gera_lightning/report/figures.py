@@ -324,13 +324,9 @@ def recall_curve(
     width, height = 9 if len(style) <= 6 else 11, 4 + 0.1 * max(0, len(style) - 18)
     figure, axes = plt.subplots(1, 2, figsize=(width, height), sharey=True, layout="constrained")
     for axis, (direction, name) in zip(axes, direction_names(modalities).items(), strict=True):
-        classes = f"{direction}/classes" in results
-        measure = ("accuracy", "accuracy_chance") if classes else ("r@10", "chance@10")
-        _recall_panel(axis, results, direction, style, *measure)
-        axis.set(title=name, xlabel="pairs", ylabel="accuracy" if classes else "R@10")
+        _recall_panel(axis, results, direction, style)
+        axis.set(title=name, xlabel="pairs")
     axes[0].set(ylim=(0, None))
-    if axes[0].get_ylabel() == axes[1].get_ylabel():
-        axes[1].set(ylabel="")
     if len(style) <= 6:
         axes[1].legend(frameon=False)
     else:
@@ -343,9 +339,10 @@ def recall_curve(
     plt.close(figure)
 
 
-def _recall_panel(
-    axis: Axes, results: pd.DataFrame, direction: str, style: Style, measure: str, chance: str
-) -> None:
+def _recall_panel(axis: Axes, results: pd.DataFrame, direction: str, style: Style) -> None:
+    classified = f"{direction}/classes" in results
+    measure, chance = ("accuracy", "accuracy_chance") if classified else ("r@10", "chance@10")
+    axis.set_ylabel("accuracy" if classified else "R@10")
     for method, rows in results.groupby("method", sort=False):
         look = style[str(method)]
         at = rows.groupby("budget")[f"{direction}/{measure}"].agg(["mean", "std"]).fillna(0)
