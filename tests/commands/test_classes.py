@@ -32,8 +32,8 @@ def test_doctor_counts_labelled_rows_and_finds_nothing_to_mend(make_class_stores
     assert not lines(found, ERROR)
     said = " | ".join(lines(found, OK))
     assert (
-        "classes: 10 of 150 labelled train rows of speech (15 at least each), named by text; 12 of"
-        " 90 test rows, 2 of them without train rows" in said
+        "classes: 10 with 150 labelled train rows of speech (15 at least each), named by text; 90"
+        " test rows of 12 classes, 2 of them without train rows" in said
     )
     assert "on ridge is above chance" in said
     pools = next(text for text in lines(found, NOTE) if text.startswith("pools"))

@@ -16,7 +16,7 @@ from gera_lightning.evaluation.comparisons import Bootstrap, load_hits
 from gera_lightning.report import figures
 from gera_lightning.report.document import Block, Picture, Pictures, Section, Table
 from gera_lightning.report.findings import Findings, Lines, with_sd
-from gera_lightning.report.terminal import ACCURACIES
+from gera_lightning.report.terminal import accuracies
 
 
 def section(findings: Findings) -> Section:
@@ -50,9 +50,8 @@ def _by_budget(
     findings: Findings, way: str, name: str, level: float, bootstrap: Bootstrap | None
 ) -> Table:
     """All methods at all budgets, the most accurate first."""
-    columns = {f"{way}/{key}": head for key, (head, _) in ACCURACIES.items()}
-    conditions = findings.table.filter(regex=rf"^{way}/[^/]+/accuracy$")
-    columns |= {str(key): f"accuracy, {str(key).split('/')[1]}" for key in conditions}
+    heads_of = {f"{way}/{key}": head for key, (head, _) in accuracies(findings.sweep.runs).items()}
+    columns = {key: head for key, head in heads_of.items() if key in findings.table}
     lines = Lines()
     for budget in findings.sweep.budgets:
         rows = findings.rows(budget).sort_values(f"{way}/accuracy", ascending=False, kind="stable")

@@ -68,10 +68,12 @@ def results_table(
 
 def _columns(results: pd.DataFrame, modalities: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Columns of results to their heads and number formats."""
-    columns = {}
-    for name, (measure, form) in {**ACCURACIES, **MEASURES}.items():
-        for way, words in direction_names(modalities).items():
-            if name in MEASURES and f"{way}/classes" in results:
+    columns, ways = {}, direction_names(modalities)
+    classified = [way for way in ways if f"{way}/classes" in results]
+    recalls = {"r@10": MEASURES["r@10"]} if classified else MEASURES
+    for name, (measure, form) in {**accuracies(results), **recalls}.items():
+        for way, words in ways.items():
+            if name in MEASURES and way in classified:
                 continue
             narrow = words.replace(" → ", "\n→ ")
             columns[f"{way}/{name}"] = (f"{measure}\n{narrow}", form)
@@ -80,6 +82,14 @@ def _columns(results: pd.DataFrame, modalities: Sequence[str]) -> dict[str, tupl
     unseen = [name for name in columns if "unseen" in name]
     columns |= {name: columns.pop(name) for name in unseen}
     return {name: column for name, column in columns.items() if name in results}
+
+
+def accuracies(results: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Heads and formats of `ACCURACIES`, and of the accuracy of each condition."""
+    names = sorted({str(name).partition("/")[2] for name in results})
+    of_conditions = [name for name in names if name.endswith("/accuracy")]
+    heads = {name: (f"accuracy {name.split('/')[0]}", "{:.3f}") for name in of_conditions}
+    return {**ACCURACIES, **heads}
 
 
 def chance_line(

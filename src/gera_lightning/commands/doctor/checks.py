@@ -165,10 +165,10 @@ def _classes(
     )
     fewest = train.min() if len(train) else 0
     text = (
-        f"classes: {len(train):,} of {train.sum():,} labelled train rows of {names[0]}"
-        f" ({fewest:,} at least each), named by {names[1]}; {len(test):,} of"
-        f" {test.sum():,} test rows, {len(test.index.difference(train.index)):,} of them without"
-        " train rows"
+        f"classes: {len(train):,} with {train.sum():,} labelled train rows of {names[0]}"
+        f" ({fewest:,} at least each), named by {names[1]}; {test.sum():,} test rows of"
+        f" {len(test):,} classes, {len(test.index.difference(train.index)):,} of them without train"
+        " rows"
     )
     if len(test):
         return Finding(OK, text)
