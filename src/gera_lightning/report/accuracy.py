@@ -6,58 +6,41 @@ queries are then those of classification.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from gera_lightning.evaluation.comparisons import Bootstrap, load_hits
 from gera_lightning.report import figures
 from gera_lightning.report.document import Block, Picture, Pictures, Section, Table
 from gera_lightning.report.findings import Findings, Lines, with_sd
 from gera_lightning.report.terminal import accuracies
 
 
-def section(findings: Findings) -> Section:
-    """Tables and curve of each direction that classifies."""
-    blocks: list[Block] = []
-    for way, name in findings.ways.items():
-        if f"{way}/classes" in findings.table:
-            blocks += _of_direction(findings, way, name)
-    return Section("Accuracy", blocks)
-
-
-def _of_direction(findings: Findings, way: str, name: str) -> list[Block]:
-    sweep = findings.sweep
-    bootstrap = None
-    if findings.bootstrap is not None:
-        hits = load_hits(sweep.runs, top=1).only(way)
-        bootstrap = replace(findings.bootstrap, hits=hits)
-    level = float(sweep.runs[f"{way}/accuracy_chance"].mean())
-    figure = figures.lines(
-        findings.series(f"{way}/accuracy", bootstrap), findings.style, name, "accuracy", level=level
-    )
+def section(findings: Findings, way: str) -> Section:
+    """Curve and tables of the direction that classifies."""
+    name = findings.ways[way]
+    level = float(findings.sweep.runs[f"{way}/accuracy_chance"].mean())
+    series = findings.series(f"{way}/accuracy", findings.bootstrap)
+    figure = figures.lines(series, findings.style, name, "accuracy", level=level)
     caption = f"Accuracy against labelled rows, {name}. Chance {level:.3f}."
     blocks: list[Block] = [
         Pictures([Picture(f"accuracy_{way}", caption, figure)]),
-        _by_budget(findings, way, name, level, bootstrap),
+        _by_budget(findings, way, name, level),
     ]
-    return blocks + [table for table in [_by_class(findings, way)] if table is not None]
+    by_class = _by_class(findings, way)
+    return Section("Accuracy", blocks + ([] if by_class is None else [by_class]))
 
 
-def _by_budget(
-    findings: Findings, way: str, name: str, level: float, bootstrap: Bootstrap | None
-) -> Table:
+def _by_budget(findings: Findings, way: str, name: str, level: float) -> Table:
     """All methods at all budgets, the most accurate first."""
     heads_of = {f"{way}/{key}": head for key, (head, _) in accuracies(findings.sweep.runs).items()}
     columns = {key: head for key, head in heads_of.items() if key in findings.table}
     lines = Lines()
     for budget in findings.sweep.budgets:
-        rows = findings.rows(budget).sort_values(f"{way}/accuracy", ascending=False, kind="stable")
-        for _, row in rows.iterrows():
+        for _, row in findings.rows(budget).iterrows():
             method = str(row["method"])
-            found = bootstrap.recall(method, budget) if bootstrap else None
+            found = findings.bootstrap.recall(method, budget) if findings.bootstrap else None
             interval = f"{found.low:.3f} to {found.high:.3f}" if found else "–"
             cells = [with_sd(row, key) for key in columns]
             lines.add(
