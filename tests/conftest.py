@@ -64,7 +64,7 @@ def make_store(tmp_path: Path) -> Callable[..., EmbeddingStore]:
         columns.setdefault("row", [f"{item}-{name}-{n}" for n, item in enumerate(columns["item"])])
         table = pd.DataFrame(columns)
         return write_store(
-            tmp_path / name,
+            tmp_path / name.lstrip("/"),
             vectors,
             table,
             encoder={"name": f"enc-{name}"},
@@ -72,6 +72,43 @@ def make_store(tmp_path: Path) -> Callable[..., EmbeddingStore]:
             dtype="float32",
             shard_rows=shard_rows,
         )
+
+    return make
+
+
+@pytest.fixture
+def make_class_stores(
+    make_store: Callable[..., EmbeddingStore],
+) -> Callable[..., list[EmbeddingStore]]:
+    """Stores `speech` and `text` of classes: `make_class_stores(["yes", "no"], zero_shot=1)`."""
+
+    def make(
+        names: list[str], zero_shot: int = 0, folder: str = "", rows: int = 20
+    ) -> list[EmbeddingStore]:
+        """So many rows around a centre of each class, a quarter of them test rows, in any order;
+        the last `zero_shot` classes have test rows alone. Names are a linear image of the centres.
+        """
+        random = np.random.default_rng(0)
+        centres, turn = random.normal(size=(len(names), 12)), random.normal(size=(12, 6))
+        number = random.permutation(np.repeat(np.arange(len(names)), rows))
+        x = centres[number] + 0.5 * random.normal(size=(len(number), 12))
+        place = pd.Series(number).groupby(number).cumcount()
+        test = (place < rows // 4) | (number >= len(names) - zero_shot)
+        a = make_store(
+            f"{folder}/speech",
+            x.astype(np.float32),
+            item=[names[n] for n in number],
+            row=[f"{names[n]}-{n_th}" for n, n_th in zip(number, place, strict=True)],
+            split=np.where(test, "test", "train").tolist(),
+            group=[f"speaker{n_th}" for n_th in place],
+        )
+        b = make_store(
+            f"{folder}/text",
+            (centres @ turn).astype(np.float32),
+            item=names,
+            split=["both"] * len(names),
+        )
+        return [a, b]
 
     return make
 

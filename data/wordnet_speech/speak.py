@@ -40,27 +40,29 @@ def audio_path(row: str, folder: Path = WORK) -> Path:
 
 
 @cache
-def _network(folder: Path) -> Kokoro:
-    return Kokoro(folder)
+def _network() -> Kokoro:
+    return Kokoro(WORK)
 
 
-def _audio(text: str, voice: str, folder: Path) -> np.ndarray:
+def keep_utterance(path: Path, text: str, voice: str, speed: float = 1.0) -> None:
+    """Speak a text into a FLAC file, unless it is there; robots have one speed."""
+    assert SAMPLE_RATE * 2 == RATE * 3
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     robot = next((one for one in ROBOTS if one.name == voice), None)
     if robot is not None:
-        return speak_robot(text, robot, RATE)
-    return resample_poly(_network(folder).speak(text, voice), 2, 3)
+        audio = speak_robot(text, robot, RATE)
+    else:
+        audio = resample_poly(_network().speak(text, voice, speed), 2, 3)
+    with atomic_write(path) as scratch:
+        soundfile.write(scratch, np.clip(audio, -1, 1), RATE, subtype="PCM_16", format="FLAC")
 
 
 def speak_rows(rows: pd.DataFrame, folder: Path) -> int:
     """Speak those that are not kept yet; how many there are."""
-    assert SAMPLE_RATE * 2 == RATE * 3
     for row, text, voice in zip(rows["row"], rows["text"], rows["group"], strict=True):
-        path = audio_path(row, folder)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            audio = np.clip(_audio(text, voice, folder), -1, 1)
-            with atomic_write(path) as scratch:
-                soundfile.write(scratch, audio, RATE, subtype="PCM_16", format="FLAC")
+        keep_utterance(audio_path(row, folder), text, voice)
     return len(rows)
 
 
@@ -68,7 +70,7 @@ def speak_all(rows: pd.DataFrame, folder: Path = WORK) -> None:
     """Speak all rows, by as many processes as there are cores, in the order in which a larger
     `SPOKEN_SHARE` takes them in.
     """
-    _network(folder)  # its files are put in place once
+    _network()  # its files are put in place once
     left = rows[[not audio_path(row, folder).exists() for row in rows["row"]]]
     left = left.assign(turn=left["item"].map(turn)).sort_values("turn")
     columns = (

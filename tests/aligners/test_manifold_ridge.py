@@ -124,3 +124,17 @@ def test_rows_beyond_the_cap_are_not_read(kernel):
     cut = FitData(given.x_a, given.x_b, given.pool_a[:6], given.pool_b[:6])
     whole, part = (next(iter(method.candidates(s, method.settings(1, 9)))) for s in (given, cut))
     torch.testing.assert_close(whole[0](given.pool_a), part[0](given.pool_a), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_graph_of_copies_alone_adds_nothing_to_ridge(seed):
+    """Such as the names of classes, each as often as it has labelled rows: what their edges add is
+    rounding.
+    """
+    names = torch.nn.functional.normalize(cloud(35, 384, seed, torch.float32), dim=1)
+    x, y = names.repeat(20, 1), cloud(700, 3, 9, torch.float32)
+    laplacian = graph_laplacian(knn_graph(x, 10))
+    plain, smooth = (
+        next(manifold_ridge_path(x, y, x, laplacian, weight, [0.1])) for weight in (0.0, 5.0)
+    )
+    torch.testing.assert_close(smooth, plain)

@@ -284,7 +284,7 @@ def test_unimodal_measures_are_those_of_labels_and_groups(make_store):
 # ---- class names ----
 
 
-def test_zero_shot_is_the_best_class_name(make_store):
+def test_accuracy_is_that_of_the_best_class_name(make_store):
     """Rows of b with split `both` name the classes, one class by two prompts; a's labels are
     classes, one of them without a name.
     """
@@ -313,11 +313,12 @@ def test_zero_shot_is_the_best_class_name(make_store):
     asked = [i for i in range(24) if held.a.rows["label"][i] != "c3"]
     right = [names[int(scores[i].argmax())] == held.a.rows["label"][i] for i in asked]
     assert 0 < np.mean(right) < 1
-    assert found["ab/zero_shot"] == pytest.approx(np.mean(right))
-    assert found["ab/zero_shot_chance"] == pytest.approx(
+    assert found["ab/accuracy"] == pytest.approx(np.mean(right))
+    assert found["ab/accuracy_chance"] == pytest.approx(
         np.mean([names.count(held.a.rows["label"][i]) / 4 for i in asked])
     )
-    assert "ba/zero_shot" not in found
+    assert "ab/classes" not in found  # items are no classes there
+    assert "ba/accuracy" not in found
 
 
 # ---- metrics of the user's own ----

@@ -87,6 +87,21 @@ def test_unseen_columns_appear_only_where_they_were_measured():
     assert line[-2:] == ["0.150", "0.075"]
 
 
+def test_accuracy_takes_the_place_of_recall_where_classes_are_searched_by_name():
+    rows = frame(seeds=1).assign(
+        **{"ab/classes": 35.0, "ab/accuracy": 0.75, "ab/accuracy@5": 0.9},
+        **{"ab/balanced_accuracy": 0.7, "ab/accuracy_chance": 1 / 35, "ab/robot/accuracy": 0.6},
+    )
+    table = results_table(rows, ("speech", "text"), width=160)
+    head, _, below, first = table.splitlines()[:4]
+    for words in ("accuracy", "top 5", "mean of classes", "accuracy robot"):
+        assert words in head
+    assert below.count("→ text") == 4  # no recall of that direction
+    assert below.count("→ speech") == 1
+    assert first.split()[2:6] == ["0.750", "0.900", "0.700", "0.600"]
+    assert "chance accuracy: speech → text 0.029; chance R@10: text → speech 0.016" in table
+
+
 @pytest.mark.parametrize("width", [100, 120, 200])
 def test_no_line_is_wider_than_asked(width):
     assert max(len(line) for line in results_table(frame(), width=width).splitlines()) <= width

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -147,7 +148,7 @@ def test_the_key_tells_rows_and_preprocessing_apart(stores, drawn):
 
 
 def test_item_numbers_are_equal_where_the_item_is():
-    rows = TrainingRows(None, None, np.array(["x", "y", "x", "z", "y"]))  # type: ignore[arg-type]
+    rows = TrainingRows(None, None, np.array(["x", "y", "x", "z", "y"]), np.array([]))  # type: ignore[arg-type]
     numbers = rows.item_numbers
     for i in range(5):
         for j in range(5):
@@ -357,7 +358,7 @@ def test_graphs_are_kept_and_told_apart(make, tmp_path):
 def test_a_pool_too_small_for_patches_is_refused(rows, stream_of, side, size):
     other = {key: getattr(rows, key) for key in "ab"}
     other[side] = other[side].pool_subset(np.arange(len(other[side].pool)) < size)
-    small = TrainingRows(other["a"], other["b"], rows.items)
+    small = dataclasses.replace(rows, a=other["a"], b=other["b"])
     with pytest.raises(UserError, match=rf"modality {side} has {size} unpaired rows"):
         stream_of(small)
     stream_of(small, k=None)

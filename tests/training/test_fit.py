@@ -101,7 +101,7 @@ def test_of_a_large_pool_filters_and_closed_forms_see_the_first_rows(make, tmp_p
     assert torch.equal(
         filtered.pool, fit_filters([LocalCentering(clusters=3)], task.rows.a.pool[:9])[1]
     )
-    assert filtered.pool_items.tolist() == task.rows.a.pool_items[:9].tolist()
+    assert filtered.pool_units.tolist() == task.rows.a.pool_units[:9].tolist()
     assert len(filtered.pairs) == len(task.rows.a.pairs)
 
 
@@ -190,13 +190,13 @@ def test_a_filter_under_which_the_modalities_agree_less_is_not_compared_by_rank(
 def test_a_fold_holds_no_pool_row_of_the_families_it_holds_out(make, tmp_path):
     """And its filters are fitted on what it holds."""
     task = task_of(make({"closed_form": RIDGE, "filters": ONE}), tmp_path)
-    pool_items = task.rows.a.pool_items
+    pool_units = task.rows.a.pool_units
     twin = task.families.copy()
-    twin[pool_items[:7]] = twin[task.rows.items[3]]  # seven pool rows are near-duplicates of a pair
+    twin[pool_units[:7]] = twin[task.rows.items[3]]  # seven pool rows are near-duplicates of a pair
     task = dataclasses.replace(task, families=twin)
     [held] = [part for part in task.folds(np.arange(14)) if 3 in part]
     fold = task.excluding(held)
-    assert np.array_equal(fold.rows.a.pool_items, pool_items[7:])
+    assert np.array_equal(fold.rows.a.pool_units, pool_units[7:])
     assert torch.equal(fold.rows.a.pool, task.rows.a.pool[7:])
     assert fold.rows.a.key != task.rows.a.key
     assert fold.rows.b is task.rows.b  # nothing of b's pool is of these families
@@ -433,10 +433,10 @@ def test_filters_of_trained_maps_see_as_much_of_a_folds_pool_as_the_training(
 ):
     task = task_of(make({"filters": ONE}), tmp_path)
     twin = task.families.copy()
-    for pair, pool_items in (
-        (task.rows.items[n], task.rows.a.pool_items[n::14][:2]) for n in range(14)
+    for pair, pool_units in (
+        (task.rows.items[n], task.rows.a.pool_units[n::14][:2]) for n in range(14)
     ):
-        twin[pool_items] = twin[pair]  # every pair has near-duplicates in the pool
+        twin[pool_units] = twin[pair]  # every pair has near-duplicates in the pool
     task, folds = dataclasses.replace(task, families=twin), []
     honest = fit_trained.WarmStart
     monkeypatch.setattr(
@@ -464,7 +464,7 @@ def test_what_closed_forms_look_at_is_the_beginning_of_each_pool(make, tmp_path,
     for side in "ab":
         whole, first = getattr(task.rows, side), getattr(cut.rows, side)
         assert torch.equal(first.pool, whole.pool[:9])
-        assert first.pool_items.tolist() == whole.pool_items[:9].tolist()
+        assert first.pool_units.tolist() == whole.pool_units[:9].tolist()
         again = first.pool_subset(np.arange(9) != 3)
         assert (
             len(

@@ -126,7 +126,8 @@ def training_rows() -> TrainingRows:
             np.array([f"pool{d}-{i}" for i in range(len(x) - 10)]),
         )
 
-    return TrainingRows(modality(6, 30, 0), modality(5, 8, 1), np.array(list("abcdefghab")))
+    items = np.array(list("abcdefghab"))
+    return TrainingRows(modality(6, 30, 0), modality(5, 8, 1), items, items)
 
 
 def method_of(case: Case) -> Method:
@@ -457,7 +458,7 @@ def test_the_teacher_sees_exactly_the_pairs_that_are_trained_on(tmp_path, monkey
     }
     method = Method.from_config(typed(settings, "a test"))
     positions = np.array([1, 2, 4, 5, 6, 7])
-    items = sorted({*rows.items, *rows.a.pool_items, *rows.b.pool_items})
+    items = sorted({*rows.items, *rows.a.pool_units, *rows.b.pool_units})
     families = pd.Series(items, index=items)
     task = TrainingSet(method, rows, families, 0, tmp_path, no_progress)
     data = AlignmentDataModule.of_training_set(task, positions, 9)

@@ -5,6 +5,7 @@ import torch
 from gera_lightning.models.maps import Identity, Linear, normalized
 from gera_lightning.models.shared_space import CSLS, SharedSpace
 from gera_lightning.training import cross_validation
+from gera_lightning.training.batch import HeldOutPairs
 
 
 def cloud(n, d, seed=0):
@@ -20,6 +21,11 @@ def space(k=None):
             k, pool_a=out.embed("a", cloud(20, 5, 2)), pool_b=out.embed("b", cloud(15, 6, 3))
         )
     return out
+
+
+def pairs_of(x_a, x_b, item, pool_a, pool_b):
+    """Held-out pairs beside pools that name nothing."""
+    return HeldOutPairs(x_a, x_b, item, pool_a, pool_b, torch.full((len(pool_b),), -1))
 
 
 def slow_score(scores_ab, n, items):
@@ -42,7 +48,8 @@ def test_held_out_score_equals_slow_loops(items, k):
     held_a, held_b, pool_a, pool_b = cloud(6, 5), cloud(6, 6, 1), cloud(20, 5, 2), cloud(15, 6, 3)
     z_a, z_b = s.embed("a", torch.cat([held_a, pool_a])), s.embed("b", torch.cat([held_b, pool_b]))
     table = (s.queries(z_a) @ s.gallery("b", z_b).T + s.offset("a", z_a)).numpy()
-    found = cross_validation.held_out_score(s, held_a, held_b, torch.tensor(items), pool_a, pool_b)
+    held = pairs_of(held_a, held_b, torch.tensor(items), pool_a, pool_b)
+    found = cross_validation.held_out_score(s, held)
     np.testing.assert_allclose(found, slow_score(table, 6, items), atol=1e-6)
     assert float(found.max()) <= 0
 
@@ -52,19 +59,20 @@ def test_a_perfect_space_scores_0_and_copies_in_the_pool_take_from_it():
     x = normalized(cloud(5, 4))
     nothing = x[:0]
     items = torch.arange(5)
-    assert cross_validation.held_out_score(s, x, x, items, nothing, nothing).tolist() == [0.0] * 5
+    alone = pairs_of(x, x, items, nothing, nothing)
+    assert cross_validation.held_out_score(s, alone).tolist() == [0.0] * 5
     # three exact copies of row 2 join the gallery of b: it comes at the mean of places 1 to 4, one
     # direction of two
-    score = cross_validation.held_out_score(s, x, x, items, nothing, x[2:3].repeat(3, 1))
+    copies = pairs_of(x, x, items, nothing, x[2:3].repeat(3, 1))
+    score = cross_validation.held_out_score(s, copies)
     assert score[2].item() == pytest.approx(-np.log(2.5) / 2)
     assert score[[0, 1, 3, 4]].tolist() == [0.0] * 4
 
 
 def test_a_collapsed_space_scores_as_guessing_does():
     s = SharedSpace(Linear(5, 3, weight=torch.zeros(5, 3)), Linear(6, 3, weight=torch.zeros(6, 3)))
-    score = cross_validation.held_out_score(
-        s, cloud(4, 5), cloud(4, 6, 1), torch.arange(4), cloud(20, 5, 2), cloud(16, 6, 3)
-    )
+    held = pairs_of(cloud(4, 5), cloud(4, 6, 1), torch.arange(4), cloud(20, 5, 2), cloud(16, 6, 3))
+    score = cross_validation.held_out_score(s, held)
     expected = -(np.log((4 + 16 + 1) / 2) + np.log((4 + 20 + 1) / 2)) / 2
     assert score.tolist() == pytest.approx([expected] * 4)
 

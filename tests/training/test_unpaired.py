@@ -29,7 +29,8 @@ def rows(pool_a: int = POOLS["a"], pool_b: int = POOLS["b"]) -> TrainingRows:
             np.arange(n).astype(str),
         )
 
-    return TrainingRows(modality(pool_a), modality(pool_b), np.arange(PAIRS).astype(str))
+    items = np.arange(PAIRS).astype(str)
+    return TrainingRows(modality(pool_a), modality(pool_b), items, items)
 
 
 @pytest.fixture

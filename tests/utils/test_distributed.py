@@ -89,7 +89,8 @@ def rows() -> TrainingRows:
             np.arange(len(x) - 10).astype(str),
         )
 
-    return TrainingRows(modality(6, 0), modality(5, 1), np.array(list("abcdefghab")))
+    items = np.array(list("abcdefghab"))
+    return TrainingRows(modality(6, 0), modality(5, 1), items, items)
 
 
 def started(case: Case, cache: Path) -> tuple[AlignmentModule, AlignmentDataModule]:

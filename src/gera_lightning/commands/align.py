@@ -128,7 +128,7 @@ def align(
         sides[side] = modality_of(x, len(names), alone, key, center=chosen.data.center)
     families = pd.Series({name: name for name in ("unpaired", *names)})
     widths = {f"dim_{side}": rows.shape[1] for side, rows in pairs.items()}
-    rows = TrainingRows(**sides, items=names)
+    rows = TrainingRows(**sides, items=names, units=names)
     with Display(Console(stderr=True, quiet=not progress), 1, 0) as display:
         return _fitted(chosen, rows, families, method, seed, widths, display.start(1, method))
 
@@ -160,20 +160,13 @@ def align_experiment(
     loaded = config.load(experiment, [*overrides, f"methods=[{method or PREFERRED}]"])
     a, b = open_stores(loaded.common)
     split = splits.train_on_all(a.rows, b.rows)
-    matched = splits.matched_items(a.rows, b.rows, split)
-    count = len(matched)
+    count = splits.count_pairs(a.rows, b.rows, split)
     if count < 2:
         raise UserError(
             f"{a.path} and {b.path} share {count} items: rows that belong together carry the same"
             " `item`"
         )
-    alone = [
-        int((~store.rows["item"].iloc[rows].isin(matched)).sum())
-        for store, rows in ((a, split.train_a), (b, split.train_b))
-    ]
-    if not method and (method := _default(*alone)) != PREFERRED:
-        loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
-    chosen, seed, data = loaded.methods[method], loaded.common.seeds[0], loaded.methods[method].data
+    seed, data = loaded.common.seeds[0], loaded.methods[method or PREFERRED].data
     draw = splits.sample_pairs(
         a.rows,
         b.rows,
@@ -184,7 +177,10 @@ def align_experiment(
         pool_size=data.pool_size,
         extra_views=data.extra_views,
     )
-    training = load_rows(a, b, draw, center=data.center)
+    if not method and (method := _default(len(draw.pool_a), len(draw.pool_b))) != PREFERRED:
+        loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
+    chosen = loaded.methods[method]
+    training = load_rows(a, b, draw, center=chosen.data.center)
     aligner = _fitted(
         chosen,
         training,

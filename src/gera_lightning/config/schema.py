@@ -331,7 +331,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """Stores, split, pairs and pools."""
     budgets: list[int] = runtime(lambda: [100, 300, 1000])
-    """Numbers of paired items, swept over."""
+    """Numbers of paired items, of labelled rows where items are classes; swept over."""
     seeds: list[int] = runtime(lambda: [0])
     """Each seed fixes pairs, pools, start and batches."""
     methods: list[str] = runtime(lambda: ["gera", "gera_plain", "contrastive", "ridge"])

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gera_lightning.data.splits import ItemSplit
+from gera_lightning.data.splits import ItemSplit, split_units
 from gera_lightning.data.store import EmbeddingStore
 
 
@@ -33,17 +33,17 @@ class HeldOut:
 
     @classmethod
     def load(
-        cls, store: EmbeddingStore, test: np.ndarray, train: np.ndarray, families: pd.Series
+        cls, store: EmbeddingStore, test: np.ndarray, train: np.ndarray, families: np.ndarray
     ) -> HeldOut:
         """Read the rows `test` of a store.
 
         Args:
             store: the store.
             test, train: row numbers of the two sides of the split.
-            families: family of every item.
+            families: family of every row of the store.
         """
         rows = store.rows.iloc[test].reset_index(drop=True)
-        rows["family"] = families[rows["item"].to_numpy(dtype=str)].to_numpy()
+        rows["family"] = families[test]
         unseen = np.zeros(len(rows), dtype=bool)
         if "group" in rows:
             seen_groups = store.rows["group"].iloc[train].unique()
@@ -80,8 +80,10 @@ class HeldOutItems:
         cls, store_a: EmbeddingStore, store_b: EmbeddingStore, split: ItemSplit
     ) -> HeldOutItems:
         """Read the test side of a split."""
-        a = HeldOut.load(store_a, split.test_a, split.train_a, split.families)
-        b = HeldOut.load(store_b, split.test_b, split.train_b, split.families)
+        units = split_units(store_a.rows, store_b.rows), store_b.rows["item"].to_numpy(dtype=str)
+        families = [split.families[unit].to_numpy() for unit in units]
+        a = HeldOut.load(store_a, split.test_a, split.train_a, families[0])
+        b = HeldOut.load(store_b, split.test_b, split.train_b, families[1])
         names = np.concatenate([side.rows["item"].to_numpy(dtype=str) for side in (a, b)])
         numbers = torch.from_numpy(np.unique(names, return_inverse=True)[1])
         whole = cls(a, b, numbers[: len(a.rows)], numbers[len(a.rows) :])

@@ -8,6 +8,9 @@ Everything here reads tables of rows, never vectors:
    100 items are among the first 300). Pools come from the items outside `reserved_pairs`, so they
    are the same at every budget.
 3. `folds`: the pairs of a budget in parts, for tuning inside it; families stay whole.
+
+What a split, a budget and a fold count is a unit: an item, whose rows all go one way, or, where an
+item is a class, each of its rows of a (`split_units`).
 """
 
 from __future__ import annotations
@@ -37,7 +40,31 @@ def unit_hash(word: str) -> float:
     return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") / 2**64
 
 
-# ---- families ----
+# ---- units and families ----
+
+
+def split_units(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> np.ndarray:
+    """What each row of a is split, counted and held out with: its item, or itself where the item is
+    a class.
+
+    An item whose rows in b are `both`, seen in training and searched in test, is a class: they are
+    its names, and any of its rows of a may be labelled or asked for. Rows of a that are `both` are
+    names themselves. The unit of every row of b is its item.
+
+    >>> a = pd.DataFrame({"row": ["7-ann", "7-ben", "x-1"], "item": ["seven", "seven", "x"]})
+    >>> b = pd.DataFrame({"item": ["seven", "x"], "split": ["both", "train"]})
+    >>> split_units(a, b).tolist()
+    ['seven, row 7-ann', 'seven, row 7-ben', 'x']
+    """
+    units: np.ndarray = rows_a["item"].to_numpy(dtype=object, copy=True)
+    if "split" in rows_b:
+        of_class = rows_a["item"].isin(rows_b["item"][rows_b["split"] == "both"])
+        if "split" in rows_a:
+            of_class &= rows_a["split"] != "both"
+        if of_class.any():
+            alone = rows_a[of_class]
+            units[of_class.to_numpy()] = alone["item"] + ", row " + alone["row"]
+    return units.astype(str)
 
 
 def item_families(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.Series:
@@ -99,7 +126,7 @@ class ItemSplit:
     Attributes:
         train_a, train_b: rows that training may see.
         test_a, test_b: rows of the evaluated items.
-        families: family of every item, indexed by item, sorted.
+        families: family of every unit (see `split_units`), indexed by unit, sorted.
     """
 
     train_a: np.ndarray
@@ -117,10 +144,10 @@ def split_items(
     dev: bool = False,
     fold: tuple[int, int] | None = None,
 ) -> ItemSplit:
-    """Split the items of two stores into train and test.
+    """Split the items of two stores into train and test, the rows of a class one by one.
 
-    Where a store's `split` column names an item's side, that side holds for the item's whole
-    family. All other families are split by a hash of their name.
+    Where a store's `split` column names a unit's side (`split_units`), that side holds for the
+    unit's whole family. All other families are split by a hash of their name.
 
     Args:
         rows_a, rows_b: the stores' tables.
@@ -130,13 +157,15 @@ def split_items(
             which this one is the test.
 
     Raises:
-        UserError: the two stores disagree, or the given split cuts a family.
+        UserError: the two stores disagree, or the given split cuts an item that is no class, or a
+            family.
 
     >>> rows = pd.DataFrame({"item": ["x", "y", "z"], "split": ["train", "test", "both"]})
     >>> split = split_items(rows, rows)
     >>> split.train_a.tolist(), split.test_a.tolist()
     ([0, 2], [1, 2])
     """
+    rows_a = rows_a.assign(item=split_units(rows_a, rows_b))
     families = item_families(rows_a, rows_b)
     side_of = _sides(families, _given_sides(rows_a, rows_b), test_share)
     if dev:
@@ -170,7 +199,7 @@ def _given_sides(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.Series:
             f"is {given_a[item]!r} in store a and {given_b[item]!r} in store b",
             key="item",
             value=item,
-            remedy="make the split columns agree",
+            remedy="make the split columns agree; class names, which are `both`, belong in store b",
         )
     return given_a.combine_first(given_b)
 
@@ -185,7 +214,8 @@ def _given_sides_of(rows: pd.DataFrame) -> pd.Series:
             "has rows of different splits",
             key="item",
             value=per_item["item"][repeated].iloc[0],
-            remedy="give all rows of an item one split",
+            remedy="give all rows of an item one split; where it is a class, let its rows in store"
+            " b be `both`",
         )
     return per_item.set_index("item")["split"]
 
@@ -266,8 +296,9 @@ def check_sides(split: ItemSplit, test_share: float) -> None:
 def train_on_all(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
     """All rows for training and none for test: the split of an aligner that is put to use.
 
-    Items that a store calls `unused` are left out.
+    Items that a store calls `unused` are left out, of a class such rows of a.
     """
+    rows_a = rows_a.assign(item=split_units(rows_a, rows_b))
     unused = {
         item
         for rows in (rows_a, rows_b)
@@ -290,6 +321,28 @@ def matched_items(
 
 
 # ---- pairs and pools ----
+
+
+def count_pairs(rows_a: pd.DataFrame, rows_b: pd.DataFrame, split: ItemSplit) -> int:
+    """How many pairs the train rows make: one for each matched item, of a class one for each of its
+    rows of a.
+    """
+    train = rows_a["item"].to_numpy(dtype=str)[split.train_a]
+    matched = np.isin(train, matched_items(rows_a, rows_b, split))
+    return len(np.unique(split_units(rows_a, rows_b)[split.train_a][matched]))
+
+
+def pairs_in_words(count: int, matched: int) -> str:
+    """What these pairs are, for a message.
+
+    >>> pairs_in_words(40, 40)
+    'the 40 train items with a row in both stores'
+    >>> pairs_in_words(200, 10)
+    'the 200 train rows of 10 classes'
+    """
+    if count == matched:
+        return f"the {count} train items with a row in both stores"
+    return f"the {count} train rows of {matched} classes"
 
 
 @dataclass(frozen=True)
@@ -327,16 +380,21 @@ def sample_pairs(
     The first `budget` are the pairs. Those behind the first `reserved_pairs` fill the pools, half
     of them each, together with all items that have no partner.
 
+    Of a class every row of a may be a pair with its name: first one of each class, then a second
+    one, and so on. What is behind the first `reserved_pairs` of all these is in the pool of a,
+    without its label. Names are in the pool of b as well, paired or not: they are known, and that
+    tells of no row of a which class it is.
+
     Args:
         rows_a, rows_b: the stores' tables.
         split: which rows training may see.
-        budget: number of paired items, one row per modality each.
-        reserved_pairs: matched items that are kept for pairs (the largest budget).
+        budget: number of paired items, one row per modality each; of labelled rows of classes.
+        reserved_pairs: matched items, or rows, that are kept for pairs (the largest budget).
         seed: fixes the order of the items, of the rows of each, and of the pools.
         shared_pools: give both pools all items outside `reserved_pairs`, so that they hold
             hidden pairs.
         pool_size: most rows per pool; all by default.
-        extra_views: use all rows of a paired item, not one.
+        extra_views: use all rows of a paired item, not one; a row of a class stays one.
 
     Raises:
         UserError: a budget beyond `reserved_pairs`, or more reserved than there are.
@@ -351,23 +409,34 @@ def sample_pairs(
     store_a = _RowsByItem.of(rows_a, split.train_a, item_names, _stream(seed, ROWS_A))
     store_b = _RowsByItem.of(rows_b, split.train_b, item_names, _stream(seed, ROWS_B))
     matched = np.intersect1d(store_a.items, store_b.items)
-    _check_budget(budget, reserved_pairs, len(matched))
-    ordered = _stream(seed, ITEMS).permutation(matched)
+    is_class = _classes(rows_a, rows_b, item_names)
 
-    # pairs: each item once, or as often as the modality with more rows of it has rows
-    paired = ordered[:budget]
+    # in order: each item's first row, in the drawn order of items, then each class's second, ...
+    place = np.argsort(_stream(seed, ITEMS).permutation(len(matched)))
+    rows_each = np.where(is_class, store_a.counts, 1)[matched]
+    item, view = np.repeat(matched, rows_each), _count_up(rows_each)
+    order = np.lexsort([np.repeat(place, rows_each), view])
+    item, view = item[order], view[order]
+    _check_budget(budget, reserved_pairs, len(item), len(matched))
+
+    # pairs: each once, or as often as the modality with more rows of the item has rows
     views = np.ones(budget, dtype=np.int64)
     if extra_views:
-        views = np.maximum(store_a.counts[paired], store_b.counts[paired])
-    item_of_pair, view_of_pair = np.repeat(paired, views), _count_up(views)
+        most = np.where(is_class, 1, np.maximum(store_a.counts, store_b.counts))
+        views = most[item[:budget]]
+    item_of_pair = np.repeat(item[:budget], views)
+    view_of_pair = np.repeat(view[:budget], views) + _count_up(views)
 
-    # pools: halves of what is not reserved, so that no item is in both of them
-    outside = ordered[reserved_pairs:]
+    # pools: halves of what is not reserved, so that no item is in both of them; rows of classes
+    item, view = item[reserved_pairs:], view[reserved_pairs:]
+    unlabelled, outside = is_class[item], item[~is_class[item]]
     half = len(outside) // 2
     outside_a, outside_b = (outside, outside) if shared_pools else (outside[:half], outside[half:])
     unmatched_a, unmatched_b = (np.setdiff1d(store.items, matched) for store in (store_a, store_b))
     pool_a = store_a.all_rows(np.concatenate([outside_a, unmatched_a]))
-    pool_b = store_b.all_rows(np.concatenate([outside_b, unmatched_b]))
+    pool_a = np.concatenate([pool_a, store_a.rows_of(item[unlabelled], view[unlabelled])])
+    names = matched[is_class[matched]]
+    pool_b = store_b.all_rows(np.concatenate([outside_b, unmatched_b, names]))
 
     return Sample(
         pairs_a=store_a.rows_of(item_of_pair, view_of_pair),
@@ -382,16 +451,22 @@ def _stream(seed: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng([seed, purpose])
 
 
-def _check_budget(budget: int, reserved_pairs: int, matched: int) -> None:
-    available = f"the {matched} train items with a row in both stores"
-    if budget > matched:
+def _classes(rows_a: pd.DataFrame, rows_b: pd.DataFrame, item_names: pd.Index) -> np.ndarray:
+    """Which items are classes, see `split_units`."""
+    of_class = split_units(rows_a, rows_b) != rows_a["item"].to_numpy(dtype=str)
+    return item_names.isin(rows_a["item"][of_class])
+
+
+def _check_budget(budget: int, reserved_pairs: int, pairs: int, matched: int) -> None:
+    available = pairs_in_words(pairs, matched)
+    if budget > pairs:
         raise UserError(
             f"asks for more pairs than {available}",
             key="budgets",
             value=budget,
             remedy="lower the budget",
         )
-    if reserved_pairs > matched:
+    if reserved_pairs > pairs:
         raise UserError(
             f"(the largest budget by default) is more than {available}",
             key="data.reserved_pairs",

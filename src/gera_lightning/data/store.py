@@ -10,7 +10,9 @@ A store is a folder (the layout that clip-retrieval and autofaiss read)::
 Rows of two stores with the same `item` are a pair. Optional columns: `text`, `path`, `group`
 (source of nuisance: voice, renderer), `family` (near-duplicates, never cut by a split), `label`,
 `split` (train, test, both, unused), `condition` (test rows of another kind, such as `robot`, which
-are evaluated apart under that name).
+are evaluated apart under that name). `both` is for names of classes, in the second store: they are
+seen in training and searched in test, and the first store's rows of such an item have each a
+`split` of their own.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gera_lightning.data.splits import Sample
+from gera_lightning.data.splits import Sample, split_units
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.models.preprocessing import CHUNK, Preprocessing
 
@@ -27,14 +27,14 @@ class Modality:
         pool: unpaired rows `[N, D]`.
         preprocess: the preprocessing fitted on both.
         key: what identifies the rows, for caches: checksums, row subset, preprocessing.
-        pool_items: item of each pool row `[N]`.
+        pool_units: unit of each pool row, see `split_units`, `[N]`.
     """
 
     pairs: Tensor
     pool: Tensor
     preprocess: Preprocessing
     key: dict[str, str]
-    pool_items: np.ndarray
+    pool_units: np.ndarray
 
     def to(self, device: torch.device) -> Modality:
         """The rows on another device; the preprocessing stays where it is."""
@@ -46,7 +46,7 @@ class Modality:
         return replace(
             self,
             pool=self.pool[torch.from_numpy(mask)],
-            pool_items=self.pool_items[mask],
+            pool_units=self.pool_units[mask],
             key={**self.key, "pool": subset},
         )
 
@@ -58,11 +58,13 @@ class TrainingRows:
     Attributes:
         a, b: the rows of each modality.
         items: item of each pair `[n]`.
+        units: its unit: the item, or of a class the row of a, see `split_units`, `[n]`.
     """
 
     a: Modality
     b: Modality
     items: np.ndarray
+    units: np.ndarray
 
     @property
     def item_numbers(self) -> Tensor:
@@ -80,14 +82,14 @@ def digest(array: np.ndarray) -> str:
 
 
 def modality_of(
-    x: Tensor, count: int, pool_items: np.ndarray, key: Mapping[str, str], *, center: bool = True
+    x: Tensor, count: int, pool_units: np.ndarray, key: Mapping[str, str], *, center: bool = True
 ) -> Modality:
     """One modality of frozen rows; its preprocessing is fitted on them.
 
     Args:
         x: `[n + N, D]`, the `count` paired rows first. The preprocessed rows overwrite them.
         count: n.
-        pool_items: item of each unpaired row `[N]`.
+        pool_units: unit of each unpaired row `[N]`.
         key: what identifies the rows, for caches.
         center: see `Preprocessing`.
 
@@ -101,11 +103,16 @@ def modality_of(
     for rows in x.split(CHUNK):  # in place: a copy of a large pool may not fit
         rows.copy_(preprocess(rows))
     mean = "none" if preprocess.mean is None else digest(preprocess.mean.numpy())
-    return Modality(x[:count], x[count:], preprocess, {**key, "mean": mean}, pool_items)
+    return Modality(x[:count], x[count:], preprocess, {**key, "mean": mean}, pool_units)
 
 
 def load_modality(
-    store: EmbeddingStore, pairs: np.ndarray, pool: np.ndarray, *, center: bool = True
+    store: EmbeddingStore,
+    pairs: np.ndarray,
+    pool: np.ndarray,
+    *,
+    center: bool = True,
+    units: np.ndarray | None = None,
 ) -> Modality:
     """Read the paired and unpaired rows of one modality; its preprocessing sees no others.
 
@@ -113,19 +120,22 @@ def load_modality(
         store: the store.
         pairs, pool: row numbers.
         center: see `Preprocessing`.
+        units: unit of every row of the store; by default its item.
     """
     x = torch.from_numpy(store.read(np.concatenate([pairs, pool])))
     key = {"data": store.data_hash, "rows": digest(np.concatenate([pairs, [-1], pool]))}
-    pool_items = store.rows["item"].to_numpy(dtype=str)[pool]
-    return modality_of(x, len(pairs), pool_items, key, center=center)
+    units = store.rows["item"].to_numpy(dtype=str) if units is None else units
+    return modality_of(x, len(pairs), units[pool], key, center=center)
 
 
 def load_rows(
     store_a: EmbeddingStore, store_b: EmbeddingStore, sample: Sample, *, center: bool = True
 ) -> TrainingRows:
     """Read the training rows of a sample."""
+    units = split_units(store_a.rows, store_b.rows)
     return TrainingRows(
-        a=load_modality(store_a, sample.pairs_a, sample.pool_a, center=center),
+        a=load_modality(store_a, sample.pairs_a, sample.pool_a, center=center, units=units),
         b=load_modality(store_b, sample.pairs_b, sample.pool_b, center=center),
         items=sample.items,
+        units=units[sample.pairs_a],
     )

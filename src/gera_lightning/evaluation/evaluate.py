@@ -19,6 +19,7 @@ from torch import Tensor
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import EvaluationConfig
 from gera_lightning.data.held_out import HeldOut, HeldOutItems
+from gera_lightning.evaluation.classification import classification
 from gera_lightning.evaluation.neighborhoods import (
     evenly_spaced_indices,
     group_recall,
@@ -28,7 +29,6 @@ from gera_lightning.evaluation.neighborhoods import (
 )
 from gera_lightning.evaluation.retrieval import (
     Ranking,
-    chance,
     foscttm,
     hubness,
     rank_positives,
@@ -181,6 +181,7 @@ def _of_condition(
         ranking = rank_positives(queries.z, gallery.z, queries.item, gallery.item, chunk=chunk)
         if not ranking.best.isnan().all():
             found = retrieval(ranking, queries.item, gallery.item)
+            found |= _classified(queries, gallery, chunk)
             measures |= {f"{direction}/{name}/{key}": value for key, value in found.items()}
     return measures
 
@@ -192,15 +193,17 @@ def retrieval_measures(
 
     Returns:
         those of `retrieval`; `hubness`; `unseen/...` over groups that training never saw, see
-        `unseen`; `zero_shot` and `zero_shot_chance`, see `zero_shot`.
+        `unseen`; `accuracy` and so on where the gallery holds class names, see `classification`.
     """
     measures = retrieval(ranking, queries.item, gallery.item)
     measures["hubness"] = hubness(queries.z[~ranking.best.isnan()], gallery.z)
     found = unseen(ranking, queries, gallery, chunk=chunk)
     measures |= {f"unseen/{name}": value for name, value in found.items()}
-    return measures | zero_shot(
-        queries.z, gallery.z, queries.held.rows, gallery.held.rows, chunk=chunk
-    )
+    return measures | _classified(queries, gallery, chunk)
+
+
+def _classified(queries: _Side, gallery: _Side, chunk: int) -> dict[str, float]:
+    return classification(queries.z, gallery.z, queries.held.rows, gallery.held.rows, chunk=chunk)
 
 
 def unseen(
@@ -255,45 +258,6 @@ def unimodal(
             if not np.isnan(value):
                 measures[f"{name}/{when}"] = value
     return measures
-
-
-def zero_shot(
-    z_q: Tensor, z_g: Tensor, queries: pd.DataFrame, gallery: pd.DataFrame, *, chunk: int = 4096
-) -> dict[str, float]:
-    """Classification by class names: gallery rows with `split` `both` and a `label`.
-
-    Args:
-        z_q, z_g: rows whose dot product is the score.
-        queries, gallery: their tables.
-        chunk: queries scored at once.
-
-    Returns:
-        `zero_shot`, the share of queries whose best class name has their `label`, and
-        `zero_shot_chance`, that of a random order of the names. Queries are the rows whose label
-        has a name and which are no names themselves. Empty where there are none.
-    """
-    if not {"split", "label"} <= set(gallery) or "label" not in queries:
-        return {}
-    is_name = ((gallery["split"] == "both") & gallery["label"].notna()).to_numpy(copy=True)
-    asked = queries["label"].isin(gallery["label"][is_name]).to_numpy(copy=True)
-    if "split" in queries:
-        asked &= (queries["split"] != "both").to_numpy()
-    if not asked.any():
-        return {}
-    labels = pd.concat([queries["label"][asked], gallery["label"][is_name]])
-    numbers = pd.factorize(labels)[0].astype(np.int64)
-    label_q, label_g = numbers[: asked.sum()], numbers[asked.sum() :]
-    rank = rank_positives(
-        z_q[torch.from_numpy(asked)],
-        z_g[torch.from_numpy(is_name)],
-        torch.from_numpy(label_q),
-        torch.from_numpy(label_g),
-        chunk=chunk,
-    ).best
-    return {
-        "zero_shot": float((rank <= 1).double().mean()),
-        "zero_shot_chance": chance(label_q, label_g, 1),
-    }
 
 
 def _rank_table(direction: str, ranking: Ranking, queries: _Side, gallery: _Side) -> pd.DataFrame:

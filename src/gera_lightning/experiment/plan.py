@@ -104,35 +104,33 @@ def _check_pairs(experiment: Experiment, stores: Stores, seeds: Sequence[int], m
     """There are as many pairs as the largest budget asks for, and enough families in the smallest
     for every fold of tuning.
     """
-    common = experiment.common
-    matched = len(splits.matched_items(stores.a.rows, stores.b.rows, stores.split))
+    common, tables = experiment.common, (stores.a.rows, stores.b.rows, stores.split)
+    matched, pairs = len(splits.matched_items(*tables)), splits.count_pairs(*tables)
     if not matched:
         raise UserError(
             f"no train item has a row in both stores ({common.data.a or 'a'},"
             f" {common.data.b or 'b'}): rows that belong together carry the same `item`; gera"
             " doctor says what the stores share"
         )
-    if not len(splits.matched_items(stores.a.rows, stores.b.rows, stores.split, test=True)):
+    if not len(splits.matched_items(*tables, test=True)):
         raise UserError(
             "no test item has a row in both stores, so nothing could be measured: let the `split`"
             " columns and items of both agree, or take gera align"
         )
-    if most > matched:
+    if most > pairs:
         key = (
             f"budgets={common.budgets}"
             if most in common.budgets
             else f"sweep.extra_budgets={dict(experiment.extra_budgets)}"
         )
         raise UserError(
-            f"{key}: {most} pairs are more than the {matched} train items with a row in both"
-            " stores: lower it"
+            f"{key}: {most} pairs are more than {splits.pairs_in_words(pairs, matched)}: lower it"
         )
     count = max(config.tuning.folds for config in experiment.methods.values())
     for seed in seeds:  # budgets are nested: the smallest has the fewest families
-        items = pd.unique(stores.sample_pairs(common, max(common.budgets), seed).items)[
-            : min(common.budgets)
-        ]
-        splits.folds(items, stores.split.families, count, seed)
+        largest = stores.sample_pairs(common, max(common.budgets), seed).pairs_a
+        units = pd.unique(splits.split_units(stores.a.rows, stores.b.rows)[largest])
+        splits.folds(units[: min(common.budgets)], stores.split.families, count, seed)
 
 
 def _check_pools(runs: Sequence[Run]) -> None:

@@ -115,13 +115,19 @@ def _table(findings: Findings, base: str, changed: Mapping[str, Mapping[str, Any
             cells += [number(recall), _difference(difference)]
             if difference and findings.bootstrap and difference.p_holm <= findings.bootstrap.level:
                 strong.add((place, len(cells) - 1))
-            record = {"method": name, "of": base, "changed": words, "budget": budget}
-            numbers.append({**record, "both/r@10": recall, **_difference_numbers(difference)})
+            record: dict[str, object] = {
+                "method": name,
+                "of": base,
+                "changed": words,
+                "budget": budget,
+            }
+            record[findings.measure.column] = recall
+            numbers.append({**record, **_difference_numbers(difference)})
         rows.append(cells)
     caption = (
-        f"{base} with a few settings changed: R@10 (mean of both directions) at each number of"
-        f" pairs, and the difference to {base} with Holm's interval (over the rows of this table);"
-        " bold where 0 lies outside it."
+        f"{base} with a few settings changed: {findings.measure.name}"
+        f" ({findings.measure.words}) at each number of pairs, and the difference to {base} with"
+        " Holm's interval (over the rows of this table); bold where 0 lies outside it."
     )
     titles = [title for n in budgets for title in (f"{n} pairs", "difference")]
     return Table(
@@ -151,7 +157,7 @@ def _differences(
 def _recall(findings: Findings, method: str, budget: int) -> float:
     table = findings.table
     rows = table[(table["method"] == method) & (table["budget"] == budget)]
-    return float(rows["both/r@10"].iloc[0]) if len(rows) else float("nan")
+    return float(rows[findings.measure.column].iloc[0]) if len(rows) else float("nan")
 
 
 def _difference(comparison: Comparison | None) -> str:

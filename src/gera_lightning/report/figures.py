@@ -309,7 +309,8 @@ def recall_curve(
     modalities: Sequence[str] = ("a", "b"),
     test_items: int | None = None,
 ) -> None:
-    """R@10 against the number of pairs, one line per method, one panel per direction.
+    """R@10 against the number of pairs, one line per method, one panel per direction; accuracy in
+    place of R@10 where classes are searched by their names.
 
     Bands are one standard deviation over seeds; chance is dotted.
 
@@ -329,7 +330,7 @@ def recall_curve(
     for axis, (direction, name) in zip(axes, direction_names(modalities).items(), strict=True):
         _recall_panel(axis, results, direction, style)
         axis.set(title=name, xlabel="pairs")
-    axes[0].set(ylabel="R@10", ylim=(0, None))
+    axes[0].set(ylim=(0, None))
     if len(style) <= 6:
         axes[1].legend(frameon=False)
     else:
@@ -343,14 +344,17 @@ def recall_curve(
 
 
 def _recall_panel(axis: Axes, results: pd.DataFrame, direction: str, style: Style) -> None:
+    classified = f"{direction}/classes" in results
+    measure, chance = ("accuracy", "accuracy_chance") if classified else ("r@10", "chance@10")
+    axis.set_ylabel("accuracy" if classified else "R@10")
     for method, rows in results.groupby("method", sort=False):
         look = style[str(method)]
-        at = rows.groupby("budget")[f"{direction}/r@10"].agg(["mean", "std"]).fillna(0)
+        at = rows.groupby("budget")[f"{direction}/{measure}"].agg(["mean", "std"]).fillna(0)
         axis.plot(at.index, at["mean"], markersize=4, label=str(method), **look)
         low, high = at["mean"] - at["std"], at["mean"] + at["std"]
         axis.fill_between(at.index, low, high, color=look["color"], alpha=0.12, linewidth=0)
-    chance = results[f"{direction}/chance@10"].mean()
-    axis.axhline(chance, color="grey", linestyle=":", label=CHANCE)
+    level = results[f"{direction}/{chance}"].mean()
+    axis.axhline(level, color="grey", linestyle=":", label=CHANCE)
     axis.set_xscale("log")
     budgets = sorted(results["budget"].unique())
     axis.set_xticks(budgets, [str(b) for b in budgets])

@@ -28,11 +28,32 @@ MEASURES = (
     "median_rank",
     "hubness",
     "unseen/r@10",
-    "zero_shot",
 )
 MAX_SHOWN = 8
 """Methods that have a colour of their own in figures, at most."""
 PLAIN_FORM = ("gera_plain", "gera_off")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What methods are compared by.
+
+    Attributes:
+        column: of the table of findings.
+        name, words: what it is called, and over what it is taken.
+    """
+
+    column: str
+    name: str
+    words: str
+
+
+def classified(runs: pd.DataFrame) -> str | None:
+    """The direction in which classes are searched by their names alone, `ab` or `ba`; mostly none.
+
+    Ranks of its queries are those of classification.
+    """
+    return next((way for way in ("ab", "ba") if f"{way}/classes" in runs), None)
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,7 @@ class Findings:
 
     Attributes:
         sweep: the runs.
-        bootstrap: over them; None where no run left ranks.
+        bootstrap: of `measure`, over the runs; None where no run left ranks.
         reference: the method that others are compared with.
         baseline: the method that label multipliers are relative to.
         modalities: names of a and b.
@@ -57,6 +78,14 @@ class Findings:
     def ways(self) -> dict[str, str]:
         """Names of the two directions, such as `{"ab": "speech → text", ...}`."""
         return direction_names(self.modalities)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """Accuracy where classes are searched by their names, else R@10."""
+        way = classified(self.sweep.runs)
+        if way is None:
+            return Measure("both/r@10", "R@10", "mean of both directions")
+        return Measure(f"{way}/accuracy", "accuracy", self.ways[way])
 
     @cached_property
     def chance(self) -> str:
@@ -99,9 +128,9 @@ class Findings:
         return [self.reference, *sorted(m for m in self.sweep.methods if m != self.reference)]
 
     def rows(self, budget: int) -> pd.DataFrame:
-        """The table at a budget, the best recall first."""
+        """The table at a budget, the best first."""
         return self.table[self.table["budget"] == budget].sort_values(
-            "both/r@10", ascending=False, kind="stable"
+            self.measure.column, ascending=False, kind="stable"
         )
 
     def series(self, column: str, bootstrap: Bootstrap | None = None) -> list[Series]:

@@ -89,14 +89,14 @@ def hubs(findings: Findings) -> Section:
 
 def cost(findings: Findings) -> Section:
     """Seconds and memory against recall."""
-    table = findings.table
+    table, measure = findings.table, findings.measure
     if "seconds" not in table:
         return Section("Cost", [])
     series = []
     for method in findings.order:
         rows = table[(table["method"] == method) & table["seconds"].notna()]
         if len(rows):
-            seconds, recall = rows["seconds"].clip(lower=1e-3), rows["both/r@10"]
+            seconds, recall = rows["seconds"].clip(lower=1e-3), rows[measure.column]
             no_interval = [np.nan] * len(rows)
             series.append(
                 Series(method, seconds.to_list(), recall.to_list(), no_interval, no_interval)
@@ -108,15 +108,15 @@ def cost(findings: Findings) -> Section:
     for budget in findings.sweep.budgets:
         for _, row in findings.rows(budget).iterrows():
             cells = [
-                number(row["both/r@10"]),
+                number(row[measure.column]),
                 *(with_sd(row, name, form) for name, (_, form) in names.items()),
             ]
             lines.add(
                 budget,
                 [str(row["method"]), *cells],
-                {name: row[name] for name in ("method", "both/r@10", *names)},
+                {name: row[name] for name in ("method", measure.column, *names)},
             )
-    header = ["method", "R@10 both", *(head for head, _ in names.values())]
+    header = ["method", measure.name, *(head for head, _ in names.values())]
     shown = lines.table(
         "cost", "Mean ± standard deviation over seeds of one run, its tuning included.", header
     )
@@ -127,6 +127,8 @@ def cost(findings: Findings) -> Section:
     picture = Picture(
         "cost",
         caption,
-        figures.cost(series, findings.style, "Cost against quality", "R@10, both directions"),
+        figures.cost(
+            series, findings.style, "Cost against quality", f"{measure.name}, {measure.words}"
+        ),
     )
     return Section("Cost", [Pictures([picture]), shown])

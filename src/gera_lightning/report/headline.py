@@ -15,13 +15,13 @@ BETTER, WORSE = "*", "†"
 
 
 def table(findings: Findings) -> Table:
-    """Mean R@10 over seeds and directions, one row per method, one column per budget.
+    """Mean R@10 (or accuracy) over seeds and directions, one row per method, one column per budget.
 
     The reference comes first. A star behind another method's value says that the reference is
     significantly better, a dagger that it is significantly worse (Holm over a column's methods).
     """
-    sweep, marks = findings.sweep, _marks(findings)
-    values = findings.table.pivot_table(index="method", columns="budget", values="both/r@10")
+    sweep, marks, measure = findings.sweep, _marks(findings), findings.measure
+    values = findings.table.pivot_table(index="method", columns="budget", values=measure.column)
     others = [name for name in sweep.methods if name != findings.reference]
     rows, numbers, strong = [], [], set()
     for place, method in enumerate([findings.reference, *others]):
@@ -32,9 +32,11 @@ def table(findings: Findings) -> Table:
             cells.append(_cell(value, mark))
             if value == values[budget].max():
                 strong.add((place, column))
-            numbers.append({"method": method, "budget": budget, "both/r@10": value, "mark": mark})
+            numbers.append(
+                {"method": method, "budget": budget, measure.column: value, "mark": mark}
+            )
         rows.append(cells)
-    header = ["R@10 at", *map(str, sweep.compared)]
+    header = [f"{measure.name} at", *map(str, sweep.compared)]
     header[1] += " pairs"
     seeds = _seeds(findings)
     counts = set().union(*seeds.values())
@@ -51,7 +53,7 @@ def table(findings: Findings) -> Table:
         " (paired bootstrap over seeds and families of test items, Holm over a column's methods)."
     )
     caption = (
-        f"R@10, mean of both directions and of {of_seeds}."
+        f"{measure.name}, {measure.words}; mean of {of_seeds}."
         f"{tested if findings.bootstrap else ''} Bold: a column's highest.{findings.chance}"
     )
     return Table("headline", caption, header, rows, pd.DataFrame(numbers), 1, frozenset(strong))
@@ -88,10 +90,10 @@ def _cell(value: float, mark: str) -> str:
 
 def for_readme(shown: Table, picture: str) -> str:
     """The table and the curve as Markdown; `picture` is the path of the curve's file."""
-    grid = markdown.grid(shown)
+    grid, measure = markdown.grid(shown), shown.header[0].removesuffix(" at")
     for name, *_ in shown.rows:
         grid = grid.replace(f"| {markdown.plain(name)} |", f"| `{name}` |", 1)
     return (
-        f"{grid}\n\n{markdown.plain(shown.caption)}\n\n![R@10 against the number of"
+        f"{grid}\n\n{markdown.plain(shown.caption)}\n\n![{measure} against the number of"
         f" pairs]({picture})\n"
     )

@@ -39,11 +39,11 @@ def short(findings: Findings) -> Section:
 
 def _best_table(findings: Findings) -> Table:
     """For each budget the best method, its recall, and which others are as good."""
-    lines = Lines()
+    lines, measure = Lines(), findings.measure
     for budget in findings.sweep.compared:
         rows, near = findings.rows(budget), findings.near_best[budget]
         best = rows.iloc[0]
-        method, recall = str(best["method"]), float(best["both/r@10"])
+        method, recall = str(best["method"]), float(best[measure.column])
         interval = findings.bootstrap.recall(method, budget) if findings.bootstrap else None
         others = [str(m) for m in rows["method"] if m in near and m != method]
         cells = [
@@ -52,13 +52,13 @@ def _best_table(findings: Findings) -> Table:
             f"{recall:.3f}",
             f"{interval.low:.3f} to {interval.high:.3f}" if interval else "–",
         ]
-        numbers = {"method": method, "both/r@10": recall, "not_worse": " ".join(others)}
+        numbers = {"method": method, measure.column: recall, "not_worse": " ".join(others)}
         lines.add(budget, cells, numbers)
     caption = (
-        "The best method at each number of pairs by R@10, mean of both directions."
+        f"The best method at each number of pairs by {measure.name}, {measure.words}."
         f"{findings.chance}"
     )
-    header = ["best", "not significantly worse", "R@10", "95 % interval"]
+    header = ["best", "not significantly worse", measure.name, "95 % interval"]
     return replace(lines.table("best", caption, header), words=3)
 
 
@@ -115,9 +115,6 @@ def results(findings: Findings) -> Section:
     more |= {
         f"{way}/median_rank": (f"median rank {name}", "{:.0f}")
         for way, name in findings.ways.items()
-    }
-    more |= {
-        f"{way}/zero_shot": (f"zero-shot {name}", "{:.3f}") for way, name in findings.ways.items()
     }
     more = {name: head for name, head in more.items() if name in findings.table}
     lines = Lines()
@@ -206,7 +203,7 @@ def differences(findings: Findings) -> Section:
                 series,
                 findings.style,
                 f"{budget} pairs",
-                f"R@10 of {findings.reference} less the method's",
+                f"{findings.measure.name} of {findings.reference} less the method's",
                 span,
             )
             caption = f"At {budget} pairs, with Holm's intervals; filled where 0 lies outside."
@@ -222,9 +219,10 @@ def differences(findings: Findings) -> Section:
         "seeds",
     ]
     caption = (
-        f"R@10 (mean of both directions) of {findings.reference} less the other's, over the seeds"
-        " that both have. 0 lies outside Holm's interval exactly when p (Holm) is at most 0.05."
-        " Detectable: the true difference that would be found 4 times out of 5."
+        f"{findings.measure.name} ({findings.measure.words}) of {findings.reference} less the"
+        " other's, over the seeds that both have. 0 lies outside Holm's interval exactly when p"
+        " (Holm) is at most 0.05. Detectable: the true difference that would be found 4 times out"
+        " of 5."
     )
     return Section(title, [Pictures(pictures), lines.table("differences", caption, header)])
 
@@ -283,10 +281,10 @@ def labels(findings: Findings) -> Section:
             )
             series.append(Series(method, *columns))
     note = (
-        f"How many times the method's pairs {findings.baseline} needs for the same R@10: at 2 the"
-        f" method needs half the labels. {findings.baseline} was run at {budgets[0]} to"
-        f" {budgets[-1]} pairs; between them its curve is isotonic and linear in log n, and beyond"
-        " them a value is given as > or <."
+        f"How many times the method's pairs {findings.baseline} needs for the same"
+        f" {findings.measure.name}: at 2 the method needs half the labels. {findings.baseline} was"
+        f" run at {budgets[0]} to {budgets[-1]} pairs; between them its curve is isotonic and"
+        " linear in log n, and beyond them a value is given as > or <."
     )
     lines = Lines()
     for m in sorted(found, key=lambda m: m.budget):

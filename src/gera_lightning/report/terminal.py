@@ -11,6 +11,12 @@ from rich.table import Table
 
 from gera_lightning.experiment.paired_stores import direction_names
 
+ACCURACIES = {
+    "accuracy": ("accuracy", "{:.3f}"),
+    "accuracy@5": ("top 5", "{:.3f}"),
+    "balanced_accuracy": ("mean of classes", "{:.3f}"),
+}
+"""Of rows that are classified by names, see `evaluation.classification`."""
 MEASURES = {
     "r@1": ("R@1", "{:.3f}"),
     "r@10": ("R@10", "{:.3f}"),
@@ -26,6 +32,8 @@ def results_table(
     width: int = 120,
 ) -> str:
     """One row per budget and method, chance and the number of test items below.
+
+    Where classes are searched by their names, accuracy takes the place of recall.
 
     Over several seeds each cell holds the mean and the standard deviation.
 
@@ -60,9 +68,13 @@ def results_table(
 
 def _columns(results: pd.DataFrame, modalities: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Columns of results to their heads and number formats."""
-    columns = {}
-    for name, (measure, form) in MEASURES.items():
-        for way, words in direction_names(modalities).items():
+    columns, ways = {}, direction_names(modalities)
+    classified = [way for way in ways if f"{way}/classes" in results]
+    recalls = {"r@10": MEASURES["r@10"]} if classified else MEASURES
+    for name, (measure, form) in {**accuracies(results), **recalls}.items():
+        for way, words in ways.items():
+            if name in MEASURES and way in classified:
+                continue
             narrow = words.replace(" → ", "\n→ ")
             columns[f"{way}/{name}"] = (f"{measure}\n{narrow}", form)
     columns["seconds"] = ("seconds", "{:.1f}")
@@ -72,13 +84,22 @@ def _columns(results: pd.DataFrame, modalities: Sequence[str]) -> dict[str, tupl
     return {name: column for name, column in columns.items() if name in results}
 
 
+def accuracies(results: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Heads and formats of `ACCURACIES`, and of the accuracy of each condition."""
+    names = sorted({str(name).partition("/")[2] for name in results})
+    of_conditions = [name for name in names if name.endswith("/accuracy")]
+    heads = {name: (f"accuracy {name.split('/')[0]}", "{:.3f}") for name in of_conditions}
+    return {**ACCURACIES, **heads}
+
+
 def chance_line(
     results: pd.DataFrame, modalities: Sequence[str], test_items: int | None = None
 ) -> str:
-    """What R@10 a random order has, on how many items, and whether R@10 says anything then.
+    """What accuracy and R@10 a random order has, on how many items, and whether R@10 says anything
+    then.
 
     Args:
-        results: rows of runs, with `ab/chance@10` and `ba/chance@10`.
+        results: rows of runs, with `ab/accuracy_chance`, `ab/chance@10` and so on.
         modalities: names of a and b.
         test_items: how many items were evaluated, where that is known.
 
@@ -86,17 +107,19 @@ def chance_line(
     >>> chance_line(rows, ("speech", "text"), 250)
     'chance R@10: speech → text 0.050, text → speech 0.040; 250 test items'
     """
-    known = {
-        words: float(results[f"{way}/chance@10"].mean())
-        for way, words in direction_names(modalities).items()
-        if f"{way}/chance@10" in results
-    }
-    if not known:
-        return "" if test_items is None else f"{test_items:,} test items"
-    line = "chance R@10: " + ", ".join(f"{words} {value:.3f}" for words, value in known.items())
-    if test_items is not None:
-        line += f"; {test_items:,} test items"
-    if max(known.values()) >= 0.5:
+    known: dict[str, dict[str, float]] = {"accuracy": {}, "R@10": {}}
+    for way, words in direction_names(modalities).items():
+        if f"{way}/accuracy_chance" in results:
+            known["accuracy"][words] = float(results[f"{way}/accuracy_chance"].mean())
+        if f"{way}/chance@10" in results and f"{way}/classes" not in results:
+            known["R@10"][words] = float(results[f"{way}/chance@10"].mean())
+    parts = [
+        f"chance {measure}: " + ", ".join(f"{words} {value:.3f}" for words, value in ways.items())
+        for measure, ways in known.items()
+        if ways
+    ]
+    line = "; ".join(parts + ([] if test_items is None else [f"{test_items:,} test items"]))
+    if max(known["R@10"].values(), default=0) >= 0.5:
         line += "; with so few rows to search, R@10 says little: look at R@1 and the median rank"
         line += ", or cross-validate over all items (data.split=folds seeds=[0,1,2,3,4])"
     return line

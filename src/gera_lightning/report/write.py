@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gera_lightning import config
-from gera_lightning.evaluation.comparisons import Bootstrap, load_hits
+from gera_lightning.evaluation.comparisons import Bootstrap, Hits, load_hits
 from gera_lightning.experiment.archive import (
     add_finished,
     kept_path,
@@ -25,6 +25,7 @@ from gera_lightning.experiment.paired_stores import (
 from gera_lightning.experiment.results import Sweep, finished_records, load_sweep, no_runs
 from gera_lightning.report import (
     ablations,
+    accuracy,
     examples,
     figures,
     geometry,
@@ -37,7 +38,7 @@ from gera_lightning.report import (
     tuning_curves,
 )
 from gera_lightning.report.document import Report, Section
-from gera_lightning.report.findings import Findings
+from gera_lightning.report.findings import Findings, classified
 from gera_lightning.utils.errors import UserError, did_you_mean
 from gera_lightning.utils.files import replace_atomically
 
@@ -46,8 +47,6 @@ DRAWS = 20_000
 """Resamples of a report. A p-value is at least 2 / (draws + 1), and Holm multiplies it by the
 number of comparisons, some thirty.
 """
-CURVE = "recall_both.png"
-"""The picture of `sections.recall` that is kept, and shown in `headline.md`."""
 
 
 def write_report(
@@ -100,8 +99,11 @@ def _write(loaded: config.Experiment, findings: Findings, experiment: str) -> Pa
     sweep = findings.sweep
     found = [
         sections.short(findings),
-        sections.recall(findings),
-        sections.results(findings),
+        *(
+            [accuracy.section(findings, way)]
+            if (way := classified(findings.sweep.runs))
+            else [sections.recall(findings), sections.results(findings)]
+        ),
         sections.differences(findings),
         sections.labels(findings),
         ablations.section(findings),
@@ -118,10 +120,16 @@ def _write(loaded: config.Experiment, findings: Findings, experiment: str) -> Pa
     page = save(report, _runs(loaded) / "report")
     # of kept results, the picture beside them
     of_runs = sweep.folder == _runs(loaded)
-    curve = page.with_name(CURVE) if of_runs else picture_path(loaded.name)
+    curve = _curve(findings, page) if of_runs else picture_path(loaded.name)
     text = headline.for_readme(headline.table(findings), curve.as_posix())
     replace_atomically(page.with_name("headline.md"), text.encode())
     return page
+
+
+def _curve(findings: Findings, page: Path) -> Path:
+    """The picture that is kept, and shown in `headline.md`."""
+    way = classified(findings.sweep.runs)
+    return page.with_name(f"accuracy_{way}.png" if way else "recall_both.png")
 
 
 def _data_hash(loaded: config.Experiment) -> str:
@@ -172,10 +180,16 @@ def _findings(
     ranked = any((run / "ranks.parquet").exists() for run in sweep.runs["folder"])
     # runs of other folds have other test items: nothing is paired there
     paired = ranked and sweep.split != "folds"
-    bootstrap = Bootstrap(load_hits(sweep.runs), draws) if paired else None
+    bootstrap = Bootstrap(_hits(sweep), draws) if paired else None
     # older runs did not record their modalities
     modalities = sweep.modalities or modality_names(data.a, data.b)
     return Findings(sweep, bootstrap, reference, baseline, modalities)
+
+
+def _hits(sweep: Sweep) -> Hits:
+    """What counts as found: among the first ten, or for classes their own name first."""
+    way = classified(sweep.runs)
+    return load_hits(sweep.runs, top=1).only(way) if way else load_hits(sweep.runs)
 
 
 def keep_results(
@@ -212,8 +226,9 @@ def keep_results(
                 remedy="move it away, or give the experiment another name",
             )
         pack(sweep, path)
-        page = _write(loaded, _findings(loaded, sweep), experiment)
-    replace_atomically(picture_path(loaded.name), page.with_name(CURVE).read_bytes())
+        findings = _findings(loaded, sweep)
+        page = _write(loaded, findings, experiment)
+    replace_atomically(picture_path(loaded.name), _curve(findings, page).read_bytes())
     return path
 
 

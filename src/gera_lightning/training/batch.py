@@ -6,10 +6,13 @@ Legend: `A` anchors, `M = K + 1` points of a patch, `U` distinct points of all p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from gera_lightning.data.training_rows import TrainingRows
 
 
 @dataclass(frozen=True)
@@ -110,17 +113,66 @@ class StepRows:
 
 
 @dataclass(frozen=True)
-class ValidationBatch:
-    """Held-out pairs, and unpaired rows that join the galleries.
+class HeldOutPairs:
+    """Held-out pairs, and what joins them in the galleries.
 
     Attributes:
         x_a, x_b: rows of the held-out pairs `[n, D_a]`, `[n, D_b]`.
         item: item number of each pair `[n]`.
-        pool_a, pool_b: unpaired rows.
+        more_a, more_b: rows that join the galleries: unpaired ones, and the names of classes.
+        name_of: of each row of `more_b`, the number of the item that it names, -1 for none.
     """
 
     x_a: Tensor
     x_b: Tensor
     item: Tensor
-    pool_a: Tensor
-    pool_b: Tensor
+    more_a: Tensor
+    more_b: Tensor
+    name_of: Tensor
+
+    @classmethod
+    def of(cls, rows: TrainingRows, positions: np.ndarray, count: int) -> HeldOutPairs:
+        """The pairs at `positions`, and the first `count` rows of each pool, which are shuffled.
+
+        No pool row has its partner in the other gallery. So where there are classes, whose
+        unlabelled rows any pool row of a may be, none of them joins; a row of a is looked for among
+        the names of all classes, each there once.
+        """
+        item, named = rows.item_numbers, rows.units != rows.items
+        more_a, more_b = rows.a.pool[:count], rows.b.pool[:count]
+        names = np.flatnonzero(named)[np.unique(rows.items[named], return_index=True)[1]]
+        if len(names):
+            other = ~np.isin(rows.b.pool_units[: len(more_b)], rows.items[names])
+            more_a = more_a[:0]
+            more_b = torch.cat([rows.b.pairs[names], more_b[torch.from_numpy(other)]])
+        name_of = torch.full((len(more_b),), -1)
+        name_of[: len(names)] = item[names]
+        return cls(
+            rows.a.pairs[positions],
+            rows.b.pairs[positions],
+            item[positions].to(more_b.device),
+            more_a,
+            more_b,
+            name_of.to(more_b.device),
+        )
+
+    def to(self, device: torch.device | str) -> HeldOutPairs:
+        """The same on a device."""
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return HeldOutPairs(*(tensor.to(device) for tensor in tensors))
+
+    @property
+    def unnamed(self) -> Tensor:
+        """Which held-out rows of b join the gallery: those that do not stand in `more_b`, `[n]`."""
+        return ~torch.isin(self.item, self.name_of)
+
+    @property
+    def galleries(self) -> dict[str, Tensor]:
+        """Item number of each row of either gallery, -1 for rows of no pair: the held-out rows,
+        then those that join them.
+        """
+        of_none = self.item.new_full((len(self.more_a),), -1)
+        return {
+            "a": torch.cat([self.item, of_none]),
+            "b": torch.cat([self.item[self.unnamed], self.name_of]),
+        }

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from gera_lightning.models.shared_space import SharedSpace
+from gera_lightning.training.batch import HeldOutPairs
 from gera_lightning.training.cross_validation import held_out_score
 from gera_lightning.training.module import AlignmentModule
 from gera_lightning.utils.files import put_in_place
@@ -49,19 +49,17 @@ class HeldOutWatch(Callback):
 
     Args:
         space: makes the shared space of the module's maps as they stand.
-        held: held-out rows of a and of b, and their item numbers.
-        pools: pool rows that join the galleries.
+        held: the pairs, and what joins their galleries.
         steps: when to score.
     """
 
     def __init__(
         self,
         space: Callable[[AlignmentModule], SharedSpace],
-        held: tuple[Tensor, Tensor, Tensor],
-        pools: tuple[Tensor, Tensor],
+        held: HeldOutPairs,
         steps: list[int],
     ) -> None:
-        self.space, self.held, self.pools, self.steps = space, held, pools, set(steps)
+        self.space, self.held, self.steps = space, held, set(steps)
         self.scores: dict[int, np.ndarray] = {}
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -70,8 +68,7 @@ class HeldOutWatch(Callback):
             return
         assert isinstance(module, AlignmentModule)
         module.eval()
-        tensors = [t.to(module.device) for t in (*self.held, *self.pools)]
-        scores = held_out_score(self.space(module), *tensors)
+        scores = held_out_score(self.space(module), self.held.to(module.device))
         module.train()
         self.scores[trainer.global_step] = scores.cpu().numpy()
         module.log("tuning/score", float(scores.mean()), rank_zero_only=True)

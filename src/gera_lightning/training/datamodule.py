@@ -33,11 +33,11 @@ from gera_lightning.geometry.neighbors import NeighborGraph, cached_knn_graph
 from gera_lightning.losses.base import PATCHES, UNPAIRED
 from gera_lightning.training.batch import (
     Batch,
+    HeldOutPairs,
     Patches,
     RowStream,
     StepRows,
     Unpaired,
-    ValidationBatch,
 )
 from gera_lightning.training.method import Method, search_settings
 from gera_lightning.training.training_set import TrainingSet
@@ -120,7 +120,7 @@ class AlignmentDataModule(LightningDataModule):
         count = self.config.tuning.folds
         if not 0 <= fold < count:
             raise UserError(f"must be one of the {count} folds", key="val_fold", value=fold)
-        self.held = splits.folds(self.rows.items, self.families, count, self.seed)[fold]
+        self.held = splits.folds(self.rows.units, self.families, count, self.seed)[fold]
         self.positions = np.setdiff1d(everything, self.held)
         whole = self.training_set(Method.from_config(self.config))
         self.rows = whole.excluding(self.held).rows
@@ -226,20 +226,17 @@ class AlignmentDataModule(LightningDataModule):
         """One batch of the held-out pairs; nothing where none are held out."""
         return [] if self.held is None else DataLoader(_HeldOut(), batch_size=None)
 
-    def held_out_batch(self, device: torch.device | str = "cpu") -> ValidationBatch:
+    def held_out_batch(self, device: torch.device | str = "cpu") -> HeldOutPairs:
         """The held-out pairs and distractors, on a device."""
         assert self.held is not None
-        count = self.config.tuning.distractors
-        a, b, item = self.rows.a, self.rows.b, self.rows.item_numbers[self.held]
-        tensors = (a.pairs[self.held], b.pairs[self.held], item, a.pool[:count], b.pool[:count])
-        return ValidationBatch(*(tensor.to(device) for tensor in tensors))
+        return HeldOutPairs.of(self.rows, self.held, self.config.tuning.distractors).to(device)
 
     def transfer_batch_to_device(
         self,
         batch: Any,
         device: torch.device,
         dataloader_idx: int,  # noqa: ARG002
-    ) -> Batch | ValidationBatch:
+    ) -> Batch | HeldOutPairs:
         """Gather the rows of a step, or the held-out rows, on `device`."""
         if isinstance(batch, StepRows):
             return self.gather(batch, device)

@@ -161,7 +161,7 @@ def _watch(fold: TrainingSet, held: np.ndarray, steps: list[int]) -> HeldOutWatc
     def space(module: AlignmentModule) -> Any:
         return shared_space(fold, *module.maps, CORRECTION_ROWS)
 
-    return HeldOutWatch(space, fold.held_out(held), fold.distractors(), steps)
+    return HeldOutWatch(space, fold.held_out(held), steps)
 
 
 def _chosen_filters(task: TrainingSet, positions: np.ndarray) -> FilterChoice:

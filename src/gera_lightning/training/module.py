@@ -6,7 +6,6 @@ batch, and DDP's averaged gradients are its gradients.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -26,7 +25,7 @@ from gera_lightning.losses.contrastive import positives_of
 from gera_lightning.losses.geometric import CALIBRATION_PATCHES
 from gera_lightning.models.maps import normalized
 from gera_lightning.models.shared_space import SharedSpace
-from gera_lightning.training.batch import Batch, Patches, Unpaired, ValidationBatch
+from gera_lightning.training.batch import Batch, HeldOutPairs, Patches, Unpaired
 from gera_lightning.training.cross_validation import held_out_ranks
 from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.method import Method
@@ -200,10 +199,9 @@ class AlignmentModule(LightningModule):
                 self.log("train/scale", step.scale.detach(), rank_zero_only=True)
         return total
 
-    def validation_step(self, batch: ValidationBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: HeldOutPairs, batch_idx: int) -> None:  # noqa: ARG002
         """Ranks of the held-out pairs' partners, as tuning scores them."""
-        tensors = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-        ranks = held_out_ranks(SharedSpace(*self.maps), *tensors)
+        ranks = held_out_ranks(SharedSpace(*self.maps), batch)
         metric = RetrievalRanks(sync_on_compute=False)
         metric.update(ranks.flatten())
         found = metric.compute()

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gera_lightning.aligners.base import FitData, Maps
 from gera_lightning.config import Config
@@ -24,6 +24,7 @@ from gera_lightning.data.training_rows import Modality, TrainingRows
 from gera_lightning.filters.base import fit_filters
 from gera_lightning.models.maps import Sequential
 from gera_lightning.models.shared_space import SharedSpace
+from gera_lightning.training.batch import HeldOutPairs
 from gera_lightning.training.method import Method
 from gera_lightning.utils import distributed
 from gera_lightning.utils.progress import ProgressCallback
@@ -43,7 +44,7 @@ class TrainingSet:
     Attributes:
         method: what is fitted, and its settings.
         rows: training rows of the budget.
-        families: family of every item: folds keep them whole.
+        families: family of every unit (see `split_units`): folds keep them whole.
         seed: fixes folds, start and batches.
         folder: for checkpoints and TensorBoard events; an interrupted training in it goes on.
         progress: told of what is under way.
@@ -72,8 +73,8 @@ class TrainingSet:
         """
         count = self.config.tuning.folds
         if len(positions) < len(self.rows.items):
-            count = min(count, max(2, self.families[self.rows.items[positions]].nunique()))
-        parts = splits.folds(self.rows.items[positions], self.families, count, self.seed)
+            count = min(count, max(2, self.families[self.rows.units[positions]].nunique()))
+        parts = splits.folds(self.rows.units[positions], self.families, count, self.seed)
         held = np.cumsum([len(part) for part in parts])
         return [
             positions[part]
@@ -97,8 +98,8 @@ class TrainingSet:
         faster than names.
         """
         numbers = pd.Series(pd.factorize(self.families)[0], index=self.families.index)
-        items = {"pairs": self.rows.items, "a": self.rows.a.pool_items, "b": self.rows.b.pool_items}
-        return {name: numbers[found].to_numpy() for name, found in items.items()}
+        units = {"pairs": self.rows.units, "a": self.rows.a.pool_units, "b": self.rows.b.pool_units}
+        return {name: numbers[found].to_numpy() for name, found in units.items()}
 
     def with_truncated_pools(self) -> TrainingSet:
         """The task with what filters and closed forms look at of each pool, so that its folds copy
@@ -129,17 +130,9 @@ class TrainingSet:
             a.pairs[positions], b.pairs[positions], a.pool[:MOST_POOL_ROWS], b.pool[:MOST_POOL_ROWS]
         )
 
-    def held_out(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of a, rows of b and item numbers of held-out pairs."""
-        x_a, x_b = self.rows.a.pairs[positions], self.rows.b.pairs[positions]
-        return x_a, x_b, self.rows.item_numbers[positions].to(x_a.device)
-
-    def distractors(self) -> tuple[Tensor, Tensor]:
-        """The first rows of each pool; pools are shuffled, and no pool row has its partner in the
-        other gallery.
-        """
-        count = self.config.tuning.distractors
-        return self.rows.a.pool[:count], self.rows.b.pool[:count]
+    def held_out(self, positions: np.ndarray) -> HeldOutPairs:
+        """Held-out pairs and what joins their galleries, `tuning.distractors` rows of each pool."""
+        return HeldOutPairs.of(self.rows, positions, self.config.tuning.distractors)
 
     def filtered_modality(self, side: str, number: int) -> FilteredModality:
         """Modality `side` behind choice `number` of its filters, fitted on its pool."""
@@ -153,9 +146,9 @@ class TrainingSet:
             mapping, pool = fit_filters(filters, modality.pool[:MOST_POOL_ROWS])
             with torch.no_grad():
                 pairs = mapping(modality.pairs)
-            items = modality.pool_items[: len(pool)]
+            units = modality.pool_units[: len(pool)]
             images = dataclasses.replace(
-                modality, pairs=pairs, pool=pool, pool_items=items, key=key
+                modality, pairs=pairs, pool=pool, pool_units=units, key=key
             )
             self.memory[name] = FilteredModality(images, mapping)
             self._forget_oldest()

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gera_lightning.data.inspection import Scan
-from gera_lightning.data.splits import ItemSplit, matched_items
+from gera_lightning.data.splits import ItemSplit, count_pairs, matched_items, split_units
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.evaluation.similarity import affinity
 from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
@@ -119,7 +119,7 @@ def pair_findings(
     only_a = len(_items(a, split.train_a)) - len(items)
     only_b = len(_items(b, split.train_b)) - len(items)
     unpaired = f"unpaired items: {only_a:,} of {names[0]}, {only_b:,} of {names[1]}"
-    if len(items) < FEW_PAIRS:
+    if count_pairs(a.rows, b.rows, split) < FEW_PAIRS:
         yield Finding(
             ERROR,
             f"pairs: {len(items)} train items have a row in both stores, at least {FEW_PAIRS} are"
@@ -128,6 +128,13 @@ def pair_findings(
         )
         return
     test_items = np.intersect1d(_items(a, split.test_a), _items(b, split.test_b))
+    rows = a.rows["item"].to_numpy(dtype=str)
+    classes = np.unique(rows[split_units(a.rows, b.rows) != rows])
+    if len(classes):
+        yield _classes(a, split, classes, names)
+        items = np.setdiff1d(items, classes)
+        if not len(items):
+            return
     yield Finding(
         OK,
         f"pairs: {len(items):,} train items in {split.families[items].nunique():,} families,"
@@ -146,6 +153,26 @@ def pair_findings(
             " (data.split=folds seeds=[0,1,2,3,4]), raise data.test_share, or take gera align",
         )
     yield _agreement(a, b, names)
+
+
+def _classes(
+    a: EmbeddingStore, split: ItemSplit, classes: np.ndarray, names: Sequence[str]
+) -> Finding:
+    """How many labelled rows the classes have, and how many are asked for."""
+    rows = a.rows["item"][a.rows["item"].isin(classes)]
+    train, test = (
+        rows[rows.index.isin(side)].value_counts() for side in (split.train_a, split.test_a)
+    )
+    fewest = train.min() if len(train) else 0
+    text = (
+        f"classes: {len(train):,} with {train.sum():,} labelled train rows of {names[0]}"
+        f" ({fewest:,} at least each), named by {names[1]}; {test.sum():,} test rows of"
+        f" {len(test):,} classes, {len(test.index.difference(train.index)):,} of them without train"
+        " rows"
+    )
+    if len(test):
+        return Finding(OK, text)
+    return Finding(NOTE, f"{text}: runs measure nothing, take gera align")
 
 
 def _items(store: EmbeddingStore, rows: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from gera_lightning.config import Experiment
 from gera_lightning.data.training_rows import load_rows
 from gera_lightning.evaluation.statistics import holm
 from gera_lightning.experiment.paired_stores import Stores
+from gera_lightning.training.batch import HeldOutPairs
 from gera_lightning.training.cross_validation import choose, fold_scores
 from gera_lightning.training.filter_choice import choose_filters
 from gera_lightning.training.method import Method
@@ -71,9 +72,34 @@ def _paired_p(x: np.ndarray, y: np.ndarray) -> float:
     return 1.0 if np.array_equal(x, y) else float(ttest_1samp(x - y, 0).pvalue)
 
 
-def chance_score(gallery: int) -> float:
-    """Expected `-log rank` in a random order: `-log(gallery!) / gallery`."""
-    return float(-gammaln(gallery + 1) / gallery)
+def chance_score(gallery: int, positives: int = 1) -> float:
+    """Expected `-log rank`, in a random order, of the best of some positives among the other rows.
+
+    The best has rank 1 + k or worse where `k` negatives come first of all, with the chance
+    `C(gallery - k, positives) / C(gallery, positives)`.
+
+    >>> round(chance_score(3), 4)  # -log(3!) / 3
+    -0.5973
+    """
+    k = np.arange(1, gallery - positives + 1)
+    log_chance = _log_choose(gallery - k, positives) - _log_choose(gallery, positives)
+    return float(-(np.exp(log_chance) * np.log1p(1 / k)).sum())
+
+
+def _log_choose(n: np.ndarray | int, k: int) -> np.ndarray:
+    found: np.ndarray = gammaln(n + 1) - gammaln(k + 1) - gammaln(np.subtract(n, k) + 1)
+    return found
+
+
+def chance_scores(held: HeldOutPairs) -> np.ndarray:
+    """Mean over both directions of the expected `-log rank` of each held-out pair's partner."""
+    ways = []
+    for gallery in held.galleries.values():
+        positives = (held.item.unsqueeze(1) == gallery.unsqueeze(0)).sum(1).tolist()
+        known = {count: chance_score(len(gallery), count) for count in set(positives)}
+        ways.append([known[count] for count in positives])
+    mean: np.ndarray = np.mean(ways, axis=0)
+    return mean
 
 
 def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[str]) -> Evidence:
@@ -104,18 +130,7 @@ def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[
         scores = {name: on_accelerator(task, held_out_scores) for name, task in tasks.items()}
         task = tasks[names[0]]
         parts = task.folds(np.arange(len(rows.items)))
-        chance = [
-            np.full(
-                len(held),
-                np.mean(
-                    [
-                        chance_score(len(held) + len(pool))
-                        for pool in task.excluding(held).distractors()
-                    ]
-                ),
-            )
-            for held in parts
-        ]
+        chance = [chance_scores(task.excluding(held).held_out(held)) for held in parts]
     return Evidence(budget, scores, np.concatenate(chance))
 
 

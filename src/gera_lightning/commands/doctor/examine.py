@@ -27,7 +27,13 @@ from gera_lightning.commands.doctor.checks import (
 )
 from gera_lightning.commands.doctor.evidence import Evidence, gather, smallest_budget
 from gera_lightning.data.inspection import Scan, scan
-from gera_lightning.data.splits import matched_items, split_items
+from gera_lightning.data.splits import (
+    count_pairs,
+    matched_items,
+    pairs_in_words,
+    split_items,
+    split_units,
+)
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import load_modality
 from gera_lightning.experiment.paired_stores import Stores, modality_names
@@ -99,7 +105,7 @@ def doctor(
         for finding in _geometry(store, name, rows, k, most, seed):
             yield finding
             collapsed |= finding.level == ERROR
-    pairs = len(matched_items(a.rows, b.rows, split))
+    pairs = count_pairs(a.rows, b.rows, split)
     if pairs >= FEW_PAIRS and not collapsed:
         yield from _presets(Stores(a, b, split), pairs, budget, seed, presets, folder)
 
@@ -175,10 +181,10 @@ def _presets(
     unpaired = min(store.rows["item"].iloc[rows].nunique() for store, rows in train) - pairs
     largest = budget or min(MAX_BUDGET, pairs if unpaired >= pairs else pairs // 2)
     if largest > pairs:
+        matched = len(matched_items(stores.a.rows, stores.b.rows, stores.split))
         yield Finding(
             ERROR,
-            f"budget={largest} pairs are more than the {pairs} train items with a row in both"
-            " stores: lower it",
+            f"budget={largest} pairs are more than {pairs_in_words(pairs, matched)}: lower it",
         )
         return
     settings = {
@@ -216,18 +222,16 @@ def _presets(
 
 def _foldable(stores: Stores, experiment: config.Experiment, budget: int) -> bool:
     """Whether the pairs hold at least as many families as there are folds."""
-    items = stores.sample_pairs(experiment.common, budget, experiment.common.seeds[0]).items
-    return stores.split.families[items].nunique() >= experiment.common.tuning.folds
+    sample = stores.sample_pairs(experiment.common, budget, experiment.common.seeds[0])
+    units = split_units(stores.a.rows, stores.b.rows)[sample.pairs_a]
+    return stores.split.families[units].nunique() >= experiment.common.tuning.folds
 
 
 def _pools(stores: Stores, experiment: config.Experiment, budget: int) -> Finding:
     """Sizes of the pools, and items that are in both."""
     drawn = stores.sample_pairs(experiment.common, budget, experiment.common.seeds[0])
-    items = [
-        set(s.rows["item"].iloc[pool])
-        for s, pool in ((stores.a, drawn.pool_a), (stores.b, drawn.pool_b))
-    ]
-    shared = len(items[0] & items[1])
+    units = split_units(stores.a.rows, stores.b.rows)  # a class is no secret of its names
+    shared = len(set(units[drawn.pool_a]) & set(stores.b.rows["item"].iloc[drawn.pool_b]))
     text = (
         f"pools: {len(drawn.pool_a):,} and {len(drawn.pool_b):,} unpaired rows beside {budget}"
         f" pairs, {shared:,} items in both"
