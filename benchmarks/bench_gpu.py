@@ -32,7 +32,7 @@ from gera_lightning.models.maps import normalized
 
 DIM, K = 384, 16
 ON_CPU_AT_MOST = 30_000
-METHODS = ("gera", "manifold_kernel_ridge", "contrastive", "gera_plain")
+METHODS = ("coupled_ridge", "manifold_kernel_ridge", "contrastive", "gera")
 BUDGETS = (300, 3000)
 WHERE = {
     "gpu": {"trainer.accelerator": "gpu"},

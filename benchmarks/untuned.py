@@ -3,15 +3,15 @@ sentence embeddings, the made views.
 
     python benchmarks/untuned.py            # or some of: digits words synthetic linear table noisy
 
-Makes the stores in `.cache/untuned`, sweeps `gera`, its twin `gera_off`, `ridge` and `contrastive`
-over five seeds, and prints their recall and whether `gera` is anywhere significantly worse. The
-digits are scikit-learn's, 1,797 of 8 x 8 pixels, the left half one modality and the right half the
-other. The words are the shipped WordNet sentences, as the leading directions of their tf-idf, which
-is fitted on training rows. Three more run when they are named, for they were tuned on: that `gera`
-has CCA and a strong penalty among its settings is for them. `linear` is two linear views of twenty
-factors, those that are strong in the one weak in the other; `table` is scikit-learn's breast cancer
-data, 15 measurements of a tumour against the other 15; `noisy` is two views of clusters with as
-much noise as signal.
+Makes the stores in `.cache/untuned`, sweeps `coupled_ridge`, its twin `coupled_ridge_off`, `ridge`
+and `contrastive` over five seeds, and prints their recall and whether `coupled_ridge` is anywhere
+significantly worse. The digits are scikit-learn's, 1,797 of 8 x 8 pixels, the left half one
+modality and the right half the other. The words are the shipped WordNet sentences, as the leading
+directions of their tf-idf, which is fitted on training rows. Three more run when they are named,
+for they were tuned on: that `coupled_ridge` has CCA and a strong penalty among its settings is for
+them. `linear` is two linear views of twenty factors, those that are strong in the one weak in the
+other; `table` is scikit-learn's breast cancer data, 15 measurements of a tumour against the other
+15; `noisy` is two views of clusters with as much noise as signal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from gera_lightning.report.write import write_report
 
 FOLDER = Path(".cache") / "untuned"
 SENTENCES = Path("data") / "wordnet_speech" / "text"
-METHODS = ["gera", "gera_off", "ridge", "contrastive"]
+METHODS = ["coupled_ridge", "coupled_ridge_off", "ridge", "contrastive"]
 
 
 def _store(name: str, x: np.ndarray, rows: pd.DataFrame, encoder: str, source: str) -> None:

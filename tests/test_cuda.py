@@ -76,7 +76,7 @@ def test_a_run_on_the_device_learns_what_one_on_the_cpu_learns(tmp_path, reposit
     for accelerator in ("cpu", "gpu"):
         words = {
             "budgets": [100],
-            "methods": ["gera_plain"],
+            "methods": ["gera"],
             "trainer.accelerator": accelerator,
             "trainer.max_steps": 30,
             "trainer.precision": precision if accelerator == "gpu" else "32-true",
@@ -90,7 +90,7 @@ def test_a_run_on_the_device_learns_what_one_on_the_cpu_learns(tmp_path, reposit
 
 
 @pytest.mark.parametrize(
-    "method", ["gera", "kernel_ridge", "cca", "manifold_kernel_ridge", "self_training"]
+    "method", ["coupled_ridge", "kernel_ridge", "cca", "manifold_kernel_ridge", "self_training"]
 )
 def test_a_closed_form_on_the_device_is_that_of_the_cpu(tmp_path, repository, method):
     found = {}
@@ -111,7 +111,7 @@ def test_a_closed_form_on_the_device_is_that_of_the_cpu(tmp_path, repository, me
 def test_an_export_by_the_device_is_that_of_the_cpu(tmp_path, repository):
     words = {
         "budgets": [100],
-        "methods": ["gera"],
+        "methods": ["coupled_ridge"],
         "data.synthetic.items": 1500,
         "runs_dir": str(tmp_path / "runs"),
     }

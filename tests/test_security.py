@@ -28,13 +28,13 @@ from gera_lightning.utils.errors import UserError
 N = 60
 TOUCH = {"class": "subprocess.Popen", "args": ["touch", "PWNED"]}
 PRESETS = {
-    "gera": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
+    "coupled_ridge": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge"}},
     "trained": {"closed_form": None},
 }
 SETTINGS: dict[str, Any] = {
     "data": {"a": "a", "b": "b"},
     "budgets": [10],
-    "methods": ["gera", "trained"],
+    "methods": ["coupled_ridge", "trained"],
     "dim": 4,
     "batch": {"anchors": 4},
     "graph": {"k": 3},

@@ -48,7 +48,7 @@ def test_the_synthetic_experiment_and_an_own_one_run(installed, tmp_path):
         "budgets=[20]",
         "data.synthetic.items=300",
         "data.reserved_pairs=20",
-        "methods=[gera_off,ridge]",
+        "methods=[coupled_ridge_off,ridge]",
     ]
     assert "ridge" in run(installed, tmp_path, "-m", "gera_lightning", "train", "synthetic", *small)
     settings = "data: {synthetic: {items: 200}}\nbudgets: [20]\nmethods: [cca]\n"

@@ -123,19 +123,23 @@ def test_the_default_finds_the_partners_of_rows_that_it_never_saw(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("unpaired", "method"), [((0, 0), "gera_off"), ((29, 50), "gera_off"), ((30, 30), "gera")]
+    ("unpaired", "method", "left_out"),
+    [
+        ((0, 0), "", True),
+        ((29, 50), "", True),
+        ((30, 30), "", False),
+        ((1, 9), "ridge_csls", True),
+        ((9, 9), "ridge_csls", False),
+    ],
 )
-def test_without_a_method_it_takes_the_default_that_the_unpaired_rows_allow(
-    monkeypatch, caplog, unpaired, method
+def test_what_reads_unpaired_rows_is_left_out_where_they_are_few(
+    caplog, unpaired, method, left_out
 ):
-    def fitted(chosen, rows, families, name, *_):
-        raise Seen(name)
-
-    monkeypatch.setattr("gera_lightning.commands.align._fitted", fitted)
     x = np.random.default_rng(0).normal(size=(80, 4))
-    with pytest.raises(Seen, match=f"^{method}$"):
-        align(x[:20], x[:20], x[20 : 20 + unpaired[0]], x[20 : 20 + unpaired[1]])
-    assert ("too few for geometry: aligned by gera_off" in caplog.text) == (method == "gera_off")
+    pools = x[20 : 20 + unpaired[0]], x[20 : 20 + unpaired[1]]
+    aligner = align(x[:20], x[:20], *pools, method=method, settings={"tuning.max_trials": 5})
+    assert (aligner.space.correction is None) == left_out
+    assert ("are too few for the geometry of" in caplog.text) == left_out
 
 
 def test_an_experiment_of_pairs_alone_gives_an_aligner_too(project, capsys):
@@ -155,7 +159,7 @@ def test_an_experiment_of_pairs_alone_gives_an_aligner_too(project, capsys):
         cli.main(["align", "small", "data.a=paired/a", "data.b=paired/b", "tuning.max_trials=1"])
         == 0
     )
-    assert Aligner.load("runs/small/aligner").about["method"] == "gera_off"
+    assert Aligner.load("runs/small/aligner").space.correction is None
     assert cli.main(["search", "runs/small", "b-4"]) == 0
 
 
@@ -189,16 +193,8 @@ def test_rows_of_one_item_stay_in_one_fold(monkeypatch):
         ({"a": np.zeros(20)}, r"a must be \[rows, width\]"),
         ({"pool_b": np.full((2, 4), np.nan)}, "pool_b: row 0 is not finite"),
         ({"items": ["x"]}, "items names 1 rows, but there are 20 pairs"),
-        (
-            {"method": "gera"},
-            (
-                "gera: its filters must have unpaired rows of both modalities, two at least, and"
-                " there are 0 of a and 0 of b.*method=gera_off"
-            ),
-        ),
-        ({"method": "ridge_csls"}, "ridge_csls: its correction must have unpaired rows"),
-        ({"method": "self_training"}, "self_training: its closed_form must have unpaired rows"),
-        ({"method": ["gera"]}, "name one preset, such as method='gera'"),
+        ({"method": "self_training"}, "self_training.*has a closed_form that is made of unpaired"),
+        ({"method": ["coupled_ridge"]}, "name one preset, such as method='coupled_ridge'"),
         ({"method": "rigde"}, "ridge"),
         ({"a": np.ones((1, 6)), "b": np.ones((1, 4))}, "1 pairs are too few"),
         ({"settings": {"tuning.fold": 3}}, "tuning.folds"),
@@ -293,7 +289,7 @@ def test_the_command_says_where_the_aligner_is(project, capsys):
     assert cli.main(["align", "small", "method=ridge", "tuning.folds=2", "out=here"]) == 0
     assert capsys.readouterr().out.startswith("aligner      here ")
     assert Aligner.load("here").about["stores"] == {"a": "a", "b": "b"}
-    assert cli.main(["align", "small", "method=gera", "data.a=b", "data.b=b"]) == 2
+    assert cli.main(["align", "small", "method=coupled_ridge", "data.a=b", "data.b=b"]) == 2
     assert "unpaired rows" in capsys.readouterr().err
 
 

@@ -32,8 +32,8 @@ CSLS = {**RIDGE, "correction": {"class": "gera_lightning.models.shared_space.CSL
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A project whose experiment has run: `gera` with a score correction and `ridge` without, at
-    two budgets and seeds.
+    """A project whose experiment has run, at two budgets and seeds: `coupled_ridge` with a score
+    correction and `ridge` without.
     """
     folder = tmp_path_factory.mktemp("project")
     x = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
@@ -53,13 +53,13 @@ def finished(tmp_path_factory) -> Path:
             shard_rows=50,
         )
     (folder / "experiments" / "methods").mkdir(parents=True)
-    for name, preset in (("gera", CSLS), ("ridge", RIDGE)):
+    for name, preset in (("coupled_ridge", CSLS), ("ridge", RIDGE)):
         (folder / "experiments" / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(preset))
     settings = {
         "data": {"a": "a", "b": "b"},
         "budgets": [10, 20],
         "seeds": [1, 0],
-        "methods": ["ridge", "gera"],
+        "methods": ["ridge", "coupled_ridge"],
         "tuning": {"folds": 2},
     }
     (folder / "experiments" / "small.yaml").write_text(yaml.safe_dump(settings))
@@ -84,7 +84,7 @@ def test_an_experiment_stands_for_its_default_at_the_largest_budget_and_least_se
         run.aligner.about["method"],
         run.aligner.about["budget"],
         run.aligner.about["seed"],
-    ) == ("gera", 20, 0)
+    ) == ("coupled_ridge", 20, 0)
     other = load_run("small", method="ridge", budget=10)
     assert (
         other.aligner.about["method"],
@@ -143,7 +143,7 @@ def test_where_no_run_is_finished_the_aligner_of_all_pairs_is_taken(project, tmp
 
 
 def test_latest_is_the_aligner_of_a_method_that_finished_last(project):
-    for method in ("gera", "ridge"):
+    for method in ("coupled_ridge", "ridge"):
         runs = list(project.glob(f"runs/small/{method}/b*"))
         newest = max(runs, key=lambda path: (path / "metrics.json").stat().st_mtime_ns)
         latest = project / "runs" / "small" / method / "latest"
@@ -229,7 +229,7 @@ def test_the_commands_print_and_refuse(project, capsys, tmp_path):
 # ---- export ----
 
 
-@pytest.mark.parametrize("method", ["gera", "ridge"])
+@pytest.mark.parametrize("method", ["coupled_ridge", "ridge"])
 def test_dot_products_of_exported_rows_are_scores(project, tmp_path, method):
     run = load_run("small", method=method)
     folder = export("small", out=str(tmp_path / method), method=method)
@@ -319,7 +319,7 @@ def test_an_aligner_beside_is_not_taken_for_what_was_named(project, tmp_path, mo
     for place in ("aligner", "runs/small/aligner", "mine"):
         shutil.copytree(run / "aligner", project / place)
     try:
-        assert load_run("small").aligner.about["method"] == "gera"
+        assert load_run("small").aligner.about["method"] == "coupled_ridge"
         with pytest.raises(UserError, match="nonsense"):
             load_run("runs/small/nonsense")
         for place in ("mine", "runs/small/aligner", "runs/small"):

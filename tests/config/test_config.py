@@ -190,7 +190,7 @@ def test_a_new_class_keeps_no_arguments_of_the_old(shipped):
         ["optimizer.lr=0.3", "optimizer.class=torch.optim.SGD"],
     ):
         loaded = load("synthetic", words)
-        assert loaded.methods["gera_plain"].optimizer == {
+        assert loaded.methods["gera"].optimizer == {
             "class": "torch.optim.SGD",
             "lr": 0.3,
         }, words
@@ -198,7 +198,7 @@ def test_a_new_class_keeps_no_arguments_of_the_old(shipped):
         "synthetic",
         ["optimizer.class=torch.optim.AdamW", "optimizer.lr=0.3"],
     )
-    assert same.methods["gera_plain"].optimizer == {
+    assert same.methods["gera"].optimizer == {
         "class": "torch.optim.AdamW",
         "lr": 0.3,
         "weight_decay": 0.01,
@@ -578,7 +578,10 @@ def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(
     write_yaml(
         tmp_path,
         {
-            "mine.yaml": {"data": {"a": "a", "b": "b"}, "methods": ["gera", "ridge", "own"]},
+            "mine.yaml": {
+                "data": {"a": "a", "b": "b"},
+                "methods": ["coupled_ridge", "ridge", "own"],
+            },
             "methods/ridge.yaml": {
                 "closed_form": {
                     "class": "gera_lightning.aligners.ridge.Ridge",
@@ -591,7 +594,7 @@ def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(
         },
     )
     loaded = load(str(tmp_path / "mine.yaml")).methods
-    assert loaded["gera"].closed_form["class"] == "alternatives"
+    assert loaded["coupled_ridge"].closed_form["class"] == "alternatives"
     assert loaded["ridge"].closed_form["direction"] == "a_to_b"  # its own wins
     swept = load(str(tmp_path / "mine.yaml"), sweep=True).common.methods
     assert set(swept) == {

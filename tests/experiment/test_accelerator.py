@@ -15,7 +15,7 @@ import yaml
 
 HERE = Path(__file__).parent
 TRAINED = (
-    "gera_plain",
+    "gera",
     "gera_mlp",
     "contrastive_siglip",
     "fusemix",
@@ -26,8 +26,8 @@ TRAINED = (
     "filtered",
 )
 CLOSED = (
-    "gera",
-    "gera_off",
+    "coupled_ridge",
+    "coupled_ridge_off",
     "ridge",
     "kernel_ridge",
     "cca_csls",
@@ -49,7 +49,7 @@ SMALL = {
     "variants": {
         **{f"short_{method}": {"of": method, "batch": {"min_epochs": 0}} for method in SHORT},
         "filtered": {  # a trained map behind filters that its start chooses
-            "of": "gera_plain",
+            "of": "gera",
             "filters": {
                 "a": [
                     [],
@@ -117,7 +117,7 @@ def test_a_run_on_an_accelerator_computes_there_what_the_cpu_computes(found, met
 
 
 @pytest.mark.parametrize(
-    "method", ["gera_plain", "gera_mlp", "contrastive_siglip", "structure", "filtered"]
+    "method", ["gera", "gera_mlp", "contrastive_siglip", "structure", "filtered"]
 )
 def test_the_host_waits_for_no_step_of_a_training(found, method):
     """It waits where held-out pairs are scored, rows are logged and a training ends; a wait within

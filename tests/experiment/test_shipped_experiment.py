@@ -14,7 +14,7 @@ from gera_lightning import config
 def test_the_shipped_experiment_trains_reports_and_is_not_run_twice(tmp_path, repository):
     words = [
         "budgets=[100]",
-        "methods=[gera_plain,ridge]",
+        "methods=[gera,ridge]",
         "trainer.max_steps=4",
         "tuning.folds=2",
         "tuning.used_folds=1",
@@ -26,11 +26,11 @@ def test_the_shipped_experiment_trains_reports_and_is_not_run_twice(tmp_path, re
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "runs" / "speech_text"
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    assert {row["method"] for row in rows} == {"gera_plain", "ridge"}
+    assert {row["method"] for row in rows} == {"gera", "ridge"}
     ridge = next(row for row in rows if row["method"] == "ridge")
     assert 0.025 < ridge["ab/r@10"] < 0.08  # chance is .008
     assert (folder / "curve.png").stat().st_size > 10_000
-    [run] = (folder / "gera_plain").glob("b*")
+    [run] = (folder / "gera").glob("b*")
     assert list(run.glob("events.out.tfevents.*"))
     assert "tensorboard" in first.stdout
     again = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)

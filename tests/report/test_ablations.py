@@ -77,13 +77,13 @@ def test_another_closed_form_is_another_method():
         "correction": {"class": "x.CSLS", "weight": 0.5},
     }
     settings = {
-        "gera": base,
+        "coupled_ridge": base,
         "stronger": {**base, "closed_form": {"class": "x.Ridge", "strength": 2}},
         "off": {**base, "correction": None},
         "cca": {**base, "closed_form": {"class": "x.CCA", "strength": 1}},
     }
-    assert set(ablations(settings, "gera")) == {"stronger", "off"}
-    assert ablations(settings, "gera")["off"] == {"correction": None}
+    assert set(ablations(settings, "coupled_ridge")) == {"stronger", "off"}
+    assert ablations(settings, "coupled_ridge")["off"] == {"correction": None}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,13 @@ from gera_lightning.experiment.results import Sweep
 from gera_lightning.report import headline
 from gera_lightning.report.findings import Findings
 
-RECALL = {"gera": (0.5, 0.6), "gera_off": (0.5, 0.6), "far": (0.2, 0.3), "near": (0.5, 0.8)}
+BEST, TWIN = "coupled_ridge", "coupled_ridge_off"
+RECALL = {
+    BEST: (0.5, 0.6),
+    TWIN: (0.5, 0.6),
+    "far": (0.2, 0.3),
+    "near": (0.5, 0.8),
+}
 BUDGETS = (50, 100)
 
 
@@ -41,7 +47,10 @@ def findings(tmp_path: Path) -> Findings:
         Hits(list(RECALL), [*BUDGETS, 400], [0, 1, 2], hits, np.ones((2, 300))), draws=199
     )
     return Findings(
-        Sweep("e", tmp_path, pd.DataFrame(rows).assign(folder=tmp_path)), bootstrap, "gera", "near"
+        Sweep("e", tmp_path, pd.DataFrame(rows).assign(folder=tmp_path)),
+        bootstrap,
+        BEST,
+        "near",
     )
 
 
@@ -49,9 +58,9 @@ def test_the_reference_is_first_and_marks_say_who_is_significantly_apart(finding
     shown = headline.table(findings)
     assert shown.header == ["R@10 at", "50 pairs", "100"]  # 400 pairs is one method's alone
     assert shown.rows == [
-        ["gera", ".500", ".600"],
+        [BEST, ".500", ".600"],
         ["near", ".500", ".800 †"],
-        ["gera_off", ".500", ".600"],
+        [TWIN, ".500", ".600"],
         ["far", ".200 *", ".300 *"],
     ]
     assert shown.strong == {(0, 1), (1, 1), (2, 1), (1, 2)}
@@ -61,18 +70,16 @@ def test_the_reference_is_first_and_marks_say_who_is_significantly_apart(finding
 def test_without_ranks_nothing_is_marked_and_a_method_may_lack_a_budget_or_seeds(findings):
     runs = findings.sweep.runs
     runs = runs[(runs["method"] != "far") | (runs["budget"] == 50)]
-    shown = headline.table(Findings(Sweep("e", findings.sweep.folder, runs), None, "gera", "near"))
+    shown = headline.table(Findings(Sweep("e", findings.sweep.folder, runs), None, BEST, "near"))
     assert shown.rows[-1] == ["far", ".200", "–"]
     assert "of 3 seeds" in shown.caption
     runs = runs[(runs["method"] != "near") | (runs["seed"] == 0)]
-    uneven = headline.table(
-        Findings(Sweep("e", findings.sweep.folder, runs), None, "gera", "gera_off")
-    )
+    uneven = headline.table(Findings(Sweep("e", findings.sweep.folder, runs), None, BEST, TWIN))
     assert "as many seeds as its row says" in uneven.caption
     assert uneven.header[-1] == "seeds"
     assert {row[0]: row[-1] for row in uneven.rows} == {
-        "gera": "3",
-        "gera_off": "3",
+        BEST: "3",
+        TWIN: "3",
         "near": "1",
         "far": "3",
     }
@@ -85,8 +92,8 @@ def test_the_markdown_for_a_readme(findings):
     assert lines[:3] == [
         "| R@10 at | 50 pairs | 100 |",
         "| --- | ---: | ---: |",
-        "| `gera` | **.500** | .600 |",
+        "| `coupled_ridge` | **.500** | .600 |",
     ]
-    assert lines[4] == "| `gera_off` | **.500** | .600 |"
+    assert lines[4] == "| `coupled_ridge_off` | **.500** | .600 |"
     assert lines[5] == "| `far` | .200 \\* | .300 \\* |"
     assert lines[-1] == "![R@10 against the number of pairs](docs/results/e.png)"

@@ -24,7 +24,9 @@ from gera_lightning.utils.errors import UserError
 
 N = 120
 METHODS = {
-    "gera": {"closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "both"}},
+    "coupled_ridge": {
+        "closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "both"}
+    },
     "ridge": {
         "closed_form": {"class": "gera_lightning.aligners.ridge.Ridge", "direction": "a_to_b"}
     },
@@ -222,7 +224,7 @@ def test_tables_hold_the_statistics_of_the_runs(written, finished):
         assert (at["both/r@10/low"], at["both/r@10/high"]) == pytest.approx((found.low, found.high))
     differences = pd.read_csv(folder / "differences.csv").set_index(["budget", "against"])
     for budget in (8, 20):
-        for comparison in compare(bootstrap, "gera", budget):
+        for comparison in compare(bootstrap, "coupled_ridge", budget):
             at = differences.loc[(budget, comparison.difference.reference)]
             assert at["difference"] == pytest.approx(comparison.difference.estimate.value)
             assert (at["low_holm"], at["high_holm"]) == pytest.approx(
@@ -253,7 +255,9 @@ def test_examples_are_what_the_aligner_finds(written, finished):
     loaded = config.load("small", folder=finished / "experiments")
     stores = Stores.open(loaded.common)
     runs = load_sweep(finished / "runs" / "small").runs
-    run = runs[(runs["method"] == "gera") & (runs["budget"] == 20) & (runs["seed"] == 0)].iloc[0]
+    run = runs[
+        (runs["method"] == "coupled_ridge") & (runs["budget"] == 20) & (runs["seed"] == 0)
+    ].iloc[0]
     held = stores.held_out
     scores = Aligner.load(run["folder"] / "aligner").score(held.a.x, held.b.x).numpy()
     at = next(
@@ -362,7 +366,7 @@ def test_runs_of_other_folds_are_reported_without_intervals(project, monkeypatch
     monkeypatch.chdir(project)
     shutil.rmtree(project / "runs")
     words = ["data.split=folds", "data.folds=3"]
-    seeds = ["seeds=[0,1,2]", "budgets=[8]", "methods=[gera,ridge]"]
+    seeds = ["seeds=[0,1,2]", "budgets=[8]", "methods=[coupled_ridge,ridge]"]
     assert cli.main(["train", "small", *words, *seeds]) == 0
     paths = sorted((project / "runs" / "small" / "ridge").glob("b*/ranks.parquet"))
     tested = [set(pd.read_parquet(path)["item"]) for path in paths]
@@ -402,7 +406,7 @@ def test_what_was_kept_before_stays_where_no_newer_run_takes_its_place(project, 
     keep_results("small")
     runs = project / "runs" / "small"
     shutil.rmtree(runs / "ridge")
-    [again] = (runs / "gera").glob("b20-s1-*")
+    [again] = (runs / "coupled_ridge").glob("b20-s1-*")
     record = json.loads((again / "metrics.json").read_text()) | {"ab/r@10": 0.125}
     (again / "metrics.json").write_text(json.dumps(record))
     path = keep_results("small")
@@ -411,7 +415,7 @@ def test_what_was_kept_before_stays_where_no_newer_run_takes_its_place(project, 
     unpack(path, project / "again" / "small")
     kept = load_sweep(project / "again" / "small").runs.set_index(["method", "budget", "seed"])
     assert len(kept) == 12
-    assert kept.loc[("gera", 20, 1), "ab/r@10"] == 0.125
+    assert kept.loc[("coupled_ridge", 20, 1), "ab/r@10"] == 0.125
     shutil.rmtree(runs)
     with pytest.raises(UserError) as error:
         keep_results("small")
@@ -422,7 +426,9 @@ def test_what_was_kept_before_stays_where_no_newer_run_takes_its_place(project, 
 
 
 def test_one_seed_and_one_method(project):
-    rewrite(project, lambda row: row if row["seed"] == 0 and row["method"] == "gera" else None)
+    rewrite(
+        project, lambda row: row if row["seed"] == 0 and row["method"] == "coupled_ridge" else None
+    )
     folder = write(project)
     text = (folder / "report.md").read_text()
     assert "One seed: intervals are over families of test items alone" in text
@@ -482,7 +488,7 @@ def test_without_stores_or_aligners_there_are_no_examples(project, gone):
 
 def test_mistakes_are_named(project):
     for option in ("reference", "baseline"):
-        with pytest.raises(UserError, match="did you mean 'gera'") as error:
+        with pytest.raises(UserError, match="did you mean 'coupled_ridge'") as error:
             write(project, **{option: "gerra"})
         assert (error.value.key, error.value.value) == (option, "gerra")
     with pytest.raises(UserError, match="draws=10"):
@@ -494,7 +500,9 @@ def test_mistakes_are_named(project):
 
 def test_the_command(project, capsys, monkeypatch):
     monkeypatch.chdir(project)
-    assert cli.main(["report", "small", "reference=asif", "baseline=gera", "draws=99"]) == 0
+    assert (
+        cli.main(["report", "small", "reference=asif", "baseline=coupled_ridge", "draws=99"]) == 0
+    )
     out = capsys.readouterr().out
     page = project / "runs" / "small" / "report" / "index.html"
     assert str(page) in out

@@ -53,7 +53,7 @@ TERMS = {
     "fusemix": {"pair"},
     "contrastive_mlp": {"pair"},
     "contrastive_linear_ridge": {"pair"},
-    "gera_plain": {"pair", "geometric"},
+    "gera": {"pair", "geometric"},
     "gera_linear": {"pair", "geometric"},
     "gera_linear_ridge": {"pair", "geometric"},
     "gera_mlp": {"pair", "geometric"},
@@ -69,7 +69,7 @@ TWINS = {
     "structure": "contrastive_linear",
     "structure_pairs": "contrastive_linear",
 }
-TWINS |= {"gera_plain": "contrastive", "gera_mlp": "contrastive_mlp"}
+TWINS |= {"gera": "contrastive", "gera_mlp": "contrastive_mlp"}
 TWINS |= {"gera_linear": "contrastive_linear", "gera_linear_ridge": "contrastive_linear_ridge"}
 CLOSED = {
     "manifold_ridge": "smoothness",

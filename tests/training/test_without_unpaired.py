@@ -20,8 +20,8 @@ def method(name: str, pool_size: int | None) -> Method:
 @pytest.mark.parametrize(
     ("name", "reader", "left"),
     [
-        ("gera", "filters", []),
-        ("gera_plain", "losses.geometric", ["pair"]),
+        ("coupled_ridge", "filters", []),
+        ("gera", "losses.geometric", ["pair"]),
         ("sotalign", "losses.transport", ["pair"]),
         ("ridge_csls", "correction", []),
         ("ridge", None, []),
@@ -45,10 +45,10 @@ def test_a_closed_form_that_is_made_of_unpaired_rows_cannot_do_without():
 def test_runs_without_unpaired_rows_have_none(tmp_path: Path):
     words = ["train", "synthetic", f"runs_dir={tmp_path}", "data.synthetic.items=400"]
     words += ["data.reserved_pairs=30", "budgets=[30]"]
-    trained = ["methods=[gera,gera_plain]", "trainer.max_steps=2", "data.pool_size=0"]
+    trained = ["methods=[coupled_ridge,gera]", "trainer.max_steps=2", "data.pool_size=0"]
     assert cli.main([*words, *trained]) == 0
-    assert cli.main([*words, "methods=[gera]", "data.pool_size=50"]) == 0
+    assert cli.main([*words, "methods=[coupled_ridge]", "data.pool_size=50"]) == 0
     lines = (tmp_path / "synthetic" / "results.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     found = sorted((row["method"], row["pool_a"], row["pool_b"]) for row in rows)
-    assert found == [("gera", 0, 0), ("gera", 50, 50), ("gera_plain", 0, 0)]
+    assert found == [("coupled_ridge", 0, 0), ("coupled_ridge", 50, 50), ("gera", 0, 0)]

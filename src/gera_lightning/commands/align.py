@@ -25,9 +25,9 @@ from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config import Config
 from gera_lightning.config.merging import flat
 from gera_lightning.config.overrides import split_overrides, split_target
+from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.data import splits
 from gera_lightning.data.training_rows import TrainingRows, digest, load_rows, modality_of
-from gera_lightning.experiment.load_run import PREFERRED
 from gera_lightning.experiment.paired_stores import open_stores, store_metadata
 from gera_lightning.experiment.plan import FEW_UNPAIRED, at_budget
 from gera_lightning.training.fit import fit
@@ -39,7 +39,6 @@ from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.progress import Display, ProgressCallback, no_progress
 
 log = logging.getLogger(__name__)
-WITHOUT_GEOMETRY = "gera_off"
 OF_BUDGETS = (
     "methods",
     "budgets",
@@ -83,8 +82,9 @@ def align(
         a, b: pairs, `[n, D_a]` and `[n, D_b]`: row i of one belongs to row i of the other.
         pool_a, pool_b: unpaired rows, `[N_a, D_a]` and `[N_b, D_b]`; none of them partners of each
             other or copies of paired rows.
-        method: a preset; by default `gera`, or `gera_off` where there are fewer than `FEW_UNPAIRED`
-            unpaired rows of a modality.
+        method: a preset; `coupled_ridge` by default. Without unpaired rows, or by default with
+            fewer than `FEW_UNPAIRED` of a modality, what reads them is left out, as at
+            `data.pool_size=0`.
         items: what each pair is of `[n]`; rows of one item are kept in one fold and are positives
             of each other. By default each is its own.
         seed: fixes folds, start and batches.
@@ -112,8 +112,9 @@ def align(
     }
     items = range(len(pairs["a"])) if items is None else items
     if not isinstance(method, str):
-        raise UserError(f"method={method!r}: name one preset, such as method='gera'")
-    method = method or _default(len(pools["a"]), len(pools["b"]))
+        raise UserError(f"method={method!r}: name one preset, such as method='coupled_ridge'")
+    fewest = 2 if method else FEW_UNPAIRED
+    method = method or DEFAULT_METHOD
     if len(pairs["a"]) < 2:
         raise UserError(f"{len(pairs['a'])} pairs are too few: two at least")
     if len(items) != len(pairs["a"]):
@@ -130,7 +131,8 @@ def align(
     widths = {f"dim_{side}": rows.shape[1] for side, rows in pairs.items()}
     rows = TrainingRows(**sides, items=names, units=names)
     with Display(Console(stderr=True, quiet=not progress), 1, 0) as display:
-        return _fitted(chosen, rows, families, method, seed, widths, display.start(1, method))
+        told = display.start(1, method)
+        return _fitted(chosen, rows, families, method, seed, widths, fewest, told)
 
 
 def align_experiment(
@@ -157,7 +159,9 @@ def align_experiment(
         UserError: as `config.load` and `align`, or a missing store, or stores that share no item.
     """
     _check_used(word.partition("=")[0] for word in overrides)
-    loaded = config.load(experiment, [*overrides, f"methods=[{method or PREFERRED}]"])
+    fewest = 2 if method else FEW_UNPAIRED
+    method = method or DEFAULT_METHOD
+    loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
     a, b = open_stores(loaded.common)
     split = splits.train_on_all(a.rows, b.rows)
     count = splits.count_pairs(a.rows, b.rows, split)
@@ -166,7 +170,7 @@ def align_experiment(
             f"{a.path} and {b.path} share {count} items: rows that belong together carry the same"
             " `item`"
         )
-    seed, data = loaded.common.seeds[0], loaded.methods[method or PREFERRED].data
+    seed, chosen = loaded.common.seeds[0], loaded.methods[method]
     draw = splits.sample_pairs(
         a.rows,
         b.rows,
@@ -174,12 +178,9 @@ def align_experiment(
         budget=count,
         reserved_pairs=count,
         seed=seed,
-        pool_size=data.pool_size,
-        extra_views=data.extra_views,
+        pool_size=chosen.data.pool_size,
+        extra_views=chosen.data.extra_views,
     )
-    if not method and (method := _default(len(draw.pool_a), len(draw.pool_b))) != PREFERRED:
-        loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
-    chosen = loaded.methods[method]
     training = load_rows(a, b, draw, center=chosen.data.center)
     aligner = _fitted(
         chosen,
@@ -188,24 +189,12 @@ def align_experiment(
         method,
         seed,
         {"experiment": loaded.name, **store_metadata(a, b)},
+        fewest,
         progress,
     )
     folder = Path(out) if out else Path(loaded.common.runs_dir) / loaded.name / "aligner"
     aligner.save(folder)
     return folder
-
-
-def _default(unpaired_a: int, unpaired_b: int) -> str:
-    """The default method for so many unpaired rows of each modality."""
-    if min(unpaired_a, unpaired_b) >= FEW_UNPAIRED:
-        return PREFERRED
-    log.warning(
-        "%d and %d unpaired rows are too few for geometry: aligned by %s",
-        unpaired_a,
-        unpaired_b,
-        WITHOUT_GEOMETRY,
-    )
-    return WITHOUT_GEOMETRY
 
 
 def _check_used(keys: Iterable[str], *more: str) -> None:
@@ -230,23 +219,34 @@ def _fitted(
     method: str,
     seed: int,
     about: Mapping[str, Any],
+    fewest: int,
     progress: ProgressCallback = no_progress,
 ) -> Aligner:
-    """The method's aligner of these rows.
+    """The method's aligner of these rows; with fewer than `fewest` unpaired ones it does without.
 
     Raises:
         UserError: a part that refuses its settings, or unpaired rows that are needed and missing.
     """
     dims = rows.a.pairs.shape[1], rows.b.pairs.shape[1]
     parts = Method.from_config(at_budget(chosen, len(np.unique(rows.items))))
-    check(parts, dims, len(rows.items))
-    reader = parts.requires_unpaired
-    if reader is not None and min(len(rows.a.pool), len(rows.b.pool)) < 2:
-        raise UserError(
-            f"{method}: its {reader} must have unpaired rows of both modalities, two at least, and"
-            f" there are {len(rows.a.pool)} of a and {len(rows.b.pool)} of b: add rows whose item"
-            " the other modality lacks (pool_a, pool_b), or take method=gera_off"
+    unpaired = len(rows.a.pool), len(rows.b.pool)
+    if parts.requires_unpaired and min(unpaired) < fewest:
+        parts = parts.without_unpaired()
+        if reader := parts.requires_unpaired:
+            raise UserError(
+                f"has a {reader} that is made of unpaired rows: {fewest} of each modality at least,"
+                f" not {unpaired[0]} and {unpaired[1]}",
+                key="method",
+                value=method,
+                remedy="give more (pool_a, pool_b, or rows whose item the other modality lacks), or"
+                " take another method",
+            )
+        log.warning(
+            "%d and %d unpaired rows are too few for the geometry of %s: it is left out",
+            *unpaired,
+            method,
         )
+    check(parts, dims, len(rows.items))
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit(TrainingSet(parts, rows, families, seed, Path(folder), progress))
     known = {"method": method, "seed": seed, "pairs": len(rows.items), "chosen": fitted.chosen}

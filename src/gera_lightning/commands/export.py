@@ -1,6 +1,6 @@
 """Write both stores in the shared space, with a FAISS index each.
 
-    gera export EXPERIMENT [out=FOLDER method=gera budget=300 key=value ...]
+    gera export EXPERIMENT [out=FOLDER method=coupled_ridge budget=300 key=value ...]
 
 The stores `a` and `b` can be read by autofaiss and clip-retrieval. The dot product of a row of one
 and a row of the other is the aligner's score.

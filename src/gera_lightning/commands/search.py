@@ -1,6 +1,6 @@
 """Search one modality with a row of the other.
 
-    gera search EXPERIMENT QUERY [k=5 side=image method=gera budget=300 key=value ...]
+    gera search EXPERIMENT QUERY [k=5 side=image method=coupled_ridge budget=300 key=value ...]
 
     gera search image_text "red heart"
 

@@ -245,7 +245,7 @@ def _preset(
         of = changes.pop("of", None)
         if not isinstance(of, str):
             raise UserError(
-                "must name the preset that it changes, such as of: gera",
+                "must name the preset that it changes, such as of: coupled_ridge",
                 key=f"variants.{name}.of",
                 value=of,
             )

@@ -377,8 +377,9 @@ def sample_pairs(
     """The pairs and pools of one seed and budget.
 
     Matched items (train items with a row in both stores) are put in an order that the seed fixes.
-    The first `budget` are the pairs. Those behind the first `reserved_pairs` fill the pools, half
-    of them each, together with all items that have no partner.
+    The first `budget` are the pairs. All items without a partner are in the pools, and the matched
+    ones behind the first `reserved_pairs` fill them up: each is in one pool, so that both hold as
+    many items, or nearly.
 
     Of a class every row of a may be a pair with its name: first one of each class, then a second
     one, and so on. What is behind the first `reserved_pairs` of all these is in the pool of a,
@@ -427,12 +428,13 @@ def sample_pairs(
     item_of_pair = np.repeat(item[:budget], views)
     view_of_pair = np.repeat(view[:budget], views) + _count_up(views)
 
-    # pools: halves of what is not reserved, so that no item is in both of them; rows of classes
+    # pools: what is not reserved, no item in both of them; rows of classes
     item, view = item[reserved_pairs:], view[reserved_pairs:]
     unlabelled, outside = is_class[item], item[~is_class[item]]
-    half = len(outside) // 2
-    outside_a, outside_b = (outside, outside) if shared_pools else (outside[:half], outside[half:])
     unmatched_a, unmatched_b = (np.setdiff1d(store.items, matched) for store in (store_a, store_b))
+    level = (len(outside) + len(unmatched_b) - len(unmatched_a)) // 2
+    cut = min(max(level, 0), len(outside))
+    outside_a, outside_b = (outside, outside) if shared_pools else (outside[:cut], outside[cut:])
     pool_a = store_a.all_rows(np.concatenate([outside_a, unmatched_a]))
     pool_a = np.concatenate([pool_a, store_a.rows_of(item[unlabelled], view[unlabelled])])
     names = matched[is_class[matched]]

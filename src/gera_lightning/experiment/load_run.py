@@ -12,6 +12,7 @@ import torch
 from gera_lightning import config
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config.merging import merge, parse_overrides, typed
+from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.data.records import for_terminal
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.experiment.paired_stores import (
@@ -23,8 +24,6 @@ from gera_lightning.experiment.paired_stores import (
 from gera_lightning.experiment.results import finished_records, load_sweep
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError
-
-PREFERRED = "gera"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def load_run(
             of a run, or of an aligner.
         overrides: `key=value` words of the experiment, such as `runs_dir=...` or
             `trainer.accelerator=cpu`.
-        method: of an experiment's runs; by default `gera`, else the method with the best recall.
+        method: of an experiment's runs; by default `coupled_ridge`, else the method with the best
+            recall.
         budget: of an experiment's runs; by default the largest.
 
     Raises:
@@ -124,7 +124,7 @@ def _with_stores_of(aligner: Aligner, overrides: Sequence[str], folder: Path) ->
 def _best(folder: Path, method: str, budget: int | None, wanted: Mapping[str, Any]) -> Path:
     """The folder of an experiment's run to load."""
     sweep = load_sweep(folder, wanted)
-    name = method or (PREFERRED if PREFERRED in sweep.methods else sweep.methods[0])
+    name = method or (DEFAULT_METHOD if DEFAULT_METHOD in sweep.methods else sweep.methods[0])
     runs = sweep.runs[sweep.runs["method"] == name]
     if budget is not None:
         runs = runs[runs["budget"] == budget]

@@ -147,7 +147,7 @@ def _check_pools(runs: Sequence[Run]) -> None:
             if 2 <= sizes[data] < FEW_UNPAIRED and reader in ("filters", "correction"):
                 log.warning(
                     "%s: %d unpaired rows are too few for its %s: expect less of it than of the"
-                    " same without (gera_off)",
+                    " same at data.pool_size=0",
                     run.method,
                     sizes[data],
                     reader,

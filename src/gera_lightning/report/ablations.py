@@ -9,11 +9,12 @@ import pandas as pd
 import yaml
 
 from gera_lightning.config.merging import flat
+from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.evaluation.comparisons import Comparison, compare
 from gera_lightning.report.document import Block, Section, Table
 from gera_lightning.report.findings import Findings, number
 
-BASES = ("gera", "gera_plain")
+BASES = (DEFAULT_METHOD, "gera")
 MAX_CHANGES = 3
 """An ablation changes at most so many settings: more make another method."""
 METHOD_KEYS = ("closed_form", "closed_form.class", "mixup")

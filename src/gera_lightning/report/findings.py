@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.evaluation import statistics
 from gera_lightning.evaluation.comparisons import Bootstrap, compare
 from gera_lightning.experiment.paired_stores import direction_names
@@ -31,7 +32,7 @@ MEASURES = (
 )
 MAX_SHOWN = 8
 """Methods that have a colour of their own in figures, at most."""
-PLAIN_FORM = ("gera_plain", "gera_off")
+ALWAYS_SHOWN = ("gera", f"{DEFAULT_METHOD}_off")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Findings:
         wanted = [
             self.reference,
             self.baseline,
-            *(name for name in PLAIN_FORM if name in self.sweep.methods),
+            *(name for name in ALWAYS_SHOWN if name in self.sweep.methods),
             *self.sweep.methods,
         ]
         return list(dict.fromkeys(wanted))[:MAX_SHOWN]

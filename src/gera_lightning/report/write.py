@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gera_lightning import config
+from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.evaluation.comparisons import Bootstrap, Hits, load_hits
 from gera_lightning.experiment.archive import (
     add_finished,
@@ -68,8 +69,8 @@ def write_report(
         experiment: name of a file in `folder`, or a path to one; all its finished runs are
             reported, also of methods that it does not name.
         overrides: `key=value` words as for `gera train`, such as `runs_dir=...`.
-        reference: method that the others are compared with; by default `gera`, or where it did not
-            run the best at the largest budget.
+        reference: method that the others are compared with; by default `coupled_ridge`, or where it
+            did not run the best at the largest budget.
         baseline: method that label multipliers are relative to; by default a contrastive one, else
             `ridge`, else the weakest.
         draws: resamples of the bootstrap.
@@ -171,7 +172,7 @@ def _findings(
             problem = f"has no finished run{did_you_mean(value, methods)}"
             raise UserError(problem, key=key, value=value)
     if reference is None:
-        reference = "gera" if "gera" in methods else methods[0]
+        reference = DEFAULT_METHOD if DEFAULT_METHOD in methods else methods[0]
     if baseline is None:
         # those with the longest curve first
         known = [name for name in BASELINES if name in methods]

@@ -53,7 +53,7 @@ class AlignmentDataModule(LightningDataModule):
     for the same seed. What a step holds beside the pairs is what the losses of the module require::
 
         data = AlignmentDataModule("data/emoji/image", "data/emoji/text", budget=100, seed=0)
-        Trainer(max_steps=200).fit(AlignmentModule("gera_plain"), datamodule=data)
+        Trainer(max_steps=200).fit(AlignmentModule("gera"), datamodule=data)
 
     Args:
         store_a, store_b: embedding stores, or their folders.

@@ -44,7 +44,7 @@ OTHER_PROCESS = 2**40
 class AlignmentModule(LightningModule):
     """Trains one map per modality, as a trained preset says; works in any Lightning Trainer::
 
-        module = AlignmentModule("gera_plain", settings={"losses.geometric.weight": 0.1})
+        module = AlignmentModule("gera", settings={"losses.geometric.weight": 0.1})
         data = AlignmentDataModule("data/emoji/image", "data/emoji/text", budget=100)
         Trainer(max_steps=200, gradient_clip_val=1.0).fit(module, datamodule=data)
         aligner = module.to_aligner(data)
@@ -53,7 +53,7 @@ class AlignmentModule(LightningModule):
     and `val/mrr`, which `ModelCheckpoint` and `EarlyStopping` can watch (mode `max`).
 
     Args:
-        method: a trained preset, such as `gera_plain` or `contrastive`.
+        method: a trained preset, such as `gera` or `contrastive`.
         seed: with step and process it fixes the start and random draws such as dropout.
         settings: dotted keys of an experiment that change the preset; read are those of the maps,
             losses, optimizer and tuning.
@@ -66,7 +66,7 @@ class AlignmentModule(LightningModule):
 
     def __init__(
         self,
-        method: str = "gera_plain",
+        method: str = "gera",
         seed: int = 0,
         settings: Mapping[str, Any] | None = None,
         schedule_steps: int | None = None,

@@ -214,7 +214,7 @@ def test_presets_that_cannot_be_compared_are_a_note(views, tmp_path, monkeypatch
         "data: a/path\n"
     )  # another tool's file beside the experiments
     [words] = lines(doctor(a.path, b.path, budget=20, folder=str(tmp_path)), NOTE)
-    assert words.startswith("presets are not compared: methods: 'gera' has no preset")
+    assert words.startswith("presets are not compared: methods: 'coupled_ridge' has no preset")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Say whether two stores can be aligned, and how.
 
-gera doctor STORE_A STORE_B [budget=300 k=16 methods=[gera,ridge]]
+gera doctor STORE_A STORE_B [budget=300 k=16 methods=[coupled_ridge,ridge]]
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.data.inspection import Scan
 from gera_lightning.data.splits import ItemSplit, count_pairs, matched_items, split_units
 from gera_lightning.data.store import EmbeddingStore
@@ -297,6 +298,6 @@ def _group(text: str, follow: bool) -> Finding:
     return Finding(
         NOTE,
         f"{text}: neighbours follow the group (voice, renderer), not the content, so diffusion over"
-        " them blurs content; `gera` chooses its filters by the pairs, other presets do not"
-        " diffuse; more groups in the pool would help",
+        f" them blurs content; `{DEFAULT_METHOD}` chooses its filters by the pairs, other presets"
+        " do not diffuse; more groups in the pool would help",
     )

@@ -26,6 +26,7 @@ from gera_lightning.commands.doctor.checks import (
     spread_findings,
 )
 from gera_lightning.commands.doctor.evidence import Evidence, gather, smallest_budget
+from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.data.inspection import Scan, scan
 from gera_lightning.data.splits import (
     count_pairs,
@@ -285,12 +286,9 @@ def _compared(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> Iterator[Finding]:
-    """Lines to copy, which run the best preset beside `gera` and the probe."""
-    names = list(
-        dict.fromkeys(
-            [compared[-1].best, *(name for name in ("gera", PROBE) if name in compared[-1].scores)]
-        )
-    )
+    """Lines to copy, which run the best preset beside the default and the probe."""
+    usual = [name for name in (DEFAULT_METHOD, PROBE) if name in compared[-1].scores]
+    names = list(dict.fromkeys([compared[-1].best, *usual]))
     settings = {"budgets": [evidence.budget for evidence in compared], "methods": names}
     words = " ".join(f"{key}={_flow(value)}" for key, value in settings.items())
     known = _experiment_of(stores, folder)
@@ -301,7 +299,7 @@ def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> It
         yield Finding(
             SUGGESTION,
             f"make align EXP={known or 'mine'}"
-            + (f" ARGS=method={names[0]}" if names[0] != "gera" else ""),
+            + (f" ARGS=method={names[0]}" if names[0] != DEFAULT_METHOD else ""),
         )
     else:
         yield Finding(
