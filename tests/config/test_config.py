@@ -86,7 +86,7 @@ def test_every_shipped_preset_opens_with_what_it_is(name):
 
 @pytest.mark.parametrize("suffix", ["", "_linear", "_mlp", "_linear_ridge"])
 def test_the_twins_differ_in_the_geometric_loss_alone_and_tune_as_many_values(shipped, suffix):
-    names = [f"gera{suffix or '_plain'}", f"contrastive{suffix}"]
+    names = [f"gera{suffix}", f"contrastive{suffix}"]
     methods = load("synthetic", {"methods": names}).methods
     plain, twin = (dataclasses.asdict(methods[name]) for name in names)
     assert {key for key in plain if plain[key] != twin[key]} == {"losses", "tuning"}
