@@ -34,6 +34,7 @@ from gera_lightning.experiment.run import Run, execute
 from gera_lightning.experiment.runner import run_experiment
 from gera_lightning.report.outcome import summarize
 from gera_lightning.training import callbacks, cross_validation, datamodule, fit_trained, warm_start
+from gera_lightning.training.batch import HeldOutPairs
 from gera_lightning.training.datamodule import AlignmentDataModule
 from gera_lightning.training.fit import fit
 from gera_lightning.training.fit_trained import stopping_steps
@@ -561,9 +562,9 @@ def test_folds_of_a_closed_form_never_see_the_pairs_they_are_scored_on(
         )[1],
     )
 
-    def score(space: Any, held_a: Tensor, held_b: Tensor, *more: Tensor) -> Tensor:
-        scored.append((len(fitted) - 1, held_a, held_b))
-        return honest_score(space, held_a, held_b, *more)
+    def score(space: Any, held: HeldOutPairs) -> Tensor:
+        scored.append((len(fitted) - 1, held.x_a, held.x_b))
+        return honest_score(space, held)
 
     monkeypatch.setattr(cross_validation, "held_out_score", score)
     fit(task)
