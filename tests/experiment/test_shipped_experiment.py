@@ -13,6 +13,7 @@ from gera_lightning import config
 
 def test_the_shipped_experiment_trains_reports_and_is_not_run_twice(tmp_path, repository):
     words = [
+        "data.split=dev",  # the sealed items are left alone
         "budgets=[100]",
         "methods=[gera,ridge]",
         "trainer.max_steps=4",
@@ -28,7 +29,7 @@ def test_the_shipped_experiment_trains_reports_and_is_not_run_twice(tmp_path, re
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert {row["method"] for row in rows} == {"gera", "ridge"}
     ridge = next(row for row in rows if row["method"] == "ridge")
-    assert 0.025 < ridge["ab/r@10"] < 0.08  # chance is .008
+    assert 4 < ridge["ab/r@10"] / ridge["ab/chance@10"] < 50
     assert (folder / "curve.png").stat().st_size > 10_000
     [run] = (folder / "gera").glob("b*")
     assert list(run.glob("events.out.tfevents.*"))
