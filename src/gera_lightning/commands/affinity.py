@@ -63,5 +63,7 @@ def _only(stores: Sequence[EmbeddingStore]) -> EmbeddingStore | None:
 
 def run(words: Sequence[str]) -> None:
     """The command line's `gera affinity`."""
-    a, b, rest = split_paths(words, "affinity", "two stores", "data/emoji/image data/emoji/text")
+    a, b, rest = split_paths(
+        words, "affinity", "two stores", "data/pictures/image data/pictures/text"
+    )
     print(affinity(a, b, **parse_kwargs(rest, affinity)))

@@ -20,7 +20,7 @@ def run(words: Sequence[str]) -> None:
         raise UserError(
             "takes the folder of a store",
             key="gera inspect",
-            remedy="such as gera inspect data/emoji/text",
+            remedy="such as gera inspect data/pictures/text",
         )
     print(inspect(words[0], **parse_kwargs(words[1:], inspect)))
     print(f"next  gera doctor {words[0]} OTHER_STORE   whether the two can be aligned")

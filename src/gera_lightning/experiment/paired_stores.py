@@ -66,7 +66,7 @@ def modality_names(
     Args:
         a, b: stores, or their folders, which need not be there.
 
-    >>> modality_names("data/emoji/image", "data/emoji/text")
+    >>> modality_names("data/pictures/image", "data/pictures/text")
     ('image', 'text')
     >>> modality_names("left/views", "right/views")
     ('a', 'b')

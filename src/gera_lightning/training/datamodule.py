@@ -52,7 +52,7 @@ class AlignmentDataModule(LightningDataModule):
     Of two stores it draws a budget of pairs and the pools of unpaired rows, as `gera train` does
     for the same seed. What a step holds beside the pairs is what the losses of the module require::
 
-        data = AlignmentDataModule("data/emoji/image", "data/emoji/text", budget=100, seed=0)
+        data = AlignmentDataModule("data/pictures/image", "data/pictures/text", budget=100, seed=0)
         Trainer(max_steps=200).fit(AlignmentModule("gera"), datamodule=data)
 
     Args:

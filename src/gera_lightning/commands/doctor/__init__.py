@@ -17,7 +17,9 @@ __all__ = ["Finding", "doctor", "run", "verdict"]
 
 def run(words: Sequence[str]) -> None:
     """The command line's `gera doctor`."""
-    a, b, rest = split_paths(words, "doctor", "two stores", "data/emoji/image data/emoji/text")
+    a, b, rest = split_paths(
+        words, "doctor", "two stores", "data/pictures/image data/pictures/text"
+    )
     findings = []
     for finding in doctor(a, b, **parse_kwargs(rest, doctor)):
         findings.append(finding)

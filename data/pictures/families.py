@@ -1,4 +1,5 @@
-"""Families of near-duplicate emoji: what a split must never cut.
+"""Families of near-duplicates among emoji: what a split must never cut. ties.py has what holds for
+drawings too.
 
 A model that has seen "man pilot" has seen "woman pilot", so a random split flatters retrieval. The
 family of an emoji comes from the first rule that speaks:
@@ -15,7 +16,7 @@ family of an emoji comes from the first rule that speaks:
 A family is one thing in several versions, in picture or in words; different things of one kind
 (lemon and tangerine, hospital and school) stay apart, since telling them apart is the task.
 
-Last, `merged` joins the families of emoji that a renderer draws alike to the pixel.
+Last, `merged` joins families that something else ties.
 """
 
 from __future__ import annotations
@@ -273,6 +274,11 @@ def base_family(code: str, name: str, topic: str) -> str:
         for first, last, family in RANGES:
             if first <= int(code, 16) <= last:
                 return family
+    return named_family(name)
+
+
+def named_family(name: str) -> str:
+    """The family by rules 3 and 4, from the name alone."""
     for family, pattern in ALIKE.items():
         if re.fullmatch(pattern, name.lower()):
             return family
@@ -287,8 +293,8 @@ def stem(name: str) -> str:
 
 
 def merged(families: Mapping[str, str], alike: Iterable[tuple[str, ...]]) -> dict[str, str]:
-    """`families` (code to family) with the families of codes in each tuple of `alike` joined; the
-    first name in the alphabet stays.
+    """`families` (item to family) with the families of the items in each tuple of `alike` joined;
+    the first name in the alphabet stays.
     """
     leader = {family: family for family in families.values()}
 
@@ -297,8 +303,8 @@ def merged(families: Mapping[str, str], alike: Iterable[tuple[str, ...]]) -> dic
             family = leader[family]
         return family
 
-    for codes in alike:
-        found = sorted({find(families[code]) for code in codes})
+    for items in alike:
+        found = sorted({find(families[item]) for item in items})
         for family in found[1:]:
             leader[family] = found[0]
-    return {code: find(family) for code, family in families.items()}
+    return {item: find(family) for item, family in families.items()}

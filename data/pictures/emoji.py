@@ -1,11 +1,10 @@
-"""Emoji of three npm packages: which items there are, what they are called and how two renderers
-draw them.
+"""Emoji of three npm packages: which there are, what they are called and how two renderers draw
+them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import subprocess
@@ -13,12 +12,6 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-from families import base_family, merged
-from PIL import Image
-
-from gera_lightning.data.splits import unit_hash
-from gera_lightning.embedding.corpus import shuffled
 from gera_lightning.utils.errors import UserError
 
 RENDERERS = ("google", "twitter")
@@ -38,25 +31,20 @@ PACKAGES = {
     ),
 }
 """Version and sha256 of each tarball: a rebuild starts from the same bytes."""
-LEFT_OUT = {"component", "flags"}
-"""Groups of no interest here: skin tones and hair are no pictures of their own, flags are 270 names
-of countries.
-"""
-TEST_SHARE = 0.19
-"""A family whose hash is below is test; with families of many sizes this gives 300 to 360 test
-items.
-"""
+LEFT_OUT = {"component"}
+"""Groups of no interest here: skin tones and hair are no pictures of their own."""
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """One emoji: `code` in lower-case hexadecimal without variation selectors, its name, keywords
-    and topic.
+    """One emoji: `code` in lower-case hexadecimal without variation selectors, its name, keywords,
+    group and subgroup.
     """
 
     code: str
     name: str
     keywords: tuple[str, ...]
+    group: str
     topic: str
 
 
@@ -97,7 +85,7 @@ def tarball(package: str, folder: Path) -> Path:
 
 
 def read_emoji(path: Path) -> list[Emoji]:
-    """Every emoji of `emojibase-data` in English, without flags and components; skin tones are no
+    """Every emoji of `emojibase-data` in English, without components; skin tones are no
     entries of their own there.
     """
     with tarfile.open(path) as tar:
@@ -115,6 +103,7 @@ def read_emoji(path: Path) -> list[Emoji]:
                     plain_code(entry["hexcode"]),
                     entry["label"],
                     tuple(entry.get("tags", ())),
+                    group,
                     topic,
                 )
             )
@@ -134,60 +123,3 @@ def read_images(path: Path, renderer: str, codes: set[str]) -> dict[str, bytes]:
                 assert file is not None
                 found[code] = file.read()
     return found
-
-
-def pixel_hash(png: bytes) -> str:
-    """Hash of the decoded pixels: equal for pictures that look the same, however they are
-    compressed.
-    """
-    image = Image.open(io.BytesIO(png)).convert("RGBA")
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-
-def tables(
-    emoji: list[Emoji], images: dict[str, dict[str, bytes]]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of the text store and of the image store, with families and split.
-
-    Of several items drawn alike the one of the shortest code, then the first, keeps the row
-    ("family" rather than "family: man, woman, boy"); all of them share a family, and an item left
-    without any row is dropped, from the text too.
-    """
-    drawn = pd.DataFrame(
-        [
-            (e.code, renderer, pixel_hash(images[renderer][e.code]))
-            for e in emoji
-            for renderer in RENDERERS
-            if e.code in images[renderer]
-        ],
-        columns=["code", "group", "pixels"],
-    )
-    drawn = drawn.assign(parts=drawn["code"].str.count("-")).sort_values(["parts", "code", "group"])
-    alike = [tuple(codes) for _, codes in drawn.groupby("pixels")["code"] if len(codes) > 1]
-    kept = drawn.drop_duplicates("pixels").drop(columns="parts")
-    family = merged({e.code: base_family(e.code, e.name, e.topic) for e in emoji}, alike)
-    items = pd.DataFrame(
-        {
-            "code": [e.code for e in emoji],
-            "item": [f"emoji-{e.code}" for e in emoji],
-            "name": [e.name for e in emoji],
-            "sentence": [
-                f"{e.name}: {', '.join(e.keywords)}" if e.keywords else e.name for e in emoji
-            ],
-            "family": [family[e.code] for e in emoji],
-            "label": [e.topic for e in emoji],
-        }
-    )
-    items["split"] = [
-        "test" if unit_hash(f"emoji:{name}") < TEST_SHARE else "train" for name in items["family"]
-    ]
-    text = items[items["code"].isin(kept["code"])].assign(
-        row=lambda t: t["item"] + "-text", text=lambda t: t["sentence"]
-    )
-    image = kept.merge(items, on="code").assign(
-        row=lambda t: t["item"] + "-" + t["group"], text=lambda t: t["name"]
-    )
-    return (
-        shuffled(text, "text")[["row", "item", "text", "family", "label", "split"]],
-        shuffled(image, "image")[["row", "item", "text", "group", "family", "label", "split"]],
-    )

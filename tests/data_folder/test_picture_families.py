@@ -1,16 +1,28 @@
+"""Which pictures of data/pictures are one family."""
+
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import pandas as pd
 import pytest
 
-PATH = Path(__file__).parents[2] / "data" / "emoji" / "families.py"
-spec = importlib.util.spec_from_file_location("emoji_families", PATH)
-assert spec is not None
-assert spec.loader is not None
-families = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(families)
+FOLDER = Path(__file__).parents[2] / "data" / "pictures"
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"pictures_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+families, ties = loaded("families"), loaded("ties")
 
 # (code, name, subgroup) of emoji that are one family
 TOGETHER = {
@@ -104,3 +116,60 @@ def test_joining_does_not_depend_on_the_order():
     assert families.merged(given, [("b", "c"), ("a", "b")]) == families.merged(
         given, [("a", "b"), ("b", "c")]
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "thing"),
+    [
+        (["folder", "folder red", "Big Blue Folders 2", "the new folder (open)"], "folder"),
+        (["sailing boat", "sailing-boat_03", "Sailing boats, right side"], "sailing boat"),
+        (["flag: Morocco", "morocco"], "morocco"),
+        (["red", "Red"], "red"),
+    ],
+)
+def test_versions_of_a_thing_have_one_name(names, thing):
+    found = {ties.thing(name) for name in names}
+    assert found <= {thing, f"{thing} open"}
+
+
+def drawings(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["item", "name", "author", "folder"])
+
+
+def test_the_same_name_is_tied_among_emoji_and_drawings():
+    rows = drawings(
+        ("emoji-1", "green apple", "", ""),
+        ("clipart-1", "apples", "Ann", "fruit"),
+        ("clipart-2", "apple tree", "Ben", "plants"),
+    )
+    assert list(ties.same_name(rows)) == [("emoji-1", "clipart-1")]
+
+
+def test_a_series_is_of_one_author_and_folder():
+    rows = drawings(
+        ("1", "ninja tux", "Ann", "birds"),
+        ("2", "baby tux", "Ann", "birds"),
+        ("3", "baby chick", "Ann", "birds"),
+        ("4", "pirate tux", "Ben", "birds"),
+        ("5", "sad tux", "Ann", "logos"),
+        ("6", "happy tux", "", ""),
+        ("7", "merry tux", "", ""),
+    )
+    assert sorted(ties.series(rows)) == [("1", "2"), ("2", "3")]
+
+
+def test_near_duplicates_are_those_of_a_plain_loop():
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(40, 5))
+    x[20:] = x[:20] + 0.2 * draw.normal(size=(20, 5))
+    items = pd.Series([f"i{n % 30}" for n in range(40)])
+    expected = {
+        frozenset((items[i], items[j]))
+        for i in range(40)
+        for j in range(i)
+        if items[i] != items[j]
+        and x[i] @ x[j] > ties.ALIKE * np.linalg.norm(x[i]) * np.linalg.norm(x[j])
+    }
+    assert expected
+    for block in (7, 1024):
+        assert {frozenset(pair) for pair in ties.near_duplicates(items, x, block)} == expected
