@@ -79,7 +79,7 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def run(project: Path) -> Path:
-    [found] = project.glob("runs/mine/gera/b*")
+    [found] = project.glob("runs/mine/coupled_ridge/b*")
     return found
 
 

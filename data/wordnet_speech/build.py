@@ -102,8 +102,8 @@ def complete(name: str, rows: pd.DataFrame, encoder: Encoder) -> None:
     if is_whole(shipped):
         store = EmbeddingStore(shipped)
         parts += [store] if store.encoder == encoder.describe() else []
-    known = set(parts[0].rows["row"]) if parts else set()
-    missing = rows[~rows["row"].isin(known)]
+    known = {key for part in parts for key in zip(part.rows["row"], part.rows["text"], strict=True)}
+    missing = rows[[key not in known for key in zip(rows["row"], rows["text"], strict=True)]]
     if len(missing):
         if name == "speech":
             speak_all(missing[missing["group"] != HUMAN])
@@ -111,7 +111,8 @@ def complete(name: str, rows: pd.DataFrame, encoder: Encoder) -> None:
         modality = "audio" if name == "speech" else "text"
         parts.append(embed(missing, modality, encoder, WORK / f"{name}-{key}"))
     table = pd.concat([part.rows for part in parts], ignore_index=True)
-    place = pd.Series(table.index, index=table["row"])[rows["row"]].to_numpy()
+    latest = table.drop_duplicates("row", keep="last")
+    place = pd.Series(latest.index, index=latest["row"])[rows["row"]].to_numpy()
     if parts[0].path != shipped or len(parts) > 1 or len(place) < len(table):
         vectors = np.concatenate([part.read() for part in parts])[place]
         remove_store(shipped)

@@ -14,7 +14,7 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.evaluation.retrieval import rank_positives, retrieval
 from gera_lightning.models.preprocessing import Preprocessing
 
-BUDGETS = (300, 3_000)
+BUDGETS = (300, 1_000)
 PENALTY = 1.0
 WORDS = 4_096
 """Words that tf-idf counts."""
@@ -27,10 +27,11 @@ def report(speech: EmbeddingStore, text: EmbeddingStore) -> None:
     partner = number_of[speech.rows["item"]].to_numpy()
     x, y = torch.from_numpy(speech.read()), torch.from_numpy(text.read())
     words = TfidfVectorizer(max_features=WORDS, sublinear_tf=True).fit(text.rows["text"])
+    voices = pd.get_dummies(speech.rows["group"]).to_numpy("float32", copy=True)
     stands_for = {
         "speech": x,
         "speech, shuffled pairs": x,
-        "voice alone": torch.from_numpy(pd.get_dummies(speech.rows["group"]).to_numpy("float32")),
+        "voice alone": torch.from_numpy(voices),
         "seconds alone": _of_seconds(speech.rows["seconds"].to_numpy("float32")),
         "true words (tf-idf)": torch.from_numpy(
             words.transform(speech.rows["text"]).toarray().astype("float32")

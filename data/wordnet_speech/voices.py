@@ -58,7 +58,7 @@ def human_prompts() -> pd.DataFrame:
     with gzip.open(TRANSCRIPTS, "rt", encoding="utf-8") as file:
         lines = file.read().splitlines()
     for line in lines:
-        name, colon, text = line.strip().partition(": ")
+        name, colon, text = (part.strip() for part in line.partition(": "))
         path = PROMPTS / f"{name}.wav"
         if not colon or text.startswith("[") or len(text.split()) < 3 or not path.is_file():
             continue

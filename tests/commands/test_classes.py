@@ -60,7 +60,7 @@ def test_an_aligner_of_all_labelled_rows_classifies(make_class_stores, tmp_path,
     a, b = make_class_stores(CLASSES)
     with caplog.at_level(logging.WARNING):
         folder = align_experiment(written(tmp_path, a, b), out=str(tmp_path / "aligner"))
-    assert "0 and 12 unpaired rows are too few for geometry" in caplog.text
+    assert "0 and 12 unpaired rows are too few for the geometry of" in caplog.text
     aligner = Aligner.load(folder)
     assert aligner.about["pairs"] == 12 * 20
     _, rows = aligner.search(a.read(), b, k=1)

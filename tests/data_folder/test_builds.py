@@ -17,7 +17,7 @@ DATA = Path(__file__).parents[2] / "data"
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """Both builds have a module `corpus`: what one imports is forgotten before the other."""
+    """Two builds have a module `corpus`: what one imports is forgotten before the other."""
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -26,7 +26,7 @@ def forgotten() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("forgotten")
-@pytest.mark.parametrize("name", ["pictures", "wordnet_speech"])
+@pytest.mark.parametrize("name", ["pictures", "spoken_words", "wordnet_speech"])
 @pytest.mark.parametrize(
     ("raised", "code", "words"),
     [

@@ -523,7 +523,7 @@ def test_a_method_is_named_where_most_of_its_seeds_still_rose():
         gera=[False, True, False], twin=[False, True], ridge=[None, None], rested=[True, True]
     )
     said = undertrained(pd.concat([table, table.assign(budget=20, converged=True)]), "small")
-    assert said.startswith("most runs of coupled_ridge at 10 pairs")
+    assert said.startswith("most runs of gera at 10 pairs")
     assert "trainer.max_steps or batch.min_epochs in the experiment small" in said
     for quiet in (
         plateaus(twin=[False, True]),

@@ -432,7 +432,7 @@ def test_one_seed_and_one_method(project):
     folder = write(project)
     text = (folder / "report.md").read_text()
     assert "One seed: intervals are over families of test items alone" in text
-    assert not {"gera against the others", "Ablations"} & titles(text)
+    assert not {"coupled_ridge against the others", "Ablations"} & titles(text)
     results = pd.read_csv(folder / "results.csv")
     assert results["both/r@10/sd"].isna().all()
     assert (results["both/r@10/low"] < results["both/r@10/high"]).all()
@@ -471,7 +471,7 @@ def test_runs_without_ranks_have_no_intervals(project):
     assert pd.read_csv(folder / "results.csv")["both/r@10/low"].isna().all()
 
 
-@pytest.mark.parametrize("gone", ["a", "runs/small/gera"])
+@pytest.mark.parametrize("gone", ["a", "runs/small/coupled_ridge"])
 def test_without_stores_or_aligners_there_are_no_examples(project, gone):
     if gone == "a":
         shutil.rmtree(project / "a")
@@ -489,8 +489,8 @@ def test_without_stores_or_aligners_there_are_no_examples(project, gone):
 def test_mistakes_are_named(project):
     for option in ("reference", "baseline"):
         with pytest.raises(UserError, match="did you mean 'coupled_ridge'") as error:
-            write(project, **{option: "gerra"})
-        assert (error.value.key, error.value.value) == (option, "gerra")
+            write(project, **{option: "couple_ridge"})
+        assert (error.value.key, error.value.value) == (option, "couple_ridge")
     with pytest.raises(UserError, match="draws=10"):
         write(project, draws=10)
     shutil.rmtree(project / "runs")
@@ -507,7 +507,7 @@ def test_the_command(project, capsys, monkeypatch):
     page = project / "runs" / "small" / "report" / "index.html"
     assert str(page) in out
     assert "asif against the others" in page.read_text()
-    assert "Label multipliers over gera" in page.read_text()
+    assert "Label multipliers over coupled_ridge" in page.read_text()
     assert cli.main(["report", "small", "refrence=asif"]) == 2
     assert "refrence" in capsys.readouterr().err
 

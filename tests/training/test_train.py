@@ -97,6 +97,8 @@ KEYS = {
     "steps",
     "n_trials",
     "modalities",
+    "pool_a",
+    "pool_b",
     "chosen",
     "converged",
     "split",

@@ -23,9 +23,7 @@ from gera_lightning.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 FEW_UNPAIRED = 30
-"""Unpaired rows of a modality below which their means and neighbours cost more than they bring (20
-rows: .004 of R@10 .304 on emoji).
-"""
+"""Unpaired rows of a modality below which their means and neighbours cost more than they bring."""
 
 
 def plan(experiment: Experiment) -> list[Run]:
