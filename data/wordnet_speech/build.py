@@ -101,7 +101,9 @@ def complete(name: str, rows: pd.DataFrame, encoder: Encoder) -> None:
     shipped, parts = HERE / name, list[EmbeddingStore]()
     if is_whole(shipped):
         store = EmbeddingStore(shipped)
-        parts += [store] if store.encoder == encoder.describe() else []
+        # not the revision, a hash of the converted file, which another release may write otherwise
+        same = {**encoder.describe(), "revision": store.encoder.get("revision")} == store.encoder
+        parts += [store] if same else []
     known = {key for part in parts for key in zip(part.rows["row"], part.rows["text"], strict=True)}
     missing = rows[[key not in known for key in zip(rows["row"], rows["text"], strict=True)]]
     if len(missing):
