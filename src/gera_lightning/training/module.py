@@ -44,7 +44,7 @@ OTHER_PROCESS = 2**40
 class AlignmentModule(LightningModule):
     """Trains one map per modality, as a trained preset says; works in any Lightning Trainer::
 
-        module = AlignmentModule("gera", settings={"losses.geometric.weight": 0.1})
+        module = AlignmentModule("gera", settings={"losses.geometric.weight": 0.3})
         data = AlignmentDataModule("data/pictures/image", "data/pictures/text", budget=100)
         Trainer(max_steps=200, gradient_clip_val=1.0).fit(module, datamodule=data)
         aligner = module.to_aligner(data)
