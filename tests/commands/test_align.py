@@ -142,6 +142,17 @@ def test_what_reads_unpaired_rows_is_left_out_where_they_are_few(
     assert ("are too few for the geometry of" in caplog.text) == left_out
 
 
+@pytest.mark.parametrize(("unpaired", "centred"), [(29, False), (30, True)])
+def test_the_mean_of_few_unpaired_rows_is_not_taken(unpaired, centred):
+    x = np.random.default_rng(0).normal(size=(80, 4))
+    pools = x[20 : 20 + unpaired], x[50 : 50 + unpaired]
+    settings = {"closed_form.others": [], "filters": {"a": [[]], "b": [[]]}}
+    space = align(x[:20], x[:20], *pools, settings=settings).space
+    means = [b for m in (space.map_a, space.map_b) for n, b in m.named_buffers() if "mean" in n]
+    assert means
+    assert all(bool(mean.any()) == centred for mean in means)
+
+
 def test_an_experiment_of_pairs_alone_gives_an_aligner_too(project, capsys):
     for name in "ab":
         store = EmbeddingStore(name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,7 @@ def align(
     items = range(len(pairs["a"])) if items is None else items
     if not isinstance(method, str):
         raise UserError(f"method={method!r}: name one preset, such as method='coupled_ridge'")
-    fewest = 2 if method else FEW_UNPAIRED
-    method = method or DEFAULT_METHOD
+    method, fewest = _preset(method)
     if len(pairs["a"]) < 2:
         raise UserError(f"{len(pairs['a'])} pairs are too few: two at least")
     if len(items) != len(pairs["a"]):
@@ -159,8 +159,7 @@ def align_experiment(
         UserError: as `config.load` and `align`, or a missing store, or stores that share no item.
     """
     _check_used(word.partition("=")[0] for word in overrides)
-    fewest = 2 if method else FEW_UNPAIRED
-    method = method or DEFAULT_METHOD
+    method, fewest = _preset(method)
     loaded = config.load(experiment, [*overrides, f"methods=[{method}]"])
     a, b = open_stores(loaded.common)
     split = splits.train_on_all(a.rows, b.rows)
@@ -195,6 +194,13 @@ def align_experiment(
     folder = Path(out) if out else Path(loaded.common.runs_dir) / loaded.name / "aligner"
     aligner.save(folder)
     return folder
+
+
+def _preset(method: str) -> tuple[str, int]:
+    """The preset to take, and the unpaired rows below which it does without them: a preset that was
+    named makes do with few.
+    """
+    return (method, 2) if method else (DEFAULT_METHOD, FEW_UNPAIRED)
 
 
 def _check_used(keys: Iterable[str], *more: str) -> None:
@@ -245,6 +251,11 @@ def _fitted(
             "%d and %d unpaired rows are too few for the geometry of %s: it is left out",
             *unpaired,
             method,
+        )
+        rows = replace(  # their mean is not taken either
+            rows,
+            a=rows.a.pool_subset(np.zeros(unpaired[0], dtype=bool)),
+            b=rows.b.pool_subset(np.zeros(unpaired[1], dtype=bool)),
         )
     check(parts, dims, len(rows.items))
     with tempfile.TemporaryDirectory() as folder:
