@@ -9,7 +9,6 @@ utterance) and embedded as `gera embed` does it. Rows that the stores have are k
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import shutil
 import sys
@@ -30,7 +29,7 @@ from gera_lightning.config.embed_schema import EmbedConfig
 from gera_lightning.data.inspection import largest_difference
 from gera_lightning.data.store import EmbeddingStore, is_whole, write_store
 from gera_lightning.embedding.corpus import TableCorpus, shuffled
-from gera_lightning.embedding.embed import embed_corpus
+from gera_lightning.embedding.embed import embed_corpus, run_plan
 from gera_lightning.embedding.reading import read_audio
 from gera_lightning.embedding.shards import remove_store
 from gera_lightning.encoders.base import Encoder
@@ -81,8 +80,12 @@ def text_rows(sentences: pd.DataFrame) -> pd.DataFrame:
     return shuffled(rows[[column for column in COLUMNS if column != "group"]], "text")
 
 
-def embed(rows: pd.DataFrame, modality: str, encoder: Encoder, folder: Path) -> EmbeddingStore:
-    """A store of these rows; sounds are read from their `path`, and their seconds are noted."""
+def embed(
+    rows: pd.DataFrame, modality: str, encoder: Encoder, folder: Path = WORK
+) -> EmbeddingStore:
+    """A store of these rows, kept under the hash of all that decides it; sounds are read from their
+    `path`, and their seconds are noted.
+    """
     sounds = dict(zip(rows["row"], rows.get("path", rows["row"]), strict=True))
 
     def raw(row: Mapping[str, Any]) -> Any:
@@ -92,7 +95,8 @@ def embed(rows: pd.DataFrame, modality: str, encoder: Encoder, folder: Path) -> 
     if modality == "audio":
         rows["seconds"] = [round(soundfile.info(sounds[row]).duration, 2) for row in rows["row"]]
     corpus = TableCorpus(rows, modality, SOURCE, raw)
-    [store] = embed_corpus(corpus, encoder, folder, SETTINGS, console=Console())
+    path = folder / f"{modality}-{run_plan(corpus, corpus.listing(), encoder, SETTINGS)}"
+    [store] = embed_corpus(corpus, encoder, path, SETTINGS, console=Console())
     return store
 
 
@@ -109,9 +113,7 @@ def complete(name: str, rows: pd.DataFrame, encoder: Encoder) -> None:
     if len(missing):
         if name == "speech":
             speak_all(missing[missing["group"] != HUMAN])
-        key = hashlib.sha256("\n".join(missing["row"]).encode()).hexdigest()[:12]
-        modality = "audio" if name == "speech" else "text"
-        parts.append(embed(missing, modality, encoder, WORK / f"{name}-{key}"))
+        parts.append(embed(missing, "audio" if name == "speech" else "text", encoder))
     table = pd.concat([part.rows for part in parts], ignore_index=True)
     latest = table.drop_duplicates("row", keep="last")
     place = pd.Series(latest.index, index=latest["row"])[rows["row"]].to_numpy()
@@ -133,8 +135,8 @@ def sample(count: int) -> None:
     speech.loc[spoken, "path"] = [str(audio_path(row, folder)) for row in speech["row"][spoken]]
     speak_all(speech[spoken], folder)
     fresh = {
-        "speech": embed(speech, "audio", speech_encoder(), folder / "speech"),
-        "text": embed(text_rows(sentences).head(count), "text", text_encoder(), folder / "text"),
+        "speech": embed(speech, "audio", speech_encoder(), folder),
+        "text": embed(text_rows(sentences).head(count), "text", text_encoder(), folder),
     }
     for name, store in fresh.items():
         difference = largest_difference(store, EmbeddingStore(HERE / name))

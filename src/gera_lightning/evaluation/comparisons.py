@@ -170,7 +170,9 @@ class Bootstrap:
     draws: int = 2000
     seed: int = 0
     level: float = 0.05
-    _drawn_seeds: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, repr=False)
+    _drawn_seeds: dict[tuple[int, ...], np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @cached_property
     def by_seed(self) -> np.ndarray:

@@ -26,20 +26,19 @@ def section(findings: Findings) -> Section:
 
 
 def _picture(findings: Findings, base: str, methods: Sequence[str]) -> Picture:
-    table = findings.table[findings.table["method"].isin(methods)]
+    table, measure = findings.table[findings.table["method"].isin(methods)], findings.measure
     table = table.assign(most=table[COUNTS].max(axis=1)).sort_values("most")
     series = []
     for budget in findings.sweep.compared:
         rows = table[table["budget"] == budget]
-        recall, deviation = rows["both/r@10"], rows["both/r@10/sd"].fillna(0)
+        recall, deviation = rows[measure.column], rows[f"{measure.column}/sd"].fillna(0)
         ends = (recall - deviation).to_list(), (recall + deviation).to_list()
         series.append(Series(f"{budget} pairs", rows["most"].to_list(), recall.to_list(), *ends))
     style = figures.styles([one.label for one in series])
-    figure = figures.lines(
-        series, style, base, "R@10", xlabel="unpaired rows per modality, at most", from_zero=False
-    )
+    xlabel = "unpaired rows per modality, at most"
+    figure = figures.lines(series, style, base, measure.name, xlabel=xlabel, from_zero=False)
     caption = (
-        f"R@10 of {base}, mean of both directions, against the unpaired rows it has of each"
+        f"{measure.name} of {base}, {measure.words}, against the unpaired rows it has of each"
         " modality. Bands: one standard deviation over seeds."
     )
     return Picture(f"pools_{base}", caption, figure)
