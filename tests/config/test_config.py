@@ -603,3 +603,44 @@ def test_an_experiment_elsewhere_has_the_packages_presets_beside_its_own(
         UserError, match=r"methods: 'gerra' has no preset methods/gerra\.yaml; did you mean 'gera'"
     ):
         load(str(tmp_path / "mine.yaml"), {"methods": ["gerra"]})
+
+
+def test_a_preset_of_another_sets_its_changes_over_it(folder, write_yaml):
+    write_yaml(
+        folder,
+        {
+            "methods/base.yaml": {
+                "losses": {"pair": "clip"},
+                "optimizer": {"lr": 1e-3},
+                "tuning": {"grid": {"optimizer.lr": [1e-3, 1e-2]}},
+            },
+            "methods/warm.yaml": {"of": "base", "init": "ridge"},
+            "methods/slow.yaml": {"of": "warm", "optimizer": {"lr": 1e-5}},
+        },
+    )
+    changes = {"variants": {"v": {"of": "slow", "init": None}}}
+    loaded = load("small", {**changes, "methods": ["base", "warm", "slow", "v"]}, folder=folder)
+    base, warm, slow, variant = loaded.methods.values()
+    assert (base.init, warm.init["class"], slow.init["class"], variant.init) == (
+        None,
+        "ridge",
+        "ridge",
+        None,
+    )
+    assert base.tuning == warm.tuning
+    assert slow.tuning.grid == variant.tuning.grid == {}  # a key that is set is not tuned
+    assert slow.optimizer["lr"] == variant.optimizer["lr"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        ("two", "'one' has no preset"),  # a circle
+        ("no_such", "'no_such' has no preset"),
+        (["plain"], "must name the preset that it changes"),
+    ],
+)
+def test_a_preset_of_no_preset_is_refused(folder, write_yaml, of, message):
+    write_yaml(folder, {"methods/one.yaml": {"of": of}, "methods/two.yaml": {"of": "one"}})
+    with pytest.raises(UserError, match=message):
+        load("small", {"methods": ["one"]}, folder=folder)

@@ -108,7 +108,8 @@ def _method(
     known: Mapping[str, Traversable],
 ) -> Config:
     """One method's settings: the experiment's, its preset's, and the overrides that reach it."""
-    preset = _preset(name, known, common.variants)
+    layers = _preset_layers(name, known, common.variants)
+    preset = merge(layers)
     for key in RUNTIME_KEYS:
         if key in preset:
             raise UserError(f"method {name}: {key} is no setting of a method: set it above methods")
@@ -119,8 +120,7 @@ def _method(
     config = typed(merge([base, preset, *reachable]), f"method {name}")
     if config.data.reserved_pairs is None:
         config.data.reserved_pairs = common.data.reserved_pairs
-    own = [*parse_overrides(common.variants.get(name, {})), *reachable]
-    config.tuning.grid = grid_left(config.tuning.grid, own)
+    config.tuning.grid = grid_left(config.tuning.grid, [*layers[1:], *reachable])
     check_parts(config)
     combinations(config)
     _check_same_data(name, config.data, common.data)
@@ -224,10 +224,12 @@ def _example(known: Sequence[str]) -> str:
     return next((name for name in ("speech_text", *known) if name in known), "synthetic")
 
 
-def _preset(
+def _preset_layers(
     name: str, known: Mapping[str, Traversable], variants: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What a method sets: its file, or a variant's changes over the preset that it is `of`."""
+) -> list[dict[str, Any]]:
+    """What a method sets: its file, or what its file or variant changes (one layer a key) over the
+    preset that it is `of`.
+    """
     if not METHOD_NAME.fullmatch(name):
         raise UserError(
             "is no name for a method",
@@ -240,20 +242,23 @@ def _preset(
             f"methods: {name!r} is the name of a folder beside the methods' in runs/: call the"
             " method otherwise"
         )
-    if name in variants:
-        changes = dict(variants[name])
-        of = changes.pop("of", None)
-        if not isinstance(of, str):
-            raise UserError(
-                "must name the preset that it changes, such as of: coupled_ridge",
-                key=f"variants.{name}.of",
-                value=of,
-            )
-        return merge([_preset(of, known, {}), *parse_overrides(changes)])
-    if name not in known:
+    if name not in variants and name not in known:
         near = did_you_mean(name, [*variants, *known])
         raise UserError(f"methods: {name!r} has no preset methods/{name}.yaml{near}")
-    return read_yaml(known[name])
+    changes = dict(variants[name]) if name in variants else read_yaml(known[name])
+    of = changes.pop("of", None)
+    if of is None and name not in variants:
+        return [changes]
+    if not isinstance(of, str):
+        raise UserError(
+            "must name the preset that it changes, such as of: coupled_ridge",
+            key=f"variants.{name}.of" if name in variants else f"{known[name]}: of",
+            value=of,
+        )
+    left = {
+        other: known[other] for other in known if other != name or name in variants
+    }  # no circle
+    return [*_preset_layers(of, left, {}), *parse_overrides(changes)]
 
 
 def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Config]) -> None:

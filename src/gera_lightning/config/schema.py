@@ -219,6 +219,15 @@ class EvaluationConfig:
             check_part(metric, f"evaluation.metrics[{number}]")
 
 
+CLOSED_FORMS = (
+    *(DEFAULT_METHOD, "coupled_ridge_off", "ridge", "ridge_csls", "ridge_filters_csls"),
+    *("kernel_ridge", "kernel_ridge_csls", "kernel_ridge_filters_csls", "cca", "cca_csls", "csa"),
+    *("asif", "asif_csls", "procrustes", "procrustes_csls"),
+    *("manifold_ridge", "manifold_kernel_ridge", "self_training"),
+)
+"""The shipped presets that train nothing."""
+
+
 @dataclass
 class SweepConfig:
     """What `make sweep` runs beyond `make train`: more methods and seeds, on several processes or
@@ -236,29 +245,7 @@ class SweepConfig:
     method whose labels are counted. Such a run sets its whole budget aside, so its pools are
     smaller than the others' and may be empty.
     """
-    quick: list[str] = field(
-        default_factory=lambda: [
-            *(
-                DEFAULT_METHOD,
-                "coupled_ridge_off",
-                "ridge",
-                "ridge_csls",
-                "kernel_ridge",
-                "kernel_ridge_csls",
-                "cca",
-                "cca_csls",
-                "asif",
-                "asif_csls",
-            ),
-            *(
-                "procrustes",
-                "procrustes_csls",
-                "manifold_ridge",
-                "manifold_kernel_ridge",
-                "self_training",
-            ),
-        ]
-    )
+    quick: list[str] = field(default_factory=lambda: list(CLOSED_FORMS))
     """The subset that `sweep.only=quick` names: closed forms, minutes instead of hours."""
     only: Any = ""
     """`quick`, or some of the methods, separated by commas or as a list; a list of names here."""
