@@ -7,7 +7,9 @@ python benchmarks/bench_geometry.py
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.geometry.diffusion import DiffusionOperator
 from gera_lightning.geometry.kernels import squared_distances
 from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
+from gera_lightning.geometry.regions import regions
 from gera_lightning.losses.contrastive import clip_loss
 from gera_lightning.losses.geometric import geometric_loss
 from gera_lightning.models.maps import ResidualMLP, normalized
@@ -26,7 +29,7 @@ STORES = (
     "data/pictures/image",
     "data/pictures/text",
 )
-ROWS, K, ANCHORS, STEPS = 3000, 16, 64, 20
+ROWS, K, STEPS = 3000, 16, 20
 
 
 def random_rows(count: int, dim: int = 256) -> Tensor:
@@ -64,29 +67,54 @@ def calibrated(x_AMD: Tensor, graph: NeighborGraph, self_loops: bool = False) ->
 
 
 def cost(x: Tensor, graph: NeighborGraph) -> None:
-    """Time of a step of one modality, 256 pairs, with and without the loss on 64 anchors."""
+    """Time of a step of one modality on one thread: 256 pairs alone, and with the loss on 32 or 256
+    anchors, drawn one by one or as regions of the graph.
+    """
     head = ResidualMLP(x.shape[1], 256)
     operator = calibrated(x[graph.patches(torch.arange(512))], graph)
-    pairs, targets, positives = x[:256], random_rows(256), torch.eye(256, dtype=torch.bool)
-    members, inverse = torch.unique(graph.patches(torch.arange(ANCHORS)), return_inverse=True)
-    for geometric in (False, True):
-        started = time.perf_counter()
-        for _ in range(STEPS):
-            z = normalized(head(torch.cat([pairs, x[members]]) if geometric else pairs))
-            total = clip_loss(z[:256] @ targets.T / 0.07, positives)
-            if geometric:
-                x_AMD, z_AMD = x[members][inverse], z[256:][inverse]
-                loss = geometric_loss(x_AMD, z_AMD, operator, scale=graph.edge_scale)
-                total = total + loss.mean()
-            total.backward()
-        print(
-            f"  a step {'with' if geometric else 'without'} it:"
-            f" {(time.perf_counter() - started) / STEPS * 1e3:.1f} ms"
+    drawn = np.random.default_rng(0).permutation(len(x))
+    alone = seconds(x, graph, head, operator, [])
+    print(f"  a step without it: {alone * 1e3:.1f} ms")
+    for count, size in ((32, 1), (32, 32), (256, 1), (256, 256)):
+        grown = [region for region in regions(graph, size) if len(region) == size]
+        anchors = (
+            grown[:STEPS]
+            if size > 1
+            else np.split(drawn[: len(x) // count * count], len(x) // count)
         )
+        taken = seconds(x, graph, head, operator, anchors)
+        points = np.mean([len(graph.patches(torch.from_numpy(a)).unique()) for a in anchors])
+        print(
+            f"  with {count} anchors {'of a region' if size > 1 else 'drawn alone'}: {points:.0f}"
+            f" points, {taken * 1e3:.1f} ms, {taken / alone:.1f} times"
+        )
+
+
+def seconds(
+    x: Tensor,
+    graph: NeighborGraph,
+    head: ResidualMLP,
+    operator: DiffusionOperator,
+    anchors: Sequence[np.ndarray],
+) -> float:
+    """CPU seconds of a step, the mean over `STEPS`; without anchors, of the pairs alone."""
+    pairs, targets, positives = x[:256], random_rows(256), torch.eye(256, dtype=torch.bool)
+    patches = [graph.patches(torch.from_numpy(a)).unique(return_inverse=True) for a in anchors]
+    started = time.process_time()
+    for step in range(STEPS):
+        members, inverse = patches[step % len(patches)] if patches else (torch.arange(0), None)
+        z = normalized(head(torch.cat([pairs, x[members]])))
+        total = clip_loss(z[:256] @ targets.T / 0.07, positives)
+        if inverse is not None:
+            x_AMD, z_AMD = x[members][inverse], z[256:][inverse]
+            total = total + geometric_loss(x_AMD, z_AMD, operator, scale=graph.edge_scale).mean()
+        total.backward()
+    return (time.process_time() - started) / STEPS
 
 
 def main() -> None:
     """Every store."""
+    torch.set_num_threads(1)
     for path in STORES:
         store = EmbeddingStore(path)
         raw = torch.from_numpy(store.read(slice(0, ROWS)))

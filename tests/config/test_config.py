@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gera_lightning.config import Config, combinations, config_hash, identity, load
 from gera_lightning.config import loading as experiment
+from gera_lightning.config.schema import CLOSED_FORMS
 from gera_lightning.utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -644,3 +645,9 @@ def test_a_preset_of_no_preset_is_refused(folder, write_yaml, of, message):
     write_yaml(folder, {"methods/one.yaml": {"of": of}, "methods/two.yaml": {"of": "one"}})
     with pytest.raises(UserError, match=message):
         load("small", {"methods": ["one"]}, folder=folder)
+
+
+def test_closed_forms_are_the_presets_that_train_nothing(monkeypatch):
+    monkeypatch.setattr(experiment, "SHIPPED", SHIPPED)
+    methods = load({}, {"methods": PRESETS}).methods
+    assert {name for name in PRESETS if methods[name].closed_form} == set(CLOSED_FORMS)

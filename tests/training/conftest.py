@@ -29,6 +29,7 @@ def stream_of(tmp_path: Path) -> Callable[..., AlignmentDataModule]:
         *,
         pairs: int = 5,
         anchors: int = 8,
+        region: int = 1,
         k: int | None = 3,
         unpaired: int | None = None,
         paired_anchors: bool = False,
@@ -39,7 +40,8 @@ def stream_of(tmp_path: Path) -> Callable[..., AlignmentDataModule]:
         losses: dict[str, Any] = {"pair": "clip"}
         losses |= {"geometric": "geometric"} if k is not None else {}
         losses |= {"structure": "structure"} if unpaired is not None else {}
-        batch = {"pairs": pairs, "anchors": anchors, "paired_anchors": paired_anchors}
+        batch = {"pairs": pairs, "anchors": anchors, "region": region}
+        batch["paired_anchors"] = paired_anchors
         batch |= {} if unpaired is None else {"unpaired": unpaired}
         settings = {"losses": losses, "batch": batch, "graph": {"k": k or 3}}
         config = typed({**settings, "cache_dir": str(cache_dir)}, "a test")

@@ -202,15 +202,18 @@ def test_processes_share_the_batch_of_one(make, size):
                 (share.patches_a, whole.patches_a),
                 (share.patches_b, whole.patches_b),
             ):
-                np.testing.assert_array_equal(one[0][one[1]], other[0][other[1]][rank::size])
+                expected = np.array_split(other[0][other[1]], size)[rank]
+                np.testing.assert_array_equal(one[0][one[1]], expected)
         joined, parts = data.gather(whole), [data.gather(share) for share in shares]
         assert {part.count for part in parts} == {joined.count} == {5}
         assert {part.patches_a.count for part in parts} == {joined.patches_a.count} == {8}
         for number, expected in enumerate(as_numbers(joined)):
+            shared = [as_numbers(part)[number] for part in parts]
             out = np.empty_like(expected)
-            for rank, part in enumerate(parts):
-                out[rank::size] = as_numbers(part)[number]
-            np.testing.assert_array_equal(out, expected)
+            for rank, part in enumerate(shared):
+                out[rank::size] = part
+            # pairs are dealt out in turn, anchors in parts
+            np.testing.assert_array_equal(out if number < 3 else np.concatenate(shared), expected)
 
 
 def test_a_step_depends_on_seed_and_step_alone(make):
@@ -255,6 +258,18 @@ def test_an_epoch_sees_every_pair_and_every_anchor_once(make):
         distinct, members = data.step_rows(step).patches_b
         anchors += distinct[members[:, 0]].tolist()
     assert sorted(anchors) == list(range(pool))
+
+
+def test_anchors_of_a_region_share_points_and_each_is_seen_once_an_epoch(make):
+    data, alone = make(anchors=5, region=5), make(anchors=5)
+    steps = range(len(data.rows.b.pool) // 5)
+    points, anchors = {}, {}
+    for name, stream in (("region", data), ("alone", alone)):
+        rows = [stream.step_rows(step).patches_b for step in steps]
+        points[name] = sum(len(distinct) for distinct, _ in rows)
+        anchors[name] = [int(n) for distinct, members in rows for n in distinct[members[:, 0]]]
+    assert sorted(anchors["region"]) == sorted(anchors["alone"]) == list(range(5 * len(steps)))
+    assert points["region"] < points["alone"]
 
 
 def test_a_small_budget_is_seen_whole_each_step(make):

@@ -36,7 +36,7 @@ SHIPPED = files("gera_lightning.config")
 """Where presets and experiments lie that come with the package."""
 READ_FOR = {
     "unpaired": ("batch.unpaired",),
-    "patches": ("graph", "batch.anchors", "batch.paired_anchors"),
+    "patches": ("graph", "batch.anchors", "batch.region", "batch.paired_anchors"),
 }
 """What a loss may require of a step, and the settings that are read for it alone."""
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")

@@ -101,6 +101,10 @@ class BatchConfig:
     """Pairs per step; all of them where the budget is smaller."""
     anchors: int = 32
     """Unpaired anchors per step and modality, each with its patch of neighbours."""
+    region: int = 32
+    """Anchors of a step that are chosen together, as a region of the neighbour graph: their patches
+    share points, and a step maps fewer. 1: each by itself.
+    """
     paired_anchors: bool = False
     """Let paired rows be anchors and neighbours too."""
     unpaired: int = 256
@@ -112,7 +116,7 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         _at_least("batch.", 2, pairs=self.pairs, unpaired=self.unpaired)
-        _at_least("batch.", 1, anchors=self.anchors)
+        _at_least("batch.", 1, anchors=self.anchors, region=self.region)
         _at_least("batch.", 0, min_epochs=self.min_epochs)
 
 

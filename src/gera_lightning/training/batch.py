@@ -6,6 +6,7 @@ Legend: `A` anchors, `M = K + 1` points of a patch, `U` distinct points of all p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -73,20 +74,32 @@ class RowStream:
 
     Args:
         count: n.
-        size: positions a step; all of them, in order, where it is n or more.
+        size: positions per step; all of them, in order, where it is n or more.
         seed, salt: fix the shuffles.
+        blocks: positions that stay beside each other, each in one block; by default each is its
+            own.
     """
 
-    def __init__(self, count: int, size: int, seed: int, salt: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        seed: int,
+        salt: int,
+        blocks: Sequence[np.ndarray] | None = None,
+    ) -> None:
         self.count, self.size, self.seed, self.salt = count, min(size, count), seed, salt
+        self.blocks = blocks
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (
-                epoch,
-                np.random.default_rng([self.seed, self.salt, epoch]).permutation(self.count),
-            )
+            rng = np.random.default_rng([self.seed, self.salt, epoch])
+            if self.blocks is None:
+                order = rng.permutation(self.count)
+            else:
+                order = np.concatenate([self.blocks[n] for n in rng.permutation(len(self.blocks))])
+            self._epoch = epoch, order
         return self._epoch[1]
 
     def __getitem__(self, step: int) -> np.ndarray:

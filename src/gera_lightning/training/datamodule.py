@@ -5,9 +5,9 @@ Legend: `B` pairs per step, `A` anchors, `M = K + 1` points of a patch, `U` dist
 patches, `n` unpaired rows without a patch, `D` width, `w` processes.
 
 The global batch is a pure function of (seed, step), whatever the number of processes: process r of
-w takes rows r::w of pairs and of anchors. There is no sampler state to save, and going on in
-mid-epoch is exact. The stream holds row numbers only; rows are gathered where the batch is wanted,
-from a copy that stays on that device.
+w takes rows r::w of pairs, and the r-th part of the anchors. There is no sampler state to save, and
+going on in mid-epoch is exact. The stream holds row numbers only; rows are gathered where the batch
+is wanted, from a copy that stays on that device.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from gera_lightning.data import splits
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import Modality, TrainingRows, digest, load_rows
 from gera_lightning.geometry.neighbors import NeighborGraph, cached_knn_graph
+from gera_lightning.geometry.regions import regions
 from gera_lightning.losses.base import PATCHES, UNPAIRED
 from gera_lightning.training.batch import (
     Batch,
@@ -176,11 +177,15 @@ class AlignmentDataModule(LightningDataModule):
         self._pairs = RowStream(len(self.positions), batch.pairs, self.seed, 10)
         for number, side in enumerate("ab"):
             if side in self.graphs:
-                points = len(self.graphs[side])
-                self._anchors[side] = RowStream(points, batch.anchors, self.seed, 11 + number)
+                self._anchors[side] = self._anchor_stream(self.graphs[side], 11 + number)
             if UNPAIRED in (self.requires or ()):
                 count = len(getattr(self.rows, side).pool)
                 self._unpaired[side] = RowStream(count, batch.unpaired, self.seed, 13 + number)
+
+    def _anchor_stream(self, graph: NeighborGraph, salt: int) -> RowStream:
+        batch = self.config.batch
+        blocks = regions(graph, batch.region, self.seed) if batch.region > 1 else None
+        return RowStream(len(graph), batch.anchors, self.seed, salt, blocks)
 
     def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Let go of the rows' copy on the device: trainer, module and stream hold on to each other
@@ -192,7 +197,9 @@ class AlignmentDataModule(LightningDataModule):
         """Row numbers of process `rank` of `size` in a step."""
         patches: dict[str, tuple[np.ndarray, np.ndarray] | None] = {"a": None, "b": None}
         for side, graph in self.graphs.items():
-            members = graph.patches(torch.from_numpy(self._anchors[side][step][rank::size])).numpy()
+            # a part of a region each, so that a process maps few points
+            anchors = np.array_split(self._anchors[side][step], size)[rank]
+            members = graph.patches(torch.from_numpy(anchors)).numpy()
             distinct, inverse = np.unique(members, return_inverse=True)
             patches[side] = distinct, inverse.reshape(members.shape)
         unpaired = {

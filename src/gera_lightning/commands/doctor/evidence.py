@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.special import gammaln
-from scipy.stats import ttest_1samp
+from scipy.stats import t as student
 
 from gera_lightning.config import Experiment
-from gera_lightning.data.training_rows import load_rows
+from gera_lightning.data.training_rows import TrainingRows, load_rows
 from gera_lightning.evaluation.statistics import holm
 from gera_lightning.experiment.paired_stores import Stores
 from gera_lightning.training.batch import HeldOutPairs
@@ -27,6 +28,10 @@ from gera_lightning.training.training_set import TrainingSet, on_accelerator
 from gera_lightning.utils.progress import no_progress
 
 LEVEL = 0.01
+PERMUTATIONS = 19
+"""Shuffled pairings that the true one is compared with: at best p = 1/20."""
+QUICK_TRIALS = 4
+"""Settings that each of them chooses from; held-out partners alone are the gallery."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,13 @@ class Evidence:
         budget: pairs.
         scores: preset to the score of each pair `[n]`.
         chance: mean score of a random order of each pair's gallery `[n]`.
+        folds: of the pairs.
     """
 
     budget: int
     scores: Mapping[str, np.ndarray]
     chance: np.ndarray
+    folds: int = 5
 
     @property
     def best(self) -> str:
@@ -53,23 +60,36 @@ class Evidence:
         return float(np.exp(-self.scores[name].mean()))
 
     def above_chance(self, name: str) -> float:
-        """One-sided p-value of "no better than a random order" (t-test over pairs)."""
-        return float(ttest_1samp(self.scores[name] - self.chance, 0, alternative="greater").pvalue)
+        """One-sided p-value of "no better than a random order"."""
+        gain, error = self._mean(self.scores[name] - self.chance)
+        return float(student.sf(gain / error, len(self.chance) - 1))
 
     def lead(self, name: str, other: str) -> tuple[float, float]:
         """By how much a preset's log rank is better than another's, and the standard error."""
-        difference = self.scores[name] - self.scores[other]
-        return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
+        return self._mean(self.scores[name] - self.scores[other])
 
     def as_good(self, level: float = 0.05) -> list[str]:
         """Presets that these pairs cannot tell from the best: paired t-tests, Holm-corrected."""
         others = [name for name in self.scores if name != self.best]
-        p = [_paired_p(self.scores[self.best], self.scores[name]) for name in others]
+        p = [self._worse(name) for name in others]
         return [name for name, value in zip(others, holm(p), strict=True) if value > level]
 
+    def _worse(self, name: str) -> float:
+        if np.array_equal(self.scores[self.best], self.scores[name]):
+            return 1.0
+        lead, error = self.lead(self.best, name)
+        return float(2 * student.sf(abs(lead) / error, len(self.chance) - 1))
 
-def _paired_p(x: np.ndarray, y: np.ndarray) -> float:
-    return 1.0 if np.array_equal(x, y) else float(ttest_1samp(x - y, 0).pvalue)
+    def _mean(self, difference: np.ndarray) -> tuple[float, float]:
+        """Mean over held-out pairs, and its standard error: `sd / sqrt(n) * sqrt(1 + J / (J - 1))`
+        of J folds. The root is what it costs that folds share their training pairs.
+
+        Source:
+            Nadeau and Bengio, Inference for the generalization error, Machine Learning 2003.
+        """
+        shared = np.sqrt(1 + self.folds / (self.folds - 1))
+        error = difference.std(ddof=1) / np.sqrt(len(difference)) * shared
+        return float(difference.mean()), float(error)
 
 
 def chance_score(gallery: int, positives: int = 1) -> float:
@@ -111,27 +131,61 @@ def gather(experiment: Experiment, stores: Stores, budget: int, names: Sequence[
         budget: pairs.
         names: which of the presets.
     """
-    common, seed = experiment.common, experiment.common.seeds[0]
-    rows = load_rows(
-        stores.a, stores.b, stores.sample_pairs(common, budget, seed), center=common.data.center
-    )
+    rows = _training_rows(experiment, stores, budget)
     with tempfile.TemporaryDirectory() as folder:
-        tasks = {
-            n: TrainingSet(
-                Method.from_config(experiment.methods[n]),
-                rows,
-                stores.split.families,
-                seed,
-                Path(folder),
-                no_progress,
-            )
-            for n in names
-        }
+        tasks = {n: _training_set(experiment, stores, rows, n, folder) for n in names}
         scores = {name: on_accelerator(task, held_out_scores) for name, task in tasks.items()}
         task = tasks[names[0]]
         parts = task.folds(np.arange(len(rows.items)))
         chance = [chance_scores(task.excluding(held).held_out(held)) for held in parts]
-    return Evidence(budget, scores, np.concatenate(chance))
+    return Evidence(budget, scores, np.concatenate(chance), len(parts))
+
+
+def pairing_p_value(experiment: Experiment, stores: Stores, budget: int, name: str) -> float:
+    """p-value of "it makes no difference which rows are paired", by permutation.
+
+    The rows of `a` are shuffled among the pairs, and the preset is cross-validated anew, its
+    setting chosen anew too. The value is `(1 + r) / (1 + m)`, where r of m shuffled pairings score
+    at least as well as the true one. It ends at the first that does: the value is then above .05.
+
+    Args:
+        experiment, stores, budget: as of `gather`.
+        name: a closed-form preset.
+
+    Source:
+        Phipson and Smyth, Permutation p-values should never be zero, 2010.
+    """
+    config = experiment.methods[name]
+    quick = replace(config.tuning, distractors=0, max_trials=QUICK_TRIALS)
+    experiment = replace(experiment, methods={name: replace(config, tuning=quick)})
+    rows = _training_rows(experiment, stores, budget)
+    rng = np.random.default_rng([experiment.common.seeds[0], budget])
+    with tempfile.TemporaryDirectory() as folder:
+
+        def score(rows: TrainingRows) -> float:
+            task = _training_set(experiment, stores, rows, name, folder)
+            return float(on_accelerator(task, held_out_scores).mean())
+
+        found = score(rows)
+        for number in range(PERMUTATIONS):
+            order = torch.from_numpy(rng.permutation(len(rows.items)))
+            shuffled = replace(rows.a, pairs=rows.a.pairs[order])
+            if score(replace(rows, a=shuffled)) >= found:
+                return 2 / (number + 2)
+    return 1 / (PERMUTATIONS + 1)
+
+
+def _training_rows(experiment: Experiment, stores: Stores, budget: int) -> TrainingRows:
+    common = experiment.common
+    sample = stores.sample_pairs(common, budget, common.seeds[0])
+    return load_rows(stores.a, stores.b, sample, center=common.data.center)
+
+
+def _training_set(
+    experiment: Experiment, stores: Stores, rows: TrainingRows, name: str, folder: str
+) -> TrainingSet:
+    method, seed = Method.from_config(experiment.methods[name]), experiment.common.seeds[0]
+    return TrainingSet(method, rows, stores.split.families, seed, Path(folder), no_progress)
 
 
 def held_out_scores(task: TrainingSet) -> np.ndarray:
@@ -158,13 +212,13 @@ def held_out_scores(task: TrainingSet) -> np.ndarray:
 
 def smallest_budget(
     experiment: Experiment, stores: Stores, budgets: Sequence[int], name: str
-) -> Evidence | None:
-    """The smallest of `budgets` (ascending) at which a preset is above chance; None if none is.
+) -> Evidence:
+    """The smallest of `budgets` (ascending) at which a preset is above chance, or the largest.
 
     Tested at level 0.01 over all of them (Bonferroni).
     """
-    for budget in budgets:
+    for budget in budgets[:-1]:
         evidence = gather(experiment, stores, budget, [name])
         if evidence.above_chance(name) <= LEVEL / len(budgets):
             return evidence
-    return None
+    return gather(experiment, stores, budgets[-1], [name])

@@ -25,7 +25,12 @@ from gera_lightning.commands.doctor.checks import (
     row_findings,
     spread_findings,
 )
-from gera_lightning.commands.doctor.evidence import Evidence, gather, smallest_budget
+from gera_lightning.commands.doctor.evidence import (
+    Evidence,
+    gather,
+    pairing_p_value,
+    smallest_budget,
+)
 from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.data.inspection import Scan, scan
 from gera_lightning.data.splits import (
@@ -42,6 +47,8 @@ from gera_lightning.utils.errors import UserError
 
 PROBE = "ridge"
 """The preset that finds the smallest sensible budget: simple and quick."""
+COMPARED = (DEFAULT_METHOD, PROBE, "kernel_ridge", "cca", "procrustes")
+"""Presets that are compared by default."""
 BUDGETS = (10, 25, 50, 100, 200)
 DISTRACTORS = 500
 """Pool rows in the galleries of cross-validation: fewer than in a run, to save time."""
@@ -72,14 +79,14 @@ def doctor(
         k: neighbours.
         most: train rows in a neighbour graph at most.
         seed: of what is drawn.
-        methods: closed-form presets to compare; by default `sweep.quick`.
+        methods: closed-form presets to compare; by default `COMPARED`.
         folder: where experiments and presets lie.
 
     Raises:
         UserError: a value that is refused, or a method that is no closed form.
     """
     _check_arguments(budget, k, most, seed)
-    presets = config.SweepConfig().quick if methods is None else methods
+    presets = COMPARED if methods is None else methods
     presets = presets.split(",") if isinstance(presets, str) else list(presets)
     if methods is not None:  # a misspelt one is reported at once
         _closed_forms({"methods": presets}, folder)
@@ -213,12 +220,14 @@ def _presets(
             f" {experiment.common.tuning.folds} folds of tuning",
         )
         return
-    yield _least(experiment, stores, budgets, PROBE if PROBE in names else names[0])
-    compared = []
-    for n in [n for n in budgets if n in (max(largest // 3, FEW_PAIRS), largest)]:
-        compared.append(gather(experiment, stores, n, names))
-        yield from _compared(compared[-1])
-    yield from _next_steps(stores, compared, folder)
+    probed = _least(experiment, stores, budgets, PROBE if PROBE in names else names[0])
+    yield probed
+    if probed.level == ERROR:
+        return
+    evidence = gather(experiment, stores, budgets[-1], names)
+    yield _compared(evidence)
+    runs = [n for n in budgets if n in (max(largest // 3, FEW_PAIRS), largest)]
+    yield from _next_steps(stores, evidence, runs, folder)
 
 
 def _foldable(stores: Stores, experiment: config.Experiment, budget: int) -> bool:
@@ -247,23 +256,24 @@ def _pools(stores: Stores, experiment: config.Experiment, budget: int) -> Findin
 def _least(
     experiment: config.Experiment, stores: Stores, budgets: Sequence[int], probe: str
 ) -> Finding:
-    """The smallest sensible budget."""
-    least = smallest_budget(experiment, stores, budgets, probe)
-    if least is None:
+    """The smallest sensible budget, where the pairs say anything at all."""
+    tested = max(n for n in budgets if n <= max(MAX_BUDGET, budgets[0]))
+    if pairing_p_value(experiment, stores, tested, probe) > 0.05:
         return Finding(
             ERROR,
-            f"budget: even at {budgets[-1]} pairs {probe} finds held-out partners no better than"
-            " chance: check that `item` pairs the right rows, or take more pairs",
+            f"budget: even at {tested} pairs {probe} finds held-out partners no better than where"
+            " pairs are shuffled: check that `item` pairs the right rows, or take more pairs",
         )
+    probes = [n for n in budgets if n <= tested]
+    least = smallest_budget(experiment, stores, probes, probe)
     return Finding(
         OK,
         f"budget: from {least.budget} pairs on {probe} is above chance (held-out partner's typical"
-        f" rank {least.rank(probe):.0f}, chance {np.exp(-least.chance.mean()):.0f}, p ="
-        f" {least.above_chance(probe):.2g})",
+        f" rank {least.rank(probe):.0f}, chance {np.exp(-least.chance.mean()):.0f})",
     )
 
 
-def _compared(evidence: Evidence) -> Iterator[Finding]:
+def _compared(evidence: Evidence) -> Finding:
     """The presets, best first: by how much their log rank is worse, and whether that is clear."""
     ranked = sorted(evidence.scores, key=evidence.rank)
     chance = np.exp(-evidence.chance.mean())
@@ -282,14 +292,16 @@ def _compared(evidence: Evidence) -> Iterator[Finding]:
         lead, error = evidence.lead(evidence.best, name)
         note = "   not significantly" if name in as_good else ""
         text += f"\n       {name:<24}{evidence.rank(name):4.0f}   {lead:.2f} ± {error:.2f}{note}"
-    yield Finding(OK, text)
+    return Finding(OK, text)
 
 
-def _next_steps(stores: Stores, compared: Sequence[Evidence], folder: str) -> Iterator[Finding]:
+def _next_steps(
+    stores: Stores, evidence: Evidence, budgets: Sequence[int], folder: str
+) -> Iterator[Finding]:
     """Lines to copy, which run the best preset beside the default and the probe."""
-    usual = [name for name in (DEFAULT_METHOD, PROBE) if name in compared[-1].scores]
-    names = list(dict.fromkeys([compared[-1].best, *usual]))
-    settings = {"budgets": [evidence.budget for evidence in compared], "methods": names}
+    usual = [name for name in (DEFAULT_METHOD, PROBE) if name in evidence.scores]
+    names = list(dict.fromkeys([evidence.best, *usual]))
+    settings = {"budgets": list(budgets), "methods": names}
     words = " ".join(f"{key}={_flow(value)}" for key, value in settings.items())
     known = _experiment_of(stores, folder)
     if not known:
