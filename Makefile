@@ -63,7 +63,7 @@ affinity: $(READY)  ## say how alike the frozen spaces of the stores A and B are
 import: $(READY)  ## make the store A of the vectors in Q, a file or a folder
 	@$(GERA) import "$$Q" $(A) $(ARGS)
 
-search: $(READY)  ## search one modality of EXP with a row of the other, named by Q="..."
+search: $(READY)  ## search one modality of EXP with the other: Q="..." names a row, new words, a sound or a picture
 	@$(GERA) search "$(EXP)" "$$Q" $(ARGS)
 
 export: $(READY)  ## write both stores of EXP in the shared space, with a FAISS index each

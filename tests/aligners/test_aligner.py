@@ -69,7 +69,11 @@ def make(maps, corrected=False, about=None):
         b,
         space,
         (
-            {"dim_a": D_A, "dim_b": D_B, "encoder_a": "enc-a", "encoder_b": "enc-b"}
+            {
+                "dim_a": D_A,
+                "dim_b": D_B,
+                "encoders": {"a": {"name": "enc-a"}, "b": {"name": "enc-b"}},
+            }
             if about is None
             else about
         ),
@@ -209,7 +213,8 @@ def test_rows_of_another_width_or_shape_are_refused(x):
 
 
 def test_a_store_of_another_width_or_encoder_is_refused(make_store):
-    aligner = make(fitted(), about={"dim_a": D_A, "dim_b": D_B, "encoder_a": "enc-a", "layer_a": 9})
+    encoders = {"a": {"name": "enc-a", "layer": 9}}
+    aligner = make(fitted(), about={"dim_a": D_A, "dim_b": D_B, "encoders": encoders})
     with pytest.raises(UserError) as error:
         aligner.encode_b(make_store("b", cloud(3, 4).numpy()))
     assert error.value.key == "embeddings of b"

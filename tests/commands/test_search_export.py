@@ -157,12 +157,12 @@ def test_latest_is_the_aligner_of_a_method_that_finished_last(project):
 
 def test_a_row_is_found_by_its_name_its_item_its_text_or_a_part_of_it(project):
     rows = EmbeddingStore("a").rows
-    assert matching(rows, "a7").tolist() == [7]
-    assert matching(rows, "i7").tolist() == [7]
-    assert matching(rows, " the SOUND number 7 ").tolist() == [7]
-    assert matching(rows, "number 7").tolist() == [7, *range(70, 80)]
-    assert not len(matching(rows, "word"))
-    assert not len(matching(rows.drop(columns="text"), "num"))
+    for query in ("a7", "i7", " the SOUND number 7 "):
+        assert matching(rows, query, whole=True).tolist() == [7]
+    assert not len(matching(rows, "number 7", whole=True))
+    assert matching(rows, "number 7", whole=False).tolist() == [7, *range(70, 80)]
+    assert not len(matching(rows, "word", whole=False))
+    assert not len(matching(rows.drop(columns="text"), "num", whole=False))
 
 
 def test_the_matches_are_the_aligners_best_and_right_ones_carry_a_star(project):

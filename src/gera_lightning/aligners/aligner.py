@@ -36,8 +36,8 @@ ENCODED_BY = {
     "pooling": "pooling",
     "preprocessing": "preprocessing",
 }
-"""What an aligner knows of each modality's encoder, as `<key>_a` and `<key>_b`, and where a store's
-manifest has it.
+"""What a store must have of the encoder that an aligner's rows were made by, for a person, and the
+manifest's key.
 """
 
 
@@ -79,6 +79,12 @@ class Aligner:
         """Name of modality `side` for a person: its store's, such as `speech`, else the side."""
         stores = self.about.get("stores") or {}
         return Path(str(stores.get(side, side))).name
+
+    def encoder(self, side: str) -> Mapping[str, Any]:
+        """What is known of the encoder of modality `side`, as its store's manifest has it."""
+        encoders = self.about.get("encoders")
+        known = encoders.get(side) if isinstance(encoders, Mapping) else None
+        return known if isinstance(known, Mapping) else {}
 
     # ---- rows to the shared space ----
 
@@ -124,13 +130,14 @@ class Aligner:
 
     def _check_encoder(self, side: str, store: EmbeddingStore) -> None:
         """Refuse a store whose rows were embedded otherwise, as far as both are known."""
-        for ours, theirs in ENCODED_BY.items():
-            known, given = self.about.get(f"{ours}_{side}"), store.encoder.get(theirs)
+        own = self.encoder(side)
+        for key, name in ENCODED_BY.items():
+            known, given = own.get(name), store.encoder.get(name)
             if known is not None and given is not None and known != given:
                 raise UserError(
                     f"is not {known!r}, which this aligner's modality {self.modality(side)} has"
                     f" ({store.path})",
-                    key=ours,
+                    key=key,
                     value=given,
                     remedy="embed as its rows were embedded",
                 )

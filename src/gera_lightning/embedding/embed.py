@@ -35,8 +35,9 @@ BATCH_SIZE = 32
 def run_plan(corpus: Corpus, listing: Listing, encoder: Encoder, settings: EmbedConfig) -> str:
     """Hash of everything that decides a store's bytes: rows, encoder, batches, number formats."""
     table = pd.util.hash_pandas_object(listing.rows, index=False).to_numpy().tobytes()
+    described = {key: value for key, value in encoder.describe().items() if key != "class"}
     about = {
-        "encoder": encoder.describe(),
+        "encoder": described,
         "source": corpus.describe(),
         "rows": hashlib.sha256(table).hexdigest(),
         "left_out": [asdict(entry) for entry in listing.skipped],

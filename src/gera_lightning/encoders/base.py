@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gera_lightning.encoders.layers import Layers
 from gera_lightning.utils.errors import UserError
+from gera_lightning.utils.instantiate import short_name
 
 Inputs = dict[str, Tensor]
 """Input tensors of a network by name, first axis n."""
@@ -118,7 +119,10 @@ class NetworkEncoder(ABC):
     def describe(self) -> dict[str, Any]:
         """What a store's manifest records of this encoder."""
         keys = ("name", "revision", "dim", "pooling", "preprocessing")
-        return {**{key: getattr(self, key) for key in keys}, **self.settings()}
+        about = {key: getattr(self, key) for key in keys}
+        name = short_name(type(self))
+        ours = {} if "." in name else {"class": name}  # an import path is not for a manifest
+        return {**ours, **about, **self.settings()}
 
     @property
     def device(self) -> torch.device:

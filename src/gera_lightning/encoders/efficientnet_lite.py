@@ -126,6 +126,7 @@ class EfficientNetLiteEncoder:
     def describe(self) -> dict[str, Any]:
         """What a store's manifest records of this encoder."""
         return {
+            "class": "efficientnet_lite",
             "name": self.name,
             "revision": REVISIONS[self.variant],
             "dim": self.dim,

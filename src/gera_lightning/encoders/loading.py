@@ -9,10 +9,14 @@ import hashlib
 import importlib.util
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -68,7 +72,8 @@ def load_or_explain(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded
             weights, an unknown format.
     """
     try:
-        return load()
+        with nullcontext() if Path(checkpoint).exists() else _no_retries_where_offline():
+            return load()
     except (
         OSError,
         ValueError,
@@ -87,13 +92,41 @@ def _explain(what: str, text: str, error: Exception) -> tuple[str, str]:
         return "brings its own code, which is not run", "read it, then set trust_remote_code=true"
     if "weights_only" in text.lower() or isinstance(error, pickle.UnpicklingError):
         return "has a pickle that holds more than weights", "convert it to safetensors"
-    if "connect to" in text:
+    if "connect to" in text or "offline mode" in text:
         return (
             f"cannot be used: {what} is not on this machine, and the hub cannot be reached",
             "download it where there is a network, or give a local folder",
         )
     problem = f"cannot be used: {what} cannot be loaded ({text[:300]})"
     return problem, "check the name or folder"
+
+
+@contextmanager
+def _no_retries_where_offline() -> Iterator[None]:
+    """Where the hub cannot be reached it is not asked, which would take most of a minute: what was
+    downloaded before is found all the same.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@cache
+def _reachable(endpoint: str) -> bool:
+    """Whether a server answers; behind a proxy that is left to the download."""
+    place = urlsplit(endpoint)
+    if getproxies() or not place.hostname:
+        return True
+    try:
+        socket.create_connection((place.hostname, place.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -7,7 +7,7 @@ Legend: `n` utterances, `S` samples, `C` channels, `T` frames, `L` layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -281,6 +281,12 @@ class SpeechEncoder(AudioEncoder):
         )
         self.preprocessing = f"mono, {self._network.preprocessing}"
         self.normalize, self.batch_size = normalize, check_batch_size(batch_size)
+        self.context = context
+
+    def settings(self) -> Mapping[str, Any]:
+        """The other settings that change the rows."""
+        known = {} if self.context is None else {"context": self.context}
+        return {**super().settings(), **known}
 
     def prepare(self, items: Sequence[np.ndarray]) -> Inputs:
         """Inputs of the network, from waves `[S]`."""

@@ -167,9 +167,11 @@ def _text_tower(model: Any, checkpoint: Checkpoint) -> Any:
         UserError: a network that reads no text.
     """
     if getattr(model.config, "is_encoder_decoder", False):
-        return model.get_encoder()
-    tower = model.text_model if hasattr(model.config, "text_config") else model
-    if not hasattr(tower, "get_input_embeddings") or not hasattr(tower.config, "hidden_size"):
+        tower = model.get_encoder()
+    else:
+        tower = model.text_model if hasattr(model.config, "text_config") else model
+    reads_text = getattr(tower, "main_input_name", "") == "input_ids"
+    if not reads_text or not hasattr(tower.config, "hidden_size"):
         raise UserError(
             f"is a {type(model).__name__}, not a network of texts",
             key="checkpoint",

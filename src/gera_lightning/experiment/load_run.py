@@ -68,7 +68,7 @@ def load_run(
     Raises:
         UserError: no such experiment or run, or stores that hold other data than the run had.
     """
-    place = _aligner_folder(target)
+    place = aligner_folder(target)
     if place is not None:
         folder = place.parent if place.name == "aligner" else place
         aligner = Aligner.load(place)
@@ -79,7 +79,7 @@ def load_run(
         settings = experiment.common
         a, b = open_stores(settings)
         folder = Path(settings.runs_dir) / experiment.name
-        if finished_records(folder) or method or budget is not None or not _aligner_folder(folder):
+        if finished_records(folder) or method or budget is not None or not aligner_folder(folder):
             folder = _best(folder, method, budget, wanted_results(settings, joint_hash(a, b)))
         aligner = Aligner.load(folder / "aligner")
     if joint_hash(a, b) != aligner.about.get("data_hash"):
@@ -91,7 +91,7 @@ def load_run(
     return LoadedRun(aligner, a, b, folder, distributed.device(settings.trainer.accelerator))
 
 
-def _aligner_folder(target: str | Path) -> Path | None:
+def aligner_folder(target: str | Path) -> Path | None:
     """The aligner's folder, where `target` is one or holds one."""
     if not str(target):
         return None

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gera_lightning.aligners.aligner import ENCODED_BY
 from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.held_out import HeldOutItems
@@ -94,17 +93,14 @@ def direction_names(modalities: Sequence[str]) -> dict[str, str]:
 
 def store_metadata(a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
     """What an aligner keeps about the stores it was fitted on."""
-    known: dict[str, Any] = {
+    return {
         "data_hash": joint_hash(a, b),
         "modalities": list(modality_names(a, b)),
         "stores": {"a": str(a.path), "b": str(b.path)},
+        "encoders": {"a": a.encoder, "b": b.encoder},
+        "dim_a": a.dim,
+        "dim_b": b.dim,
     }
-    for side, store in (("a", a), ("b", b)):
-        known |= {
-            f"dim_{side}": store.dim,
-            **{f"{ours}_{side}": store.encoder.get(theirs) for ours, theirs in ENCODED_BY.items()},
-        }
-    return known
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from gera_lightning.training.training_set import TrainingSet, on_accelerator
 from gera_lightning.utils.progress import no_progress
 
 LEVEL = 0.01
-PERMUTATIONS = 19
-"""Shuffled pairings that the true one is compared with: at best p = 1/20."""
+PERMUTATIONS = 24
+"""Shuffled pairings that the true one is compared with: at best p = 1/25."""
 QUICK_TRIALS = 4
 """Settings that each of them chooses from; held-out partners alone are the gallery."""
 
