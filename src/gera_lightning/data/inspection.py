@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from gera_lightning.data.leaks import row_codes
 from gera_lightning.data.records import for_terminal
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.utils.errors import UserError
@@ -74,12 +75,11 @@ def scan(store: EmbeddingStore) -> Scan:
     >>> found.norms.tolist(), found.copies, len(found.damaged)
     ([5.0, 1.0, 5.0], 1, 0)
     """
-    norms, codes = [np.empty(0)], [np.empty(0, dtype=np.int64)]
+    norms, codes = [np.empty(0)], [np.empty(0, dtype=np.uint64)]
     for _, part in chunks(store):
         with np.errstate(invalid="ignore", over="ignore"):
             norms.append(np.linalg.norm(part.astype(np.float64), axis=1))
-        same_zeros = part + 0.0  # -0.0 becomes 0.0
-        codes.append(np.array([hash(row.tobytes()) for row in same_zeros], dtype=np.int64))
+        codes.append(row_codes(part))
     return Scan(np.concatenate(norms), np.concatenate(codes))
 
 

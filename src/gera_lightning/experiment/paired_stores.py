@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.held_out import HeldOutItems
+from gera_lightning.data.leaks import Leaks, row_codes
+from gera_lightning.data.records import for_terminal
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.synthetic import SyntheticViews
 from gera_lightning.models.preprocessing import CHUNK
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.instantiate import build
+
+log = logging.getLogger(__name__)
 
 
 def open_stores(config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
@@ -136,15 +143,34 @@ class Stores:
         """Hash of both stores' contents."""
         return joint_hash(self.a, self.b)
 
-    def check_finite(self) -> None:
-        """Read every vector once, so that one that is not finite is reported before anything runs.
+    def check_rows(self) -> None:
+        """Read every vector once, so that what is wrong with them is said before anything runs.
 
         Raises:
-            UserError: naming the store and the first such row.
+            UserError: a vector that is not finite, or test items that were trained on: their rows
+                of both modalities are exact copies of train rows.
         """
-        for store in (self.a, self.b):
-            for start in range(0, len(store), CHUNK):
-                store.read(slice(start, start + CHUNK))
+        stores, codes = {"a": self.a, "b": self.b}, {}
+        for side, store in stores.items():
+            parts = (store.read(slice(n, n + CHUNK)) for n in range(0, len(store), CHUNK))
+            codes[side] = np.concatenate([row_codes(part) for part in parts])
+        leaks = Leaks.of({side: store.rows for side, store in stores.items()}, codes, self.split)
+        if len(leaks.items):
+            raise UserError(
+                f"{len(leaks.items):,} test items are exact copies of train items, the first is"
+                f" {str(leaks.items[0])!r}: results would be too good",
+                remedy="give copies one `family`, which no split parts, or leave them out",
+            )
+        for name, store, rows in zip(
+            modality_names(self.a, self.b), stores.values(), leaks.rows.values(), strict=True
+        ):
+            if len(rows):
+                log.warning(
+                    "%s: %s test rows are exact copies of train rows of other items (%s)",
+                    for_terminal(name),
+                    f"{len(rows):,}",
+                    store.path,
+                )
 
     @cached_property
     def held_out(self) -> HeldOutItems:

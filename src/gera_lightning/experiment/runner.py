@@ -58,7 +58,7 @@ def run_experiment(
     mine = sorted(set(of_shard(experiment, runs)) & set(waiting))
     folder = Path(experiment.common.runs_dir) / experiment.name
     if mine and first:
-        runs[mine[0]].stores.check_finite()
+        runs[mine[0]].stores.check_rows()
         _make_folder(folder)
     display = (
         Display(console, len(runs), len(runs) - len(waiting))

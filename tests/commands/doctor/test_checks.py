@@ -20,6 +20,7 @@ from gera_lightning.commands.doctor.checks import (
     spread_findings,
 )
 from gera_lightning.data.inspection import scan
+from gera_lightning.data.leaks import Leaks
 from gera_lightning.data.splits import split_items
 from gera_lightning.geometry.neighbors import knn_graph
 
@@ -77,17 +78,26 @@ def test_a_file_that_is_not_the_manifests_is_named(make_store):
     assert "emb_0000.npy" in texts(row_findings(store, "a", scan(store)), ERROR)
 
 
-def test_copies_across_the_split_are_a_leak_and_class_names_on_both_sides_are_none(make_store):
+def test_copies_across_the_split_are_said(make_store):
+    split = ["train"] * 14 + ["test"] * 6
     x = cloud(20, 4)
-    split = ["train"] * 14 + ["test"] * 5 + ["both"]
-    clean, leaky = make_store("a", x, split=split), x.copy()
-    leaky[[15, 16]] = leaky[3]
-    a, b = clean, make_store("b", leaky, split=split)
-    parts = split_items(a.rows, b.rows)
-    assert not list(leak_findings("a", scan(a), parts.train_a, parts.test_a))
-    assert "2 test rows are exact copies of train rows" in texts(
-        leak_findings("b", scan(b), parts.train_b, parts.test_b), ERROR
+    x[[15, 16]] = x[3]
+    clean, leaky = (
+        make_store("a", cloud(20, 4, seed=1), split=split),
+        make_store("b", x, split=split),
     )
+    for stores, level, words in (
+        ((clean, clean), None, ""),
+        ((clean, leaky), NOTE, "text: 2 test rows are exact copies of train rows of other items"),
+        ((leaky, leaky), ERROR, "pairs: 2 test items are exact copies of train items"),
+    ):
+        tables = dict(zip("ab", (store.rows for store in stores), strict=True))
+        codes = dict(zip("ab", (scan(store).codes for store in stores), strict=True))
+        leaks = Leaks.of(tables, codes, split_items(tables["a"], tables["b"]))
+        found = list(leak_findings(leaks, ("speech", "text")))
+        assert [words in finding.text for finding in found if finding.level == level] == (
+            [True] if level else []
+        )
 
 
 # ---- pairs ----

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.data.inspection import Scan
+from gera_lightning.data.leaks import Leaks
 from gera_lightning.data.splits import ItemSplit, count_pairs, matched_items, split_units
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.evaluation.similarity import affinity
@@ -95,15 +96,21 @@ def row_findings(store: EmbeddingStore, name: str, found: Scan) -> Iterator[Find
         )
 
 
-def leak_findings(name: str, found: Scan, train: np.ndarray, test: np.ndarray) -> Iterator[Finding]:
-    """Test rows that are exact copies of train rows; rows of `split` `both` may be."""
-    leaked = np.isin(found.codes[np.setdiff1d(test, train)], found.codes[train])
-    if leaked.any():
+def leak_findings(leaks: Leaks, names: Sequence[str]) -> Iterator[Finding]:
+    """Test rows that are exact copies of train rows."""
+    if len(leaks.items):
         yield Finding(
             ERROR,
-            f"{name}: {int(leaked.sum()):,} test rows are exact copies of train rows, so results"
-            " would be too good: give the items of copies one `family`, which no split parts",
+            f"pairs: {len(leaks.items):,} test items are exact copies of train items, so results"
+            " would be too good: give copies one `family`, which no split parts, or leave them out",
         )
+    for name, rows in zip(names, leaks.rows.values(), strict=True):
+        if len(rows):
+            yield Finding(
+                NOTE,
+                f"{name}: {len(rows):,} test rows are exact copies of train rows of other items:"
+                " one `family` would keep copies together",
+            )
 
 
 def pair_findings(

@@ -33,6 +33,7 @@ from gera_lightning.commands.doctor.evidence import (
 )
 from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.data.inspection import Scan, scan
+from gera_lightning.data.leaks import Leaks
 from gera_lightning.data.splits import (
     count_pairs,
     matched_items,
@@ -100,8 +101,8 @@ def doctor(
     except UserError as error:
         yield Finding(ERROR, f"split: {error}")
         return
-    yield from leak_findings(names[0], scan_a, split.train_a, split.test_a)
-    yield from leak_findings(names[1], scan_b, split.train_b, split.test_b)
+    codes = {"a": scan_a.codes, "b": scan_b.codes}
+    yield from leak_findings(Leaks.of({"a": a.rows, "b": b.rows}, codes, split), names)
     if len(scan_a.damaged) or len(scan_b.damaged):
         yield Finding(NOTE, "pairs, neighbours and presets are checked when every row is finite")
         return
