@@ -33,7 +33,8 @@ VERBS = {
     "affinity": "compare two frozen spaces, or all their layers, before training",
     "doctor": "say whether two stores can be aligned, and how",
     "report": "report an experiment's finished runs: intervals, comparisons, examples",
-    "search": "search one modality with a row of the other",
+    "search": "search one modality with the other: by a row, new words, a sound or a picture",
+    "evaluate": "measure an aligner on any two stores, or classify by prompts",
     "export": "write both stores in the shared space, with a FAISS index each",
     "keep": "keep an experiment's finished results in docs/results, for the report alone",
 }

@@ -15,6 +15,7 @@ import soundfile
 from PIL import Image
 
 from gera_lightning.aligners import Ridge
+from gera_lightning.commands.evaluate import evaluate
 from gera_lightning.commands.search import search
 from gera_lightning.data.store import EmbeddingStore, write_store
 from gera_lightning.embedding.query import new_items
@@ -167,6 +168,20 @@ def describe(store: str, **changes: Any) -> None:
     manifest = json.loads(path.read_text())
     manifest["encoder"] |= changes
     path.write_text(json.dumps(manifest))
+
+
+def test_rows_are_classified_by_prompts(project):
+    store = EmbeddingStore("image")
+    rows = store.rows.assign(label=[text.split()[-1] for text in TEXTS])
+    write_store("labelled", store.read(), rows, encoder=store.encoder, source={}, dtype="float32")
+    Path("classes.txt").write_text("dog: a red dog\ndog: small dog\ncat\nhouse: the house\n")
+    found = evaluate("with_image", "labelled", prompts="classes.txt")
+    assert found.measures["accuracy_chance"] == pytest.approx(1 / 3)
+    assert 0 <= found.measures["accuracy"] <= found.measures["accuracy@5"] == 1
+    assert found.text.startswith("3 classes, 4 prompts, rows of labelled")
+    Path("other.txt").write_text("one\ntwo")
+    with pytest.raises(UserError, match="no row has one of the classes one, two"):
+        evaluate("with_image", "labelled", prompts="other.txt")
 
 
 def test_a_word_that_is_also_a_folder_is_a_word(project):

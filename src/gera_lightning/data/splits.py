@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -308,6 +308,18 @@ def train_on_all(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
     train_a, train_b = (np.flatnonzero(~rows["item"].isin(unused)) for rows in (rows_a, rows_b))
     no_rows = np.empty(0, dtype=np.int64)
     return ItemSplit(train_a, train_b, no_rows, no_rows, item_families(rows_a, rows_b))
+
+
+def evaluate_on_all(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> ItemSplit:
+    """All rows for test and none for training: the split of stores that an aligner never saw."""
+    split = train_on_all(rows_a, rows_b)
+    return replace(
+        split,
+        train_a=split.test_a,
+        train_b=split.test_b,
+        test_a=split.train_a,
+        test_b=split.train_b,
+    )
 
 
 def matched_items(

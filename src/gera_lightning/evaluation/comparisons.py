@@ -7,7 +7,7 @@ are `[B + 1]`, see `statistics`. Runs that are not there are NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +100,16 @@ def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
             "none of the runs has a ranks.parquet: run the experiment again with overwrite=true"
         )
     return Hits(methods, budgets, seeds, cube, first.rows)
+
+
+def hits_of(ranks: Mapping[str, pd.DataFrame], top: int = 10) -> Hits:
+    """Which items several aligners found, from tables of ranks as `evaluate` gives them, by name;
+    each is a method of one run at budget 0. The tables are of the same items.
+    """
+    counts = {name: _counts_by_family(table, top) for name, table in ranks.items()}
+    first = next(iter(counts.values()))
+    cube = np.stack([one.hits for one in counts.values()])[:, None, None]
+    return Hits(list(ranks), [0], [0], cube, first.rows)
 
 
 @dataclass(frozen=True)
