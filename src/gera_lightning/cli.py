@@ -30,6 +30,7 @@ VERBS = {
     "embed": "make an experiment's two stores from raw data, as its `embed` section says",
     "import": "make a store from vectors that exist already",
     "inspect": "show what a store holds",
+    "show": "show an experiment's settings: value, where from, and meaning",
     "affinity": "compare two frozen spaces, or all their layers, before training",
     "doctor": "say whether two stores can be aligned, and how",
     "report": "report an experiment's finished runs: intervals, comparisons, examples",

@@ -83,7 +83,7 @@ def load(
     if isinstance(experiment, Mapping):
         name, where, base, beside = "settings", "settings", name_parts(experiment), Path(folder)
     else:
-        found = _experiment_file(os.fspath(experiment), Path(folder))
+        found = experiment_file(os.fspath(experiment), Path(folder))
         name, where, base = found.name.rpartition(".")[0], str(found), read_yaml(found)
         beside = found.parent if isinstance(found, Path) else Path(folder)
     words = parse_overrides(overrides)
@@ -108,7 +108,7 @@ def _method(
     known: Mapping[str, Traversable],
 ) -> Config:
     """One method's settings: the experiment's, its preset's, and the overrides that reach it."""
-    layers = _preset_layers(name, known, common.variants)
+    layers = preset_layers(name, known, common.variants)
     preset = merge(layers)
     for key in RUNTIME_KEYS:
         if key in preset:
@@ -188,7 +188,7 @@ def _swept_methods(common: Config, known: Mapping[str, Traversable]) -> list[str
     return list(sweep.only)
 
 
-def _experiment_file(experiment: str, folder: Path) -> Traversable:
+def experiment_file(experiment: str, folder: Path) -> Traversable:
     """The file that a name or a path stands for.
 
     Raises:
@@ -224,7 +224,7 @@ def _example(known: Sequence[str]) -> str:
     return next((name for name in ("speech_text", *known) if name in known), "synthetic")
 
 
-def _preset_layers(
+def preset_layers(
     name: str, known: Mapping[str, Traversable], variants: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """What a method sets: its file, or what its file or variant changes (one layer a key) over the
@@ -258,7 +258,7 @@ def _preset_layers(
     left = {
         other: known[other] for other in known if other != name or name in variants
     }  # no circle
-    return [*_preset_layers(of, left, {}), *parse_overrides(changes)]
+    return [*preset_layers(of, left, {}), *parse_overrides(changes)]
 
 
 def _check_unused(words: Sequence[Mapping[str, Any]], methods: Mapping[str, Config]) -> None:
