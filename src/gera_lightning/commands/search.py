@@ -26,7 +26,7 @@ from gera_lightning.config.overrides import split_overrides
 from gera_lightning.data.inspection import row_words
 from gera_lightning.data.records import for_terminal
 from gera_lightning.data.store import EmbeddingStore
-from gera_lightning.embedding.query import encode_new, new_items
+from gera_lightning.embedding.query import encode_new, new_items, store_encoder
 from gera_lightning.encoders.rebuild import encoded_modality
 from gera_lightning.experiment.load_run import aligner_folder, load_run
 from gera_lightning.utils import distributed
@@ -191,7 +191,8 @@ def _query(found: _Searched, query: str, sides: Sequence[str], encoder: str) -> 
     if side is None:
         return part or _refuse(found, new.modality, query, sides)
     try:
-        rows = encode_new(new, found.encoder(side), encoder, found.stores.get(side))
+        known = store_encoder(found.encoder(side), encoder, found.stores.get(side))
+        rows = encode_new(known, new)
     except UserError as error:
         if part is None:
             raise

@@ -61,19 +61,17 @@ def new_items(query: str) -> NewItems:
     return NewItems("text", [query], [query])
 
 
-def encode_new(
-    new: NewItems, description: Mapping[str, Any], source: str, store: EmbeddingStore | None
-) -> np.ndarray:
-    """Rows `[n, D]` of new items by the encoder that a manifest describes.
+def store_encoder(
+    description: Mapping[str, Any], source: str, store: EmbeddingStore | None
+) -> Encoder:
+    """The encoder that a manifest describes.
 
     Args:
-        new: the items.
         description, source: as of `rebuild_encoder`.
         store: rows of that encoder; where it has texts, the first is encoded again to check it.
 
     Raises:
-        UserError: as `rebuild_encoder`, a file that cannot be read, or an encoder whose rows are
-            not the store's.
+        UserError: as `rebuild_encoder`, or an encoder whose rows are not the store's.
     """
     try:
         encoder = rebuild_encoder(description, source)
@@ -81,8 +79,17 @@ def encode_new(
         if source:
             raise
         raise UserError(f"{error}, and name it by encoder=FOLDER") from error
-    if new.modality == "text" and store is not None:
+    if store is not None:
         _check_encoder(encoder, store)
+    return encoder
+
+
+def encode_new(encoder: Encoder, new: NewItems) -> np.ndarray:
+    """Rows `[n, D]` of new items.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
     return encoder.encode([_read(item, new.modality, encoder) for item in new.items])
 
 
