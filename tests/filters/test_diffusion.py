@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from gera_lightning.filters import GraphDiffusion, diffusion
-from gera_lightning.geometry import NeighborGraph, SearchSettings, knn_graph
+from gera_lightning.filters import Beside, GraphDiffusion, diffusion, fit_filters
+from gera_lightning.geometry import NeighborGraph, SearchSettings, knn_graph, neighbors
 
 
 def cloud(n=40, d=6, seed=0):
@@ -98,8 +98,9 @@ def test_a_row_far_from_a_tight_pool_takes_its_nearest_neighbours_all_the_same(s
 
 
 def test_a_pool_is_searched_once_to_fit_and_to_map_it(monkeypatch):
-    asked, honest = [], diffusion.search
-    monkeypatch.setattr(diffusion, "search", lambda *a, **k: asked.append(1) or honest(*a, **k))
+    asked, honest = [], neighbors.search
+    for module in (diffusion, neighbors):
+        monkeypatch.setattr(module, "search", lambda *a, **k: asked.append(1) or honest(*a, **k))
     pool = torch.nn.functional.normalize(
         torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1
     )
@@ -109,3 +110,19 @@ def test_a_pool_is_searched_once_to_fit_and_to_map_it(monkeypatch):
     assert torch.equal(fitted(pool), first)  # what was found is kept no longer
     assert torch.equal(fitted(pool.clone()), first)
     assert len(asked) == 3
+
+
+def test_a_graph_that_is_known_gives_the_same_filter():
+    pool = torch.nn.functional.normalize(torch.randn(40, 4), dim=1)
+    whole, asked = knn_graph(pool, 12), []
+
+    def known(k: int) -> NeighborGraph:
+        asked.append(k)
+        return whole.nearest(k)
+
+    for form in (GraphDiffusion(k=5, steps=2), Beside(GraphDiffusion(k=5))):
+        fitted, images = fit_filters([form, GraphDiffusion(k=3)], pool, known)
+        alone, expected = fit_filters([form, GraphDiffusion(k=3)], pool)
+        torch.testing.assert_close(images, expected)
+        torch.testing.assert_close(fitted(pool[:5] + 0.1), alone(pool[:5] + 0.1))
+    assert asked == [5, 5]  # the second filter's pool is another one

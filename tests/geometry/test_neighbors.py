@@ -286,3 +286,33 @@ def test_exact_search_in_torch_holds_few_distances_at_once(monkeypatch):
             neighbors.search(x, x, 4, how=neighbors.SearchSettings("torch")), whole, strict=True
         ):
             torch.testing.assert_close(found, expected)
+
+
+# ---- graphs of parts of the points ----
+
+
+@pytest.mark.parametrize("left_out", [1, 12, 40])
+def test_the_graph_of_a_part_is_that_of_a_search_among_it(left_out):
+    x = cloud(80)
+    x[20:30] = x[:10]  # copies keep each other
+    kept = torch.ones(80, dtype=torch.bool)
+    kept[np.random.default_rng(0).permutation(80)[:left_out]] = False
+    found = neighbors.knn_graph(x, 13).subset(kept, x[kept], 5)
+    expected = neighbors.knn_graph(x[kept], 5)
+    torch.testing.assert_close(found.distances2, expected.distances2, atol=1e-5, rtol=1e-5)
+    same = found.indices == expected.indices
+    assert (same | (found.distances2 < 1e-5)).all()  # copies are in any order
+
+
+def test_a_point_that_loses_its_neighbours_is_searched_for(monkeypatch):
+    x = torch.arange(20.0).unsqueeze(1).square()
+    graph, asked = neighbors.knn_graph(x, 2), []
+    search = neighbors.search
+    monkeypatch.setattr(
+        neighbors, "search", lambda q, *a, **k: asked.append(len(q)) or search(q, *a, **k)
+    )
+    kept = torch.arange(20) % 4 != 1
+    found = graph.subset(kept, x[kept], 2)
+    assert sum(asked) == int((kept[graph.indices[kept]].sum(1) < 2).sum()) > 0
+    expected = neighbors.knn_graph(x[kept], 2)
+    assert torch.equal(found.indices, expected.indices)

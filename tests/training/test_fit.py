@@ -20,6 +20,7 @@ from gera_lightning.experiment.plan import plan
 from gera_lightning.experiment.run import execute
 from gera_lightning.filters.base import fit_filters
 from gera_lightning.filters.local_centering import LocalCentering
+from gera_lightning.geometry import knn_graph
 from gera_lightning.models.maps import Sequential
 from gera_lightning.training import cross_validation, filter_choice, fit_trained, training_set
 from gera_lightning.training import fit_closed_form as fit_closed_form_module
@@ -103,6 +104,21 @@ def test_of_a_large_pool_filters_and_closed_forms_see_the_first_rows(make, tmp_p
     )
     assert filtered.pool_units.tolist() == task.rows.a.pool_units[:9].tolist()
     assert len(filtered.pairs) == len(task.rows.a.pairs)
+
+
+def test_graphs_of_folds_are_taken_from_the_whole_pools(make, tmp_path, monkeypatch):
+    task = task_of(make({"closed_form": RIDGE}), tmp_path)
+    asked, searched = [], knn_graph
+    monkeypatch.setattr(training_set, "knn_graph", lambda *a: asked.append(1) or searched(*a))
+    everything = np.arange(len(task.rows.items))
+    for held in task.folds(everything):
+        fold = task.excluding(held)
+        graph = fold.pool_graph("a", 4)
+        expected = searched(fold.rows.a.pool, 4)
+        torch.testing.assert_close(graph.distances2, expected.distances2, atol=1e-5, rtol=1e-5)
+        inner = fold.excluding(held[:1]).pool_graph("a", 4)
+        assert len(inner) <= len(graph)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(2**29, 2), (1, 3)])

@@ -28,6 +28,8 @@ class Modality:
         preprocess: the preprocessing fitted on both.
         key: what identifies the rows, for caches: checksums, row subset, preprocessing.
         pool_units: unit of each pool row, see `split_units`, `[N]`.
+        whole: the modality whose pool this one's is a part of, and which rows of it, bool; None
+            where it is no part.
     """
 
     pairs: Tensor
@@ -35,19 +37,28 @@ class Modality:
     preprocess: Preprocessing
     key: dict[str, str]
     pool_units: np.ndarray
+    whole: tuple[Modality, Tensor] | None = None
 
     def to(self, device: torch.device) -> Modality:
         """The rows on another device; the preprocessing stays where it is."""
-        return replace(self, pairs=self.pairs.to(device), pool=self.pool.to(device))
+        if self.pairs.device == device:
+            return self
+        return replace(self, pairs=self.pairs.to(device), pool=self.pool.to(device), whole=None)
 
     def pool_subset(self, mask: np.ndarray) -> Modality:
         """The modality with the rows of its pool that `mask` `[N]` marks."""
         subset = f"{self.key.get('pool', '')}/{digest(mask)}"  # a subset of a subset has both
+        kept = torch.from_numpy(mask).to(self.pool.device)
+        whole, of_whole = self, kept
+        if self.whole is not None:
+            whole, of_whole = self.whole[0], self.whole[1].clone()
+            of_whole[self.whole[1]] = kept
         return replace(
             self,
-            pool=self.pool[torch.from_numpy(mask)],
+            pool=self.pool[kept],
             pool_units=self.pool_units[mask],
             key={**self.key, "pool": subset},
+            whole=(whole, of_whole),
         )
 
 

@@ -5,13 +5,17 @@ Legend: `n` rows, `N` pool rows, `D` frozen width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from gera_lightning.geometry.neighbors import NeighborGraph
 from gera_lightning.models.maps import Normalize, Sequential, normalized
+
+Graph = Callable[[int], NeighborGraph]
+"""The neighbour graph of a pool, with so many neighbours."""
 
 
 @runtime_checkable
@@ -29,12 +33,16 @@ class Filter(Protocol):
         ...
 
 
-def fit_filters(filters: Sequence[Filter], pool: Tensor) -> tuple[Sequential, Tensor]:
+def fit_filters(
+    filters: Sequence[Filter], pool: Tensor, graph: Graph | None = None
+) -> tuple[Sequential, Tensor]:
     """Filters fitted one after the other, each on what the one before makes of the pool.
 
     Args:
         filters: in order; each is followed by normalisation.
         pool: `[N, D]`.
+        graph: the neighbour graph of the pool with so many neighbours, where it is known already;
+            for the first filter, if that has a `fit_on_graph(pool, graph)`.
 
     Returns:
         their map, and the filtered pool.
@@ -47,7 +55,11 @@ def fit_filters(filters: Sequence[Filter], pool: Tensor) -> tuple[Sequential, Te
     maps: list[nn.Module] = []
     with torch.no_grad():
         for each in filters:
-            fitted = each.fit(pool)
+            on_graph = getattr(each, "fit_on_graph", None)
+            if graph is None or on_graph is None or maps:
+                fitted = each.fit(pool)
+            else:
+                fitted = on_graph(pool, graph)
             pool = normalized(fitted(pool))
             maps += [fitted, Normalize()]
     return Sequential(*maps), pool

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gera_lightning.filters.base import Filter
+from gera_lightning.filters.base import Filter, Graph
 from gera_lightning.models.maps import Concat, Identity
 from gera_lightning.utils.instantiate import expect, register
 
@@ -38,3 +38,9 @@ class Beside:
     def fit(self, pool: Tensor) -> Concat:
         """The filter's map, `[n, D] -> [n, 2 D]`."""
         return Concat(Identity(pool.shape[1]), self.filter.fit(pool))
+
+    def fit_on_graph(self, pool: Tensor, graph: Graph) -> Concat:
+        """The same, on a neighbour graph of the pool that is known, see `fit_filters`."""
+        on_graph = getattr(self.filter, "fit_on_graph", None)
+        inner = self.filter.fit(pool) if on_graph is None else on_graph(pool, graph)
+        return Concat(Identity(pool.shape[1]), inner)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gera_lightning.filters.base import Graph
 from gera_lightning.geometry.diffusion import edge_weights, sparse_matrix
 from gera_lightning.geometry.kernels import KERNELS, bandwidth_floor
-from gera_lightning.geometry.neighbors import NeighborGraph, search
+from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph, search
 from gera_lightning.models.maps import register_map
 from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.instantiate import register
@@ -98,10 +99,13 @@ class GraphDiffusion:
 
     def fit(self, pool: Tensor) -> GraphDiffusionMap:
         """The out-of-sample form of a pool `[N, D]`; fewer than two rows change nothing."""
+        return self.fit_on_graph(pool, lambda k: knn_graph(pool, k))
+
+    def fit_on_graph(self, pool: Tensor, known: Graph) -> GraphDiffusionMap:
+        """The same, on a neighbour graph of the pool that is known, see `filters.fit_filters`."""
         if len(pool) < 2:
             return GraphDiffusionMap(pool, pool, k=1, eps=1.0, kernel=self.kernel, strength=0.0)
-        own = search(pool, pool, min(self.k, len(pool) - 1) + 1)
-        graph = NeighborGraph.of_search(*own)
+        graph = known(min(self.k, len(pool) - 1))
         source = self.diffuse(pool, graph, self.steps - 1) if self.steps > 1 else pool
         fitted = GraphDiffusionMap(
             pool,
@@ -111,7 +115,8 @@ class GraphDiffusion:
             kernel=self.kernel,
             strength=self.strength,
         )
-        fitted.found = own  # mostly the pool itself is mapped next: no second search
+        # mostly the pool itself is mapped next: no second search
+        fitted.found = graph.distances2, graph.indices
         return fitted
 
 
@@ -156,7 +161,7 @@ class GraphDiffusionMap(nn.Module):
         self.register_buffer("source", source)
         self.k, self.eps, self.kernel, self.strength = k, eps, kernel, strength
         self.found: tuple[Tensor, Tensor] | None = None
-        """What `search` found of the pool among itself, until the pool is mapped."""
+        """Distances and numbers of the pool's own neighbours, until the pool is mapped."""
 
     @property
     def settings(self) -> dict[str, Any]:

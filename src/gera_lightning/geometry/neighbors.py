@@ -33,6 +33,10 @@ BACKENDS = ("faiss", "torch")
 METRICS = ("l2", "ip")
 CELLS = 2**26
 """Number of distances that exact search in torch holds at once, at most."""
+SPARE_NEIGHBORS = 8
+"""Neighbours that are found beyond those asked for where graphs of parts of the points will be
+asked for too: they then have enough without a search, see `NeighborGraph.subset`.
+"""
 WORTH_A_GPU = 2**24
 """Number of distances from which FAISS searches on GPUs: for fewer the CPU is done in the tenth of
 a second that a GPU takes to set up.
@@ -145,6 +149,38 @@ class NeighborGraph:
     def patches(self, anchors: Tensor) -> Tensor:
         """Point numbers of each anchor's patch, the anchor first: `[A] -> [A, K + 1]`."""
         return torch.cat([anchors.unsqueeze(1), self.indices[anchors]], dim=1)
+
+    def nearest(self, k: int) -> NeighborGraph:
+        """The graph of fewer neighbours, or all that there are."""
+        return NeighborGraph(self.indices[:, :k], self.distances2[:, :k])
+
+    def subset(self, kept: Tensor, points: Tensor, k: int) -> NeighborGraph:
+        """The graph of some of the points: `knn_graph(points, k)` without searching again.
+
+        A point whose list has fewer than k of them left is searched for.
+
+        Args:
+            kept: which points, bool `[N]`.
+            points: those points `[M, D]`.
+            k: neighbours; at most K, and fewer than M.
+
+        >>> x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+        >>> kept = torch.tensor([True, False, True, True])
+        >>> knn_graph(x, k=2).subset(kept, x[kept], k=1).indices.tolist()
+        [[1], [0], [1]]
+        """
+        number = torch.cumsum(kept, 0) - 1
+        found, distances2 = self.indices[kept], self.distances2[kept]
+        left = kept[found]
+        order = (~left).to(torch.uint8).argsort(dim=1, stable=True)[:, :k]  # nearest first
+        found, distances2 = number[found.gather(1, order)], distances2.gather(1, order)
+        few = (left.sum(1) < k).nonzero()[:, 0]
+        if len(few):
+            values, rows = search(points[few], points, k + 1)
+            mine = rows == few.unsqueeze(1)
+            mine[~mine.any(1), -1] = True
+            found[few], distances2[few] = rows[~mine].view(-1, k), values[~mine].view(-1, k)
+        return NeighborGraph(found, distances2)
 
 
 def search(

@@ -29,7 +29,7 @@ from gera_lightning.config.merging import merge, parse_overrides, typed
 from gera_lightning.data import splits
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import Modality, TrainingRows, digest, load_rows
-from gera_lightning.geometry.neighbors import NeighborGraph, cached_knn_graph
+from gera_lightning.geometry.neighbors import SPARE_NEIGHBORS, NeighborGraph, cached_knn_graph
 from gera_lightning.geometry.regions import regions
 from gera_lightning.losses.base import PATCHES, UNPAIRED
 from gera_lightning.training.batch import (
@@ -154,13 +154,18 @@ class AlignmentDataModule(LightningDataModule):
 
     def _graph(self, side: str) -> NeighborGraph:
         graph, paired = self.config.graph, self.config.batch.paired_anchors
-        key = {
-            **getattr(self.rows, side).key,
-            "paired": digest(self.positions) if paired else "none",
-        }
-        how = search_settings(graph)
-        folder = Path(self.config.cache_dir) / "knn"
-        return cached_knn_graph(self.points(side), graph.k, key=key, cache_dir=folder, how=how)
+        how, folder = search_settings(graph), Path(self.config.cache_dir) / "knn"
+        modality: Modality = getattr(self.rows, side)
+        if paired:
+            key = {**modality.key, "paired": digest(self.positions)}
+            return cached_knn_graph(self.points(side), graph.k, key=key, cache_dir=folder, how=how)
+        # one search for all folds
+        whole, kept = modality.whole or (modality, None)
+        wanted = max(graph.k, min(graph.k + SPARE_NEIGHBORS, len(whole.pool) - 1))
+        found = cached_knn_graph(whole.pool, wanted, key=whole.key, cache_dir=folder, how=how)
+        if kept is None:
+            return found.nearest(graph.k)
+        return found.subset(kept, modality.pool, min(graph.k, len(modality.pool) - 1))
 
     def prepare_data(self) -> None:
         """Have the neighbour graphs, built into the cache by one process per node."""

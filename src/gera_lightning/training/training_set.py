@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.training_rows import Modality, TrainingRows
 from gera_lightning.filters.base import fit_filters
+from gera_lightning.geometry.neighbors import SPARE_NEIGHBORS, NeighborGraph, knn_graph
 from gera_lightning.models.maps import Sequential
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.training.batch import HeldOutPairs
@@ -49,6 +50,7 @@ class TrainingSet:
         folder: for checkpoints and TensorBoard events; an interrupted training in it goes on.
         progress: told of what is under way.
         memory: filtered modalities that may be asked for again, the oldest first.
+        graphs: neighbour graphs of the whole pools.
     """
 
     method: Method
@@ -58,6 +60,7 @@ class TrainingSet:
     folder: Path
     progress: ProgressCallback
     memory: dict[str, FilteredModality] = field(default_factory=dict, repr=False, compare=False)
+    graphs: dict[str, NeighborGraph] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def config(self) -> Config:
@@ -107,21 +110,14 @@ class TrainingSet:
         """
         if max(len(self.rows.a.pool), len(self.rows.b.pool)) <= MOST_POOL_ROWS:
             return self
-        sides = {
-            side: (
-                getattr(self.rows, side).pool_subset(
-                    np.arange(len(getattr(self.rows, side).pool)) < MOST_POOL_ROWS
-                )
-            )
-            for side in "ab"
-        }
-        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **sides))
+        a, b = _first_rows(self.rows.a), _first_rows(self.rows.b)
+        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, a=a, b=b))
 
     def to(self, device: torch.device) -> TrainingSet:
         """The task with its rows on a device: itself, where they lie there."""
         if self.rows.a.pairs.device == device:
             return self
-        return dataclasses.replace(self, rows=self.rows.to(device), memory={})
+        return dataclasses.replace(self, rows=self.rows.to(device), memory={}, graphs={})
 
     def samples(self, positions: np.ndarray) -> FitData:
         """Rows for a closed form, these pairs and the pools."""
@@ -143,16 +139,29 @@ class TrainingSet:
         key = {**modality.key, "filters": specs}
         name = f"{side} {sorted(key.items())}"
         if name not in self.memory:
-            mapping, pool = fit_filters(filters, modality.pool[:MOST_POOL_ROWS])
+            looked_at = modality.pool[:MOST_POOL_ROWS]
+            graph = partial(self.pool_graph, side) if len(looked_at) == len(modality.pool) else None
+            mapping, pool = fit_filters(filters, looked_at, graph)
             with torch.no_grad():
                 pairs = mapping(modality.pairs)
             units = modality.pool_units[: len(pool)]
             images = dataclasses.replace(
-                modality, pairs=pairs, pool=pool, pool_units=units, key=key
+                modality, pairs=pairs, pool=pool, pool_units=units, key=key, whole=None
             )
             self.memory[name] = FilteredModality(images, mapping)
             self._forget_oldest()
         return self.memory[name]
+
+    def pool_graph(self, side: str, k: int) -> NeighborGraph:
+        """The neighbour graph of a pool; that of a fold is taken from the whole pool's."""
+        modality: Modality = getattr(self.rows, side)
+        whole, kept = modality.whole or (modality, None)
+        name = f"{side} {sorted(whole.key.items())}"
+        wanted = min(k + SPARE_NEIGHBORS, len(whole.pool) - 1)
+        if name not in self.graphs or self.graphs[name].indices.shape[1] < wanted:
+            self.graphs[name] = knn_graph(whole.pool, wanted)
+        graph = self.graphs[name]
+        return graph.nearest(k) if kept is None else graph.subset(kept, modality.pool, k)
 
     def _forget_oldest(self) -> None:
         """Keep no more filtered rows than `MOST_FILTERED_BYTES`, the last in any case."""
@@ -205,6 +214,12 @@ class Filtered:
             for first, inner in zip(self.maps, (map_a, map_b), strict=True)
         )
         return a, b
+
+
+def _first_rows(modality: Modality) -> Modality:
+    """The modality with the first rows of its pool, which are then the whole pool."""
+    first = np.arange(len(modality.pool)) < MOST_POOL_ROWS
+    return dataclasses.replace(modality.pool_subset(first), whole=None)
 
 
 T = TypeVar("T")
