@@ -259,6 +259,29 @@ def test_faiss_reads_the_index_and_finds_what_the_aligner_finds(project, tmp_pat
         np.testing.assert_array_equal(found, numbers)
 
 
+@pytest.mark.parametrize("method", ["coupled_ridge", "ridge"])
+def test_a_projected_export_has_nearly_the_same_scores(project, tmp_path, method, capsys):
+    run = load_run("small", method=method)
+    scores = run.aligner.score(run.a, run.b)
+    width = run.aligner.encode("a", run.a).shape[1]
+    errors = []
+    for dim in (width - 1, 3):
+        folder = export("small", out=str(tmp_path / str(dim)), method=method, dim=dim, index="Flat")
+        assert f"{dim} of {width} directions keep " in capsys.readouterr().out
+        a, b = EmbeddingStore(folder / "a"), EmbeddingStore(folder / "b")
+        extra = 2 if method == "coupled_ridge" else 0
+        assert a.dim == b.dim == dim + extra
+        errors.append((torch.from_numpy(a.read() @ b.read().T) - scores).abs().mean())
+        basis = torch.from_numpy(np.load(folder / "basis.npy"))
+        rows = score_rows(run.aligner, "a", run.a.read([4]), basis)
+        np.testing.assert_allclose(rows[0], a.read([4])[0], atol=1e-5)
+    assert errors[0] < 0.02 < errors[1]
+    whole = export("small", out=str(tmp_path / "whole"), method=method, dim=width)
+    assert not (whole / "basis.npy").exists()
+    with pytest.raises(UserError, match="dim=0"):
+        export("small", out=str(tmp_path / "none"), dim=0)
+
+
 def test_an_export_lies_in_the_runs_folder_and_takes_a_half_of_the_room_in_float16(project):
     folder = export("small", dtype="float16")
     try:
