@@ -38,6 +38,7 @@ VERBS = {
     "evaluate": "measure an aligner on any two stores, or classify by prompts",
     "serve": "serve a page on this machine to try an aligner",
     "export": "write both stores in the shared space, with a FAISS index each",
+    "push": "share an aligner on the Hugging Face hub, with a model card",
     "keep": "keep an experiment's finished results in docs/results, for the report alone",
 }
 """What `gera VERB` does. `commands/VERB.py` does it; its docstring is `gera VERB --help`."""

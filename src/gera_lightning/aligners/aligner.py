@@ -7,6 +7,7 @@ import, so a map of a class that is not ours must be handed to `load` by the cal
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.aligners.folder import damaged, read_folder, write_folder
+from gera_lightning.aligners.sharing import downloaded, model_card, push_folder
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.geometry.neighbors import search
 from gera_lightning.models.maps import build_map, describe_map
@@ -255,6 +257,53 @@ class Aligner:
             reason = f"weights and aligner.json do not fit: {error!r}".splitlines()[0]
             raise damaged(folder, reason) from error
         return aligner
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        measures: Mapping[str, Any] | None = None,
+        private: bool = False,
+        token: str | None = None,
+    ) -> str:
+        """Share it on the Hugging Face hub with a model card; the repository's address.
+
+        Args:
+            repository: `USER/NAME`; made where it is missing.
+            measures: a result row for the card, see `sharing.model_card`.
+            private: make it a private one.
+            token: of the hub; by default that of `hf auth login`.
+
+        Raises:
+            UserError: the hub refuses, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            self.save(scratch)
+            card = model_card(self.about, measures)
+            (Path(scratch) / "README.md").write_text(card, encoding="utf-8")
+            return push_folder(Path(scratch), repository, private=private, token=token)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        map_classes: Mapping[str, type[nn.Module]] | None = None,
+    ) -> Aligner:
+        """Load one that was shared: a repository of the hub, or a folder.
+
+        Args:
+            name: `USER/NAME`, or a folder.
+            revision: of the repository.
+            token: of the hub.
+            map_classes: see `load`.
+
+        Raises:
+            UserError: neither of them, or as `load`.
+        """
+        return cls.load(downloaded(name, revision, token), map_classes=map_classes)
 
     @property
     def _parts(self) -> nn.ModuleDict:

@@ -105,9 +105,16 @@ def store_metadata(a: EmbeddingStore, b: EmbeddingStore) -> dict[str, Any]:
         "modalities": list(modality_names(a, b)),
         "stores": {"a": str(a.path), "b": str(b.path)},
         "encoders": {"a": a.encoder, "b": b.encoder},
+        "sources": {"a": _source(a), "b": _source(b)},
         "dim_a": a.dim,
         "dim_b": b.dim,
     }
+
+
+def _source(store: EmbeddingStore) -> dict[str, Any]:
+    """Name and licence of a store's data."""
+    source = store.manifest.get("source") or {}
+    return {key: source[key] for key in ("name", "licence") if key in source}
 
 
 @dataclass(frozen=True)
