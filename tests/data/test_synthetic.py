@@ -174,3 +174,19 @@ def test_a_refused_setting_is_named(key, value):
     with pytest.raises(UserError) as caught:
         SyntheticViews(**{key: value})
     assert (caught.value.key, caught.value.value) == (key, value)
+
+
+def test_a_nuisance_moves_rows_by_their_group_in_each_view_by_itself(tmp_path):
+    plain = [by_item(store) for store in SyntheticViews(**SMALL).stores(tmp_path)]
+    noisy = [by_item(store) for store in SyntheticViews(**SMALL, nuisance=2.0).stores(tmp_path)]
+    for (x, _), (moved, rows) in zip(plain, noisy, strict=True):
+        shift = moved - x
+        for _, numbers in rows.groupby("group").indices.items():
+            np.testing.assert_allclose(
+                shift[numbers], np.broadcast_to(shift[numbers[0]], shift[numbers].shape), atol=1e-5
+            )
+        assert np.linalg.norm(shift, axis=1).mean() == pytest.approx(2, rel=0.1)
+        assert rows["group"].nunique() == 16
+    assert (noisy[0][1]["group"] == noisy[1][1]["group"]).mean() < 0.2
+    with pytest.raises(UserError, match="nuisance=-1"):
+        SyntheticViews(**SMALL, nuisance=-1)

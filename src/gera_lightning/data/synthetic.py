@@ -21,8 +21,10 @@ from gera_lightning.utils.instantiate import register
 
 SHARD = 50_000
 """Items per shard of a store."""
-POINTS, MAP_A, NOISE_A, ORDER_A = 0, 1, 3, 5
+POINTS, MAP_A, NOISE_A, ORDER_A, NUISANCE_A = 0, 1, 3, 5, 7
 """Random streams of a seed; those of view b follow on those of view a."""
+GROUPS = 16
+"""Values of the nuisance, such as voices."""
 
 
 @register("synthetic_views")
@@ -33,7 +35,8 @@ class SyntheticViews:
     Latent points `u` are uniform on a `d`-dimensional torus. Each view is a random smooth embedding
     of it, `x = sqrt(2 / F) cos(phi(u) W + c) R + noise * e`, with `phi` the sines and cosines of
     the angles, W ~ N(0, frequency^2), R a random projection to the view's width, and e Gaussian
-    noise whose norm is 1 on average. The views share `u` and nothing else.
+    noise whose norm is 1 on average. The views share `u` and nothing else. A nuisance adds one of
+    16 vectors of norm `nuisance` to each row, drawn for each view by itself, as a voice would.
 
     Attributes:
         items: N.
@@ -42,6 +45,7 @@ class SyntheticViews:
         features: F.
         frequency: how strongly the views bend.
         noise: norm of the noise relative to the signal.
+        nuisance: norm of the nuisance relative to the signal; which one a row has is its `group`.
         classes: arcs that the first angle is cut into, kept as `label`.
         seed: fixes everything.
 
@@ -59,6 +63,7 @@ class SyntheticViews:
     features: int = 256
     frequency: float = 1.0
     noise: float = 0.5
+    nuisance: float = 0.0
     classes: int = 8
     seed: int = 0
 
@@ -67,8 +72,9 @@ class SyntheticViews:
             value = getattr(self, key)
             if not isinstance(value, int) or value < 1:
                 raise UserError("must be a whole number of at least 1", key=key, value=value)
-        if self.noise < 0:
-            raise UserError("must be 0 or more", key="noise", value=self.noise)
+        for key in ("noise", "nuisance"):
+            if getattr(self, key) < 0:
+                raise UserError("must be 0 or more", key=key, value=getattr(self, key))
         if self.frequency <= 0:
             raise UserError("must be above 0", key="frequency", value=self.frequency)
 
@@ -93,6 +99,8 @@ class SyntheticViews:
         weight = rng.normal(0, self.frequency, (2 * self.latent_dim, self.features))
         phase = rng.uniform(0, 2 * np.pi, self.features)
         project = rng.normal(0, 1 / np.sqrt(dim), (self.features, dim))
+        centers = np.random.default_rng([self.seed, NUISANCE_A + view]).normal(size=(GROUPS, dim))
+        centers *= self.nuisance / np.sqrt(dim)
         writer = StoreWriter(path, "float32", resume=False)
         for shard, start in enumerate(range(0, self.items, SHARD)):
             numbers = np.arange(start, min(start + SHARD, self.items))
@@ -103,7 +111,11 @@ class SyntheticViews:
             # the order of rows tells nothing: rows of the two stores are paired by item alone
             order = self._stream(ORDER_A + view, shard).permutation(len(numbers))
             rows = self._rows(numbers, u, "ab"[view])
-            writer.append((signal + self.noise * noise)[order], rows.iloc[order])
+            x = signal + self.noise * noise
+            if self.nuisance:
+                group = self._stream(NUISANCE_A + view, shard + 1).integers(0, GROUPS, len(x))
+                x, rows["group"] = x + centers[group], [f"group{number}" for number in group]
+            writer.append(x[order], rows.iloc[order])
         writer.finish(
             {"name": f"synthetic-view-{'ab'[view]}", "dim": dim},
             {"name": "synthetic torus", **asdict(self)},
