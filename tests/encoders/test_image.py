@@ -129,6 +129,7 @@ def test_description_names_what_changes_the_vectors(checkpoints: Checkpoints):
     assert about.pop("revision").startswith("sha256:")
     assert "shortest_edge" in about.pop("preprocessing")
     assert about == {
+        "class": "image",
         "name": "tiny",
         "dim": 32,
         "pooling": "cls+mean",

@@ -71,6 +71,7 @@ def test_description_names_what_changes_the_vectors(checkpoints: Checkpoints):
     assert about.pop("revision").startswith("sha256:")
     assert "mono" in about.pop("preprocessing")
     assert about == {
+        "class": "speech",
         "name": "tiny",
         "dim": 16,
         "pooling": "mean of the frames",

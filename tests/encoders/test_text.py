@@ -121,6 +121,7 @@ def test_description_names_what_changes_the_vectors(checkpoint: Path):
     ).describe()
     revision = about.pop("revision")
     assert about == {
+        "class": "text",
         "name": "tiny",
         "dim": 16,
         "pooling": "cls",

@@ -247,9 +247,9 @@ def test_the_aligner_of_a_run_reproduces_its_ranks(experiment):
         "seed": 0,
         "data_hash": run.stores.data_hash,
         "dim_a": 7,
-        "encoder_b": "synthetic-view-b",
     }
-    assert facts.items() <= aligner.about.items()
+    assert {key: aligner.about[key] for key in facts} == facts
+    assert aligner.encoder("b")["name"] == "synthetic-view-b"
 
 
 # ---- again ----
