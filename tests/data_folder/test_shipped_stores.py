@@ -301,4 +301,6 @@ def test_the_readmes_queries_name_rows_of_the_shipped_stores():
         r'make search EXP=speech_text Q="([^"]+)"', (DATA.parent / "README.md").read_text()
     )
     assert asked
-    assert all(len(matching(opened("wordnet_speech/text").rows, query)) for query in asked)
+    assert all(
+        len(matching(opened("wordnet_speech/text").rows, query, whole=True)) for query in asked
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_an_aligner_without_its_stores_searches_the_gallery_that_is_named(projec
 
 
 def test_the_command_says_what_it_finds(project):
-    words = ["gera", "search", "with_speech", "sounds/3.wav", "k=2"]
+    words = [sys.executable, "-m", "gera_lightning", "search", "with_speech", "sounds/3.wav", "k=2"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[1].split() == ["speech", "sounds/3.wav"]
     assert len(done.stdout.splitlines()) == 4
