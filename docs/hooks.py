@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
+PIPE = r"\|"
+"""A bar inside a cell of a table."""
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:)([^)#]+)(#[^)]*)?\)")
 API = {
     "aligners": [
@@ -138,9 +139,8 @@ def _settings() -> str:
         "|---|---|---|",
     ]
     for one in reference():
-        dumped = yaml.safe_dump(one.value, default_flow_style=True, sort_keys=False, width=10_000)
-        value = dumped.removesuffix("...\n").strip().replace("|", "\\|")
-        lines.append(f"| `{one.key}` | `{value}` | {one.meaning.replace('|', chr(92) + '|')} |")
+        cells = (f"`{one.key}`", f"`{one.shown}`", one.meaning)
+        lines.append(f"| {' | '.join(cell.replace('|', PIPE) for cell in cells)} |")
     return "\n".join(lines)
 
 
@@ -175,6 +175,6 @@ def _public_names() -> str:
     shown = []
     for name in names:
         made = getattr(gera_lightning, name)
-        if isinstance(made, type) or callable(made):
+        if callable(made):
             shown.append(f"::: {made.__module__}.{made.__qualname__}")
     return "# Python\n\nWhat `import gera_lightning` offers.\n\n" + "\n\n".join(shown) + "\n"

@@ -23,7 +23,8 @@ from gera_lightning.utils.errors import UserError
 
 
 def client(target: str) -> TestClient:
-    return TestClient(make_app(Gallery(load_run(target), {"a": "", "b": ""})))
+    app = make_app(Gallery(load_run(target), {"a": "", "b": ""}))
+    return TestClient(app, base_url="http://localhost")
 
 
 def test_words_a_sound_and_a_row_are_answered(project):

@@ -14,6 +14,11 @@ FILES = ("aligner.json", "maps.safetensors")
 LIBRARY = "gera-lightning"
 
 
+def fitted_pairs(about: Mapping[str, Any]) -> Any:
+    """How many pairs an aligner was fitted on, the budget of its run or all; None if not known."""
+    return about.get("budget", about.get("pairs"))
+
+
 def model_card(about: Mapping[str, Any], measures: Mapping[str, Any] | None = None) -> str:
     """The README of a shared aligner: data, encoders, licences, pairs, recall and chance, limits.
 
@@ -26,7 +31,7 @@ def model_card(about: Mapping[str, Any], measures: Mapping[str, Any] | None = No
     (True, True)
     """
     a, b = (str(name) for name in about.get("modalities") or ("a", "b"))
-    pairs = about.get("budget", about.get("pairs"))
+    pairs = fitted_pairs(about)
     tags = json.dumps(["embedding-alignment", "retrieval", a, b])  # which is YAML, too
     lines = [
         f"---\nlibrary_name: {LIBRARY}\ntags: {tags}\n---",

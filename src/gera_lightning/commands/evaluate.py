@@ -20,18 +20,19 @@ import pandas as pd
 import torch
 
 from gera_lightning.aligners.aligner import Aligner
+from gera_lightning.aligners.sharing import fitted_pairs
 from gera_lightning.config import EvaluationConfig
 from gera_lightning.config.overrides import parse_kwargs
 from gera_lightning.data.held_out import HeldOutItems
 from gera_lightning.data.splits import evaluate_on_all, split_items
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.embedding.query import store_encoder
-from gera_lightning.encoders.rebuild import encoded_modality
+from gera_lightning.encoders.rebuild import side_that_takes
 from gera_lightning.evaluation.classification import classification
 from gera_lightning.evaluation.comparisons import Bootstrap, hits_of
 from gera_lightning.evaluation.evaluate import evaluate as measure
 from gera_lightning.evaluation.statistics import Estimate
-from gera_lightning.experiment.load_run import aligner_folder
+from gera_lightning.experiment.load_run import existing_aligner_folder
 from gera_lightning.experiment.paired_stores import direction_names, joint_hash
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError, check_one_of
@@ -93,7 +94,7 @@ def evaluate(
     Raises:
         UserError: no aligner or store, stores of other encoders, or nothing to measure.
     """
-    ours = _load(aligner)
+    ours = Aligner.load(existing_aligner_folder(aligner))
     if prompts:
         if store_b is not None:
             raise UserError("takes one store beside the aligner", key="prompts", value=prompts)
@@ -103,7 +104,9 @@ def evaluate(
     a, b = EmbeddingStore(store_a), EmbeddingStore(store_b)
     held, which = _held_out(a, b, rows)
     device = distributed.device("auto")
-    named = {"": ours} | ({"against": _load(against)} if against else {})
+    named = {"": ours}
+    if against:
+        named["against"] = Aligner.load(existing_aligner_folder(against))
     found, ranks = {}, {}
     for name, one in named.items():
         work = partial(_measured, one, held)
@@ -137,17 +140,9 @@ def _measured(
     return measure(aligner.to(device), held, EvaluationConfig())
 
 
-def _load(folder: Folder) -> Aligner:
-    place = aligner_folder(os.fspath(folder))
-    if place is None:
-        raise UserError("holds no aligner", key=str(folder), remedy="gera align makes one")
-    return Aligner.load(place)
-
-
 def _origin(aligner: Aligner) -> str:
-    about = aligner.about
-    pairs = about.get("budget", about.get("pairs"))
-    return f"({about.get('method', 'a method of its own')}, {pairs} pairs)"
+    method = aligner.about.get("method", "a method of its own")
+    return f"({method}, {fitted_pairs(aligner.about)} pairs)"
 
 
 def _held_out(a: EmbeddingStore, b: EmbeddingStore, rows: str) -> tuple[HeldOutItems, str]:
@@ -180,22 +175,19 @@ def _table(
     for way, words in direction_names(names).items():
         if f"{way}/r@10" not in measures:
             continue
-        of_way = {
-            key.removeprefix(f"{way}/"): value
-            for key, value in measures.items()
-            if key.startswith(f"{way}/")
-        }
+        of_way = _below(measures, way)
         records[words] = _cells(of_way) | {"95 % of R@10": _interval(intervals.get(way))}
         for key in of_way:
             name, _, rest = key.rpartition("/")
             if rest == "r@10" and name:
-                part = {
-                    k.removeprefix(f"{name}/"): v
-                    for k, v in of_way.items()
-                    if k.startswith(f"{name}/")
-                }
-                records[f"{words}, {name}"] = _cells(part)
+                records[f"{words}, {name}"] = _cells(_below(of_way, name))
     return pd.DataFrame.from_dict(records, orient="index").fillna("").to_string()
+
+
+def _below(measures: Mapping[str, float], name: str) -> dict[str, float]:
+    """The measures whose names begin with `name/`, without it."""
+    start = f"{name}/"
+    return {k.removeprefix(start): v for k, v in measures.items() if k.startswith(start)}
 
 
 def _cells(measures: Mapping[str, float]) -> dict[str, str]:
@@ -254,7 +246,7 @@ def read_prompts(path: Path) -> list[tuple[str, str]]:
 def _by_prompts(aligner: Aligner, store: EmbeddingStore, path: Path, encoder: str) -> Evaluation:
     """Zero-shot classification of a store's rows."""
     words = read_prompts(path)
-    side = next((s for s in "ab" if encoded_modality(aligner.encoder(s)) == "text"), None)
+    side = side_that_takes({s: aligner.encoder(s) for s in "ab"}, "text")
     if side is None:
         raise UserError(
             "neither modality of the aligner has a text encoder that can be made again",

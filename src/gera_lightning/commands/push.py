@@ -13,8 +13,7 @@ from collections.abc import Sequence
 
 from gera_lightning.aligners.aligner import Aligner
 from gera_lightning.config.overrides import parse_kwargs, split_paths
-from gera_lightning.experiment.load_run import aligner_folder
-from gera_lightning.utils.errors import UserError
+from gera_lightning.experiment.load_run import existing_aligner_folder
 from gera_lightning.utils.files import read_bounded
 
 
@@ -36,9 +35,7 @@ def push(
     Raises:
         UserError: no aligner there, or the hub refuses.
     """
-    place = aligner_folder(os.fspath(folder))
-    if place is None:
-        raise UserError("holds no aligner", key=str(folder), remedy="gera align makes one")
+    place = existing_aligner_folder(folder)
     try:
         measures = json.loads(read_bounded(place.parent / "metrics.json"))
     except (OSError, ValueError):

@@ -27,7 +27,7 @@ from gera_lightning.data.inspection import row_words
 from gera_lightning.data.records import for_terminal
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.embedding.query import encode_new, new_items, store_encoder
-from gera_lightning.encoders.rebuild import encoded_modality
+from gera_lightning.encoders.rebuild import none_takes, side_that_takes
 from gera_lightning.experiment.load_run import aligner_folder, load_run
 from gera_lightning.utils import distributed
 from gera_lightning.utils.errors import UserError, check_one_of
@@ -186,7 +186,7 @@ def _query(found: _Searched, query: str, sides: Sequence[str], encoder: str) -> 
     if row := _row(found, query, sides, whole=True):
         return row
     new = new_items(query)
-    side = next((s for s in sides if encoded_modality(found.encoder(s)) == new.modality), None)
+    side = side_that_takes({s: found.encoder(s) for s in sides}, new.modality)
     part = _row(found, query, sides, whole=False) if new.modality == "text" else None
     if side is None:
         return part or _refuse(found, new.modality, query, sides)
@@ -201,11 +201,11 @@ def _query(found: _Searched, query: str, sides: Sequence[str], encoder: str) -> 
 
 
 def _refuse(found: _Searched, modality: str, query: str, sides: Sequence[str]) -> NoReturn:
-    known = ", ".join(f"{found.names[s]} by {_encoder_name(found.encoder(s))}" for s in sides)
+    none = none_takes({s: found.encoder(s) for s in sides}, found.names, modality)
     places = " and ".join(str(found.stores[s].path) for s in sides if s in found.stores)
     rowless = f"is in no `row`, `item` or `text` of {places}, and " if places else ""
     raise UserError(
-        f"{rowless}no encoder takes {modality} ({known})",
+        f"{rowless}{for_terminal(none)}",
         key="query",
         value=query,
         remedy="encode it yourself and call Aligner.search",
@@ -221,10 +221,6 @@ def _row(found: _Searched, query: str, sides: Sequence[str], *, whole: bool) -> 
             words = [row_words(store.rows, number) + also]
             return Query(side, store.read([number]), words, str(store.rows["item"].iloc[number]))
     return None
-
-
-def _encoder_name(description: Mapping[str, Any]) -> str:
-    return for_terminal(str(description.get("name") or "an encoder that is not recorded"))
 
 
 def matching(rows: pd.DataFrame, query: str, *, whole: bool) -> np.ndarray:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import yaml
-
 from gera_lightning.config.overrides import split_overrides, split_target
 from gera_lightning.config.reference import explain
 
@@ -27,9 +25,7 @@ def show(
     """
     lines = []
     for one in explain(experiment, overrides, method=method, folder=folder):
-        dumped = yaml.safe_dump(one.value, default_flow_style=True, sort_keys=False, width=10_000)
-        value = dumped.removesuffix("...\n").strip()
-        lines.append(f"{one.key}: {value}   ({one.source})")
+        lines.append(f"{one.key}: {one.shown}   ({one.source})")
         lines.append(f"    {one.meaning}")
     return "\n".join(lines)
 

@@ -255,9 +255,8 @@ def preset_layers(
             key=f"variants.{name}.of" if name in variants else f"{known[name]}: of",
             value=of,
         )
-    left = {
-        other: known[other] for other in known if other != name or name in variants
-    }  # no circle
+    # without this file, so that a circle of presets ends
+    left = {other: known[other] for other in known if other != name or name in variants}
     return [*preset_layers(of, left, {}), *parse_overrides(changes)]
 
 

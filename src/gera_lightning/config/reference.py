@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gera_lightning.config.loading import experiment_file, load, preset_layers, presets
 from gera_lightning.config.merging import holds, parse_overrides, read_yaml
 from gera_lightning.config.schema import Config
@@ -32,6 +34,12 @@ class Setting:
     value: Any
     meaning: str
     source: str = "default"
+
+    @property
+    def shown(self) -> str:
+        """The value as YAML has it, in one line."""
+        dumped = yaml.safe_dump(self.value, default_flow_style=True, sort_keys=False, width=10_000)
+        return dumped.removesuffix("...\n").strip()
 
 
 def reference(config: Any = None, prefix: str = "") -> list[Setting]:

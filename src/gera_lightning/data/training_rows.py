@@ -6,7 +6,7 @@ Legend: `n` pairs, `N` pool rows, `D` width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gera_lightning.data.splits import Sample, split_units
 from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.geometry.neighbors import SPARE_NEIGHBORS, NeighborGraph
 from gera_lightning.models.preprocessing import CHUNK, Preprocessing
 
 
@@ -44,6 +45,20 @@ class Modality:
         if self.pairs.device == device:
             return self
         return replace(self, pairs=self.pairs.to(device), pool=self.pool.to(device), whole=None)
+
+    def pool_graph(self, k: int, search: Callable[[Modality, int], NeighborGraph]) -> NeighborGraph:
+        """The graph of the pool's k nearest neighbours, that of a part taken from the whole pool's.
+
+        Args:
+            k: neighbours.
+            search: finds the graph of a modality's whole pool, with somewhat more neighbours, so
+                that parts have enough without a search; it may know it already.
+        """
+        whole, kept = self.whole or (self, None)
+        found = search(whole, max(k, min(k + SPARE_NEIGHBORS, len(whole.pool) - 1)))
+        if kept is None:
+            return found.nearest(k)
+        return found.subset(kept, self.pool, min(k, len(self.pool) - 1))
 
     def pool_subset(self, mask: np.ndarray) -> Modality:
         """The modality with the rows of its pool that `mask` `[N]` marks."""

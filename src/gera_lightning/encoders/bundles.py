@@ -69,6 +69,7 @@ class TorchaudioEncoder(AudioEncoder):
             "its weights",
             bundle,
             lambda: found.get_model(dl_kwargs={"weights_only": True, "progress": False}),
+            hub=False,
         )
         self._normalize_wave = bool(found._normalize_waveform)
         # the wrapper of some bundles normalises over the whole batch: use the network inside it

@@ -59,20 +59,24 @@ def checkpoint_folder(checkpoint: Checkpoint) -> Checkpoint:
     return Path(spec.origin).parent / folder
 
 
-def load_or_explain(what: str, checkpoint: Checkpoint, load: Callable[[], Loaded]) -> Loaded:
+def load_or_explain(
+    what: str, checkpoint: Checkpoint, load: Callable[[], Loaded], *, hub: bool = True
+) -> Loaded:
     """Call `load`, and explain an error of it.
 
     Args:
         what: what is loaded, such as `its tokenizer`.
         checkpoint: from where.
         load: the function.
+        hub: whether it asks the Hugging Face hub where the checkpoint is no local one.
 
     Raises:
         UserError: nothing there, remote code that was not allowed, a pickle that holds more than
             weights, an unknown format.
     """
     try:
-        with nullcontext() if Path(checkpoint).exists() else _no_retries_where_offline():
+        asks = hub and not Path(checkpoint).exists()
+        with _no_retries_where_offline() if asks else nullcontext():
             return load()
     except (
         OSError,

@@ -55,6 +55,22 @@ def encoded_modality(description: Mapping[str, Any]) -> str | None:
     return None if kind is None else kind.modality
 
 
+def side_that_takes(encoders: Mapping[str, Mapping[str, Any]], modality: str) -> str | None:
+    """The first side whose encoder, by its description, encodes `text`, `audio` or `image`."""
+    return next((s for s, about in encoders.items() if encoded_modality(about) == modality), None)
+
+
+def none_takes(
+    encoders: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], modality: str
+) -> str:
+    """Says that no side's encoder takes a modality, and which encoders there are."""
+    known = (
+        f"{names[side]} by {about.get('name') or 'an encoder that is not recorded'}"
+        for side, about in encoders.items()
+    )
+    return f"no encoder takes {modality} ({', '.join(known)})"
+
+
 def rebuild_encoder(description: Mapping[str, Any], source: str = "") -> Encoder:
     """The encoder that a manifest describes.
 

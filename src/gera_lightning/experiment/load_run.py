@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,18 @@ def aligner_folder(target: str | Path) -> Path | None:
         return None
     places = (Path(target), Path(target) / "aligner")
     return next((place for place in places if (place / "aligner.json").is_file()), None)
+
+
+def existing_aligner_folder(target: str | os.PathLike[str]) -> Path:
+    """The aligner's folder, where `target` is one or holds one.
+
+    Raises:
+        UserError: neither.
+    """
+    place = aligner_folder(os.fspath(target))
+    if place is None:
+        raise UserError("holds no aligner", key=str(target), remedy="gera align makes one")
+    return place
 
 
 def _with_stores_of(aligner: Aligner, overrides: Sequence[str], folder: Path) -> config.Config:

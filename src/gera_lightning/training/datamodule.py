@@ -29,7 +29,7 @@ from gera_lightning.config.merging import merge, parse_overrides, typed
 from gera_lightning.data import splits
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.data.training_rows import Modality, TrainingRows, digest, load_rows
-from gera_lightning.geometry.neighbors import SPARE_NEIGHBORS, NeighborGraph, cached_knn_graph
+from gera_lightning.geometry.neighbors import NeighborGraph, cached_knn_graph
 from gera_lightning.geometry.regions import regions
 from gera_lightning.losses.base import PATCHES, UNPAIRED
 from gera_lightning.training.batch import (
@@ -159,13 +159,12 @@ class AlignmentDataModule(LightningDataModule):
         if paired:
             key = {**modality.key, "paired": digest(self.positions)}
             return cached_knn_graph(self.points(side), graph.k, key=key, cache_dir=folder, how=how)
-        # one search for all folds
-        whole, kept = modality.whole or (modality, None)
-        wanted = max(graph.k, min(graph.k + SPARE_NEIGHBORS, len(whole.pool) - 1))
-        found = cached_knn_graph(whole.pool, wanted, key=whole.key, cache_dir=folder, how=how)
-        if kept is None:
-            return found.nearest(graph.k)
-        return found.subset(kept, modality.pool, min(graph.k, len(modality.pool) - 1))
+        return modality.pool_graph(
+            graph.k,
+            lambda whole, k: cached_knn_graph(
+                whole.pool, k, key=whole.key, cache_dir=folder, how=how
+            ),
+        )
 
     def prepare_data(self) -> None:
         """Have the neighbour graphs, built into the cache by one process per node."""

@@ -22,7 +22,7 @@ from gera_lightning.config import Config
 from gera_lightning.data import splits
 from gera_lightning.data.training_rows import Modality, TrainingRows
 from gera_lightning.filters.base import fit_filters
-from gera_lightning.geometry.neighbors import SPARE_NEIGHBORS, NeighborGraph, knn_graph
+from gera_lightning.geometry.neighbors import NeighborGraph, knn_graph
 from gera_lightning.models.maps import Sequential
 from gera_lightning.models.shared_space import SharedSpace
 from gera_lightning.training.batch import HeldOutPairs
@@ -154,14 +154,15 @@ class TrainingSet:
 
     def pool_graph(self, side: str, k: int) -> NeighborGraph:
         """The neighbour graph of a pool; that of a fold is taken from the whole pool's."""
+
+        def known(whole: Modality, wanted: int) -> NeighborGraph:
+            name = f"{side} {sorted(whole.key.items())}"
+            if name not in self.graphs or self.graphs[name].indices.shape[1] < wanted:
+                self.graphs[name] = knn_graph(whole.pool, wanted)
+            return self.graphs[name]
+
         modality: Modality = getattr(self.rows, side)
-        whole, kept = modality.whole or (modality, None)
-        name = f"{side} {sorted(whole.key.items())}"
-        wanted = min(k + SPARE_NEIGHBORS, len(whole.pool) - 1)
-        if name not in self.graphs or self.graphs[name].indices.shape[1] < wanted:
-            self.graphs[name] = knn_graph(whole.pool, wanted)
-        graph = self.graphs[name]
-        return graph.nearest(k) if kept is None else graph.subset(kept, modality.pool, k)
+        return modality.pool_graph(k, known)
 
     def _forget_oldest(self) -> None:
         """Keep no more filtered rows than `MOST_FILTERED_BYTES`, the last in any case."""

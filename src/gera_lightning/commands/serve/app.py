@@ -14,12 +14,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from gera_lightning.aligners.sharing import fitted_pairs
 from gera_lightning.commands.serve.gallery import Gallery
 from gera_lightning.embedding.corpus import SUFFIXES
 from gera_lightning.embedding.query import NewItems, new_items
 from gera_lightning.utils.errors import UserError
 
-HOSTS = ["127.0.0.1", "localhost", "testserver"]
+HOSTS = ["127.0.0.1", "localhost"]
 """Names under which the page answers: another site's page cannot ask it."""
 MOST_BYTES = 64 * 2**20
 MOST_RESULTS = 50
@@ -40,14 +41,14 @@ def make_app(gallery: Gallery) -> Starlette:
                 "rows": [len(store) for store in gallery.stores.values()],
                 "takes": [one for one in SUFFIXES if gallery.takes(one)],
                 "method": made.get("method"),
-                "pairs": made.get("budget", made.get("pairs")),
+                "pairs": fitted_pairs(made),
             }
         )
 
     async def search(request: Request) -> Response:
         try:
             async with request.form(max_files=1, max_part_size=MOST_BYTES) as form:
-                k = min(max(int(str(form.get("k", "5"))), 1), MOST_RESULTS)
+                k = _count(form.get("k"))
                 upload, words = form.get("file"), form.get("words")
                 if isinstance(words, str) and words.strip():
                     found = await run_in_threadpool(_by_words, gallery, words.strip(), k)
@@ -64,7 +65,10 @@ def make_app(gallery: Gallery) -> Starlette:
         side, number = request.path_params["side"], request.path_params["number"]
         if side not in gallery.stores or number >= len(gallery.stores[side]):
             return JSONResponse({"error": "no such row"}, status_code=404)
-        k = min(max(int(request.query_params.get("k", "5")), 1), MOST_RESULTS)
+        try:
+            k = _count(request.query_params.get("k"))
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
         return JSONResponse(await run_in_threadpool(gallery.of_row, side, number, k))
 
     async def media(request: Request) -> Response:
@@ -83,6 +87,11 @@ def make_app(gallery: Gallery) -> Starlette:
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
     )
+
+
+def _count(asked: object) -> int:
+    """How many results to show: what was asked for, within limits; 5 where nothing was."""
+    return min(max(int(str(asked or 5)), 1), MOST_RESULTS)
 
 
 def _by_words(gallery: Gallery, words: str, k: int) -> dict[str, object]:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gera_lightning.commands.search import matching
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.embedding.corpus import SUFFIXES
 from gera_lightning.embedding.query import NewItems, encode_new, store_encoder
 from gera_lightning.encoders.base import Encoder
-from gera_lightning.encoders.rebuild import encoded_modality
+from gera_lightning.encoders.rebuild import none_takes, side_that_takes
 from gera_lightning.experiment.load_run import LoadedRun
 from gera_lightning.geometry.neighbors import search
 from gera_lightning.utils.errors import UserError
@@ -54,10 +55,13 @@ class Gallery:
         store = self.stores[side]
         return store_encoder(store.encoder, self.sources[side], store)
 
+    @property
+    def _encoders(self) -> dict[str, dict[str, Any]]:
+        return {side: store.encoder for side, store in self.stores.items()}
+
     def takes(self, modality: str) -> str | None:
         """The side whose encoder takes `text`, `audio` or `image`; None where none does."""
-        encoders = {side: encoded_modality(store.encoder) for side, store in self.stores.items()}
-        return next((side for side, one in encoders.items() if one == modality), None)
+        return side_that_takes(self._encoders, modality)
 
     def of_new(self, new: NewItems, k: int) -> dict[str, Any]:
         """What is found with something new.
@@ -67,11 +71,7 @@ class Gallery:
         """
         side = self.takes(new.modality)
         if side is None:
-            known = ", ".join(
-                f"{self.names[s]} by {store.encoder.get('name')}"
-                for s, store in self.stores.items()
-            )
-            raise UserError(f"no encoder takes {new.modality} ({known})")
+            raise UserError(none_takes(self._encoders, self.names, new.modality))
         with self._lock:  # a network at a time
             rows = encode_new(self.encoder(side), new)
         return self._found(side, torch.from_numpy(np.asarray(rows)), k, None)
@@ -137,8 +137,6 @@ class Gallery:
 
     def matching(self, words: str) -> tuple[str, int] | None:
         """A row whose name or whole text these words are."""
-        from gera_lightning.commands.search import matching
-
         for side, store in self.stores.items():
             numbers = matching(store.rows, words, whole=True)
             if len(numbers):
