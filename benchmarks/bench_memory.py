@@ -74,7 +74,8 @@ def train(folder: str, preset: str, residency: str) -> None:
     settings = {"data.residency": residency, "cache_dir": f"{folder}/cache", **GRAPH}
     data = AlignmentDataModule(f"{folder}/a", f"{folder}/b", BUDGET, settings=settings)
     drawn, seconds = memory.peak, time.perf_counter() - began
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options = dict.fromkeys(quiet, False)
     trainer = Trainer(max_steps=STEPS, accelerator="cpu", callbacks=[Clock()], **options)
     trainer.fit(AlignmentModule(preset), datamodule=data)
     wall, processor = (ended[-1] - ended[WARM_UP - 1]) / (STEPS - WARM_UP)
