@@ -12,6 +12,7 @@ from gera_lightning.config import Experiment, load
 from gera_lightning.experiment.plan import describe, expected_seconds, plan
 from gera_lightning.experiment.results import finished_rows
 from gera_lightning.experiment.run import Run, execute
+from gera_lightning.geometry import neighbors
 from gera_lightning.utils.errors import UserError
 
 FILES: dict[str, dict[str, Any]] = {
@@ -59,6 +60,22 @@ def items(experiment) -> int:
 
 def drawn(run: Run):
     return run.stores.sample_pairs(run.config, run.budget, run.seed)
+
+
+# ---- the neighbour index ----
+
+
+def test_auto_is_the_same_run_as_flat_where_it_is_exact(experiment, monkeypatch):
+    def hashes(**settings: str) -> dict[str, str]:
+        loaded = experiment(sweep=False, methods=["geometric", "ridge"], budgets=[10], **settings)
+        return {run.method: run.hash for run in plan(loaded)}
+
+    flat = hashes(graph__index="Flat")
+    assert hashes() == flat
+    monkeypatch.setattr(neighbors, "EXACT_POINTS", 20)
+    assert hashes(graph__index="Flat") == flat
+    assert hashes()["geometric"] != flat["geometric"]
+    assert hashes()["ridge"] == flat["ridge"]  # which reads no graph settings
 
 
 # ---- extra budgets ----

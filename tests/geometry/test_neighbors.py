@@ -109,6 +109,35 @@ def test_an_inexact_index_finds_most_neighbours():
     assert found["IVF64,Flat", None] > 0.7
 
 
+AUTO = neighbors.SearchSettings(index="auto")
+
+
+def test_auto_is_exact_for_few_points_and_shares_the_cache_of_flat(tmp_path):
+    x = cloud(200)
+    for how in (neighbors.EXACT, AUTO):
+        graph = neighbors.cached_knn_graph(x, 5, key={}, cache_dir=tmp_path, how=how)
+        assert torch.equal(graph.indices, neighbors.knn_graph(x, 5).indices)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("first", [8, 1])
+def test_auto_finds_most_neighbours_of_many_points(monkeypatch, caplog, first):
+    monkeypatch.setattr(neighbors, "EXACT_POINTS", 1000)
+    monkeypatch.setattr(neighbors, "FIRST_PROBES", first)
+    x = torch.nn.functional.normalize(cloud(3000, 12), dim=1)
+    x[:200] = x[0]  # copies, and lists of nothing else
+    exact, graph = neighbors.knn_graph(x, 5), neighbors.knn_graph(x, 5, how=AUTO)
+    near = exact.distances2[:, -1:] + 1e-5
+    assert (graph.distances2 <= near).float().mean() > 0.93  # 95 % of a sample of points
+    d2 = (x[graph.indices] - x.unsqueeze(1)).square().sum(2)
+    torch.testing.assert_close(graph.distances2, d2)  # exact, though it searches half floats
+    again = neighbors.knn_graph(x, 5, how=AUTO)
+    assert torch.equal(again.indices, graph.indices)
+    [message] = {record.getMessage() for record in caplog.records}
+    assert message.startswith("3,000 points: ")
+    assert "of 219 lists" in message
+
+
 @pytest.mark.parametrize(
     ("index", "dim", "fits"),
     [

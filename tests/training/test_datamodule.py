@@ -128,6 +128,32 @@ def test_test_rows_leave_no_trace(stores, drawn, rows, make, make_store, stream_
     assert again.a.key["data"] != rows.a.key["data"]  # the stores do differ
 
 
+@pytest.mark.parametrize("paired_anchors", [False, True])
+def test_batches_are_the_same_wherever_the_pools_are(stores, drawn, stream_of, paired_anchors):
+    """Also those that a thread reads ahead of the steps."""
+    batches = {}
+    for residency in ("memory", "disk"):
+        data = stream_of(
+            load_rows(*stores, drawn, residency=residency),
+            unpaired=6,
+            paired_anchors=paired_anchors,
+        )
+        data.prepare_data()
+        data.setup()
+        assert data.reads_disk == (residency == "disk")
+        steps = list(data.train_dataloader())
+        assert all(isinstance(step, Batch) == data.reads_disk for step in steps)
+        batches[residency] = [
+            data.transfer_batch_to_device(step, torch.device("cpu"), 0) for step in steps
+        ]
+    assert len(batches["disk"]) == 12
+    for memory, disk in zip(*batches.values(), strict=True):
+        assert same(memory, disk)
+        assert torch.equal(memory.unpaired_a.rows, disk.unpaired_a.rows)
+        assert torch.equal(memory.unpaired_b.rows, disk.unpaired_b.rows)
+        assert (memory.step, memory.count) == (disk.step, disk.count)
+
+
 def test_the_key_tells_rows_and_preprocessing_apart(stores, drawn):
     pairs, pool = drawn.pairs_b, drawn.pool_b
     keys = [

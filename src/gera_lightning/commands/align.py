@@ -180,7 +180,7 @@ def align_experiment(
         pool_size=chosen.data.pool_size,
         extra_views=chosen.data.extra_views,
     )
-    training = load_rows(a, b, draw, center=chosen.data.center)
+    training = load_rows(a, b, draw, center=chosen.data.center, residency=chosen.data.residency)
     aligner = _fitted(
         chosen,
         training,

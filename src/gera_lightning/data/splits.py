@@ -56,15 +56,23 @@ def split_units(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> np.ndarray:
     >>> split_units(a, b).tolist()
     ['seven, row 7-ann', 'seven, row 7-ben', 'x']
     """
+    of_class = _of_class(rows_a, rows_b)
+    if not of_class.any():
+        return rows_a["item"].to_numpy(dtype=str)
     units: np.ndarray = rows_a["item"].to_numpy(dtype=object, copy=True)
-    if "split" in rows_b:
-        of_class = rows_a["item"].isin(rows_b["item"][rows_b["split"] == "both"])
-        if "split" in rows_a:
-            of_class &= rows_a["split"] != "both"
-        if of_class.any():
-            alone = rows_a[of_class]
-            units[of_class.to_numpy()] = alone["item"] + ", row " + alone["row"]
+    alone = rows_a[of_class]
+    units[of_class] = alone["item"] + ", row " + alone["row"]
     return units.astype(str)
+
+
+def _of_class(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> np.ndarray:
+    """Rows of a whose item is a class and which are none of its names, `[N_a]`."""
+    if "split" not in rows_b:
+        return np.zeros(len(rows_a), dtype=bool)
+    of_class = rows_a["item"].isin(rows_b["item"][rows_b["split"] == "both"])
+    if "split" in rows_a:
+        of_class &= rows_a["split"] != "both"
+    return of_class.to_numpy()
 
 
 def item_families(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.Series:
@@ -224,12 +232,12 @@ def _sides(families: pd.Series, given: pd.Series, test_share: float) -> pd.Serie
     """Side of every item: train, test, both or unused."""
     side = given.reindex(families.index).astype(object)
     side_of_family = _sides_of_families(families, side)
-    undecided = side.isna()
-    for family in families[undecided].unique():
+    undecided = families[side.isna()]
+    for family in undecided.unique():
         if family not in side_of_family:
             in_test = unit_hash(f"test:{family}") < test_share
             side_of_family[family] = "test" if in_test else "train"
-    side[undecided] = [side_of_family[family] for family in families[undecided]]
+    side[side.isna()] = undecided.map(side_of_family).to_numpy(dtype=object)
     return side
 
 
@@ -467,8 +475,7 @@ def _stream(seed: int, purpose: int) -> np.random.Generator:
 
 def _classes(rows_a: pd.DataFrame, rows_b: pd.DataFrame, item_names: pd.Index) -> np.ndarray:
     """Which items are classes, see `split_units`."""
-    of_class = split_units(rows_a, rows_b) != rows_a["item"].to_numpy(dtype=str)
-    return item_names.isin(rows_a["item"][of_class])
+    return item_names.isin(rows_a["item"][_of_class(rows_a, rows_b)])
 
 
 def _check_budget(budget: int, reserved_pairs: int, pairs: int, matched: int) -> None:

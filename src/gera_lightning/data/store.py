@@ -210,14 +210,13 @@ class EmbeddingStore:
                 was written.
             IndexError: an index beyond the store, or a mask of another length.
         """
-        index = np.arange(self.count)[_as_index(indices)]
+        index = _row_numbers(indices, self.count)
         out = np.empty((len(index), self.dim), dtype=np.float32)
         shard_of = np.searchsorted(self._starts, index, side="right") - 1
-        for number, vectors in enumerate(self._vectors):
+        for number in np.unique(shard_of):
+            self._check(self.shards[number].vectors, self.shards[number].vectors_sha256)
             in_shard = np.flatnonzero(shard_of == number)
-            if len(in_shard):
-                self._check(self.shards[number].vectors, self.shards[number].vectors_sha256)
-                out[in_shard] = vectors[index[in_shard] - self._starts[number]]
+            out[in_shard] = self._vectors[number][index[in_shard] - self._starts[number]]
         finite = np.isfinite(out)
         if not finite.all():
             not_finite = index[~finite.all(axis=1)]
@@ -259,11 +258,19 @@ def _not_as_written(path: Path) -> UserError:
     )
 
 
-def _as_index(indices: np.ndarray | Sequence[int] | slice) -> np.ndarray | slice:
+def _row_numbers(indices: np.ndarray | Sequence[int] | slice, count: int) -> np.ndarray:
+    """Numbers 0..count-1 of the rows that are asked for; negative ones count from the end."""
     if isinstance(indices, slice):
-        return indices
+        return np.arange(*indices.indices(count))
     index = np.asarray(indices)
-    return index if index.dtype == bool else index.astype(np.int64)  # an empty list is of floats
+    if index.dtype == bool:
+        if index.shape != (count,):
+            raise IndexError(f"a mask of shape {index.shape} for {count} rows")
+        return np.flatnonzero(index)
+    index = index.astype(np.int64)  # an empty list is of floats
+    if index.size and not -count <= index.min() <= index.max() < count:
+        raise IndexError(f"rows {index.min()} to {index.max()} of {count}")
+    return index % count
 
 
 def _no_store(path: Path) -> UserError:
@@ -344,7 +351,8 @@ def check_rows(table: pd.DataFrame, where: str) -> None:
         if table[column].isna().any():
             position = int(table[column].isna().argmax())
             raise UserError(f"has an empty {column!r} at position {position}", key=where)
-        no_text = next((value for value in table[column] if not isinstance(value, str)), None)
+        values = [] if isinstance(table[column].dtype, pd.StringDtype) else table[column]
+        no_text = next((value for value in values if not isinstance(value, str)), None)
         if no_text is not None:
             raise UserError(
                 f"has {no_text} in column {column!r}, which is not text",

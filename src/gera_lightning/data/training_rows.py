@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from gera_lightning.data.splits import Sample, split_units
 from gera_lightning.data.store import EmbeddingStore
+from gera_lightning.data.stored_rows import StoredRows, stay_on_disk
 from gera_lightning.geometry.neighbors import SPARE_NEIGHBORS, NeighborGraph
-from gera_lightning.models.preprocessing import CHUNK, Preprocessing
+from gera_lightning.models.preprocessing import Preprocessing
+from gera_lightning.utils.arrays import Rows
 
 
 @dataclass(frozen=True)
@@ -25,26 +28,45 @@ class Modality:
 
     Attributes:
         pairs: paired rows `[n, D]`.
-        pool: unpaired rows `[N, D]`.
+        pool: unpaired rows `[N, D]`: a tensor, or `StoredRows` that stay on disk.
         preprocess: the preprocessing fitted on both.
         key: what identifies the rows, for caches: checksums, row subset, preprocessing.
         pool_units: unit of each pool row, see `split_units`, `[N]`.
+        pair_numbers: numbers of the pairs in the store, where the pool is `StoredRows`.
         whole: the modality whose pool this one's is a part of, and which rows of it, bool; None
             where it is no part.
     """
 
     pairs: Tensor
-    pool: Tensor
+    pool: Rows
     preprocess: Preprocessing
     key: dict[str, str]
     pool_units: np.ndarray
+    pair_numbers: np.ndarray | None = None
     whole: tuple[Modality, Tensor] | None = None
 
     def to(self, device: torch.device) -> Modality:
         """The rows on another device; the preprocessing stays where it is."""
         if self.pairs.device == device:
             return self
-        return replace(self, pairs=self.pairs.to(device), pool=self.pool.to(device), whole=None)
+        pool = self.pool[:].to(device)
+        return replace(self, pairs=self.pairs.to(device), pool=pool, whole=None)
+
+    def in_memory(self) -> Modality:
+        """The modality with its pool as a tensor."""
+        if isinstance(self.pool, Tensor):
+            return self
+        whole = self.whole and (self.whole[0].in_memory(), self.whole[1])
+        return replace(self, pool=self.pool[:], whole=whole)
+
+    def points(self, positions: np.ndarray) -> Rows:
+        """The pool, then the pairs at `positions`: `[N + n, D]`."""
+        pairs = torch.from_numpy(positions)
+        if isinstance(self.pool, Tensor):
+            return torch.cat([self.pool, self.pairs[pairs.to(self.pairs.device)]])
+        assert self.pair_numbers is not None
+        numbers = np.concatenate([self.pool.numbers, self.pair_numbers[positions]])
+        return replace(self.pool, numbers=numbers)
 
     def pool_graph(self, k: int, search: Callable[[Modality, int], NeighborGraph]) -> NeighborGraph:
         """The graph of the pool's k nearest neighbours, that of a part taken from the whole pool's.
@@ -70,7 +92,7 @@ class Modality:
             of_whole[self.whole[1]] = kept
         return replace(
             self,
-            pool=self.pool[kept],
+            pool=self.pool.subset(mask) if isinstance(self.pool, StoredRows) else self.pool[kept],
             pool_units=self.pool_units[mask],
             key={**self.key, "pool": subset},
             whole=(whole, of_whole),
@@ -126,10 +148,13 @@ def modality_of(
             [0., 1.]]))
     """
     preprocess = Preprocessing.fit(x, center)
-    for rows in x.split(CHUNK):  # in place: a copy of a large pool may not fit
-        rows.copy_(preprocess(rows))
-    mean = "none" if preprocess.mean is None else digest(preprocess.mean.numpy())
-    return Modality(x[:count], x[count:], preprocess, {**key, "mean": mean}, pool_units)
+    x = preprocess.overwrite(x)
+    key = {**key, "mean": _mean_key(preprocess)}
+    return Modality(x[:count], x[count:], preprocess, key, pool_units)
+
+
+def _mean_key(preprocess: Preprocessing) -> str:
+    return "none" if preprocess.mean is None else digest(preprocess.mean.numpy())
 
 
 def load_modality(
@@ -139,29 +164,52 @@ def load_modality(
     *,
     center: bool = True,
     units: np.ndarray | None = None,
+    on_disk: bool = False,
 ) -> Modality:
-    """Read the paired and unpaired rows of one modality; its preprocessing sees no others.
+    """The paired and unpaired rows of one modality; its preprocessing sees no others.
 
     Args:
         store: the store.
         pairs, pool: row numbers.
         center: see `Preprocessing`.
         units: unit of every row of the store; by default its item.
+        on_disk: the pool is `StoredRows`, whose values are the same to the bit.
     """
-    x = torch.from_numpy(store.read(np.concatenate([pairs, pool])))
+    rows = StoredRows(store, np.concatenate([pairs, pool]))
     key = {"data": store.data_hash, "rows": digest(np.concatenate([pairs, [-1], pool]))}
     units = store.rows["item"].to_numpy(dtype=str) if units is None else units
-    return modality_of(x, len(pairs), units[pool], key, center=center)
+    if not on_disk:
+        return modality_of(rows[:], len(pairs), units[pool], key, center=center)
+    preprocess = Preprocessing.fit(rows, center)
+    key["mean"] = _mean_key(preprocess)
+    # their own: an aligner takes the other to its device
+    rows = replace(rows, preprocess=Preprocessing(preprocess.mean))
+    x, rows = rows[: len(pairs)], replace(rows, numbers=pool)
+    return Modality(x, rows, preprocess, key, units[pool], pair_numbers=pairs)
 
 
 def load_rows(
-    store_a: EmbeddingStore, store_b: EmbeddingStore, sample: Sample, *, center: bool = True
+    store_a: EmbeddingStore,
+    store_b: EmbeddingStore,
+    sample: Sample,
+    *,
+    center: bool = True,
+    residency: str = "auto",
 ) -> TrainingRows:
-    """Read the training rows of a sample."""
+    """The training rows of a sample.
+
+    Args:
+        store_a, store_b: what it was drawn from.
+        sample: their row numbers.
+        center: see `Preprocessing`.
+        residency: where the pools are kept, as `data.residency`.
+    """
     units = split_units(store_a.rows, store_b.rows)
+    cells = len(sample.pool_a) * store_a.dim + len(sample.pool_b) * store_b.dim
+    how: Any = {"center": center, "on_disk": stay_on_disk(residency, cells)}
     return TrainingRows(
-        a=load_modality(store_a, sample.pairs_a, sample.pool_a, center=center, units=units),
-        b=load_modality(store_b, sample.pairs_b, sample.pool_b, center=center),
+        a=load_modality(store_a, sample.pairs_a, sample.pool_a, units=units, **how),
+        b=load_modality(store_b, sample.pairs_b, sample.pool_b, **how),
         items=sample.items,
         units=units[sample.pairs_a],
     )

@@ -17,7 +17,7 @@ from gera_lightning.data import splits
 from gera_lightning.experiment.paired_stores import Stores
 from gera_lightning.experiment.results import finished_rows
 from gera_lightning.experiment.run import Run
-from gera_lightning.training.method import Method
+from gera_lightning.training.method import Method, search_settings
 from gera_lightning.training.preflight import check
 from gera_lightning.utils.errors import UserError
 
@@ -47,7 +47,14 @@ def plan(experiment: Experiment) -> list[Run]:
         except UserError as error:
             raise UserError(f"{error} (method {name})") from error
     runs = [
-        Run(experiment.name, name, budget, seed, at_budget(config, budget), of_seed[seed])
+        Run(
+            experiment.name,
+            name,
+            budget,
+            seed,
+            with_index(at_budget(config, budget), of_seed[seed]),
+            of_seed[seed],
+        )
         for budget in common.budgets
         for seed in common.seeds
         for name, config in experiment.methods.items()
@@ -64,7 +71,7 @@ def plan(experiment: Experiment) -> list[Run]:
             name,
             budget,
             seed,
-            at_budget(experiment.methods[name], budget, extra=True),
+            with_index(at_budget(experiment.methods[name], budget, extra=True), of_seed[seed]),
             of_seed[seed],
         )
         for budget, name in extra
@@ -95,6 +102,16 @@ def at_budget(config: Config, budget: int, *, extra: bool = False) -> Config:
             if extra
             else data
         ),
+    )
+
+
+def with_index(config: Config, stores: Stores) -> Config:
+    """The settings with `graph.index: Flat` for `auto` where that is exact for any pool of these
+    stores: both are then the same run.
+    """
+    settings = search_settings(config.graph).of_points(max(len(stores.a), len(stores.b)))
+    return dataclasses.replace(
+        config, graph=dataclasses.replace(config.graph, index=settings.index)
     )
 
 

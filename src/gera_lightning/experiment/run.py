@@ -184,7 +184,10 @@ def _execute(run: Run, progress: ProgressCallback, first: bool) -> dict[str, Any
         first or run.config.closed_form is None
     ):  # closed forms have nothing for several processes to share
         draw = run.stores.sample_pairs(run.config, run.budget, run.seed)
-        rows = load_rows(run.stores.a, run.stores.b, draw, center=run.config.data.center)
+        data = run.config.data
+        rows = load_rows(
+            run.stores.a, run.stores.b, draw, center=data.center, residency=data.residency
+        )
         fitted = fit(
             TrainingSet(
                 run.parts,

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from gera_lightning.utils.arrays import Array, as_numpy, float_rows
+from gera_lightning.utils.arrays import Array, Rows, as_numpy, blocks, float_rows
 from gera_lightning.utils.errors import UserError, check_one_of
 from gera_lightning.utils.files import atomic_write, replace_atomically
 from gera_lightning.utils.version import package_version
@@ -37,6 +37,20 @@ SPARE_NEIGHBORS = 8
 """Neighbours that are found beyond those asked for where graphs of parts of the points will be
 asked for too: they then have enough without a search, see `NeighborGraph.subset`.
 """
+AUTO = "auto"
+"""The index that follows from the number of points."""
+EXACT_POINTS = 2**16
+"""Number of points up to which `auto` searches exactly."""
+LISTS_PER_ROOT = 4
+"""Lists that `auto` makes of n points, as a multiple of their square root."""
+POINTS_PER_LIST = 64
+"""Points that lists are made of under `auto`, for each list; FAISS asks for 39."""
+FIRST_PROBES, MIN_RECALL, RECALL_QUERIES = 8, 0.95, 256
+"""`auto` visits so many lists, or more until it finds this share of the nearest neighbours of so
+many queries.
+"""
+BLOCK = 2**16
+"""Points that are added to an index, or searched for, at once."""
 WORTH_A_GPU = 2**24
 """Number of distances from which FAISS searches on GPUs: for fewer the CPU is done in the tenth of
 a second that a GPU takes to set up.
@@ -52,9 +66,11 @@ class SearchSettings:
             the CPU; `torch` searches exactly, and builds graphs on an accelerator if there is one.
             Rows that already lie on an accelerator are searched there by torch if `index` is exact.
         index: FAISS index factory string; `Flat` is exact, `IVF4096,Flat` and the like are for
-            millions of points. Distances are always those of the rows themselves.
+            millions of points. `auto` is `Flat` up to 65,536 points, and for n points beyond that
+            an inverted file of `4 sqrt(n)` lists. Distances are always those of the rows
+            themselves.
         nprobe: lists of an inverted file (`IVF...`) that a search visits; more lists find more
-            neighbours; None: one in 16.
+            neighbours; None: one in 16, under `auto` as many as find 95 % of the neighbours.
         shard: several GPUs hold a share of the points each; False: a copy each.
 
     >>> knn_graph(torch.eye(4), k=2, how=SearchSettings("torch")).indices.shape
@@ -69,6 +85,11 @@ class SearchSettings:
     def __post_init__(self) -> None:
         check_one_of("backend", self.backend, BACKENDS)
 
+    def of_points(self, count: int) -> SearchSettings:
+        """The same, with `Flat` for `auto` where that is exact for so many points."""
+        exact = self.backend == "torch" or count <= EXACT_POINTS
+        return replace(self, index=EXACT.index) if self.index == AUTO and exact else self
+
     def check(self, dim: int) -> None:
         """Refuse an index that a search of points of width `dim` would refuse later.
 
@@ -79,17 +100,19 @@ class SearchSettings:
         if self.backend == "faiss":
             self.make_index(dim, "l2")
 
-    def make_index(self, dim: int, metric: str) -> Any:
-        """An empty FAISS index of points of width `dim`.
+    def make_index(self, dim: int, metric: str, count: int = 0) -> Any:
+        """An empty FAISS index for `count` points of width `dim`.
 
         Raises:
             UserError: as `check`.
         """
         import faiss
 
+        # half floats: they decide what is found, and its distances are measured again
+        name = f"IVF{_lists(count)},SQfp16" if self.index == AUTO else self.index
         try:
             index = faiss.index_factory(
-                dim, self.index, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+                dim, name, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
             )
         except RuntimeError as error:
             raise UserError(
@@ -100,7 +123,8 @@ class SearchSettings:
             ) from error
         inverted = faiss.try_extract_index_ivf(index)
         if inverted is not None:
-            inverted.nprobe = min(self.nprobe or max(1, inverted.nlist // 16), inverted.nlist)
+            default = FIRST_PROBES if self.index == AUTO else max(1, inverted.nlist // 16)
+            inverted.nprobe = min(self.nprobe or default, inverted.nlist)
         return index
 
 
@@ -154,7 +178,7 @@ class NeighborGraph:
         """The graph of fewer neighbours, or all that there are."""
         return NeighborGraph(self.indices[:, :k], self.distances2[:, :k])
 
-    def subset(self, kept: Tensor, points: Tensor, k: int) -> NeighborGraph:
+    def subset(self, kept: Tensor, points: Rows, k: int) -> NeighborGraph:
         """The graph of some of the points: `knn_graph(points, k)` without searching again.
 
         A point whose list has fewer than k of them left is searched for.
@@ -184,7 +208,7 @@ class NeighborGraph:
 
 
 def search(
-    queries: Tensor, points: Tensor, k: int, *, metric: str = "l2", how: SearchSettings = EXACT
+    queries: Rows, points: Rows, k: int, *, metric: str = "l2", how: SearchSettings = EXACT
 ) -> tuple[Tensor, Tensor]:
     """The k nearest points of each query.
 
@@ -209,24 +233,25 @@ def search(
     check_one_of("metric", metric, METRICS)
     k = min(k, len(points))
     if k == 0 or len(queries) == 0:
-        nothing = queries.new_zeros(len(queries), k)
+        nothing = torch.zeros(len(queries), k, device=queries.device)
         return nothing, nothing.long()
+    how = how.of_points(len(points))
     # rows on an accelerator stay there
     if how.backend == "torch" or (how == EXACT and queries.device.type != "cpu"):
-        return _torch_search(queries, points, k, metric)
-    values, found = _faiss_search(as_numpy(queries), as_numpy(points), k, metric, how)
+        return _torch_search(queries[:], points[:], k, metric)
+    values, found = _faiss_search(queries, points, k, metric, how)
     numbers = torch.from_numpy(found).to(queries.device)
     if how.index == EXACT.index:
-        return torch.from_numpy(values).to(queries), numbers
+        return torch.from_numpy(values).to(queries[:0]), numbers
     return _ranked(queries, points, numbers, metric)
 
 
-def _ranked(queries: Tensor, points: Tensor, found: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+def _ranked(queries: Rows, points: Rows, found: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """The found points of each query with their distances, nearest first.
 
     An index that compresses (`PQ`, `PCA`, `LSH`, ...) measures compressed rows.
     """
-    values = torch.empty(found.shape, dtype=queries.dtype, device=queries.device)
+    values = torch.empty(found.shape, dtype=queries[:0].dtype, device=queries.device)
     at_once = max(1, CELLS // found.shape[1] // queries.shape[1])
     for rows in torch.arange(len(queries)).split(at_once):
         near, of = points[found[rows]], queries[rows].unsqueeze(1)
@@ -272,18 +297,26 @@ class GrowingIndex:
 
 
 def _faiss_search(
-    queries: np.ndarray, points: np.ndarray, k: int, metric: str, how: SearchSettings
+    queries: Rows, points: Rows, k: int, metric: str, how: SearchSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    index, answer = how.make_index(points.shape[1], metric), None
+    index, answer = how.make_index(points.shape[1], metric, len(points)), None
+    auto, inverted = how.index == AUTO, faiss.try_extract_index_ivf(index)
+    lists = 0 if inverted is None else inverted.nlist
+    # of more than 256 points a list FAISS takes a part itself
+    train_on = max(BLOCK, lists * (POINTS_PER_LIST if auto else 256))
+    tuned_for = metric if auto and how.nprobe is None else None
+    ask = partial(
+        _answer, queries=queries, points=points, k=k, train_on=train_on, tuned_for=tuned_for
+    )
     large = len(queries) * len(points) >= WORTH_A_GPU
     if large and hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
         options = faiss.GpuMultipleClonerOptions()
         options.shard = how.shard and faiss.get_num_gpus() > 1
         try:
-            answer = _answer(faiss.index_cpu_to_all_gpus(index, co=options), queries, points, k)
+            answer = ask(faiss.index_cpu_to_all_gpus(index, co=options))
         except RuntimeError as error:
             # an index without a GPU form such as HNSW, too little memory, a driver too old
             log.warning(
@@ -292,7 +325,7 @@ def _faiss_search(
                 _reason(error),
             )
     try:
-        values, found = answer or _answer(index, queries, points, k)
+        values, found = answer or ask(index)
     except RuntimeError as error:
         raise UserError(
             f"cannot be made of {len(points)} points ({_reason(error)})",
@@ -316,14 +349,86 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _answer(
-    index: Any, queries: np.ndarray, points: np.ndarray, k: int
+    index: Any, *, queries: Rows, points: Rows, k: int, train_on: int, tuned_for: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What an empty index finds once it holds the points."""
+    """What an empty index finds once it holds the points.
+
+    Where it is tuned for a metric (`_tune_probes`), a query that finds fewer than k points visits
+    all lists.
+    """
     if not index.is_trained:
-        index.train(points)
-    index.add(points)
-    values, found = index.search(queries, k)
-    return values, found
+        index.train(as_numpy(points[_spaced(len(points), train_on)]))
+    for block in blocks(points, BLOCK):
+        index.add(as_numpy(block))
+    if tuned_for:
+        _tune_probes(index, queries, points, k, tuned_for)
+    found = [index.search(as_numpy(block), k) for block in blocks(queries, BLOCK)]
+    values, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    few = np.flatnonzero((numbers < 0).any(1))
+    if tuned_for and len(few):
+        _set_probes(index, _lists(len(points)))
+        values[few], numbers[few] = index.search(as_numpy(queries[torch.from_numpy(few)]), k)
+    return values, numbers
+
+
+def _spaced(count: int, most: int) -> Tensor:
+    """Numbers of at most `most` of `count` rows, evenly spaced."""
+    return torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).round().long()
+
+
+def _tune_probes(index: Any, queries: Rows, points: Rows, k: int, metric: str) -> None:
+    """Let an inverted file visit more lists until it finds `MIN_RECALL` of the neighbours.
+
+    That is measured on `RECALL_QUERIES` queries, against exact search: the share of what is found
+    that is as near as the k-th neighbour. Where the points are searched for among themselves, each
+    finds itself, which does not count.
+    """
+    some, lists = queries[_spaced(len(queries), RECALL_QUERIES)], _lists(len(points))
+    sign, own = (1 if metric == "l2" else -1), int(queries is points)
+    # as far as the k-th neighbour, and what rounding may make of it
+    far = sign * _kth_value(some, points, k, metric) + 1e-5 * some.square().sum(1, keepdim=True)
+    probes = FIRST_PROBES
+    while True:
+        _set_probes(index, probes)
+        numbers = torch.from_numpy(index.search(as_numpy(some), k)[1]).to(some.device)
+        values = sign * _ranked(some, points, numbers.clamp(min=0), metric)[0]
+        hits = ((values <= far) & (numbers >= 0)).sum(1).double().mean()
+        recall = (float(hits) - own) / max(1, k - own)
+        if recall >= MIN_RECALL or probes == lists:
+            break
+        probes = min(lists, probes + (probes + 1) // 2)
+    log.warning(
+        "%s points: %d of %d lists are searched (graph.index=auto), which finds %.1f %% of the"
+        " %d nearest neighbours of %d of them",
+        f"{len(points):,}",
+        probes,
+        lists,
+        100 * recall,
+        k - own,
+        len(some),
+    )
+
+
+def _set_probes(index: Any, probes: int) -> None:
+    import faiss
+
+    space = getattr(faiss, "GpuParameterSpace", faiss.ParameterSpace)
+    space().set_index_parameter(index, "nprobe", probes)
+
+
+def _kth_value(queries: Tensor, points: Rows, k: int, metric: str) -> Tensor:
+    """Exact distance or product of each query and its k-th neighbour, `[n, 1]`."""
+    best = queries[:, :0]
+    for block in blocks(points, BLOCK):
+        more = _torch_search(queries, block, min(k, len(block)), metric)[0]
+        best = torch.cat([best, more], dim=1)
+        best = best.topk(min(k, best.shape[1]), dim=1, largest=metric == "ip").values
+    return best[:, -1:]
+
+
+def _lists(count: int) -> int:
+    """Lists that `auto` makes of so many points."""
+    return max(1, round(LISTS_PER_ROOT * count**0.5))
 
 
 def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
@@ -337,13 +442,13 @@ def _torch_search(queries: Tensor, points: Tensor, k: int, metric: str) -> tuple
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 
-def knn_graph(x: Array, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph:
+def knn_graph(x: Array | Rows, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph:
     """Neighbour graph of points `[N, D]`.
 
     A point is dropped from its own neighbours **by number**, so duplicates keep each other.
 
     Args:
-        x: points, a tensor or a NumPy array.
+        x: points: a tensor, a NumPy array, or rows that stay on disk, of which blocks are read.
         k: neighbours per point; with `k >= N` every other point is one (`K = N - 1`).
         how: backend and index.
 
@@ -354,7 +459,7 @@ def knn_graph(x: Array, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph
     >>> graph.indices.tolist(), graph.distances2.tolist()
     ([[1], [0], [1]], [[1.0], [1.0], [4.0]])
     """
-    if not isinstance(x, Tensor):
+    if isinstance(x, np.ndarray):
         x = float_rows(x, "x")
     n = len(x)
     if n < 2:
@@ -373,7 +478,7 @@ def knn_graph(x: Array, k: int, *, how: SearchSettings = EXACT) -> NeighborGraph
 
 
 def cached_knn_graph(
-    x: Tensor, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, how: SearchSettings = EXACT
+    x: Rows, k: int, *, key: Mapping[str, Any], cache_dir: str | Path, how: SearchSettings = EXACT
 ) -> NeighborGraph:
     """`knn_graph`, kept in `cache_dir` under the hash of `key` and the search settings.
 
@@ -384,6 +489,7 @@ def cached_knn_graph(
             its mean's hash.
         cache_dir: folder of cached graphs; a damaged file is rebuilt.
     """
+    how = how.of_points(len(x))
     identity = {
         **key,
         "k": k,
@@ -407,7 +513,7 @@ def cached_knn_graph(
         graph = _kept_graph(path, shape)  # another process may have built it meanwhile
         if graph is None:
             if how.backend == "torch" and torch.accelerator.is_available():
-                x = x.to(torch.accelerator.current_accelerator())
+                x = x[:].to(torch.accelerator.current_accelerator())
             graph = knn_graph(x, k, how=how)
             tensors = {
                 "indices": graph.indices.int().cpu().contiguous(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gera_lightning.models.maps import normalized
+from gera_lightning.utils.arrays import Rows, blocks
 
 CHUNK = 16_384
 """Rows that are preprocessed, or mapped, at once."""
@@ -34,15 +35,21 @@ class Preprocessing(nn.Module):
         self.register_buffer("mean", mean)
 
     @classmethod
-    def fit(cls, x: Tensor, center: bool = True) -> Preprocessing:
+    def fit(cls, x: Rows, center: bool = True) -> Preprocessing:
         """From training rows `[n, D]`, `CHUNK` of them at a time."""
         if not center:
             return cls(None)
         # sums in float64: those of many float32 rows would lose digits
-        sums = [normalized(rows).sum(0, dtype=torch.float64) for rows in x.split(CHUNK)]
-        return cls((torch.stack(sums).sum(0) / len(x)).to(x.dtype))
+        sums = [normalized(rows).sum(0, dtype=torch.float64) for rows in blocks(x, CHUNK)]
+        return cls((torch.stack(sums).sum(0) / len(x)).to(x[:0].dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, D] -> [n, D]`."""
         x = normalized(x)
         return x if self.mean is None else normalized(x - self.mean)
+
+    def overwrite(self, x: Tensor) -> Tensor:
+        """The same in the place of `x`, `CHUNK` rows at a time: two copies may not fit."""
+        for rows in x.split(CHUNK):
+            rows.copy_(self(rows))
+        return x

@@ -7,7 +7,8 @@ Legend: `A` anchors, `M = K + 1` points of a patch, `U` distinct points of all p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,7 +18,18 @@ from gera_lightning.data.training_rows import TrainingRows
 
 
 @dataclass(frozen=True)
-class Patches:
+class OnDevice:
+    """A dataclass of tensors, of numbers, and of the like."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: v.to(device) for name, v in values.items() if hasattr(v, "to")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Patches(OnDevice):
     """Anchors of one modality with their neighbours.
 
     Attributes:
@@ -32,7 +44,7 @@ class Patches:
 
 
 @dataclass(frozen=True)
-class Unpaired:
+class Unpaired(OnDevice):
     """Unpaired rows of one modality, without neighbours.
 
     Attributes:
@@ -45,7 +57,7 @@ class Unpaired:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(OnDevice):
     """One process's share of a step.
 
     Attributes:
@@ -126,7 +138,7 @@ class StepRows:
 
 
 @dataclass(frozen=True)
-class HeldOutPairs:
+class HeldOutPairs(OnDevice):
     """Held-out pairs, and what joins them in the galleries.
 
     Attributes:
@@ -168,11 +180,6 @@ class HeldOutPairs:
             more_b,
             name_of.to(more_b.device),
         )
-
-    def to(self, device: torch.device | str) -> HeldOutPairs:
-        """The same on a device."""
-        tensors = (getattr(self, field.name) for field in fields(self))
-        return HeldOutPairs(*(tensor.to(device) for tensor in tensors))
 
     @property
     def unnamed(self) -> Tensor:

@@ -7,13 +7,16 @@ patches, `n` unpaired rows without a patch, `D` width, `w` processes.
 The global batch is a pure function of (seed, step), whatever the number of processes: process r of
 w takes rows r::w of pairs, and the r-th part of the anchors. There is no sampler state to save, and
 going on in mid-epoch is exact. The stream holds row numbers only; rows are gathered where the batch
-is wanted, from a copy that stays on that device.
+is wanted, from a copy that stays on that device. Of pools that stay on disk it holds the rows,
+which a thread reads a few steps ahead.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +45,13 @@ from gera_lightning.training.batch import (
 )
 from gera_lightning.training.method import Method, search_settings
 from gera_lightning.training.training_set import TrainingSet
+from gera_lightning.utils.arrays import Rows
 from gera_lightning.utils.distributed import world
 from gera_lightning.utils.errors import UserError
 from gera_lightning.utils.progress import no_progress
+
+STEPS_AHEAD = 4
+"""Steps whose rows are read from disk before they are asked for."""
 
 
 class AlignmentDataModule(LightningDataModule):
@@ -113,7 +120,7 @@ class AlignmentDataModule(LightningDataModule):
         self.graphs: dict[str, NeighborGraph] = {}
         self._anchors: dict[str, RowStream] = {}
         self._unpaired: dict[str, RowStream] = {}
-        self._resident: tuple[torch.device, dict[str, Tensor]] | None = None
+        self._resident: tuple[torch.device, dict[str, Rows]] | None = None
 
     def _hold_out(self, fold: int) -> None:
         """Train on the pairs outside a fold, without pool rows of the families in it."""
@@ -145,12 +152,12 @@ class AlignmentDataModule(LightningDataModule):
                     " least 2: lower data.reserved_pairs, add unpaired rows, or take the loss out"
                 )
 
-    def points(self, side: str) -> Tensor:
+    def points(self, side: str) -> Rows:
         """The rows that anchors and neighbours are drawn from, `[N, D]`."""
         modality: Modality = getattr(self.rows, side)
         if not self.config.batch.paired_anchors:
             return modality.pool
-        return torch.cat([modality.pool, modality.pairs[torch.from_numpy(self.positions)]])
+        return modality.points(self.positions)
 
     def _graph(self, side: str) -> NeighborGraph:
         graph, paired = self.config.graph, self.config.batch.paired_anchors
@@ -217,7 +224,15 @@ class AlignmentDataModule(LightningDataModule):
             **unpaired,
         )
 
-    def train_dataloader(self) -> DataLoader[StepRows]:
+    @property
+    def reads_disk(self) -> bool:
+        """Whether steps hold rows that stay on disk."""
+        return any(
+            not isinstance(getattr(self.rows, side).pool, Tensor)
+            for side in {**self.graphs, **self._unpaired}
+        )
+
+    def train_dataloader(self) -> DataLoader[StepRows | Batch]:
         """The steps that are ahead."""
         return DataLoader(_Steps(self), batch_size=None)
 
@@ -251,13 +266,17 @@ class AlignmentDataModule(LightningDataModule):
         """Gather the rows of a step, or the held-out rows, on `device`."""
         if isinstance(batch, StepRows):
             return self.gather(batch, device)
-        return self.held_out_batch(device)
+        return batch.to(device) if isinstance(batch, Batch) else self.held_out_batch(device)
 
     def gather(self, step: StepRows, device: torch.device | str = "cpu") -> Batch:
-        """The rows of a step, from a copy of all rows that stays on `device`."""
+        """The rows of a step, from a copy of all rows that stays on `device`; where pools stay on
+        disk, from one on the CPU.
+        """
         device = torch.device(device)
+        if self.reads_disk and device.type != "cpu":
+            return self.gather(step).to(device)
         if self._resident is None or self._resident[0] != device:
-            tables = {
+            tables: dict[str, Rows] = {
                 "pairs_a": self.rows.a.pairs,
                 "pairs_b": self.rows.b.pairs,
                 "item": self.rows.item_numbers,
@@ -265,7 +284,10 @@ class AlignmentDataModule(LightningDataModule):
             tables |= {
                 f"points_{side}": self.points(side) for side in {**self.graphs, **self._unpaired}
             }  # the pool's rows come first
-            self._resident = device, {name: table.to(device) for name, table in tables.items()}
+            self._resident = (
+                device,
+                {n: t.to(device) if isinstance(t, Tensor) else t for n, t in tables.items()},
+            )
         table = self._resident[1]
         pairs = torch.from_numpy(step.pairs).to(device)
 
@@ -303,16 +325,30 @@ class _HeldOut(IterableDataset[int]):
         yield 0
 
 
-class _Steps(IterableDataset[StepRows]):
-    """This process's share of the steps that are ahead."""
+class _Steps(IterableDataset[StepRows | Batch]):
+    """This process's share of the steps that are ahead: row numbers, or where rows are read from
+    disk the rows.
+    """
 
     def __init__(self, data: AlignmentDataModule) -> None:
         self.data = data
 
-    def __iter__(self) -> Iterator[StepRows]:
+    def __iter__(self) -> Iterator[StepRows | Batch]:
         rank, size = world()
-        for step in self.data.steps_ahead():
-            yield self.data.step_rows(step, rank, size)
+        steps = (self.data.step_rows(step, rank, size) for step in self.data.steps_ahead())
+        yield from _ahead(self.data.gather, steps) if self.data.reads_disk else steps
+
+
+def _ahead(read: Callable[[StepRows], Batch], steps: Iterable[StepRows]) -> Iterator[Batch]:
+    """What is read of each step, by a thread that is `STEPS_AHEAD` steps ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[Future[Batch]] = deque()
+        for step in steps:
+            waiting.append(thread.submit(read, step))
+            if len(waiting) > STEPS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _draw_rows(
@@ -332,7 +368,7 @@ def _draw_rows(
         pool_size=data.pool_size,
         extra_views=data.extra_views,
     )
-    return load_rows(a, b, sample, center=data.center), split.families
+    return load_rows(a, b, sample, center=data.center, residency=data.residency), split.families
 
 
 def _requirements(data: AlignmentDataModule) -> frozenset[str]:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gera_lightning.aligners.base import FitData, Maps
 from gera_lightning.config import Config
@@ -105,12 +105,15 @@ class TrainingSet:
         return {name: numbers[found].to_numpy() for name, found in units.items()}
 
     def with_truncated_pools(self) -> TrainingSet:
-        """The task with what filters and closed forms look at of each pool, so that its folds copy
-        no more than that.
+        """The task with what filters and closed forms look at of each pool, in memory, so that its
+        folds copy no more than that.
         """
-        if max(len(self.rows.a.pool), len(self.rows.b.pool)) <= MOST_POOL_ROWS:
+        a, b = self.rows.a, self.rows.b
+        if max(len(a.pool), len(b.pool)) > MOST_POOL_ROWS:
+            a, b = _first_rows(a), _first_rows(b)
+        elif isinstance(a.pool, Tensor):
             return self
-        a, b = _first_rows(self.rows.a), _first_rows(self.rows.b)
+        a, b = a.in_memory(), b.in_memory()
         return dataclasses.replace(self, rows=dataclasses.replace(self.rows, a=a, b=b))
 
     def to(self, device: torch.device) -> TrainingSet:
@@ -193,7 +196,7 @@ class FilteredModality:
     @property
     def bytes(self) -> int:
         """Of its rows."""
-        return self.modality.pairs.nbytes + self.modality.pool.nbytes
+        return self.modality.pairs.nbytes + self.modality.pool[:].nbytes
 
 
 @dataclass(frozen=True)
@@ -236,9 +239,8 @@ def shared_space(
     rows = MOST_POOL_ROWS if rows is None else rows
     space = SharedSpace(map_a, map_b)
     if task.method.correction is not None:
-        device = next(
-            iter((*map_a.parameters(), task.rows.a.pool))
-        ).device  # a closed form's maps lie where its rows do
+        # a closed form's maps lie where its rows do
+        device = next(map_a.parameters(), task.rows.a.pairs).device
         pools = {
             f"pool_{s}": space.embed(s, getattr(task.rows, s).pool[:rows].to(device)) for s in "ab"
         }

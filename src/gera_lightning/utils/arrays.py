@@ -5,7 +5,8 @@ Legend: `n` rows, `D` width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,35 @@ from gera_lightning.utils.errors import UserError
 
 Array = Tensor | np.ndarray
 """Rows `[n, D]` of real numbers of any type."""
+
+
+class Rows(Protocol):
+    """Float32 rows `[n, D]` that are asked for by number: a tensor, or rows that lie on disk."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """`(n, D)`."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are once they are asked for."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor:
+        """The rows of a slice, of a mask `[n]` or of numbers, as a tensor."""
+        ...
+
+
+def blocks(rows: Rows, size: int) -> Iterator[Tensor]:
+    """All rows in order, at most `size` at a time.
+
+    >>> [len(block) for block in blocks(torch.eye(5), 2)]
+    [2, 2, 1]
+    """
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def float_rows(x: Array, name: str = "x", width: int | None = None) -> Tensor:

@@ -178,7 +178,8 @@ def pairing_p_value(experiment: Experiment, stores: Stores, budget: int, name: s
 def _training_rows(experiment: Experiment, stores: Stores, budget: int) -> TrainingRows:
     common = experiment.common
     sample = stores.sample_pairs(common, budget, common.seeds[0])
-    return load_rows(stores.a, stores.b, sample, center=common.data.center)
+    center, residency = common.data.center, common.data.residency
+    return load_rows(stores.a, stores.b, sample, center=center, residency=residency)
 
 
 def _training_set(
