@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 
 import matplotlib as mpl
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from gera_lightning.report.figures import _recall_panel, recall_curve, styles
+from gera_lightning.report.figures import Series, _recall_panel, lines, recall_curve, styles
 from gera_lightning.report.terminal import chance_line, results_table
 
 
@@ -139,3 +140,21 @@ def test_a_curve_replaces_the_former_and_leaves_no_figure_open(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert not plt.get_fignums()
     assert mpl.get_backend().lower() == "agg"
+
+
+@pytest.mark.parametrize(
+    ("budgets", "labels"),
+    [
+        ([100, 300, 1000, 3000, 10000], ["100", "300", "1000", "3000", "10000"]),
+        ([100, 1000, 8000, 10000], ["100", "1000", "", "10000"]),
+        ([0, 50, 400], ["0", "50", "400"]),
+    ],
+)
+def test_labels_of_ticks_do_not_touch(budgets, labels):
+    none = [np.nan] * len(budgets)
+    figure = lines([Series("m", budgets, budgets, none, none)], styles(["m"]), "t", "y")
+    figure.canvas.draw()
+    [axes] = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == labels
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))

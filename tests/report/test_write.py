@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -19,6 +21,8 @@ from gera_lightning.experiment import runner
 from gera_lightning.experiment.archive import unpack
 from gera_lightning.experiment.plan import plan
 from gera_lightning.experiment.results import load_sweep
+from gera_lightning.report import html
+from gera_lightning.report.document import Report, Section, Table
 from gera_lightning.report.write import keep_results, write_report
 from gera_lightning.utils.errors import UserError
 
@@ -57,7 +61,7 @@ def make_project(root: Path) -> None:
             vectors.astype(np.float32),
             pd.DataFrame(rows),
             encoder={"name": name},
-            source={"name": "t"},
+            source={"name": ODD},
             dtype="float32",
         )
     (root / "experiments" / "methods").mkdir(parents=True)
@@ -124,12 +128,13 @@ class Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.open, self.tags, self.loads, self.text = [], [], [], []
+        self.open, self.tags, self.loads, self.text, self.handlers = [], [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
         self.loads += [
             value
             for name, value in attrs
@@ -163,7 +168,7 @@ def test_the_page_holds_all_and_loads_nothing(written):
     folder = written
     text, reader = (folder / "index.html").read_text(), read(folder / "index.html")
     assert not reader.loads
-    assert not {"script", "link", "img", "iframe"} & set(reader.tags)
+    assert not {"link", "img", "iframe"} & set(reader.tags)
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
     assert "prefers-color-scheme: dark" in text
     assert 'name="viewport"' in text
@@ -181,10 +186,49 @@ def test_the_page_holds_all_and_loads_nothing(written):
     assert "#1f2329" not in text  # ink is the page's
 
 
+def test_no_script_runs_but_the_one_that_sorts_tables(written):
+    text, reader = (written / "index.html").read_text(), read(written / "index.html")
+    assert reader.tags.count("script") == 1
+    [script] = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    assert script == html.SCRIPT
+    [policy] = re.findall('http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.split("; ")[0] == "default-src 'none'"
+    assert [part for part in policy.split("; ") if part.startswith("script-src")] == [
+        f"script-src 'sha256-{digest}'"
+    ]
+    assert not reader.handlers
+
+
+def test_rows_of_a_group_name_it_when_they_are_sorted():
+    numbers = pd.DataFrame({"n": [1, 2]})
+    table = Table("t", "c", ["pairs", "m"], [["100", "x"], ["", "y"]], numbers, words=2)
+    page = html.render(Report("r", [], "", [Section("s", [table])]), {})
+    assert re.findall(r'<td class="([^"]*)">100</td>', page) == ["word", "word again"]
+
+
+def test_the_first_lines_say_the_data_the_methods_and_the_finding(written):
+    lines = (written / "report.md").read_text().split("\n## ")[0].splitlines()
+    counts, data, methods, finding = (line for line in lines[1:] if line)
+    assert "40 test items" in counts
+    assert data.startswith("Data: a, 120 rows of 8 numbers by a; b, 120 rows of 6 numbers by b.")
+    assert methods == (
+        "Methods, from 8 to 20 pairs: coupled\\_ridge (reference), ridge (baseline), asif."
+    )
+    results = pd.read_csv(written / "results.csv").sort_values("both/r@10").groupby("budget").last()
+    for budget, row in results.iterrows():
+        name = row["method"].replace("_", "\\_")
+        assert re.search(rf"{re.escape(name)} at [^;]*\b{budget}\b", finding)
+        assert f"{row['both/r@10']:.3f}" in finding
+    page = (written / "index.html").read_text()
+    assert page.index('class="finding"') < page.index("<section")
+
+
 def test_texts_of_the_data_are_shown_as_they_are(written):
     folder = written
     reader = read(folder / "index.html")
     assert any(ODD in text for text in reader.text)
+    assert any(f"Source: {ODD}." in text for text in reader.text)
     assert "\\<script\\>alert" in (folder / "report.md").read_text()
     assert "<script>" not in (folder / "report.md").read_text()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ from gera_lightning.evaluation.statistics import (
 from gera_lightning.utils.errors import UserError
 
 DIRECTIONS = ("ab", "ba")
+CHUNK = 1000
+"""Draws whose weights are in memory as floats at once."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Hits:
         """The same with the queries of one direction alone."""
         kept = np.array([[float(d == direction)] for d in DIRECTIONS])
         return Hits(self.methods, self.budgets, self.seeds, self.hits * kept, self.rows * kept)
+
+    def of(self, methods: Sequence[str]) -> Hits:
+        """The same with the runs of some methods alone."""
+        places = [self.methods.index(name) for name in methods]
+        return Hits(list(methods), self.budgets, self.seeds, self.hits[places], self.rows)
 
 
 def load_hits(runs: pd.DataFrame, top: int = 10) -> Hits:
@@ -123,9 +130,9 @@ class _Counts:
 
 def _read_ranks(path: Path) -> pd.DataFrame:
     """Columns `direction`, `rank` and `family` (of older runs `item`) of a run's ranks."""
-    names = pq.read_schema(path).names
-    family = "family" if "family" in names else "item"
-    table = pd.read_parquet(path, columns=["direction", "rank", family])
+    with pq.ParquetFile(path) as file:
+        family = "family" if "family" in file.schema_arrow.names else "item"
+        table = file.read(["direction", "rank", family]).to_pandas()
     return table.rename(columns={family: "family"})
 
 
@@ -186,11 +193,17 @@ class Bootstrap:
 
     @cached_property
     def by_seed(self) -> np.ndarray:
-        """Recall of each run under each draw of families, `[B + 1, M, N, S]`."""
-        weights = resampling_weights(
-            self.hits.rows.shape[1], self.draws, np.random.default_rng(self.seed)
-        )
-        return resampled_recall(self.hits.hits, self.hits.rows, weights)
+        """Recall of each run under each draw of families, `[B + 1, M, N, S]`; the draws of one
+        run lie side by side in memory.
+        """
+        hits, rows = self.hits.hits, self.hits.rows
+        weights = _family_weights(rows.shape[1], self.draws, self.seed)
+        found = np.empty((*hits.shape[:3], len(weights)))
+        for start in range(0, len(weights), CHUNK):
+            part = weights[start : start + CHUNK].astype(np.float32)
+            recall = resampled_recall(hits, rows, part)
+            found[..., start : start + CHUNK] = np.moveaxis(recall, 0, -1)
+        return np.moveaxis(found, -1, 0)
 
     def seeds_of(self, method: str, budget: int) -> set[int]:
         """Numbers on the axis of seeds of the runs that are there."""
@@ -210,7 +223,7 @@ class Bootstrap:
         values = self.by_seed[
             :, self.hits.methods.index(method), self.hits.budgets.index(budget), used
         ]
-        return (values * weights).sum(1) / len(used)
+        return np.multiply(values, weights, order="C").sum(1) / len(used)
 
     def _seed_weights(self, used: tuple[int, ...]) -> np.ndarray:
         """How often each of a set of seeds is drawn, alike for every method and budget."""
@@ -245,6 +258,16 @@ class Bootstrap:
             draws,
             len(common),
         )
+
+
+@lru_cache(maxsize=1)  # those of both directions together and of each alone are the same
+def _family_weights(families: int, draws: int, seed: int) -> np.ndarray:
+    """How often each family is drawn, `[draws + 1, families]` uint8, the first row all ones."""
+    rng, weights = np.random.default_rng(seed), np.ones((draws + 1, families), np.uint8)
+    for start in range(1, draws + 1, CHUNK):
+        part = weights[start : start + CHUNK]
+        part[:] = resampling_weights(families, len(part), rng)[1:]
+    return weights
 
 
 @dataclass(frozen=True)

@@ -91,14 +91,16 @@ def interval(draws: np.ndarray, level: float = 0.05) -> tuple[float, float]:
     Raises:
         UserError: too few draws for the level.
     """
-    draws = np.sort(draws[~np.isnan(draws)])
+    draws = draws[~np.isnan(draws)]
     k = math.floor(level * (len(draws) + 1) / 2 + 1e-9)
     if k < 1:
         raise UserError(
             f"draws={len(draws)} are too few for an interval at level {level:.2g}: draw at least"
             f" {math.ceil(2 / level) - 1}"
         )
-    return float(draws[k - 1]), float(draws[-k])
+    ends = (k - 1, len(draws) - k)
+    draws = np.partition(draws, ends)
+    return float(draws[ends[0]]), float(draws[ends[1]])
 
 
 def estimate(draws: np.ndarray, level: float = 0.05) -> Estimate:

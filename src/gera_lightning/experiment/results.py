@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ KINDS: Kinds = {
     **{"ab/r@10": NUMBER, "ba/r@10": NUMBER},
 }
 """What the values are that tables are made of; none of them is NaN."""
+BUDGET_AND_SEED = re.compile(r"^(budget|seed): \d+\n", re.MULTILINE)
+"""The lines of a run's settings in which the runs of one method differ."""
 MOST_VALUES = 100_000
 """Values that the settings of a run hold at most."""
 
@@ -250,19 +253,23 @@ def _row(record: Path) -> dict[str, Any]:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """A run's settings.
+    """A run's settings, mostly without its budget and seed.
 
     Raises:
         UserError: a damaged file, or one that is no run's.
     """
-    # A sweep has a thousand of them, and libyaml is ten times as fast where PyYAML has it.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        settings = yaml.load(read_bounded(path).decode(), loader)
-        if not isinstance(settings, dict) or _count(settings, MOST_VALUES) > MOST_VALUES:
-            raise ValueError("it holds no settings")
+        return _parse(BUDGET_AND_SEED.sub("", read_bounded(path).decode()))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _no_result(path, " ".join(str(error).split())[:200]) from error
+
+
+@lru_cache(maxsize=128)  # a sweep has thousands of files, but few texts
+def _parse(text: str) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+    settings = yaml.load(text, loader)
+    if not isinstance(settings, dict) or _count(settings, MOST_VALUES) > MOST_VALUES:
+        raise ValueError("it holds no settings")
     return settings
 
 

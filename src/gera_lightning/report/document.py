@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -43,6 +43,7 @@ class Table:
         words: the first so many columns hold words, the others numbers.
         strong: (row, column) of cells to stand out.
         breaks: rows that begin a new group.
+        unfolded: a page shows it at once even where it is long.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Table:
     words: int = 1
     strong: frozenset[tuple[int, int]] = frozenset()
     breaks: frozenset[int] = frozenset()
+    unfolded: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,40 +97,61 @@ class Example:
     answers: Sequence[Answer]
 
 
-Block = Text | Facts | Code | Table | Pictures | Example
-
-
 @dataclass(frozen=True)
-class Section:
-    """A title and the blocks below it."""
+class Fold:
+    """Blocks that a page shows on demand; `title` says what they are."""
 
     title: str
     blocks: Sequence[Block]
 
 
+Block = Text | Facts | Code | Table | Pictures | Example | Fold
+
+
 @dataclass(frozen=True)
-class Report:
-    """A whole report."""
+class Section:
+    """A title and the blocks below it; a page shows those of a `folded` one on demand."""
 
     title: str
-    lead: str
+    blocks: Sequence[Block]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report.
+
+    Attributes:
+        title: of the page.
+        lead: paragraphs above all sections: what was run and on what data.
+        finding: the result in a few sentences.
+        sections: in order.
+    """
+
+    title: str
+    lead: Sequence[str]
+    finding: str
     sections: Sequence[Section] = field(default_factory=list)
 
     def tables(self) -> list[Table]:
         """All tables, in order."""
-        return [
-            block
-            for section in self.sections
-            for block in section.blocks
-            if isinstance(block, Table)
-        ]
+        return [block for block in self._blocks() if isinstance(block, Table)]
 
     def pictures(self) -> list[Picture]:
         """All figures, in order."""
         return [
-            p
-            for section in self.sections
-            for block in section.blocks
-            if isinstance(block, Pictures)
-            for p in block.pictures
+            p for block in self._blocks() if isinstance(block, Pictures) for p in block.pictures
         ]
+
+    def _blocks(self) -> Iterator[Block]:
+        for section in self.sections:
+            yield from _unfolded(section.blocks)
+
+
+def _unfolded(blocks: Sequence[Block]) -> Iterator[Block]:
+    """The blocks, those of a fold in its place."""
+    for block in blocks:
+        if isinstance(block, Fold):
+            yield from _unfolded(block.blocks)
+        else:
+            yield block

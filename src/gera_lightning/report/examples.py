@@ -60,7 +60,7 @@ def section(findings: Findings, config: Config) -> Section:
         )
         if examples:
             blocks += [Text(f"{words}, among {len(gallery.rows):,} rows"), *examples]
-    return Section(title, blocks)
+    return Section(title, blocks, folded=True)
 
 
 def _stores(sweep: Sweep, config: Config, seed: int) -> Stores:

@@ -7,7 +7,7 @@ colours stand out on light and dark.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,8 +24,6 @@ from gera_lightning.utils.files import atomic_write
 
 INK = "#1f2329"
 GREY = "#8a919b"
-FAINT = "#a4abb5"
-OTHERS = "other methods"
 CHANCE = "chance"
 COLORS = (
     "#2f7ed8",
@@ -42,6 +40,8 @@ COLORS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)))
 WIDTH = 4.2  # inches; a figure is one panel, so that a narrow page shows it whole
+DIGIT = 0.024
+"""Width of a digit of a tick's label, in widths of the axes."""
 
 
 @dataclass(frozen=True)
@@ -58,44 +58,26 @@ class Series:
 Style = Mapping[str, Mapping[str, Any]]
 
 
-def styles(methods: Sequence[str], faint: Sequence[str] = ()) -> Style:
-    """A colour, marker and line for each method, the same in every figure.
-
-    Those of `faint` are thin and grey, and share one entry of the legend.
-    """
-    looks = {
+def styles(methods: Iterable[str]) -> Style:
+    """A colour, marker and line for each method, the same in every figure."""
+    return {
         name: {
             "color": COLORS[n % len(COLORS)],
             "marker": MARKERS[n % len(MARKERS)],
             "linestyle": DASHES[n // len(COLORS) % len(DASHES)],
         }
-        for n, name in enumerate(name for name in methods if name not in faint)
-    }
-    return looks | {
-        name: {"color": FAINT, "marker": "", "linestyle": "-", "linewidth": 0.8, "zorder": 1}
-        for name in faint
+        for n, name in enumerate(methods)
     }
 
 
-def _label(name: str, style: Style) -> str:
-    """A method's entry in a legend."""
-    return OTHERS if style[name]["color"] == FAINT else name
-
-
-def save(
-    figure: Figure, target: str | Path | IO[str], kind: str, name: str, *, transparent: bool = False
-) -> None:
+def save(figure: Figure, target: str | Path | IO[str], kind: str, name: str) -> None:
     """Write a figure; the same figure gives the same bytes, and names inside an SVG begin from
     `name`.
     """
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(
-            target,
-            format=kind,
-            dpi=150,
-            transparent=transparent,
-            metadata={"Date": None} if kind == "svg" else None,
-        )
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(target, format=kind, dpi=150, metadata=metadata)
+    figure.set_layout_engine(None)  # where all parts lie is found once, for all kinds
 
 
 def _panel(height: float = 3.5) -> tuple[Figure, Axes]:
@@ -118,7 +100,8 @@ def _finish(
     axes.set_ylabel(ylabel, color=INK, fontsize=10)
     handles, labels = axes.get_legend_handles_labels()
     entries = {label: handle for handle, label in zip(handles, labels, strict=True)}
-    entries |= {label: entries.pop(label) for label in (OTHERS, CHANCE) if label in entries}  # last
+    if CHANCE in entries:
+        entries[CHANCE] = entries.pop(CHANCE)  # last
     if legend and entries:
         rows = (len(entries) + 1) // 2
         # a long legend makes the figure higher, not the axes smaller
@@ -140,10 +123,26 @@ def _budget_axis(axes: Axes, budgets: Sequence[float]) -> None:
         axes.set_xscale("log")
     else:
         axes.set_xscale("symlog", linthresh=budgets[1] if len(budgets) > 1 else 1)
-    axes.set_xticks(list(budgets), [f"{b:g}" for b in budgets])
-    axes.minorticks_off()
     if len(budgets) == 1:
         axes.set_xlim(budgets[0] / 2, budgets[0] * 2)
+    _tick(axes, budgets)
+
+
+def _tick(axes: Axes, values: Sequence[float]) -> None:
+    """A tick at each of the ascending values, without the labels that would touch a larger one's.
+
+    The scale of the axis is set, and what it shows is drawn, before.
+    """
+    axes.get_xlim()  # scales the axis
+    to_axes = axes.transScale + axes.transLimits
+    labels, edge = [], np.inf
+    for value in reversed(values):
+        label = f"{value:g}"
+        middle, half = to_axes.transform((value, 1.0))[0], DIGIT * (len(label) + 1) / 2
+        labels.append(label if middle + half <= edge else "")
+        edge = middle - half if labels[-1] else edge
+    axes.set_xticks(list(values), labels[::-1])
+    axes.minorticks_off()
 
 
 def lines(
@@ -163,14 +162,7 @@ def lines(
     figure, axes = _panel()
     for one in series:
         look = style[one.label]
-        axes.plot(
-            one.x,
-            one.y,
-            label=_label(one.label, style),
-            **{"markersize": 4.5, "linewidth": 1.8, **look},
-        )
-        if look["color"] == FAINT:
-            continue
+        axes.plot(one.x, one.y, label=one.label, markersize=4.5, linewidth=1.8, **look)
         if len(one.x) > 1:
             axes.fill_between(one.x, one.low, one.high, color=look["color"], alpha=0.1, linewidth=0)
         elif np.isfinite(one.low).all():
@@ -200,7 +192,7 @@ def forest(
         axes.plot(
             one.x[0],
             row,
-            marker=look["marker"] or "o",
+            marker=look["marker"],
             color=look["color"],
             markerfacecolor=look["color"] if clear else "none",
             markersize=7,
@@ -265,13 +257,12 @@ def cost(series: Sequence[Series], style: Style, title: str, ylabel: str) -> Fig
     """
     figure, axes = _panel()
     for one in series:
-        look, name = style[one.label], _label(one.label, style)
-        sizes = np.linspace(18, 70, len(one.x)) if name != OTHERS else 8
+        look, sizes = style[one.label], np.linspace(18, 70, len(one.x))
         axes.plot(
             one.x, one.y, linewidth=1, color=look["color"], linestyle=look["linestyle"], alpha=0.7
         )
         axes.scatter(
-            one.x, one.y, s=sizes, color=look["color"], marker=look["marker"] or "o", label=name
+            one.x, one.y, s=sizes, color=look["color"], marker=look["marker"], label=one.label
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -296,8 +287,7 @@ def tuning_curves(series: Sequence[Series], title: str) -> Figure:
             markersize=4,
         )
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-    steps = sorted({x for one in series for x in one.x})
-    axes.set_xticks(steps, [f"{step:g}" for step in steps])
+    _tick(axes, sorted({x for one in series for x in one.x}))
     axes.axhline(0, color=INK, linewidth=0.9)
     return _finish(figure, axes, title, "steps", "held-out score less its best")
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from gera_lightning.config.schema import DEFAULT_METHOD
 from gera_lightning.evaluation import statistics
-from gera_lightning.evaluation.comparisons import Bootstrap, compare
+from gera_lightning.evaluation.comparisons import Bootstrap, Comparison, compare
 from gera_lightning.experiment.paired_stores import direction_names
 from gera_lightning.experiment.results import Sweep
 from gera_lightning.report import figures
@@ -31,8 +31,8 @@ MEASURES = (
     "unseen/r@10",
 )
 MAX_SHOWN = 8
-"""Methods that have a colour of their own in figures, at most."""
-ALWAYS_SHOWN = ("gera", f"{DEFAULT_METHOD}_off")
+"""Methods in a figure, at most."""
+ALWAYS_SHOWN = ("gera", "contrastive", f"{DEFAULT_METHOD}_off")
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ class Findings:
 
     @cached_property
     def style(self) -> figures.Style:
-        """Colours and markers of the methods; those that are not `shown` are grey."""
-        return figures.styles(self.order, [name for name in self.order if name not in self.shown])
+        """Colours and markers of the methods; those of the `shown` differ most."""
+        return figures.styles(dict.fromkeys([*self.shown, *self.order]))
 
     @cached_property
     def shown(self) -> list[str]:
-        """Methods that stand out in figures: reference, baseline, and the best of the others."""
+        """Methods in figures: reference, baseline, GeRA, the twins, and the best of the others."""
         wanted = [
             self.reference,
             self.baseline,
@@ -134,13 +134,16 @@ class Findings:
             self.measure.column, ascending=False, kind="stable"
         )
 
-    def series(self, column: str, bootstrap: Bootstrap | None = None) -> list[Series]:
-        """A measure against the number of pairs, for every method that has it.
+    def series(
+        self, column: str, bootstrap: Bootstrap | None = None, *, every: bool = False
+    ) -> list[Series]:
+        """A measure against the number of pairs, for each method `shown`, or for `every` one, that
+        has it.
 
         Intervals come from the bootstrap, or else are one standard deviation.
         """
         series = []
-        for method in self.order:
+        for method in self.order if every else self.shown:
             rows = self.table[(self.table["method"] == method) & self.table[column].notna()]
             if not len(rows):
                 continue
@@ -158,6 +161,13 @@ class Findings:
         return series
 
     @cached_property
+    def against_reference(self) -> dict[int, list[Comparison]]:
+        """The reference less every other method at each budget; empty without a bootstrap."""
+        if self.bootstrap is None:
+            return {}
+        return {n: compare(self.bootstrap, self.reference, n) for n in self.sweep.budgets}
+
+    @cached_property
     def near_best(self) -> dict[int, dict[str, float]]:
         """The best method of each budget and those not significantly worse, with p-values.
 
@@ -166,7 +176,10 @@ class Findings:
         near = {}
         for budget in self.sweep.budgets:
             best = str(self.rows(budget)["method"].iloc[0])
-            found = compare(self.bootstrap, best, budget) if self.bootstrap else []
+            if best == self.reference:
+                found = self.against_reference.get(budget, [])
+            else:
+                found = compare(self.bootstrap, best, budget) if self.bootstrap else []
             level = self.bootstrap.level if self.bootstrap else 0.05
             near[budget] = {
                 best: 1.0,

@@ -67,7 +67,7 @@ def unimodal(findings: Findings) -> Section:
         for side, modality in sides.items()
         if f"{side}/knn_overlap" in table
     ]
-    return Section(title, [Pictures(pictures), shown])
+    return Section(title, [Pictures(pictures), shown], folded=True)
 
 
 def hubs(findings: Findings) -> Section:
@@ -84,7 +84,15 @@ def hubs(findings: Findings) -> Section:
         )
         for way, name in findings.ways.items()
     ]
-    return Section("Hubness", [Pictures(pictures)])
+    lines, columns = Lines(), [f"{way}/hubness" for way in findings.ways]
+    for budget in findings.sweep.budgets:
+        for _, row in findings.rows(budget).iterrows():
+            cells = [with_sd(row, name, "{:.2f}") for name in columns]
+            numbers = {name: row[name] for name in ("method", *columns)}
+            lines.add(budget, [str(row["method"]), *cells], numbers)
+    caption = "Mean ± standard deviation over seeds."
+    table = lines.table("hubness", caption, ["method", *findings.ways.values()])
+    return Section("Hubness", [Pictures(pictures), table], folded=True)
 
 
 def cost(findings: Findings) -> Section:
@@ -93,7 +101,7 @@ def cost(findings: Findings) -> Section:
     if "seconds" not in table:
         return Section("Cost", [])
     series = []
-    for method in findings.order:
+    for method in findings.shown:
         rows = table[(table["method"] == method) & table["seconds"].notna()]
         if len(rows):
             seconds, recall = rows["seconds"].clip(lower=1e-3), rows[measure.column]
@@ -131,4 +139,4 @@ def cost(findings: Findings) -> Section:
             series, findings.style, "Cost against quality", f"{measure.name}, {measure.words}"
         ),
     )
-    return Section("Cost", [Pictures([picture]), shown])
+    return Section("Cost", [Pictures([picture]), shown], folded=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from gera_lightning.evaluation.comparisons import compare
 from gera_lightning.report import markdown
 from gera_lightning.report.document import Table
 from gera_lightning.report.findings import Findings
@@ -65,7 +64,7 @@ def _marks(findings: Findings) -> dict[tuple[str, int], str]:
     if findings.bootstrap is None:
         return marks
     for budget in findings.sweep.compared:
-        for comparison in compare(findings.bootstrap, findings.reference, budget):
+        for comparison in findings.against_reference[budget]:
             if comparison.p_holm <= findings.bootstrap.level:
                 difference = comparison.difference
                 mark = BETTER if difference.estimate.value > 0 else WORSE

@@ -7,6 +7,7 @@ from gera_lightning.report.document import (
     Code,
     Example,
     Facts,
+    Fold,
     Pictures,
     Report,
     Table,
@@ -16,7 +17,7 @@ from gera_lightning.report.document import (
 
 def render(report: Report) -> str:
     """The whole text; figures are `<name>.png`, tables link to `<name>.csv`."""
-    parts = [f"# {plain(report.title)}", plain(report.lead)]
+    parts = [f"# {plain(report.title)}", *map(plain, report.lead), plain(report.finding)]
     for section in report.sections:
         parts += [f"## {plain(section.title)}", *(_block(block) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
@@ -44,6 +45,8 @@ def _block(block: Block) -> str:
             return "\n\n".join(
                 f"![{plain(p.caption)}]({p.name}.png)\n\n*{plain(p.caption)}*" for p in pictures
             )
+        case Fold(title, inside):
+            return "\n\n".join([f"{plain(title)}:", *map(_block, inside)])
         case Example(query, note, answers):
             lines = [f"**{plain(query)}** ({plain(note)})", ""]
             for place, answer in enumerate(answers, start=1):

@@ -9,16 +9,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from gera_lightning.evaluation.comparisons import Bootstrap, Comparison, compare, multipliers
+from gera_lightning.evaluation.comparisons import Comparison, multipliers
 from gera_lightning.report import figures, headline
-from gera_lightning.report.document import Block, Picture, Pictures, Section, Table, Text
+from gera_lightning.report.document import Block, Fold, Picture, Pictures, Section, Table, Text
 from gera_lightning.report.figures import Series
 from gera_lightning.report.findings import Findings, Lines, with_sd
 
 
 def short(findings: Findings) -> Section:
     """The best methods of each budget, and the one table to show first."""
-    blocks: list[Block] = [_best_table(findings), headline.table(findings)]
+    shown = replace(headline.table(findings), unfolded=True)
+    blocks: list[Block] = [_best_table(findings), shown]
     seeds = len(findings.sweep.seeds)
     if seeds == 1:
         blocks.append(
@@ -70,14 +71,12 @@ def _named(methods: Sequence[str], most: int = 5) -> str:
 
 
 def recall(findings: Findings) -> Section:
-    """Recall against the number of pairs."""
+    """Recall against the number of pairs; that of all methods is folded."""
     pictures = []
     for way, name in (("both", "mean of both directions"), *findings.ways.items()):
         bootstrap = findings.bootstrap
         if bootstrap and way != "both":
-            bootstrap = Bootstrap(
-                bootstrap.hits.only(way), bootstrap.draws, bootstrap.seed, bootstrap.level
-            )
+            bootstrap = replace(bootstrap, hits=bootstrap.hits.of(findings.shown).only(way))
         runs = findings.sweep.runs
         ways = [way] if way != "both" else list(findings.ways)
         level = (
@@ -91,7 +90,22 @@ def recall(findings: Findings) -> Section:
         pictures.append(
             Picture(f"recall_{way}", f"R@10 against pairs, {name}. {_bands(findings)}", figure)
         )
-    return Section("Recall against pairs", [Pictures(pictures)])
+    blocks: list[Block] = [Pictures(pictures)]
+    if len(findings.order) > len(findings.shown):
+        blocks.append(_of_all(findings))
+    return Section("Recall against pairs", blocks)
+
+
+def _of_all(findings: Findings) -> Fold:
+    """The curves of all methods, without bands."""
+    series = []
+    for one in findings.series("both/r@10", every=True):
+        no_interval = [np.nan] * len(one.x)
+        series.append(replace(one, low=no_interval, high=no_interval))
+    figure = figures.lines(series, findings.style, "mean of both directions", "R@10")
+    title = f"All {len(series)} methods"
+    caption = "R@10 against pairs, mean of both directions. The table of results has the numbers."
+    return Fold(title, [Pictures([Picture("recall_all", caption, figure)])])
 
 
 def _bands(findings: Findings) -> str:
@@ -153,7 +167,7 @@ def results(findings: Findings) -> Section:
         "seeds",
         "R@10 both",
         "95 % interval",
-        "",
+        "note",
         *(f"R@10 {name}" for name in findings.ways.values()),
         "R@1 both",
         "R@5 both",
@@ -175,10 +189,12 @@ def differences(findings: Findings) -> Section:
     title = f"{findings.reference} against the others"
     if findings.bootstrap is None or len(findings.sweep.methods) < 2:
         return Section(title, [])
-    lines, pictures, peers = Lines(), [], {}
+    lines = Lines()
+    pictures: dict[int, Picture] = {}
+    peers: dict[int, list[Comparison]] = {}
     for budget in findings.sweep.budgets:
         peers[budget] = sorted(
-            compare(findings.bootstrap, findings.reference, budget),
+            findings.against_reference[budget],
             key=lambda c: c.difference.estimate.value,
         )
         for comparison in peers[budget]:
@@ -186,28 +202,31 @@ def differences(findings: Findings) -> Section:
             lines.add(
                 budget, _difference_cells(comparison), _difference_numbers(comparison), strong
             )
-    ends = [end for found in peers.values() for c in found for end in (c.low, c.high, 0.0)]
-    if not ends:
+    if not lines.rows:
         return Section(title, [])  # no other method has a seed in common with it
+    compared = [c for n in peers for c in peers[n] if c.difference.reference in findings.shown]
+    ends = [0.0, *(end for c in compared for end in (c.low, c.high))]
     margin = 0.06 * max(max(ends) - min(ends), 1e-3)
     for budget, found in peers.items():
-        if found:
-            series = [
-                Series(
-                    c.difference.reference, [c.difference.estimate.value], [0.0], [c.low], [c.high]
-                )
-                for c in found
-            ]
+        series = [
+            Series(c.difference.reference, [c.difference.estimate.value], [0.0], [c.low], [c.high])
+            for c in found
+            if c.difference.reference in findings.shown
+        ]
+        if series:
             span = (min(ends) - margin, max(ends) + margin)
             figure = figures.forest(
                 series,
                 findings.style,
                 f"{budget} pairs",
-                f"{findings.measure.name} of {findings.reference} less the method's",
+                f"difference in {findings.measure.name}",
                 span,
             )
-            caption = f"At {budget} pairs, with Holm's intervals; filled where 0 lies outside."
-            pictures.append(Picture(f"differences_{budget}", caption, figure))
+            caption = (
+                f"{findings.measure.name} of {findings.reference} less the method's at {budget}"
+                " pairs, with Holm's intervals; filled where 0 lies outside."
+            )
+            pictures[budget] = Picture(f"differences_{budget}", caption, figure)
     header = [
         "against",
         "difference",
@@ -224,7 +243,12 @@ def differences(findings: Findings) -> Section:
         " (Holm) is at most 0.05. Detectable: the true difference that would be found 4 times out"
         " of 5."
     )
-    return Section(title, [Pictures(pictures), lines.table("differences", caption, header)])
+    blocks: list[Block] = []
+    if pictures:
+        blocks.append(Pictures([pictures.pop(max(pictures))]))
+    if pictures:
+        blocks.append(Fold("At the other budgets", [Pictures(list(pictures.values()))]))
+    return Section(title, [*blocks, lines.table("differences", caption, header)])
 
 
 def _difference_cells(comparison: Comparison) -> list[str]:

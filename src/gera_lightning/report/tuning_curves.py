@@ -19,22 +19,23 @@ TITLE = "Tuning of trained methods"
 
 
 def section(findings: Findings) -> Section:
-    """Held-out score against stopping step: a figure per trained method, one line per budget.
+    """Held-out score against stopping step, a figure per method shown and a line per budget; and
+    which methods still improved.
 
-    Empty where no method was trained.
+    Empty where none of the methods shown was trained.
     """
     pictures, undertrained = [], []
     runs = findings.sweep.runs
     for method in findings.order:
         of_method = runs[runs["method"] == method]
-        series = _series(of_method)
-        if not series:
-            continue
-        caption = (
-            f"{method}: held-out score of its chosen settings at each stopping step less that of"
-            " the best step, mean over seeds."
-        )
-        pictures.append(Picture(f"tuning_{method}", caption, figures.tuning_curves(series, method)))
+        series = _series(of_method) if method in findings.shown else []
+        if series:
+            caption = (
+                f"{method}: held-out score of its chosen settings at each stopping step less that"
+                " of the best step, mean over seeds."
+            )
+            figure = figures.tuning_curves(series, method)
+            pictures.append(Picture(f"tuning_{method}", caption, figure))
         # A missing value is not False: the run cannot tell.
         improving = int(of_method["converged"].eq(False).sum()) if "converged" in of_method else 0
         if improving:
@@ -51,7 +52,7 @@ def section(findings: Findings) -> Section:
         " steps."
     )
     facts = [Facts(undertrained)] if undertrained else []
-    return Section(TITLE, [Text(note), *facts, Pictures(pictures)])
+    return Section(TITLE, [Text(note), *facts, Pictures(pictures)], folded=True)
 
 
 def _series(runs: pd.DataFrame) -> list[Series]:

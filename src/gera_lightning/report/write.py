@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 from gera_lightning import config
@@ -32,6 +33,7 @@ from gera_lightning.report import (
     geometry,
     headline,
     html,
+    lead,
     markdown,
     pools,
     provenance,
@@ -115,14 +117,20 @@ def _write(loaded: config.Experiment, findings: Findings, experiment: str) -> Pa
         geometry.cost(findings),
         examples.section(findings, loaded.common),
         # last: the others may leave notes
-        Section("Where this comes from", provenance.blocks(sweep, experiment, loaded)),
+        Section("Where this comes from", provenance.blocks(sweep, experiment, loaded), folded=True),
     ]
-    report = Report(sweep.name, _lead(findings), [one for one in found if one.blocks])
+    report = Report(
+        sweep.name,
+        lead.paragraphs(findings, loaded),
+        lead.finding(findings),
+        [one for one in found if one.blocks],
+    )
     page = save(report, _runs(loaded) / "report")
     # of kept results, the picture beside them
     of_runs = sweep.folder == _runs(loaded)
     curve = _curve(findings, page) if of_runs else picture_path(loaded.name)
-    text = headline.for_readme(headline.table(findings), curve.as_posix())
+    [first] = [table for table in report.tables() if table.name == "headline"]
+    text = headline.for_readme(first, curve.as_posix())
     replace_atomically(page.with_name("headline.md"), text.encode())
     return page
 
@@ -233,35 +241,18 @@ def keep_results(
     return path
 
 
-SPLITS = {
-    "test": "sealed test items",
-    "dev": "dev items, split off the train items for design",
-    "folds": "all items, each seed on another part (cross-validation)",
-}
-
-
-def _lead(findings: Findings) -> str:
-    """What was run and evaluated, and what chance would give."""
-    sweep, (a, b) = findings.sweep, findings.modalities
-    numbers = {
-        "method": len(sweep.methods),
-        "budget": len(sweep.budgets),
-        "seed": len(sweep.seeds),
-        "run": len(sweep.runs),
-    }
-    counted = ", ".join(f"{n} {word}" if n == 1 else f"{n} {word}s" for word, n in numbers.items())
-    items = SPLITS.get(sweep.split, sweep.split)
-    return f"{a} and {b}: {counted}, evaluated on {items}.{findings.chance}"
-
-
 def save(report: Report, folder: Path) -> Path:
     """Write all files, the HTML last."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in report.tables():
         replace_atomically(folder / f"{table.name}.csv", table.numbers.to_csv(index=False).encode())
+    drawn = {}
     for picture in report.pictures():
-        for kind in ("png", "svg"):
-            figures.save(picture.figure, folder / f"{picture.name}.{kind}", kind, picture.name)
+        figures.save(picture.figure, folder / f"{picture.name}.png", "png", picture.name)
+        text = StringIO()
+        figures.save(picture.figure, text, "svg", picture.name)
+        drawn[picture.name] = text.getvalue()
+        replace_atomically(folder / f"{picture.name}.svg", drawn[picture.name].encode())
     replace_atomically(folder / "report.md", markdown.render(report).encode())
-    replace_atomically(folder / "index.html", html.render(report).encode())
+    replace_atomically(folder / "index.html", html.render(report, drawn).encode())
     return folder / "index.html"
