@@ -13,7 +13,7 @@ import pandas as pd
 from gera_lightning.data.splits import unit_hash
 from gera_lightning.embedding.corpus import shuffled
 
-SPOKEN_SHARE = {"train": 0.46, "test": 0.533}
+SPOKEN_SHARE = {"train": 0.7, "test": 0.533}
 """Share of the sentences that are spoken; the others are text alone, unpaired by nature."""
 
 

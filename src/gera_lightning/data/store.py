@@ -351,8 +351,8 @@ def check_rows(table: pd.DataFrame, where: str) -> None:
         if table[column].isna().any():
             position = int(table[column].isna().argmax())
             raise UserError(f"has an empty {column!r} at position {position}", key=where)
-        values = [] if isinstance(table[column].dtype, pd.StringDtype) else table[column]
-        no_text = next((value for value in values if not isinstance(value, str)), None)
+        others = [] if isinstance(table[column].dtype, pd.StringDtype) else list(table[column])
+        no_text = next((value for value in others if not isinstance(value, str)), None)
         if no_text is not None:
             raise UserError(
                 f"has {no_text} in column {column!r}, which is not text",

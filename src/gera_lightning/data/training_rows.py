@@ -61,12 +61,12 @@ class Modality:
 
     def points(self, positions: np.ndarray) -> Rows:
         """The pool, then the pairs at `positions`: `[N + n, D]`."""
-        pairs = torch.from_numpy(positions)
-        if isinstance(self.pool, Tensor):
-            return torch.cat([self.pool, self.pairs[pairs.to(self.pairs.device)]])
-        assert self.pair_numbers is not None
-        numbers = np.concatenate([self.pool.numbers, self.pair_numbers[positions]])
-        return replace(self.pool, numbers=numbers)
+        if isinstance(self.pool, StoredRows):
+            assert self.pair_numbers is not None
+            numbers = np.concatenate([self.pool.numbers, self.pair_numbers[positions]])
+            return replace(self.pool, numbers=numbers)
+        pairs = torch.from_numpy(positions).to(self.pairs.device)
+        return torch.cat([self.pool[:], self.pairs[pairs]])
 
     def pool_graph(self, k: int, search: Callable[[Modality, int], NeighborGraph]) -> NeighborGraph:
         """The graph of the pool's k nearest neighbours, that of a part taken from the whole pool's.
