@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -76,8 +78,8 @@ API = {
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made from other files."""
-    for path, text in _pages():
-        files.append(File.generated(config, path, content=text))
+    for path, content in (*_pages(), *_notebook("notebook")):
+        files.append(File.generated(config, path, content=content))
     return files
 
 
@@ -99,6 +101,8 @@ def _page_of(path: str) -> str | None:
     """Where a file of the repository is in the documentation, if it is."""
     if found := re.fullmatch(r"data/(\w+)/README\.md", path):
         return f"data/{found[1]}.md"
+    if path == "docs/notebook.ipynb":
+        return "notebook.md"
     if path == "src/gera_lightning/config/schema.py":
         return "reference/settings.md"
     if path == "src/gera_lightning/config/presets":
@@ -120,6 +124,24 @@ def _pages() -> Iterator[tuple[str, str]]:
     for name, modules in API.items():
         shown = "\n\n".join(f"::: gera_lightning.{module}" for module in modules)
         yield f"api/{name}.md", f"# {name.capitalize()}\n\n{shown}\n"
+
+
+def _notebook(name: str) -> Iterator[tuple[str, str | bytes]]:
+    """The page of `docs/NAME.ipynb`: its text, code and kept outputs, and each picture of them."""
+    lines = list[str]()
+    for cell in json.loads((ROOT / "docs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        lines += [source] if cell["cell_type"] == "markdown" else ["```python", source, "```"]
+        for number, output in enumerate(cell.get("outputs", ())):
+            if "text" in output:
+                lines += ["```text", "".join(output["text"]).rstrip(), "```"]
+            elif png := output.get("data", {}).get("image/png"):
+                picture = f"{name}_{cell['id']}_{number}.png"
+                lines += ["", f"![what the cell draws]({picture})"]
+                yield picture, base64.b64decode("".join(png))
+        lines.append("")
+    lines.append(f'<a href="../{name}.ipynb">The notebook itself</a>')
+    yield f"{name}.md", "\n".join(lines)
 
 
 def _moved(text: str, folder: str) -> str:

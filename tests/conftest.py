@@ -37,6 +37,9 @@ WITH_SHIPPED_PRESETS = (
     "test_shipped_experiment.py",
     "test_raw_to_results.py",
     "test_without_unpaired.py",
+    "test_docs_code.py",
+    "test_extending.py",
+    "test_notebook.py",
 )
 """Folders and files of tests that use the presets that come with the package."""
 

@@ -40,6 +40,7 @@ VERBS = {
     "export": "write both stores in the shared space, with a FAISS index each",
     "push": "share an aligner on the Hugging Face hub, with a model card",
     "keep": "keep an experiment's finished results in docs/results, for the report alone",
+    "completion": "print a script that completes verbs, experiments, methods and settings in bash",
 }
 """What `gera VERB` does. `commands/VERB.py` does it; its docstring is `gera VERB --help`."""
 RESUMES = ("train", "sweep", "embed")
