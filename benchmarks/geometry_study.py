@@ -98,7 +98,7 @@ def draw(table: pd.DataFrame) -> None:
 
 def main() -> None:
     """Every condition and seed that the table lacks."""
-    seeds, path = int(sys.argv[1]) if len(sys.argv) > 1 else 5, DOCS / "geometry.csv"
+    seeds, path = int(sys.argv[1]) if len(sys.argv) > 1 else 3, DOCS / "geometry.csv"
     rows = pd.read_csv(path, dtype={"value": str}).to_dict("records") if path.exists() else []
     known = {(row["factor"], row["value"], row["seed"]) for row in rows}
     for seed in range(seeds):
