@@ -43,7 +43,9 @@ FACTORS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("1200", {}),
     ],
     "map and start": [(name, {"method": method}) for method, name in NAMES.items()],
-    "weight": [(str(w), {"losses.geometric.weight": w}) for w in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)],
+    "weight": [
+        (str(w), {"losses.geometric.weight": w}) for w in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    ],
     "neighbours K": [(str(k), {"graph.k": k}) for k in (4, 8, 16, 32, 64)],
     "kernel": [(k, {"losses.geometric.kernel": k}) for k in ("heat", "student", "laplacian")],
     "bandwidth": [
