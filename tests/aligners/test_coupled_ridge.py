@@ -104,7 +104,7 @@ def test_the_mean_kernel_is_taken_in_parts():
 
 
 def test_settings_begin_with_the_one_to_prefer():
-    assert CoupledRidge().settings(1, 100) == [{"eps": 2.0, "penalty": 0.1}]
+    assert CoupledRidge().settings(1, 100) == [{"eps": 0.67, "penalty": 0.3}]
     assert len(CoupledRidge().settings(99, 100)) == len(CoupledRidge().settings_tried) == 7
 
 

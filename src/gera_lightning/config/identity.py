@@ -10,7 +10,7 @@ from typing import Any
 from gera_lightning.config.schema import Config
 from gera_lightning.utils.instantiate import canonical
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 """Raise it when a run of the same settings would give another result: older results then count as
 those of other runs.
 """
