@@ -181,7 +181,8 @@ def _methods() -> str:
 
 
 def _commands() -> str:
-    from gera_lightning.cli import VERBS, module_of
+    from gera_lightning.cli import module_of
+    from gera_lightning.commands import VERBS
 
     lines = ["# Commands", ""]
     for verb in VERBS:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from gera_lightning import __version__, cli, config
+from gera_lightning import __version__, cli, commands, config
 from gera_lightning.commands.train import train
 from gera_lightning.data.store import EmbeddingStore
 from gera_lightning.experiment import runner
@@ -361,8 +361,8 @@ def test_commands_that_begin_again_are_not_said_to_go_on(capsys, monkeypatch):
 
     command = SimpleNamespace(run=stopped)
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: command)
-    assert set(cli.RESUMES) < set(cli.VERBS)
-    for name in set(cli.VERBS) - set(cli.RESUMES):
+    assert set(cli.RESUMES) < set(commands.VERBS)
+    for name in set(commands.VERBS) - set(cli.RESUMES):
         assert cli.main([name, "x", "y"]) == 130
         assert capsys.readouterr().err == "stopped\n"
 

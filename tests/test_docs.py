@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import gera_lightning
-from gera_lightning.cli import VERBS
+from gera_lightning.commands import VERBS
 from gera_lightning.config.reference import reference
 
 

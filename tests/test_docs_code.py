@@ -24,7 +24,8 @@ import torch
 import transformers
 import yaml
 
-from gera_lightning.cli import VERBS, main, module_of
+from gera_lightning.cli import main, module_of
+from gera_lightning.commands import VERBS
 from gera_lightning.config import load
 from gera_lightning.config.overrides import parse_kwargs, split_overrides
 from gera_lightning.data.store import EmbeddingStore, write_store

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gera_lightning import cli
+from gera_lightning import cli, commands
 from gera_lightning.commands.completion import completion
 
 
@@ -36,7 +36,7 @@ def offered(folder: Path, line: str) -> list[str]:
 
 def test_the_tab_key_knows_verbs_experiments_methods_and_settings(folder):
     assert offered(folder, "gera sho") == ["show"]
-    assert set(offered(folder, "gera ")) == set(cli.VERBS)
+    assert set(offered(folder, "gera ")) == set(commands.VERBS)
     assert offered(folder, "gera train mi") == ["mine"]
     assert offered(folder, "gera train synth") == ["synthetic"]
     assert offered(folder, "gera train mine tuning.fol") == ["tuning.folds="]

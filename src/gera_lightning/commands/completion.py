@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from gera_lightning.commands import VERBS
 from gera_lightning.config.loading import SHIPPED, presets
 from gera_lightning.config.reference import reference
 from gera_lightning.utils.errors import check_one_of
@@ -56,8 +57,6 @@ def completion(shell: str = "bash") -> str:
     Raises:
         UserError: another shell.
     """
-    from gera_lightning.cli import VERBS
-
     check_one_of("shell", shell, SHELLS)
     experiments = [file.name for file in (SHIPPED / "experiments").iterdir()]
     words = {
