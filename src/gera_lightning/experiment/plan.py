@@ -46,18 +46,17 @@ def plan(experiment: Experiment) -> list[Run]:
             check(smallest, (stores.a.dim, stores.b.dim), max(common.budgets))
         except UserError as error:
             raise UserError(f"{error} (method {name})") from error
+
+    def run(name: str, budget: int, seed: int, *, extra: bool = False) -> Run:
+        part = of_seed[seed]
+        config = with_index(at_budget(experiment.methods[name], budget, extra=extra), part)
+        return Run(experiment.name, name, budget, seed, config, part)
+
     runs = [
-        Run(
-            experiment.name,
-            name,
-            budget,
-            seed,
-            with_index(at_budget(config, budget), of_seed[seed]),
-            of_seed[seed],
-        )
+        run(name, budget, seed)
         for budget in common.budgets
         for seed in common.seeds
-        for name, config in experiment.methods.items()
+        for name in experiment.methods
     ]
     extra = sorted(
         (n, name)
@@ -65,18 +64,7 @@ def plan(experiment: Experiment) -> list[Run]:
         for n in budgets
         if n not in common.budgets
     )
-    runs += [
-        Run(
-            experiment.name,
-            name,
-            budget,
-            seed,
-            with_index(at_budget(experiment.methods[name], budget, extra=True), of_seed[seed]),
-            of_seed[seed],
-        )
-        for budget, name in extra
-        for seed in common.seeds
-    ]
+    runs += [run(name, n, seed, extra=True) for n, name in extra for seed in common.seeds]
     for part, seeds in parts:
         _check_pairs(experiment, part, seeds, max(run.budget for run in runs))
     _check_pools(runs)

@@ -144,7 +144,7 @@ class Sweep:
         )
 
     @cached_property
-    def settings(self) -> dict[str, dict[str, Any]]:
+    def settings(self) -> dict[str, Mapping[str, Any]]:
         """Each method's settings, from the config.yaml of its first run."""
         first = self.runs.drop_duplicates("method").set_index("method")["folder"]
         paths = {str(name): folder / "config.yaml" for name, folder in first.items()}
@@ -252,8 +252,9 @@ def _row(record: Path) -> dict[str, Any]:
     }
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    """A run's settings, mostly without its budget and seed.
+def _read_settings(path: Path) -> Mapping[str, Any]:
+    """A run's settings; its budget and seed, which its result row has too, may be left out. Runs of
+    equal settings share the mapping: it is not to be changed.
 
     Raises:
         UserError: a damaged file, or one that is no run's.
@@ -265,7 +266,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=128)  # a sweep has thousands of files, but few texts
-def _parse(text: str) -> dict[str, Any]:
+def _parse(text: str) -> Mapping[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
     settings = yaml.load(text, loader)
     if not isinstance(settings, dict) or _count(settings, MOST_VALUES) > MOST_VALUES:
